@@ -1,0 +1,46 @@
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+# One thread a worker: two workers share two cores.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test fast lint format bench clean
+
+help: ## Show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */\1\t/' | expand -t 10
+
+# Torch goes in by itself first, so that a local CPU build is taken where pip is set up with one.
+$(READY): pyproject.toml constraints.txt
+	@echo "Setting up .venv (once)"
+	@$(PYTHON) -m venv .venv
+	@$(PIP) "$$(grep '^torch==' constraints.txt)"
+	@$(PIP) -e '.[dev]'
+	@touch $@
+
+demo: $(READY) ## Train one model with AdamW, SOAP and Muon, and plot the curves
+	@$(BIN)/python -m examples.demo
+
+test: lint ## Lint, type-check and run the whole test suite
+	@$(PYTEST)
+
+fast: $(READY) ## Run the everyday tests: all but the slow ones
+	@$(PYTEST) -m "not slow"
+
+lint: $(READY) ## Lint, check the format and the types
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
+
+format: $(READY) ## Format the code and fix what the linter can fix
+	@$(BIN)/ruff check --fix-only
+	@$(BIN)/ruff format
+
+bench: ## Print the commands of the benchmarks
+	@echo "$(BIN)/python -m benchmarks.train --problem byte_lm --method soap --lrs 1e-3 2e-3 4e-3 8e-3 --seeds 0 1 2 --jobs 2"
+	@echo "$(BIN)/python -m benchmarks.train --help   # the other problems and methods"
+
+clean: ## Remove caches and outputs; keep .venv
+	@rm -rf .pytest_cache .ruff_cache .hypothesis build dist demo_out lightning_logs
+	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,175 @@
+"""The optimizers that are compared, each built the same way: `build(method, model, ...)` gives a Contender."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch.optim import _muon
+
+from examples.byte_lm import warmup_cosine
+
+WARMUP = 20
+WEIGHT_DECAY = 0.01
+COUNTERS = ("step", "skipped", "solves", "failures", "rotated", "bent", "age_max")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run may tune: `options` go to the method's constructor, `adam_lr` is AdamW's part beside torch's Muon."""
+
+    lr: float
+    betas: tuple[float, float] = (0.9, 0.95)
+    adam_lr: float = 1e-2
+    steps: int = 400
+    options: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A model's optimizers, their schedules and, for ours, the engine that is attached."""
+
+    optimizers: Sequence[torch.optim.Optimizer]
+    schedules: Sequence[torch.optim.lr_scheduler.LRScheduler]
+    engine: Any = None
+    before: Callable[[], None] = lambda: None
+
+    def step(self) -> None:
+        """One step of every optimizer; the engine works inside it, by its hooks."""
+        self.before()
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def advance(self) -> None:
+        """One step of the learning-rate schedules."""
+        for schedule in self.schedules:
+            schedule.step()
+
+    def optimizer_bytes(self) -> int:
+        """Memory of the optimizers' own state."""
+        tensors = [v for o in self.optimizers for s in o.state.values() for v in s.values() if torch.is_tensor(v)]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    def counters(self) -> dict[str, int]:
+        """The engine's counters, empty where there is no engine."""
+        return {} if self.engine is None else {name: int(getattr(self.engine.report, name)) for name in COUNTERS}
+
+
+def adamw(model: nn.Module, settings: Settings) -> dict[str, Any]:
+    """Plain AdamW on everything."""
+    return {"optimizers": [_adamw(model.parameters(), settings.lr, settings)]}
+
+
+def torch_muon(model: nn.Module, settings: Settings, muon: type = torch.optim.Muon) -> dict[str, Any]:
+    """torch.optim.Muon on hidden matrices, AdamW on the rest; kernels of convolutions are flattened to matrices."""
+    hidden = hidden_weights(model)
+    matrices = [nn.Parameter(p.data.view(len(p), -1)) if p.ndim > 2 else p for p in hidden]
+    rest = [p for p in model.parameters() if all(p is not h for h in hidden)]
+    folded = [(p, matrix) for p, matrix in zip(hidden, matrices, strict=True) if p is not matrix]
+
+    def hand_over() -> None:
+        for p, matrix in folded:
+            matrix.grad = p.grad.flatten(1)
+
+    optimizer = muon(matrices, lr=settings.lr, weight_decay=WEIGHT_DECAY, momentum=0.95)
+    return {"optimizers": [optimizer, _adamw(rest, settings.adam_lr, settings)], "before": hand_over}
+
+
+def torch_muon_fp32(model: nn.Module, settings: Settings) -> dict[str, Any]:
+    """The same in fp32: torch's own always multiplies in bf16, some thirty times slower on a CPU without such units."""
+    return torch_muon(model, settings, MuonFp32)
+
+
+class MuonFp32(torch.optim.Muon):
+    """torch.optim.Muon with the Newton-Schulz iteration in the gradient's precision."""
+
+    def step(self, closure: Any = None) -> Any:
+        """One step; torch's iteration is exchanged for its duration."""
+        with mock.patch.object(_muon, "_zeropower_via_newtonschulz", _newton_schulz):
+            return super().step(closure)
+
+
+def soap(model: nn.Module, settings: Settings) -> dict[str, Any]:
+    """AdamW with SOAP, its solves staggered."""
+    from lightning_so import SOAP
+
+    return _attached(model, settings, SOAP(**dict(settings.options)))
+
+
+def soap_sync(model: nn.Module, settings: Settings) -> dict[str, Any]:
+    """AdamW with SOAP, all solves on one step."""
+    from lightning_so import SOAP, Synchronous
+
+    return _attached(model, settings, SOAP(**{"schedule": Synchronous(), **dict(settings.options)}))
+
+
+def muon(model: nn.Module, settings: Settings) -> dict[str, Any]:
+    """AdamW bent by its orthogonalised first moment."""
+    from lightning_so import Muon
+
+    return _attached(model, settings, Muon(**dict(settings.options)))
+
+
+def muon_bf16(model: nn.Module, settings: Settings) -> dict[str, Any]:
+    """The same with the Newton-Schulz products in bf16."""
+    from lightning_so import Muon
+
+    return _attached(model, settings, Muon(**{"precision": "bf16", **dict(settings.options)}))
+
+
+METHODS: dict[str, Callable[[nn.Module, Settings], dict[str, Any]]] = {
+    f.__name__: f for f in (adamw, torch_muon, torch_muon_fp32, soap, soap_sync, muon, muon_bf16)
+}
+
+
+def build(method: str, model: nn.Module, settings: Settings) -> Contender:
+    """The contender called `method` on `model`, warm-up and cosine included.
+
+    Raises:
+        KeyError: No such method.
+        TypeError: Options given to a method of torch, which takes none.
+    """
+    if method not in METHODS:
+        raise KeyError(f"no method {method!r}; there are: {', '.join(METHODS)}")
+    if settings.options and method in ("adamw", "torch_muon", "torch_muon_fp32"):
+        raise TypeError(f"{method} takes no --set options, got {dict(settings.options)}")
+    parts = METHODS[method](model, settings)
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(o, lambda step: warmup_cosine(step, total=settings.steps, warmup=WARMUP))
+        for o in parts["optimizers"]
+    ]
+    return Contender(schedules=schedules, **parts)
+
+
+def hidden_weights(model: nn.Module) -> list[Tensor]:
+    """Weights of linear and convolutional layers but the last linear one, the head."""
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    linear = [m for m in layers if isinstance(m, nn.Linear)]
+    embeds = any(isinstance(m, nn.Embedding) for m in model.modules())
+    classifies = any(isinstance(m, nn.Conv2d) for m in layers)
+    head = linear[-1] if linear and (embeds or classifies) else None
+    return [m.weight for m in layers if m is not head]
+
+
+def _newton_schulz(grad: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
+    """torch.optim._muon._zeropower_via_newtonschulz without its cast."""
+    a, b, c = coefficients
+    x = grad.T if grad.size(0) > grad.size(1) else grad
+    x = x / x.norm().clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if grad.size(0) > grad.size(1) else x
+
+
+def _adamw(parameters: Any, lr: float, settings: Settings) -> torch.optim.AdamW:
+    return torch.optim.AdamW(parameters, lr=lr, betas=settings.betas, weight_decay=WEIGHT_DECAY)
+
+
+def _attached(model: nn.Module, settings: Settings, method: Any) -> dict[str, Any]:
+    from lightning_so import attach
+
+    parts = adamw(model, settings)
+    return {**parts, "engine": attach(model, parts["optimizers"][0], method)}

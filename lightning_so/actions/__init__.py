@@ -1,0 +1,1 @@
+"""How curvature meets the base optimizer."""

@@ -1,0 +1,66 @@
+"""Hide parameters from the base optimizer: saved, zeroed in place, written back after its step.
+
+In place, because a swapped `p.data` is silently wrong for sharded tensors; zeroed, because the base's update is then
+exactly what the parameter holds, without the rounding of a difference.
+"""
+
+import torch
+from torch import Tensor
+
+
+def save(params: list[Tensor], saved: list[Tensor]) -> None:
+    """Save the parameters; they are not hidden yet."""
+    torch._foreach_copy_(saved, params)
+
+
+def hide(params: list[Tensor]) -> None:
+    """Zero saved parameters in place."""
+    torch._foreach_zero_(params)
+
+
+def restore(params: list[Tensor], saved: list[Tensor]) -> None:
+    """Put hidden parameters back to what they were, after a step that was skipped or failed."""
+    torch._foreach_copy_(params, saved)
+
+
+def couple_decay(gradients: list[Tensor], params: list[Tensor], group: dict) -> None:
+    """Add coupled weight decay to the gradients, which the base cannot do on a zeroed parameter.
+
+    `g <- g + wd p0`; under `maximize` the base negates g first, so the sign is minus.
+
+    Args:
+        gradients: Gradients, changed in place.
+        params: The parameters, not yet hidden.
+        group: Their param group.
+    """
+    decay = group["weight_decay"]
+    if isinstance(decay, Tensor) or decay != 0:
+        sign = -1.0 if group.get("maximize") else 1.0
+        torch._foreach_add_(gradients, torch._foreach_mul(params, sign * decay))
+
+
+def shrink(group: dict, *, decoupled: bool) -> float | Tensor:
+    """The factor that decoupled weight decay puts on p0: `1 - lr wd`, or 1 where decay is coupled."""
+    if not decoupled:
+        return 1.0
+    return 1 - group["lr"] * group["weight_decay"]
+
+
+def combine(p0_BMN: Tensor, update_BMN: Tensor, factors: list[float | Tensor]) -> Tensor:
+    """`p0 (1 - lr wd) + update`, in the update's dtype (float32 or wider), rounded once when it is written back.
+
+    Args:
+        p0_BMN: The saved parameters.
+        update_BMN: What to add, changed in place.
+        factors: `shrink` of each matrix.
+
+    Returns:
+        The new parameters, in `update_BMN`'s storage.
+    """
+    p0 = p0_BMN.to(update_BMN.dtype)
+    first = factors[0]
+    if not isinstance(first, Tensor) and all(factor == first for factor in factors):
+        # Multiplied first and added then, in two roundings, as the optimizers do: a fused form would not equal them.
+        return update_BMN.add_(p0 if first == 1 else p0 * first)
+    weights = [torch.as_tensor(f, dtype=p0.dtype, device=p0.device) for f in factors]
+    return update_BMN.add_(p0 * torch.stack(weights)[:, None, None])

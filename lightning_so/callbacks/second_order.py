@@ -1,0 +1,170 @@
+"""The callback: one line in a Trainer."""
+
+from typing import Any
+
+from lightning_utilities.core.rank_zero import rank_zero_only
+from torch import nn
+from torch.optim import Optimizer
+
+from lightning_so.callbacks.names import Callback
+from lightning_so.core.engine import Engine
+from lightning_so.core.errors import ConfigError, StateError, check_range
+from lightning_so.core.method import Method
+from lightning_so.core.state import load_state_dict, state_dict
+
+
+class SecondOrder(Callback):
+    """Put a second-order method in front of the optimizers of `configure_optimizers`.
+
+    Optimizer, learning rate, schedule, clipping by norm, accumulation, precision and checkpoints keep working.
+
+    Args:
+        method: `SOAP()`, `Muon()`, ...
+        route: Overrides, role ("base", "hidden", "embedding", "head") -> globs on parameter names.
+        min_coverage: Smallest share of an optimizer's elements that must be covered.
+        print_plan: Print where every parameter went when training starts.
+
+    Raises:
+        ConfigError: If an argument is out of range.
+
+    Example:
+        >>> from lightning_so import SOAP, SecondOrder
+        >>> SecondOrder(SOAP()).method.start
+        50
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        route: dict[str, list[str]] | None = None,
+        min_coverage: float = 0.0,
+        print_plan: bool = True,
+    ) -> None:
+        """Check the arguments; everything else happens when training starts."""
+        if not isinstance(method, Method):
+            raise ConfigError(f"SecondOrder(method={method!r}): method must be an object such as SOAP() or Muon().")
+        check_range("SecondOrder", "min_coverage", min_coverage, 0.0, 1.0)
+        self.method, self.route, self.min_coverage, self.print_plan = method, route, min_coverage, print_plan
+        self.engines: list[Engine] = []
+        self._loaded: list[dict[str, Any]] | None = None
+        self._hooks: list[Any] = []
+        self._wrapped: Any = None
+
+    @property
+    def state_key(self) -> str:
+        """The key in checkpoints."""
+        return "lightning_so.SecondOrder"
+
+    # ---------------------------------------------------------------- start and end
+
+    def setup(self, trainer: Any, pl_module: nn.Module, stage: str) -> None:
+        """Refuse what cannot work before anything is set up."""
+        twins = [callback for callback in trainer.callbacks if isinstance(callback, SecondOrder)]
+        if len(twins) > 1:
+            raise ConfigError(f"SecondOrder is in the Trainer's callbacks {len(twins)} times; keep one.")
+        if trainer.world_size > 1:
+            raise ConfigError(
+                f"SecondOrder runs in one process in this version; the Trainer has {trainer.world_size} "
+                f"({type(trainer.strategy).__name__}). Use devices=1."
+            )
+
+    def on_fit_start(self, trainer: Any, pl_module: nn.Module) -> None:
+        """Make one engine an optimizer, print the plans, hook in."""
+        self._unhook(trainer)
+        self.engines = [
+            Engine(pl_module, _plain(optimizer), self.method, roles=self.route, min_coverage=self.min_coverage)
+            for optimizer in trainer.optimizers
+        ]
+        for engine in self.engines:
+            self._hooks.append(engine.optimizer.register_step_post_hook(_finisher(engine)))
+            if self.print_plan:
+                rank_zero_only(print)(engine.plan)
+        self._wrap(trainer)
+
+    def on_train_start(self, trainer: Any, pl_module: nn.Module) -> None:
+        """Load what the checkpoint held: here the optimizers have their state under every strategy."""
+        if self._loaded is None:
+            return
+        if len(self._loaded) != len(self.engines):
+            raise StateError(f"the checkpoint has {len(self._loaded)} optimizers, this run {len(self.engines)}.")
+        for engine, state in zip(self.engines, self._loaded, strict=True):
+            load_state_dict(engine, state)
+        self._loaded = None
+
+    def on_exception(self, trainer: Any, pl_module: nn.Module, exception: BaseException) -> None:
+        """Leave no weight hidden."""
+        for engine in self.engines:
+            engine.restore()
+        self._unhook(trainer)
+
+    def teardown(self, trainer: Any, pl_module: nn.Module, stage: str) -> None:
+        """Take the hooks back."""
+        self._unhook(trainer)
+
+    # ---------------------------------------------------------------- one step
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: nn.Module, optimizer: Optimizer) -> None:
+        """Gradients are reduced and unscaled, not clipped yet."""
+        engine = self._engine(optimizer)
+        if engine is not None:
+            engine.step()
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Log the report."""
+        if trainer._logger_connector.should_update_logs:
+            for index, engine in enumerate(self.engines):
+                suffix = f"/{index}" if len(self.engines) > 1 else ""
+                pl_module.log_dict({f"{name}{suffix}": value for name, value in engine.report.scalars().items()})
+
+    # ---------------------------------------------------------------- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """One state an optimizer."""
+        return {"engines": [state_dict(engine) for engine in self.engines]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Keep it until training starts."""
+        self._loaded = state["engines"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what belongs to a running fit, so that the callback can be pickled and copied."""
+        return {**self.__dict__, "engines": [], "_hooks": [], "_wrapped": None}
+
+    # ---------------------------------------------------------------- inside
+
+    def _engine(self, optimizer: Optimizer) -> Engine | None:
+        return next((engine for engine in self.engines if engine.optimizer is _plain(optimizer)), None)
+
+    def _wrap(self, trainer: Any) -> None:
+        """Undo a skipped or failed step at once: later callbacks and user code must never see a hidden weight."""
+        strategy, original = trainer.strategy, trainer.strategy.optimizer_step
+
+        def optimizer_step(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return original(*args, **kwargs)
+            finally:
+                for engine in self.engines:
+                    engine.restore()
+
+        strategy.optimizer_step = optimizer_step
+        self._wrapped = strategy
+
+    def _unhook(self, trainer: Any) -> None:
+        for handle in self._hooks:
+            handle.remove()
+        self._hooks = []
+        if self._wrapped is not None:
+            self._wrapped.__dict__.pop("optimizer_step", None)
+            self._wrapped = None
+
+
+def _plain(optimizer: Any) -> Optimizer:
+    """The torch optimizer inside Lightning's wrapper."""
+    return getattr(optimizer, "optimizer", optimizer)
+
+
+def _finisher(engine: Engine) -> Any:
+    def finish(*_: Any) -> None:
+        engine.after_step()
+
+    return finish

@@ -1,0 +1,115 @@
+"""The engine for a plain torch loop: hooks on the optimizer, and nothing else changes."""
+
+from collections.abc import Mapping, Sequence
+from types import MethodType
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from lightning_so.core.bases import depart
+from lightning_so.core.engine import Engine
+from lightning_so.core.errors import ConfigError
+from lightning_so.core.method import Method
+from lightning_so.core.state import load_state_dict, state_dict
+
+
+class Attached(Engine):
+    """An engine that hooks itself into its optimizer; made by `attach`."""
+
+    def hook(self) -> None:
+        """Register the hooks."""
+        self.optimizer._lightning_so = self  # type: ignore[attr-defined]
+        self._original = self.optimizer.step
+        self._guard = MethodType(_guarded(self, self._original), self.optimizer)
+        self.optimizer.step = self._guard  # type: ignore[method-assign]
+        self._hooks = [
+            self.optimizer.register_step_pre_hook(self._before),
+            self.optimizer.register_step_post_hook(lambda *_: self.after_step()),
+        ]
+
+    def _before(self, _: Optimizer, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        # torch passes the optimizer itself as args[0].
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            self.step()
+            return None
+
+        # With a closure the gradients exist only after it has run, inside the optimizer's step.
+        def wrapped() -> Any:
+            loss = closure()
+            self.step()
+            return loss
+
+        return args[:1], {**kwargs, "closure": wrapped}
+
+    def detach(self) -> None:
+        """Leave: the hooks go, the optimizer's moments return to plain coordinates, and it goes on alone."""
+        for handle in self._hooks:
+            handle.remove()
+        if self.optimizer.step is self._guard:  # otherwise a scheduler has wrapped it: it only passes calls through
+            self.optimizer.step = self._original  # type: ignore[method-assign]
+        depart(self)
+        del self.optimizer._lightning_so  # type: ignore[attr-defined]
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `core.state.state_dict`; save it beside the optimizer's own."""
+        return state_dict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `core.state.load_state_dict`; load the optimizer's own first."""
+        load_state_dict(self, state)
+
+
+def _guarded(engine: Engine, original: Any) -> Any:
+    """The optimizer's step, after which nothing is left hidden, whatever happened in it."""
+
+    def step(_: Optimizer, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return original(*args, **kwargs)
+        finally:
+            engine.restore()
+
+    # Learning-rate schedulers mark the step they have wrapped, and warn when the mark is gone.
+    step.__dict__.update(getattr(getattr(original, "__func__", original), "__dict__", {}))
+    return step
+
+
+def attach(
+    model: nn.Module,
+    optimizer: Optimizer,
+    method: Method,
+    *,
+    route: Mapping[str, Sequence[str]] | None = None,
+    min_coverage: float = 0.0,
+) -> Attached:
+    """Put a method in front of an optimizer in a plain torch loop.
+
+    Call `zero_grad`, `backward`, clipping and `optimizer.step()` as always.
+
+    Args:
+        model: The model whose parameter names are used.
+        optimizer: The base optimizer; it stays the only one.
+        method: `SOAP()`, `Muon()`, ...
+        route: Overrides, role ("base", "hidden", "embedding", "head") -> globs on names.
+        min_coverage: Smallest share of the optimizer's elements that must be covered.
+
+    Returns:
+        The engine: `plan`, `report`, `state_dict`, `load_state_dict`, `detach`.
+
+    Raises:
+        ConfigError: If something is attached already, or optimizer, method and model do not fit together.
+
+    Example:
+        >>> import torch
+        >>> from lightning_so import SOAP, attach
+        >>> model = torch.nn.Linear(4, 3)
+        >>> engine = attach(model, torch.optim.AdamW(model.parameters()), SOAP())
+        >>> engine.plan.blocks[0].name
+        'weight'
+    """
+    if getattr(optimizer, "_lightning_so", None) is not None:
+        raise ConfigError("attach: this optimizer already has a method attached; call `engine.detach()` first.")
+    engine = Attached(model, optimizer, method, roles=route, min_coverage=min_coverage)
+    engine.hook()
+    return engine

@@ -1,0 +1,72 @@
+"""The blocks of one stack that share an action at a step, with the lists that batched calls need."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lightning_so.core.block import Block, Stack
+from lightning_so.core.method import Action
+
+
+@dataclass(eq=False)
+class Batch:
+    """Kept between steps until a block changes its action or loses its gradient, so that no step rebuilds lists.
+
+    Attributes:
+        stack: The stack.
+        action: What happens to its blocks.
+        rows: Indices into the stack, or None for all of them.
+        live: Positions among the stack's blocks that have a gradient, or None for all of them.
+        blocks: The blocks.
+        params: Their parameters.
+        saved: Where each parameter is saved.
+        groups: Param group index -> positions in `blocks`.
+    """
+
+    stack: Stack
+    action: Action
+    rows: list[int] | None
+    live: list[int] | None
+    blocks: list[Block]
+    params: list[Tensor]
+    saved: list[Tensor]
+    groups: dict[int, list[int]]
+
+    def gradients(self) -> list[Tensor]:
+        """The gradients of the blocks."""
+        return [p.grad for p in self.params if p.grad is not None]
+
+
+def split(stack: Stack, live: list[int], actions: list[Action]) -> list[Batch]:
+    """Split the live rows of a stack by action.
+
+    Args:
+        stack: The stack.
+        live: Rows that have a gradient.
+        actions: Action of each live row.
+
+    Returns:
+        One batch an action that occurs.
+    """
+    batches = []
+    for action in Action:
+        rows = [row for row, chosen in zip(live, actions, strict=True) if chosen is action]
+        if not rows:
+            continue
+        blocks = [stack.blocks[row] for row in rows]
+        groups: dict[int, list[int]] = {}
+        for position, block in enumerate(blocks):
+            groups.setdefault(block.group, []).append(position)
+        batches.append(
+            Batch(
+                stack,
+                action,
+                None if len(rows) == len(stack.blocks) else rows,
+                None if len(rows) == len(live) else [live.index(row) for row in rows],
+                blocks,
+                [block.param for block in blocks],
+                [stack.saved[row] for row in rows],
+                groups,
+            )
+        )
+    return batches

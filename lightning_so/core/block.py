@@ -1,0 +1,127 @@
+"""One matrix of one parameter, by its fully qualified name, and stacks of equal ones."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(eq=False)
+class Block:
+    """A parameter seen as a matrix: the first dimension is the rows, the rest are folded into the columns.
+
+    Attributes:
+        name: Fully qualified name, wrappers stripped; the key of everything that is stored.
+        param: The parameter.
+        group: Index of its param group in the optimizer.
+        role: "hidden", "embedding" or "head".
+        rows: Rows of the matrix.
+        cols: Columns of the matrix.
+    """
+
+    name: str
+    param: nn.Parameter
+    group: int
+    role: str
+    rows: int
+    cols: int
+
+    @property
+    def edge(self) -> bool:
+        """Whether the block is at the edge of the network (an embedding or the output head)."""
+        return self.role != "hidden"
+
+
+@dataclass(eq=False)
+class Stack:
+    """Blocks of one shape, dtype, device and role, whose tensors live in one batch so that one call serves them all.
+
+    Attributes:
+        blocks: The blocks, in registration order; B of them.
+        hidden: The saved parameters p0, shape (B, rows, cols), the parameters' dtype.
+        saved: Views of `hidden`, one a block, in the parameter's own shape.
+        stats: What the method keeps, opaque to the engine.
+    """
+
+    blocks: list[Block]
+    hidden: Tensor
+    saved: list[Tensor] = field(default_factory=list)
+    stats: object = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of every matrix of the stack."""
+        return self.blocks[0].rows, self.blocks[0].cols
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the factor mathematics: float32, or float64 for a float64 model."""
+        return torch.promote_types(self.hidden.dtype, torch.float32)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the stack lives."""
+        return self.blocks[0].param.device
+
+
+def stack_blocks(blocks: list[Block]) -> list[Stack]:
+    """Group blocks that one batched call can serve, in order of first appearance."""
+    groups: dict[tuple, list[Block]] = {}
+    for block in blocks:
+        p = block.param
+        groups.setdefault((block.rows, block.cols, p.dtype, p.device, block.edge), []).append(block)
+    stacks = []
+    for members in groups.values():
+        first = members[0].param
+        hidden = torch.zeros(len(members), members[0].rows, members[0].cols, dtype=first.dtype, device=first.device)
+        saved = [row.view(block.param.shape) for row, block in zip(hidden.unbind(0), members, strict=True)]
+        stacks.append(Stack(members, hidden, saved))
+    return stacks
+
+
+class Scratch:
+    """Work space that all stacks of a device share, so that no step allocates for gathering."""
+
+    def __init__(self) -> None:
+        """Start empty; grows to the largest stack."""
+        self._room: dict[tuple[torch.device, torch.dtype, int], Tensor] = {}
+
+    def gather(self, stack: Stack, tensors: list[Tensor], slot: int) -> Tensor:
+        """Copy parameter-shaped tensors of a stack's blocks into one batch of the stack's compute dtype.
+
+        The copy handles strides, folding and dtype: the batch is contiguous, its views have the parameter's shape.
+
+        Args:
+            stack: The stack whose shape applies.
+            tensors: k tensors, each of its block's parameter shape.
+            slot: Which work space; two gathers with the same slot overwrite each other.
+
+        Returns:
+            The batch, shape (k, rows, cols), valid until the next gather with this slot.
+        """
+        rows, cols = stack.shape
+        batch = self._space(stack, slot, len(stack.blocks) * rows * cols)
+        batch = batch[: len(tensors) * rows * cols].view(len(tensors), rows, cols)
+        torch._foreach_copy_(views(batch, tensors), tensors)
+        return batch
+
+    def _space(self, stack: Stack, slot: int, size: int) -> Tensor:
+        key = (stack.device, stack.dtype, slot)
+        room = self._room.get(key)
+        if room is None or room.numel() < size:
+            room = self._room[key] = torch.empty(size, dtype=stack.dtype, device=stack.device)
+        return room
+
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(room.nbytes for room in self._room.values())
+
+
+def views(batch: Tensor, like: list[Tensor]) -> list[Tensor]:
+    """The matrices of a contiguous batch, each in the shape of its counterpart in `like`."""
+    return [row.view(tensor.shape) for row, tensor in zip(batch.unbind(0), like, strict=True)]
+
+
+def scatter(batch: Tensor, into: list[Tensor]) -> None:
+    """Write the matrices of a batch into parameter-shaped tensors in place, rounding once to their dtype."""
+    torch._foreach_copy_(into, views(batch.contiguous(), into))

@@ -1,0 +1,282 @@
+"""The engine: the one place where the stages of a step meet.
+
+guard -> fold -> solve -> carry -> enter -> act (rotate, hide)   | the base optimizer steps |   finish (un-rotate, bend)
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_so.actions import hide, moments
+from lightning_so.actions.bend import bend
+from lightning_so.core import bases
+from lightning_so.core.batch import Batch, split
+from lightning_so.core.block import Scratch, Stack, scatter, stack_blocks
+from lightning_so.core.errors import ConfigError
+from lightning_so.core.method import Action, Method, Rotator
+from lightning_so.core.report import Report
+from lightning_so.core.routing import route
+from lightning_so.core.schedule import Schedule, interval
+from lightning_so.core.state import named_tensors
+from lightning_so.core.stopwatch import stage
+
+
+class Engine:
+    """Puts one method in front of one base optimizer.
+
+    Attributes:
+        plan: Where every parameter went.
+        report: What was done.
+        warm: By stack and row, whether the block rotates.
+        units_of: By stack and row, the numbers of the block's units in the schedule.
+        stage_seconds: None; set to a dict to have the CPU seconds of each stage added to it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        method: Method,
+        *,
+        roles: Mapping[str, Sequence[str]] | None = None,
+        min_coverage: float = 0.0,
+    ) -> None:
+        """Route the parameters and create all state.
+
+        Args:
+            model: The model whose names are used.
+            optimizer: The base optimizer.
+            method: The method.
+            roles: See `routing.route`.
+            min_coverage: Smallest share of elements that must be covered.
+
+        Raises:
+            ConfigError: If the optimizer, the method and the model do not fit together.
+        """
+        if not isinstance(method, Method):
+            raise ConfigError(f"method={method!r} is not a method; use SOAP() or Muon().")
+        self.optimizer, self.method = optimizer, method
+        self.base = moments.lookup(optimizer)
+        self.plan = route(model, optimizer, method, self.base, roles)
+        if self.plan.coverage < min_coverage:
+            raise ConfigError(
+                f"coverage {self.plan.coverage:.3f} is below min_coverage={min_coverage}: lower it or change the "
+                f"route.\n{self.plan}"
+            )
+        self.stacks = stack_blocks(self.plan.blocks)
+        for stack in self.stacks:
+            stack.stats = method.init(stack)
+        self.warm = [[False] * len(stack.blocks) for stack in self.stacks]
+        units = [unit for index, stack in enumerate(self.stacks) for unit in method.units(index, stack)]
+        period, self.spread = method.timing()
+        self.schedule = Schedule(units, period, staggered=self.spread.staggered)
+        self.units_of: list[list[list[int]]] = [[[] for _ in stack.blocks] for stack in self.stacks]
+        for number, unit in enumerate(units):
+            self.units_of[unit.stack][unit.row].append(number)
+        self._peak = self._dearest(period)
+        self.report = Report(coverage=self.plan.coverage)
+        self.stage_seconds: dict[str, float] | None = None
+        self.scratch = Scratch()
+        self._live: list[list[int]] = [[] for _ in self.stacks]
+        self._batches: list[list[Batch]] = [[] for _ in self.stacks]
+        self._acting: list[Batch] = []
+        self._withheld: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def rotator(self) -> Rotator:
+        """The method, where it is one that rotates."""
+        assert isinstance(self.method, Rotator), f"{type(self.method).__name__} has no bases"
+        return self.method
+
+    # ---------------------------------------------------------------- before the base's step
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Everything that happens between the backward pass and the base optimizer's step."""
+        self.restore()
+        with stage(self.stage_seconds, "guard"):
+            if not self._finite():
+                self._withhold()
+                return
+        self.report.step += 1
+        due = self._due()
+        try:
+            for index, stack in enumerate(self.stacks):
+                if self._live[index]:
+                    self._advance(index, stack, due.get(index, []))
+        except BaseException:
+            self.restore()
+            raise
+        acting = [batch for batches in self._batches for batch in batches if batch.action is not Action.BASE]
+        self.report.rotated = sum(len(b.blocks) for b in acting if b.action is Action.ROTATE)
+        self.report.bent = sum(len(b.blocks) for b in acting if b.action is Action.BEND)
+        self.report.age_max = self.schedule.age(self.report.step)
+
+    def _finite(self) -> bool:
+        """One host read: whether every gradient of the optimizer is finite."""
+        grads = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        sparse = next(
+            (block.name for block in self.plan.blocks if block.param.grad is not None and block.param.grad.is_sparse),
+            None,
+        )
+        if sparse:
+            raise ConfigError(
+                f"{sparse} has a sparse gradient, which no matrix method can use: route it to the base, "
+                f"route={{'base': [{sparse!r}]}}."
+            )
+        dense = [g.coalesce().values() if g.is_sparse else g for g in grads]
+        dense = [torch.view_as_real(g) if g.is_complex() else g for g in dense if g.numel()]
+        if not dense:
+            return True
+        return bool(torch.stack([n.float() for n in torch._foreach_norm(dense, float("inf"))]).isfinite().all())
+
+    def _withhold(self) -> None:
+        """Take all gradients away, so that the base neither steps nor poisons its moments."""
+        self.report.skipped += 1
+        for group in self.optimizer.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self._withheld.append((p, p.grad))
+                    p.grad = None
+
+    def _due(self) -> dict[int, list[int]]:
+        """Units to solve at this step by stack, within the budget; refreshes the batches on the way."""
+        busy = 0.0
+        for index, stack in enumerate(self.stacks):
+            self._regroup(index, stack)
+            for batch in self._batches[index]:
+                busy += len(batch.blocks) * self.method.work(stack.shape, batch.action)
+        due: dict[int, list[int]] = {}
+        for unit in self.schedule.due(self.report.step, self.spread.budget(self._peak, busy)):
+            due.setdefault(self.schedule.units[unit].stack, []).append(unit)
+        return due
+
+    def _dearest(self, period: int) -> float:
+        """Optimizer work of the dearest phase: all blocks cold, or all warm with their share of solves."""
+        groups, phases = self.optimizer.param_groups, [0.0, 0.0]
+        for stack in self.stacks:
+            for block in stack.blocks:
+                for warm in (False, True):
+                    action = self.method.action(self.base, groups[block.group], block, warm)
+                    phases[warm] += self.method.work(stack.shape, action)
+        phases[1] += sum(unit.cost for unit in self.schedule.units) / interval(10 * period, period)
+        return max(phases)
+
+    def regroup(self) -> None:
+        """Rebuild all batches, after the warm blocks changed from outside."""
+        for index, stack in enumerate(self.stacks):
+            self._split(index, stack)
+
+    def _regroup(self, index: int, stack: Stack) -> None:
+        """Rebuild a stack's batches if a block lost or found its gradient."""
+        live = [row for row, block in enumerate(stack.blocks) if block.param.grad is not None]
+        if live != self._live[index]:
+            self._live[index] = live
+            self._split(index, stack)
+
+    def _split(self, index: int, stack: Stack) -> None:
+        groups = self.optimizer.param_groups
+        self._batches[index] = split(
+            stack,
+            self._live[index],
+            [
+                self.method.action(self.base, groups[stack.blocks[row].group], stack.blocks[row], self.warm[index][row])
+                for row in self._live[index]
+            ],
+        )
+
+    def _advance(self, index: int, stack: Stack, due: list[int]) -> None:
+        """Fold, solve, carry, enter and act for one stack: one gather of its gradients serves all."""
+        live = self._live[index]
+        needs = stack.stats is not None
+        gradient = None
+        if needs:
+            with stage(self.stage_seconds, "observe"):
+                grads = [stack.blocks[row].param.grad for row in live]
+                gradient = self.scratch.gather(stack, grads, 0)  # type: ignore[arg-type]
+                self.method.observe(stack.stats, gradient, None if len(live) == len(stack.blocks) else live)
+            with stage(self.stage_seconds, "solve"):
+                bases.solve(self, stack, due)
+                if bases.enter(self, index, stack):
+                    self._split(index, stack)
+        with stage(self.stage_seconds, "act"):
+            for batch in self._batches[index]:
+                if batch.action is not Action.BASE:
+                    self._act(batch, gradient)
+
+    def _act(self, batch: Batch, gradient: Tensor | None) -> None:
+        """Add coupled decay, rotate the gradients, hide the parameters."""
+        grads, groups = batch.gradients(), self.optimizer.param_groups
+        coupled = False
+        for group, positions in batch.groups.items():
+            if not self.base.decoupled(groups[group]) and groups[group]["weight_decay"] != 0:
+                coupled = True
+                hide.couple_decay([grads[i] for i in positions], [batch.params[i] for i in positions], groups[group])
+        if batch.action is Action.ROTATE:
+            if coupled or gradient is None:
+                source = self.scratch.gather(batch.stack, grads, 1)
+            else:
+                source = gradient if batch.live is None else gradient[batch.live]
+            scatter(self.rotator.turn(batch.stack.stats, source, batch.rows, leave=False), grads)
+        hide.save(batch.params, batch.saved)
+        # Listed before it is hidden: an interrupt between the two lines must not lose a weight.
+        self._acting.append(batch)
+        hide.hide(batch.params)
+
+    # ---------------------------------------------------------------- after the base's step
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Turn the base's updates and write the parameters back; call it right after the base has stepped."""
+        try:
+            with stage(self.stage_seconds, "finish"):
+                while self._acting:
+                    self._finish(self._acting[-1])
+                    self._acting.pop()
+        finally:
+            self.restore()
+
+    def _finish(self, batch: Batch) -> None:
+        stack, groups = batch.stack, self.optimizer.param_groups
+        update = self.scratch.gather(stack, batch.params, 0)
+        if batch.action is Action.ROTATE:
+            update = self.rotator.turn(stack.stats, update, batch.rows, leave=True)
+        else:
+            update = bend(update, self.method.direction(self._lookahead(batch)))
+        p0 = stack.hidden if batch.rows is None else stack.hidden[batch.rows]
+        factors = [hide.shrink(groups[b.group], decoupled=self.base.decoupled(groups[b.group])) for b in batch.blocks]
+        scatter(hide.combine(p0, update, factors), batch.params)
+
+    def _lookahead(self, batch: Batch) -> Tensor:
+        """The look-ahead first moment of a batch, in the second work space."""
+        key = self.base.first[0]
+        moment = self.scratch.gather(batch.stack, [self.optimizer.state[p][key] for p in batch.params], 1)
+        gradient = self.scratch.gather(batch.stack, batch.gradients(), 2)
+        for group, positions in batch.groups.items():
+            a, b = self.base.lookahead(self.optimizer.param_groups[group])
+            if len(batch.groups) == 1:
+                moment.mul_(a).add_(gradient, alpha=b)
+            else:
+                moment[positions] = a * moment[positions] + b * gradient[positions]
+        return moment
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Undo whatever is still hidden or withheld, after a step that was skipped or failed; otherwise nothing."""
+        for p, grad in self._withheld:
+            p.grad = grad
+        self._withheld.clear()
+        if self._acting:
+            self.report.undone += 1
+        while self._acting:
+            batch = self._acting.pop()
+            hide.restore(batch.params, batch.saved)
+
+    def state_bytes(self) -> int:
+        """Extra memory held: factors, bases, saved parameters and work space."""
+        tensors = [stack.hidden for stack in self.stacks]
+        for stack in self.stacks:
+            tensors += [tensor for _, tensor in named_tensors(self.method, stack)]
+        return sum(tensor.nbytes for tensor in tensors) + self.scratch.nbytes()

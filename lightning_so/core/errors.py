@@ -1,0 +1,30 @@
+"""What is raised for misuse. Numerical failure is never raised: it is data (`linalg.result.Result`)."""
+
+
+class ConfigError(ValueError):
+    """An argument, pairing or model that cannot work; says what was got, what is allowed and the next move."""
+
+
+class StateError(ValueError):
+    """A state dict of another model, configuration or format; names the keys and shapes."""
+
+
+def check_range(owner: str, name: str, value: float, low: float, high: float, *, closed: bool = True) -> None:
+    """Raise `ConfigError` unless `low <= value <= high` (strictly below `high` if not `closed`).
+
+    Args:
+        owner: The class the argument belongs to, for the message.
+        name: The argument's name.
+        value: What was given.
+        low: Smallest allowed value.
+        high: Largest allowed value (or its bound, if not `closed`).
+        closed: Whether `high` itself is allowed.
+
+    Raises:
+        ConfigError: If the value is outside the range or not a number.
+    """
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if number and low <= value and (value <= high if closed else value < high):
+        return
+    bracket = "]" if closed else ")"
+    raise ConfigError(f"{owner}({name}={value!r}): {name} must be a number in [{low:g}, {high:g}{bracket}.")

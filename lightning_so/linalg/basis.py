@@ -1,0 +1,78 @@
+"""The eigenbasis of a factor: one warm QR iteration, or a full eigendecomposition when that fails.
+
+Legend: T side of a tile; F factor, Q basis (columns, sorted by falling eigenvalue).
+"""
+
+import torch
+from torch import Tensor
+
+from lightning_so.linalg.result import Result
+
+
+def ridge(F_TT: Tensor, strength: float) -> Tensor:
+    """An ordered ridge that breaks ties, `strength * mean(diag F) * linspace(1, .5)`, shape (T,).
+
+    Inside a null space a basis is whatever rounding says, and one ulp on the weights then changes the run;
+    the slope makes the null directions ordered axes.
+
+    Args:
+        F_TT: The factor, shape (T, T).
+        strength: Relative size; 0 adds nothing.
+
+    Returns:
+        The diagonal to add, shape (T,).
+    """
+    slope = torch.linspace(1.0, 0.5, F_TT.shape[0], dtype=F_TT.dtype, device=F_TT.device)
+    return strength * F_TT.diagonal().mean() * slope
+
+
+def fix_signs(Q_TT: Tensor, signs_T: Tensor) -> Tensor:
+    """Flip the columns of Q whose sign is negative: LAPACK may flip any column from call to call."""
+    return Q_TT * torch.where(signs_T < 0, -1.0, 1.0).to(Q_TT.dtype)
+
+
+def refresh(F_TT: Tensor, Q_TT: Tensor, *, strength: float) -> Result:
+    """One orthogonal iteration of the basis: Q~ = qr((F + ridge) Q P), P sorting by diag(Q' F Q).
+
+    Climbs the ladder: the dtype of F, then eigh in float64, then gives up (`ok=False`: keep the last basis).
+
+    Args:
+        F_TT: The factor, symmetric positive semi-definite, shape (T, T).
+        Q_TT: The last basis, orthogonal, shape (T, T).
+        strength: Relative size of the tie-breaking ridge.
+
+    Returns:
+        The new basis, the permutation `order` (column j of the new basis continues column `order[j]` of the last),
+        and how many rungs were needed.
+    """
+    if not bool(F_TT.isfinite().all()):
+        return Result(Q_TT, ok=False, attempts=0)
+    FQ = torch.addcmul(F_TT @ Q_TT, ridge(F_TT, strength)[:, None], Q_TT)
+    order = (Q_TT * FQ).sum(0).argsort(descending=True, stable=True)
+    Q, R = torch.linalg.qr(FQ[:, order])
+    Q = fix_signs(Q, R.diagonal())
+    # A factor of zeros leaves R = 0 and Q arbitrary but orthogonal: keep the basis we had.
+    if bool(Q.isfinite().all()) and bool(R.diagonal().abs().amax() > 0):
+        return Result(Q, ok=True, order=order)
+    return _decompose(F_TT, Q_TT, strength)
+
+
+def _decompose(F_TT: Tensor, Q_TT: Tensor, strength: float) -> Result:
+    """The second rung: eigh in float64, columns sorted by falling eigenvalue."""
+    F = F_TT.double()
+    if not bool(F.abs().amax() > 0):
+        return Result(Q_TT, ok=False, attempts=2)
+    try:
+        values, Q = torch.linalg.eigh(F + ridge(F, strength).diag())
+    except torch.linalg.LinAlgError:
+        return Result(Q_TT, ok=False, attempts=2)
+    Q = Q.flip(1)
+    # Continue the old columns: the sign in which most of each column's old self points.
+    Q = fix_signs(Q, (Q * Q_TT.double()).sum(0))
+    identity = torch.arange(F.shape[0], device=F.device)
+    return Result(Q.to(Q_TT.dtype), ok=bool(values.isfinite().all() and Q.isfinite().all()), order=identity, attempts=2)
+
+
+def refresh_cost(side: int) -> float:
+    """Modelled cost of `refresh` in multiply-adds of a matrix product: 1 product and a QR, which is slow when small."""
+    return 6.0 * side**3 + 900.0 * side**2

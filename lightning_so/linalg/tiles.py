@@ -1,0 +1,71 @@
+"""Tiles: diagonal blocks of the factor of one side of a matrix, each with a basis of its own.
+
+A side of N entries is cut into equal tiles of at most `cap`; a side longer than `LONG * cap` keeps only its diagonal.
+Legend: B matrices of one shape, M rows, N columns, T side of a tile. The *row* side has M entries, the *column* side N.
+"""
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+#: A side longer than this many caps (a vocabulary) keeps its diagonal alone and no basis.
+LONG = 8
+
+
+def tiles(side: int, cap: int) -> list[slice]:
+    """Cut a side into the fewest tiles of at most `cap` entries, equal to within one; none for a very long side."""
+    if side > LONG * cap:
+        return []
+    count = math.ceil(side / cap)
+    edges = [side * i // count for i in range(count + 1)]
+    return [slice(a, b) for a, b in pairwise(edges)]
+
+
+def fold(factors: list[Tensor], cuts: list[slice], G_BMN: Tensor, weight: float, *, column: bool) -> None:
+    """Fold G G' (or G' G for the column side) into the factors in place: F <- (1 - w) F + w G G'.
+
+    Args:
+        factors: One (B, T, T) tensor a tile; for a side without tiles one (B, side) diagonal.
+        cuts: The tiles of the side.
+        G_BMN: Gradients, shape (B, M, N).
+        weight: w, the weight of the newest.
+        column: Whether the side is the columns.
+    """
+    G = G_BMN.mT if column else G_BMN
+    if not cuts:
+        factors[0].mul_(1 - weight).add_(G.square().sum(-1), alpha=weight)
+        return
+    for F, cut in zip(factors, cuts, strict=True):
+        part = G[:, cut]
+        F.baddbmm_(part, part.mT, beta=1 - weight, alpha=weight)
+
+
+def turn(bases: list[Tensor], cuts: list[slice], X_BMN: Tensor, *, column: bool, leave: bool) -> Tensor:
+    """Rotate one side: Q' X into the basis, Q X out of it (X Q and X Q' for the column side), tile by tile.
+
+    Args:
+        bases: One (B, T, T) tensor a tile; empty for a side without a basis.
+        cuts: The tiles of the side.
+        X_BMN: What to rotate, shape (B, M, N).
+        column: Whether the side is the columns.
+        leave: Out of the basis instead of into it.
+
+    Returns:
+        The rotated tensor, shape (B, M, N); X itself for a side without a basis.
+    """
+    if not cuts:
+        return X_BMN
+    if column:
+        parts = [X_BMN[:, :, cut] @ (Q.mT if leave else Q) for Q, cut in zip(bases, cuts, strict=True)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+    parts = [(Q if leave else Q.mT) @ X_BMN[:, cut] for Q, cut in zip(bases, cuts, strict=True)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def eigenvalues(factors: list[Tensor], bases: list[Tensor]) -> Tensor:
+    """Estimates diag(Q' F Q) of a side's eigenvalues, shape (B, side); the diagonal itself without a basis."""
+    if not bases:
+        return factors[0].clamp_min(0)
+    return torch.cat([(Q * (F @ Q)).sum(1).clamp_min(0) for F, Q in zip(factors, bases, strict=True)], dim=1)

@@ -1,0 +1,96 @@
+"""Muon: the base optimizer's own step length, along the orthogonalised first moment. No state of its own."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_so.actions.moments import Base
+from lightning_so.core.block import Block, Stack
+from lightning_so.core.errors import ConfigError, check_range
+from lightning_so.core.method import Action
+from lightning_so.core.schedule import Spread, Staggered, Unit
+from lightning_so.linalg.polar import polar, polar_cost
+from lightning_so.linalg.result import Result
+
+_PRECISION = {"fp32": None, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Muon:
+    """Bend every hidden matrix by the polar factor of its look-ahead first moment.
+
+        p <- p0 (1 - lr wd) - |u| O / |O|,    O = polar(b1 m + (1 - b1) g),    u the base's update
+
+    The base's length per matrix carries the learning rate over, so AdamW's own works. Embeddings and the output head
+    stay on the base. Prefer it to SOAP when memory or time per step is short: it is the cheapest method.
+
+    Source: Jordan et al. 2024 (Muon); Newton-Schulz coefficients from there.
+
+    Attributes:
+        steps: Newton-Schulz steps.
+        precision: "fp32", or "bf16" where the hardware multiplies it fast.
+
+    Example:
+        >>> Muon().steps
+        5
+    """
+
+    steps: int = 5
+    precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        check_range("Muon", "steps", self.steps, 1, 20)
+        if self.precision not in _PRECISION:
+            raise ConfigError(f"Muon(precision={self.precision!r}): precision must be one of {sorted(_PRECISION)}.")
+
+    def refuse(self, base: Base, group: dict) -> str | None:
+        """See `core.method.Method.refuse`."""
+        if base.has_first_moment(group):
+            return None
+        need = f"set {base.moving} > 0" if base.moving else "use Adam, AdamW, NAdam, RAdam, or SGD with momentum"
+        return f"Muon bends the first moment, and this optimizer keeps none: {need}."
+
+    def exclude(self, block: Block) -> str | None:
+        """See `core.method.Method.exclude`."""
+        return f"{block.role}: Muon bends hidden matrices only" if block.edge else None
+
+    def action(self, base: Base, group: dict, block: Block, warm: bool) -> Action:
+        """See `core.method.Method.action`."""
+        return Action.BEND
+
+    def init(self, stack: Stack) -> None:
+        """No statistics."""
+
+    def units(self, index: int, stack: Stack) -> list[Unit]:
+        """Nothing to solve."""
+        return []
+
+    def timing(self) -> tuple[int, Spread]:
+        """Nothing to spread."""
+        return 1, Staggered()
+
+    def work(self, shape: tuple[int, int], action: Action) -> float:
+        """See `core.method.Method.work`."""
+        return polar_cost(shape, self.steps)
+
+    def observe(self, stats: None, gradients: Tensor, rows: list[int] | None) -> None:
+        """Nothing to observe."""
+
+    def solve(self, stats: None, unit: Unit) -> Result:
+        """Never called: there are no units."""
+        raise AssertionError("Muon has no units")
+
+    def tensors(self, stats: None) -> Iterator[tuple[str, Tensor]]:
+        """Nothing to save."""
+        return iter(())
+
+    def ready(self, step: int, solved: list[int]) -> bool:
+        """Never warm: there is no basis."""
+        return False
+
+    def direction(self, moments: Tensor) -> Tensor:
+        """See `core.method.Method.direction`."""
+        return polar(moments, steps=self.steps, precision=_PRECISION[self.precision])

@@ -1,0 +1,207 @@
+"""SOAP: the user's Adam in the eigenbasis of Shampoo's factors."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lightning_so.actions.moments import Base
+from lightning_so.core.block import Block, Stack
+from lightning_so.core.errors import ConfigError, check_range
+from lightning_so.core.method import Action
+from lightning_so.core.schedule import Spread, Staggered, Unit
+from lightning_so.linalg import tiles
+from lightning_so.linalg.basis import refresh, refresh_cost
+from lightning_so.linalg.polar import polar, polar_cost
+from lightning_so.linalg.result import Result
+
+
+@dataclass
+class Side:
+    """Factors and bases of one side of every matrix of a stack; inert.
+
+    Attributes:
+        cuts: The tiles; empty for a side that keeps only its diagonal.
+        factors: One (B, T, T) tensor a tile, or one (B, side) diagonal. Replicated over ranks, saved.
+        bases: One (B, T, T) tensor a tile, or none. Replicated over ranks, saved.
+    """
+
+    cuts: list[slice]
+    factors: list[Tensor]
+    bases: list[Tensor]
+
+
+@dataclass
+class Stats:
+    """What SOAP keeps of a stack: its row side and its column side."""
+
+    sides: tuple[Side, Side]
+
+
+@dataclass(frozen=True)
+class SOAP:
+    """Run the base optimizer in the eigenbasis of L = EMA(G G') and R = EMA(G' G), bent until that basis is warm.
+
+        g' = Q_L' g Q_R;    d = base(g');    p <- p0 (1 - lr wd) + Q_L d Q_R'
+
+    All parameters of two or more dimensions take part; convolutions are folded to matrices. The factors are not
+    debiased: neither a basis nor the start of the second moment depends on their scale.
+
+    Source: Vyas et al. 2024, arXiv 2409.11321, algorithm 3; the bent start, the second moment from the factors, the
+    tie-breaking ridge and the age-proportional staggered schedule are this project's.
+
+    Attributes:
+        period: Largest interval between two solves of one unit, in steps.
+        beta: Decay of the factors' moving average.
+        start: Step at which blocks begin to rotate; hidden matrices are bent and others bare before.
+        ridge: Tie-breaking ridge of every solve, relative to the factor's mean diagonal.
+        cap: Largest tile of a side; None takes 256 on CPU and 1024 on other devices.
+        schedule: `Staggered()`, or `Synchronous()` for the textbook burst.
+
+    Example:
+        >>> SOAP(period=32).period
+        32
+    """
+
+    period: int = 50
+    beta: float = 0.95
+    start: int = 50
+    ridge: float = 1e-2
+    cap: int | None = None
+    schedule: Spread = field(default_factory=Staggered)
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        check_range("SOAP", "period", self.period, 1, 100_000)
+        check_range("SOAP", "beta", self.beta, 0.0, 1.0, closed=False)
+        check_range("SOAP", "start", self.start, 0, 1_000_000)
+        check_range("SOAP", "ridge", self.ridge, 0.0, 1.0)
+        if self.cap is not None:
+            check_range("SOAP", "cap", self.cap, 2, 65_536)
+        if not isinstance(self.schedule, Spread):
+            raise ConfigError(f"SOAP(schedule={self.schedule!r}): schedule must be Staggered() or Synchronous().")
+
+    def refuse(self, base: Base, group: dict) -> str | None:
+        """See `core.method.Method.refuse`."""
+        if base.linear:
+            return (
+                "rotating SGD changes nothing: its update is linear in the gradient. Use AdamW, or SecondOrder(Muon())."
+            )
+        return None
+
+    def exclude(self, block: Block) -> str | None:
+        """See `core.method.Method.exclude`."""
+        cap = self._cap(block.param.device)
+        if min(block.rows, block.cols) > tiles.LONG * cap:
+            return f"both sides are longer than {tiles.LONG} tiles of {cap}: raise SOAP(cap=...)"
+        return None
+
+    def action(self, base: Base, group: dict, block: Block, warm: bool) -> Action:
+        """See `core.method.Method.action`."""
+        if warm:
+            return Action.ROTATE
+        return Action.BEND if base.has_first_moment(group) and not block.edge else Action.BASE
+
+    def init(self, stack: Stack) -> Stats:
+        """See `core.method.Method.init`."""
+        count = len(stack.blocks)
+        place = {"dtype": stack.dtype, "device": stack.device}
+        sides = []
+        for side in stack.shape:
+            cuts = tiles.tiles(side, self._cap(stack.device))
+            widths = [cut.stop - cut.start for cut in cuts]
+            factors = [torch.zeros(count, w, w, **place) for w in widths] or [torch.zeros(count, side, **place)]
+            sides.append(Side(cuts, factors, [torch.eye(w, **place).repeat(count, 1, 1) for w in widths]))
+        return Stats((sides[0], sides[1]))
+
+    def units(self, index: int, stack: Stack) -> list[Unit]:
+        """See `core.method.Method.units`."""
+        cap = self._cap(stack.device)
+        return [
+            Unit(index, row, side, tile, refresh_cost(cut.stop - cut.start))
+            for row in range(len(stack.blocks))
+            for side, length in enumerate(stack.shape)
+            for tile, cut in enumerate(tiles.tiles(length, cap))
+        ]
+
+    def timing(self) -> tuple[int, Spread]:
+        """See `core.method.Method.timing`."""
+        return self.period, self.schedule
+
+    def work(self, shape: tuple[int, int], action: Action) -> float:
+        """See `core.method.Method.work`."""
+        m, n = shape
+        turn = m * n * sum(min(side, self.cap or 256) for side in shape)
+        if action is Action.BEND:
+            return turn + polar_cost(shape, 5)
+        return 3 * turn if action is Action.ROTATE else turn
+
+    def observe(self, stats: Stats, gradients: Tensor, rows: list[int] | None) -> None:
+        """See `core.method.Method.observe`."""
+        for column, side in enumerate(stats.sides):
+            factors = side.factors if rows is None else [F[rows] for F in side.factors]
+            tiles.fold(factors, side.cuts, gradients, 1 - self.beta, column=bool(column))
+            if rows is not None:
+                for F, part in zip(side.factors, factors, strict=True):
+                    F[rows] = part
+
+    def solve(self, stats: Stats, unit: Unit) -> Result:
+        """See `core.method.Method.solve`."""
+        side = stats.sides[unit.side]
+        return refresh(side.factors[unit.tile][unit.row], side.bases[unit.tile][unit.row], strength=self.ridge)
+
+    def accept(self, stats: Stats, unit: Unit, result: Result) -> tuple[slice, Tensor, Tensor]:
+        """Swap a solved basis in; returns its tile, the basis that was and the basis that is."""
+        side = stats.sides[unit.side]
+        basis = side.bases[unit.tile][unit.row]
+        old = basis.clone()
+        basis.copy_(result.value)
+        return side.cuts[unit.tile], old, basis
+
+    def ready(self, step: int, solved: list[int]) -> bool:
+        """See `core.method.Method.ready`: past the start, every basis solved, and there is a basis at all."""
+        return step >= self.start and bool(solved) and min(solved) > 0
+
+    def tensors(self, stats: Stats) -> Iterator[tuple[str, Tensor]]:
+        """See `core.method.Method.tensors`."""
+        for name, side in zip(("rows", "cols"), stats.sides, strict=True):
+            for tile, F in enumerate(side.factors):
+                yield f"{name}.factor.{tile}", F
+            for tile, Q in enumerate(side.bases):
+                yield f"{name}.basis.{tile}", Q
+
+    def direction(self, moments: Tensor) -> Tensor:
+        """See `core.method.Method.direction`."""
+        return polar(moments)
+
+    def turn(self, stats: Stats, X: Tensor, rows: list[int] | None, *, leave: bool, square: bool = False) -> Tensor:
+        """Rotate a batch into the basis, `Q_L' X Q_R`, or out of it; `square` uses the squared bases.
+
+        Args:
+            stats: The stack's statistics.
+            X: The batch, shape (k, M, N).
+            rows: Its blocks, None for all.
+            leave: Out of the basis.
+            square: With the elementwise squares of the bases, for second moments.
+
+        Returns:
+            The rotated batch.
+        """
+        for column, side in enumerate(stats.sides):
+            bases = side.bases if rows is None else [Q[rows] for Q in side.bases]
+            if square:
+                bases = [Q.square() for Q in bases]
+            X = tiles.turn(bases, side.cuts, X, column=bool(column), leave=leave)
+        return X
+
+    def spectrum(self, stats: Stats, row: int) -> tuple[Tensor, Tensor]:
+        """Eigenvalue estimates of one block's row and column factors, shapes (M,) and (N,)."""
+        estimates = []
+        for side in stats.sides:
+            factors, bases = [F[row : row + 1] for F in side.factors], [Q[row : row + 1] for Q in side.bases]
+            estimates.append(tiles.eigenvalues(factors, bases)[0])
+        return estimates[0], estimates[1]
+
+    def _cap(self, device: torch.device) -> int:
+        return self.cap or (256 if device.type == "cpu" else 1024)
