@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_so import ConfigError, Muon, attach
-from lightning_so.linalg.polar import polar
+from lightning_so.linalg.polar import COEFFICIENTS, polar
 from tests.problems import BASES, SGDS, Net, batch, name, train
 
 BENDABLE = [
@@ -79,6 +79,20 @@ def test_polar_is_near_the_svd_factor():
         assert float(singular.max()) < 1.3
         cosine = (factor * (U @ V)).sum((1, 2)) / (factor.norm(dim=(1, 2)) * (U @ V).norm(dim=(1, 2)))
         assert float(cosine.min()) > 0.97
+
+
+def test_polar_by_the_gram_matrix_equals_the_plain_iteration():
+    a, b, c = COEFFICIENTS
+    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 2e-3)):
+        # Singular values over five decades: those lost in the squares must not be blown up.
+        U, V = torch.linalg.qr(torch.randn(10, 10, dtype=dtype)).Q, torch.linalg.qr(torch.randn(80, 10, dtype=dtype)).Q
+        M = U @ torch.logspace(0, -5, 10, dtype=dtype).diag() @ V.mT
+        X = M / M.norm()
+        for _ in range(5):
+            A = X @ X.mT
+            X = a * X + (b * A + c * A @ A) @ X
+        torch.testing.assert_close(polar(M[None])[0], X, rtol=0, atol=tolerance)
+        torch.testing.assert_close(polar(M.mT[None])[0], X.mT, rtol=0, atol=tolerance)
 
 
 def test_polar_of_extremes():

@@ -46,21 +46,22 @@ def shrink(group: dict, *, decoupled: bool) -> float | Tensor:
     return 1 - group["lr"] * group["weight_decay"]
 
 
-def combine(p0_BMN: Tensor, update_BMN: Tensor, factors: list[float | Tensor]) -> Tensor:
+def combine(p0_BMN: Tensor, update_BMN: Tensor, factors: list[float | Tensor], room_BMN: Tensor) -> Tensor:
     """`p0 (1 - lr wd) + update`, in the update's dtype (float32 or wider), rounded once when it is written back.
 
     Args:
         p0_BMN: The saved parameters.
         update_BMN: What to add, changed in place.
         factors: `shrink` of each matrix.
+        room_BMN: Work space of the update's dtype and shape.
 
     Returns:
         The new parameters, in `update_BMN`'s storage.
     """
-    p0 = p0_BMN.to(update_BMN.dtype)
+    p0 = room_BMN.copy_(p0_BMN)
     first = factors[0]
     if not isinstance(first, Tensor) and all(factor == first for factor in factors):
         # Multiplied first and added then, in two roundings, as the optimizers do: a fused form would not equal them.
-        return update_BMN.add_(p0 if first == 1 else p0 * first)
+        return update_BMN.add_(p0 if first == 1 else p0.mul_(first))
     weights = [torch.as_tensor(f, dtype=p0.dtype, device=p0.device) for f in factors]
-    return update_BMN.add_(p0 * torch.stack(weights)[:, None, None])
+    return update_BMN.add_(p0.mul_(torch.stack(weights)[:, None, None]))

@@ -99,11 +99,15 @@ class Scratch:
         Returns:
             The batch, shape (k, rows, cols), valid until the next gather with this slot.
         """
-        rows, cols = stack.shape
-        batch = self._space(stack, slot, len(stack.blocks) * rows * cols)
-        batch = batch[: len(tensors) * rows * cols].view(len(tensors), rows, cols)
+        batch = self.like(stack, len(tensors), slot)
         torch._foreach_copy_(views(batch, tensors), tensors)
         return batch
+
+    def like(self, stack: Stack, count: int, slot: int) -> Tensor:
+        """Uninitialised space for `count` matrices of a stack, shape (count, rows, cols)."""
+        rows, cols = stack.shape
+        space = self._space(stack, slot, len(stack.blocks) * rows * cols)
+        return space[: count * rows * cols].view(count, rows, cols)
 
     def _space(self, stack: Stack, slot: int, size: int) -> Tensor:
         key = (stack.device, stack.dtype, slot)

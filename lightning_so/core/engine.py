@@ -130,7 +130,10 @@ class Engine:
         dense = [torch.view_as_real(g) if g.is_complex() else g for g in dense if g.numel()]
         if not dense:
             return True
-        return bool(torch.stack([n.float() for n in torch._foreach_norm(dense, float("inf"))]).isfinite().all())
+        # The 2-norm is 8 times faster than the largest entry, but overflows first: only then look at the entries.
+        if bool(torch.stack([n.float() for n in torch._foreach_norm(dense)]).isfinite().all()):
+            return True
+        return all(bool(g.isfinite().all()) for g in dense)
 
     def _withhold(self) -> None:
         """Take all gradients away, so that the base neither steps nor poisons its moments."""
@@ -246,8 +249,9 @@ class Engine:
         else:
             update = bend(update, self.method.direction(self._lookahead(batch)))
         p0 = stack.hidden if batch.rows is None else stack.hidden[batch.rows]
+        room = self.scratch.like(stack, len(batch.blocks), 1)
         factors = [hide.shrink(groups[b.group], decoupled=self.base.decoupled(groups[b.group])) for b in batch.blocks]
-        scatter(hide.combine(p0, update, factors), batch.params)
+        scatter(hide.combine(p0, update, factors, room), batch.params)
 
     def _lookahead(self, batch: Batch) -> Tensor:
         """The look-ahead first moment of a batch, in the second work space."""
