@@ -43,8 +43,8 @@ def polar(X_BMN: Tensor, *, steps: int = 5, precision: torch.dtype | None = None
 def _gram(A_BMM: Tensor, steps: int) -> Tensor:
     """The product of all polynomials of the iteration, which commute with A = X X'.
 
-    The long side is then touched twice only. With P = a I + b A + c A^2: R <- P R and A <- P A P. Small singular values are squared in A, but an error there
-    changes P by no more than its own size.
+    The long side is then touched twice only. With P = a I + b A + c A^2: R <- P R and A <- P A P. Small singular
+    values are squared in A, but an error there changes P by no more than its own size.
 
     Args:
         A_BMM: X X', with |X|_F = 1.
