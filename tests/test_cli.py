@@ -1,0 +1,57 @@
+"""LightningCLI builds our objects from the YAML files that the project ships, and says no to bad ones."""
+
+from pathlib import Path
+
+import pytest
+from pytorch_lightning.cli import LightningCLI
+
+from examples.byte_lm import ByteLM, ByteText
+from lightning_so import SOAP, Muon, SecondOrder, Synchronous
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def parse(*arguments):
+    cli = LightningCLI(ByteLM, ByteText, run=False, save_config_callback=None, args=list(arguments))
+    return next(c for c in cli.trainer.callbacks if isinstance(c, SecondOrder)), cli
+
+
+@pytest.mark.parametrize(("name", "method"), [("soap", SOAP()), ("muon", Muon())])
+def test_shipped_configurations(name, method):
+    callback, _ = parse("--config", str(CONFIGS / f"{name}_byte_lm.yaml"))
+    assert callback.method == method
+
+
+def test_the_schedule_in_yaml_is_the_one_that_is_built(tmp_path):
+    text = (CONFIGS / "soap_byte_lm.yaml").read_text().replace("lightning_so.Staggered", "lightning_so.Synchronous")
+    (tmp_path / "c.yaml").write_text(text)
+    callback, _ = parse("--config", str(tmp_path / "c.yaml"))
+    assert callback.method.schedule == Synchronous()
+
+
+def test_command_line_flags():
+    callback, _ = parse(
+        "--trainer.callbacks+=lightning_so.SecondOrder",
+        "--trainer.callbacks.method=lightning_so.SOAP",
+        "--trainer.callbacks.method.period=8",
+    )
+    assert callback.method == SOAP(period=8)
+
+
+def test_a_bad_value_is_named(capsys):
+    with pytest.raises((SystemExit, ValueError)) as caught:
+        parse("--trainer.callbacks+=lightning_so.SecondOrder", "--trainer.callbacks.method=lightning_so.SOAP",
+              "--trainer.callbacks.method.beta=2.0")  # fmt: skip
+    assert "beta must be a number in [0, 1)" in str(caught.value) + capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_fit_from_yaml(tmp_path):
+    callback, cli = parse(
+        "--config", str(CONFIGS / "soap_byte_lm.yaml"), "--trainer.max_steps=6", "--trainer.val_check_interval=6",
+        "--trainer.limit_val_batches=1", "--trainer.logger=false", "--trainer.enable_progress_bar=false",
+        "--trainer.enable_checkpointing=false", f"--trainer.default_root_dir={tmp_path}",
+    )  # fmt: skip
+    cli.trainer.fit(cli.model, cli.datamodule)
+    assert callback.engines[0].report.step == 6
+    assert callback.engines[0].report.bent == 12
