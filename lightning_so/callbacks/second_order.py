@@ -111,7 +111,7 @@ class SecondOrder(Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the report."""
-        if trainer._logger_connector.should_update_logs:
+        if trainer.global_step % trainer.log_every_n_steps == 0:
             for index, engine in enumerate(self.engines):
                 suffix = f"/{index}" if len(self.engines) > 1 else ""
                 pl_module.log_dict({f"{name}{suffix}": value for name, value in engine.report.scalars().items()})
@@ -119,12 +119,14 @@ class SecondOrder(Callback):
     # ---------------------------------------------------------------- state
 
     def state_dict(self) -> dict[str, Any]:
-        """One state an optimizer."""
+        """One state an optimizer; before training starts, what a checkpoint has brought."""
+        if not self.engines and self._loaded is not None:
+            return {"engines": self._loaded}
         return {"engines": [state_dict(engine) for engine in self.engines]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep it until training starts."""
-        self._loaded = state["engines"]
+        self._loaded = state["engines"] or None
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to a running fit, so that the callback can be pickled and copied."""

@@ -150,7 +150,7 @@ class Engine:
         for index, stack in enumerate(self.stacks):
             self._regroup(index, stack)
             for batch in self._batches[index]:
-                busy += len(batch.blocks) * self.method.work(stack.shape, batch.action)
+                busy += len(batch.blocks) * self.method.work(stack, batch.action)
         due: dict[int, list[int]] = {}
         for unit in self.schedule.due(self.report.step, self.spread.budget(self._peak, busy)):
             due.setdefault(self.schedule.units[unit].stack, []).append(unit)
@@ -163,7 +163,7 @@ class Engine:
             for block in stack.blocks:
                 for warm in (False, True):
                     action = self.method.action(self.base, groups[block.group], block, warm)
-                    phases[warm] += self.method.work(stack.shape, action)
+                    phases[warm] += self.method.work(stack, action)
         phases[1] += sum(unit.cost for unit in self.schedule.units) / interval(10 * period, period)
         return max(phases)
 

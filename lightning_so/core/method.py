@@ -55,8 +55,8 @@ class Method(Protocol):
         """The largest interval and how solves are spread."""
         ...
 
-    def work(self, shape: tuple[int, int], action: Action) -> float:
-        """Modelled multiply-adds of one step of one block under an action, solves apart."""
+    def work(self, stack: Stack, action: Action) -> float:
+        """Modelled multiply-adds of one step of one block of a stack under an action, solves apart."""
         ...
 
     def observe(self, stats: Any, gradients: Tensor, rows: list[int] | None) -> None:

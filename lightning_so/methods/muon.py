@@ -72,9 +72,9 @@ class Muon:
         """Nothing to spread."""
         return 1, Staggered()
 
-    def work(self, shape: tuple[int, int], action: Action) -> float:
+    def work(self, stack: Stack, action: Action) -> float:
         """See `core.method.Method.work`."""
-        return polar_cost(shape, self.steps)
+        return polar_cost(stack.shape, self.steps)
 
     def observe(self, stats: None, gradients: Tensor, rows: list[int] | None) -> None:
         """Nothing to observe."""

@@ -129,12 +129,12 @@ class SOAP:
         """See `core.method.Method.timing`."""
         return self.period, self.schedule
 
-    def work(self, shape: tuple[int, int], action: Action) -> float:
+    def work(self, stack: Stack, action: Action) -> float:
         """See `core.method.Method.work`."""
-        m, n = shape
-        turn = m * n * sum(min(side, self.cap or 256) for side in shape)
+        m, n = stack.shape
+        turn = m * n * sum(min(side, self._cap(stack.device)) for side in stack.shape)
         if action is Action.BEND:
-            return turn + polar_cost(shape, 5)
+            return turn + polar_cost(stack.shape, 5)
         return 3 * turn if action is Action.ROTATE else turn
 
     def observe(self, stats: Stats, gradients: Tensor, rows: list[int] | None) -> None:
