@@ -18,7 +18,7 @@ def pair(method, model=None, **arguments):
 
 
 @pytest.mark.parametrize("method", [SOAP(start=3, period=2), Muon()], ids=["soap", "muon"])
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
 def test_non_finite_gradient_changes_nothing_and_is_counted(method, bad):
     net, optimizer, engine = pair(method)
     train(net, optimizer, range(6))
@@ -137,7 +137,7 @@ def test_odd_parameters_stay_on_the_base_by_name_with_a_reason():
     _, optimizer, engine = pair(SOAP(start=2, period=2), Odd())
     plan = str(engine.plan)
     verdicts = {row.name: row.verdict for row in engine.plan.rows}
-    assert verdicts["good.weight"] == "hidden"
+    assert verdicts["good.weight"] == "hidden: bend until step 2, then rotate; tiles 1x3 and 1x4"
     assert "complex" in verdicts["turn"]
     assert "empty" in verdicts["none"]
     assert "single row" in verdicts["one"]

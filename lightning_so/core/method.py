@@ -39,6 +39,10 @@ class Method(Protocol):
         """The reason why this block stays on the base optimizer, or None."""
         ...
 
+    def describe(self, base: Base, group: dict, block: Block) -> str:
+        """What happens to the block over time, for the printed plan."""
+        ...
+
     def action(self, base: Base, group: dict, block: Block, warm: bool) -> Action:
         """What happens to the block at this step."""
         ...

@@ -109,7 +109,8 @@ def route(
                 verdict = method.exclude(block)
                 if not verdict:
                     blocks.append(block)
-            rows.append(Row(name, tuple(param.shape), param.numel(), role, f"base: {verdict}" if verdict else role))
+            verdict = f"base: {verdict}" if verdict else f"{role}: {method.describe(base, group, blocks[-1])}"
+            rows.append(Row(name, tuple(param.shape), param.numel(), role, verdict))
     plan = Plan(str(method), type(optimizer).__name__, rows, blocks)
     if not blocks:
         raise ConfigError(

@@ -57,6 +57,10 @@ class Muon:
         """See `core.method.Method.exclude`."""
         return f"{block.role}: Muon bends hidden matrices only" if block.edge else None
 
+    def describe(self, base: Base, group: dict, block: Block) -> str:
+        """See `core.method.Method.describe`."""
+        return "bend"
+
     def action(self, base: Base, group: dict, block: Block, warm: bool) -> Action:
         """See `core.method.Method.action`."""
         return Action.BEND

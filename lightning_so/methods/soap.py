@@ -97,6 +97,15 @@ class SOAP:
             return f"both sides are longer than {tiles.LONG} tiles of {cap}: raise SOAP(cap=...)"
         return None
 
+    def describe(self, base: Base, group: dict, block: Block) -> str:
+        """See `core.method.Method.describe`."""
+        cold = self.action(base, group, block, False)
+        cap, sides = self._cap(block.param.device), []
+        for side in (block.rows, block.cols):
+            cuts = tiles.tiles(side, cap)
+            sides.append(f"{len(cuts)}x{cuts[0].stop}" if cuts else "diagonal")
+        return f"{cold.value} until step {self.start}, then rotate; tiles {' and '.join(sides)}"
+
     def action(self, base: Base, group: dict, block: Block, warm: bool) -> Action:
         """See `core.method.Method.action`."""
         if warm:
