@@ -150,6 +150,14 @@ def test_an_exception_inside_the_step_leaves_no_weight_hidden(error, first):
     assert ours.engines[0].report.undone == (0 if first else 1)
 
 
+def test_an_earlier_callback_never_sees_a_hidden_weight():
+    model, ours, early = module(), SecondOrder(METHOD), Peek()
+    with pytest.raises(RuntimeError, match="stop"):
+        fit(model, [early, ours, Peek(10)])
+    assert early.zeros == 0
+    assert ours.engines[0].report.undone == 1
+
+
 @pytest.mark.parametrize("method", [METHOD, Muon()], ids=["soap", "muon"])
 def test_resume_from_a_model_checkpoint_equals_not_having_stopped(tmp_path, method):
     straight = module()

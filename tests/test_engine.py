@@ -93,6 +93,7 @@ def test_ladder_of_the_basis():
     Q = torch.eye(6, dtype=torch.float64)
     for _ in range(300):
         result = refresh(F, Q, strength=0.0)
+        assert float((Q.T @ result.value[:, :1])[0]) > 0  # a leading column never flips
         Q = result.value
         assert result.ok
         assert result.attempts == 1
