@@ -31,11 +31,11 @@ def state_dict(engine: "Engine") -> dict[str, Any]:
     Returns:
         Copies: a later step does not change them.
     """
-    blocks: dict[str, dict[str, Any]] = {}
-    for index, stack in enumerate(engine.stacks):
-        for row, block in enumerate(stack.blocks):
-            tensors = {name: tensor[row].clone() for name, tensor in named_tensors(engine.method, stack)}
-            blocks[block.name] = {"tensors": tensors, "warm": engine.warm[index][row]}
+    warm = _warm(engine)
+    blocks = {
+        name: {"tensors": {key: tensor.clone() for key, tensor in tensors.items()}, "warm": warm[name]}
+        for name, tensors in _block_tensors(engine).items()
+    }
     schedule = engine.schedule
     units = {
         _unit_key(engine, number): [schedule.last[number], schedule.next[number], schedule.solved[number]]
@@ -71,27 +71,25 @@ def load_state_dict(engine: "Engine", state: dict[str, Any]) -> None:
             f"the state is of {state['method']}, this run uses {engine.method}: use the same arguments, or "
             f"start without the state."
         )
-    mine = state_dict(engine)
-    _compare("blocks", set(state["blocks"]), set(mine["blocks"]))
-    for name, block in mine["blocks"].items():
+    mine = _block_tensors(engine)
+    _compare("blocks", set(state["blocks"]), set(mine))
+    for name, tensors in mine.items():
         theirs = state["blocks"][name]["tensors"]
-        _compare(f"tensors of {name}", set(theirs), set(block["tensors"]))
+        _compare(f"tensors of {name}", set(theirs), set(tensors))
         wrong = {
             key: (tuple(theirs[key].shape), tuple(value.shape))
-            for key, value in block["tensors"].items()
+            for key, value in tensors.items()
             if theirs[key].shape != value.shape
         }
         if wrong:
             text = ", ".join(f"{key}: state {a}, model {b}" for key, (a, b) in wrong.items())
             raise StateError(f"{name} has other shapes: {text}. The model or SOAP(cap=...) changed.")
-    _compare("units", set(state["units"]), set(mine["units"]))
-    for index, stack in enumerate(engine.stacks):
-        for row, block in enumerate(stack.blocks):
-            saved = state["blocks"][block.name]
-            engine.warm[index][row] = bool(saved["warm"])
-            for name, tensor in named_tensors(engine.method, stack):
-                tensor[row].copy_(saved["tensors"][name])
     schedule = engine.schedule
+    _compare("units", set(state["units"]), {_unit_key(engine, number) for number in range(len(schedule.units))})
+    for name, tensors in mine.items():
+        for key, tensor in tensors.items():
+            tensor.copy_(state["blocks"][name]["tensors"][key])
+    engine.warm = [[bool(state["blocks"][block.name]["warm"]) for block in stack.blocks] for stack in engine.stacks]
     for number in range(len(schedule.units)):
         schedule.last[number], schedule.next[number], schedule.solved[number] = state["units"][
             _unit_key(engine, number)
@@ -100,6 +98,23 @@ def load_state_dict(engine: "Engine", state: dict[str, Any]) -> None:
     for name, value in state["report"].items():
         setattr(engine.report, name, value)
     engine.regroup()
+
+
+def _block_tensors(engine: "Engine") -> dict[str, dict[str, Tensor]]:
+    """Every block's tensors by name: views of the live state, not copies."""
+    return {
+        block.name: {name: tensor[row] for name, tensor in named_tensors(engine.method, stack)}
+        for stack in engine.stacks
+        for row, block in enumerate(stack.blocks)
+    }
+
+
+def _warm(engine: "Engine") -> dict[str, bool]:
+    return {
+        block.name: warm
+        for stack, flags in zip(engine.stacks, engine.warm, strict=True)
+        for block, warm in zip(stack.blocks, flags, strict=True)
+    }
 
 
 def _unit_key(engine: "Engine", number: int) -> str:
