@@ -8,7 +8,7 @@ import gzip
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
@@ -43,6 +43,7 @@ class Problem:
         held: The fixed validation batches, all of one size or weighed equally.
         steps: Steps of a usual run.
         loss_name: What the validation loss is called in tables and plots.
+        device: Where models and batches are.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Problem:
     held: Sequence[Batch]
     steps: int
     loss_name: str
+    device: str = "cpu"
 
     @torch.no_grad()
     def validation(self, model: nn.Module) -> float:
@@ -243,8 +245,23 @@ PROBLEMS: dict[str, Callable[[str], Problem]] = {
 }
 
 
-def load(name: str) -> Problem:
-    """Build the problem called `name`.
+def on(problem: Problem, device: str) -> Problem:
+    """The same problem with models and batches on a device; what is drawn does not depend on it."""
+
+    def moved(batch: Batch) -> Batch:
+        return batch[0].to(device), batch[1].to(device)
+
+    return replace(
+        problem,
+        model=lambda seed: problem.model(seed).to(device),
+        batch=lambda generator: moved(problem.batch(generator)),
+        held=[moved(batch) for batch in problem.held],
+        device=device,
+    )
+
+
+def load(name: str, device: str = "cpu") -> Problem:
+    """Build the problem called `name` on a device.
 
     Raises:
         KeyError: No such problem.
@@ -252,4 +269,5 @@ def load(name: str) -> Problem:
     """
     if name not in PROBLEMS:
         raise KeyError(f"no problem {name!r}; there are: {', '.join(PROBLEMS)}")
-    return PROBLEMS[name](name)
+    problem = PROBLEMS[name](name)
+    return problem if device == "cpu" else on(problem, device)

@@ -5,7 +5,7 @@
 The whole is done `--repeats` times, identically, and a step's time is the least of its repeats: that leaves the spikes
 that belong to the method (solves, the first ones included) and drops those of the machine. `adamw` runs twice; the
 difference of the two is the noise. Times are process CPU time of one thread. Variants in bf16 are slow on a CPU without
-bf16 units.
+bf16 units. On an accelerator (`--device cuda`) they are wall time between synchronizations.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import platform
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from torch import nn
 
 from benchmarks.methods import METHODS, Contender, Settings, build
 from benchmarks.problems import PROBLEMS, Batch, Problem, load
+from lightning_so.core.stopwatch import Stopwatch
 
 VARIANTS = ["adamw", "adamw", "soap", "muon", "muon_bf16", "torch_muon", "torch_muon_fp32"]
 STAGES = ["guard", "observe", "solve", "act", "finish"]
@@ -38,7 +40,20 @@ class Lane:
 
     model: nn.Module
     contender: Contender
+    clock: Callable[[], float]
     parts: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+
+def clock(device: str) -> Callable[[], float]:
+    """Process CPU time, or wall time between synchronizations of an accelerator."""
+    if device == "cpu":
+        return time.process_time
+
+    def synchronized() -> float:
+        torch.accelerator.synchronize()
+        return time.perf_counter()
+
+    return synchronized
 
 
 def step(lane: Lane, problem: Problem, batch: Batch) -> None:
@@ -46,13 +61,13 @@ def step(lane: Lane, problem: Problem, batch: Batch) -> None:
     engine = lane.contender.engine
     stages: dict[str, float] = {}
     if engine is not None:
-        engine.stage_seconds = stages
-    begun = time.process_time()
+        engine.stopwatch = Stopwatch(lane.clock, stages)
+    begun = lane.clock()
     lane.model.zero_grad()
     problem.loss(lane.model, batch).backward()
-    differentiated = time.process_time()
+    differentiated = lane.clock()
     lane.contender.step()
-    done = time.process_time()
+    done = lane.clock()
     lane.parts["forward_backward"].append(differentiated - begun)
     lane.parts["base"].append(done - differentiated - sum(stages.values()))
     for stage in STAGES:
@@ -65,7 +80,7 @@ def repeat(problem: Problem, variants: list[str], settings: Settings) -> list[La
     lanes = []
     for variant in variants:
         model = problem.model(0)
-        lanes.append(Lane(model, build(variant, model, settings)))
+        lanes.append(Lane(model, build(variant, model, settings), clock(problem.device)))
     generator = torch.Generator().manual_seed(0)
     for i in range(settings.steps):
         batch = problem.batch(generator)
@@ -102,7 +117,7 @@ def record(variant: str, lanes: list[Lane]) -> dict[str, Any]:
     }
 
 
-def machine() -> dict[str, Any]:
+def machine(device: str) -> dict[str, Any]:
     """What the figures depend on."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
@@ -110,6 +125,7 @@ def machine() -> dict[str, Any]:
     flags = next((line for line in lines if line.startswith("flags")), "")
     return {
         "cpu": model or platform.processor(),
+        "device": device if device == "cpu" else torch.cuda.get_device_name(),
         "bf16_units": "bf16" in flags,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -158,19 +174,26 @@ def main() -> None:
     add("--steps", type=int, default=200)
     add("--repeats", type=int, default=3)
     add("--lr", type=float, default=3e-3)
+    add("--device", default="cpu", help="cpu or cuda")
     add("--out", type=Path, help="default: benchmarks/results/steps_PROBLEM.jsonl; lines are appended")
     args = parser.parse_args()
 
     torch.set_num_threads(1)
     settings = Settings(args.lr, steps=args.steps)
-    records = measure(load(args.problem), args.variants, settings, args.repeats)
+    records = measure(load(args.problem, args.device), args.variants, settings, args.repeats)
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(whole_table(records, f"{args.problem}, {args.steps} steps, least of {args.repeats} repeats"))
     console.print(parts_table(records))
 
     out = args.out or Path("benchmarks/results") / f"steps_{args.problem}.jsonl"
     out.parent.mkdir(parents=True, exist_ok=True)
-    facts = {"problem": args.problem, "steps": args.steps, "repeats": args.repeats, "lr": args.lr, **machine()}
+    facts = {
+        "problem": args.problem,
+        "steps": args.steps,
+        "repeats": args.repeats,
+        "lr": args.lr,
+        **machine(args.device),
+    }
     with out.open("a") as file:
         for r in records:
             print(json.dumps({**facts, **r}), file=file)

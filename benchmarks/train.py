@@ -22,6 +22,7 @@ import torch
 
 from benchmarks.methods import METHODS, Settings, build
 from benchmarks.problems import PROBLEMS, load
+from lightning_so.core.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def train(run: Run) -> dict[str, Any]:
     model = problem.model(run.seed)
     contender = build(run.method, model, settings)
     if contender.engine is not None:
-        contender.engine.stage_seconds = {}
+        contender.engine.stopwatch = Stopwatch()
 
     generator = torch.Generator().manual_seed(run.seed)
     seconds, curve = 0.0, [(0, 0.0, problem.validation(model))]
@@ -87,7 +88,7 @@ def line(run: Run, loss_name: str, curve: list[tuple[int, float, float]], conten
 
 def stage_seconds(engine: Any) -> dict[str, float]:
     """Seconds of each stage of the engine, empty where there is none."""
-    return {} if engine is None else engine.stage_seconds
+    return {} if engine is None else engine.stopwatch.seconds
 
 
 def option(text: str) -> tuple[str, Any]:

@@ -20,7 +20,7 @@ from lightning_so.core.report import Report
 from lightning_so.core.routing import route
 from lightning_so.core.schedule import Schedule, interval
 from lightning_so.core.state import named_tensors
-from lightning_so.core.stopwatch import stage
+from lightning_so.core.stopwatch import Stopwatch, stage
 
 
 class Engine:
@@ -31,7 +31,7 @@ class Engine:
         report: What was done.
         warm: By stack and row, whether the block rotates.
         units_of: By stack and row, the numbers of the block's units in the schedule.
-        stage_seconds: None; set to a dict to have the CPU seconds of each stage added to it.
+        stopwatch: None; set to a `Stopwatch` to have the time of each stage added up.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Engine:
             self.units_of[unit.stack][unit.row].append(number)
         self._peak = self._dearest(period)
         self.report = Report(coverage=self.plan.coverage)
-        self.stage_seconds: dict[str, float] | None = None
+        self.stopwatch: Stopwatch | None = None
         self.scratch = Scratch()
         self._live: list[list[int]] = [[] for _ in self.stacks]
         self._batches: list[list[Batch]] = [[] for _ in self.stacks]
@@ -96,7 +96,7 @@ class Engine:
     def step(self) -> None:
         """Everything that happens between the backward pass and the base optimizer's step."""
         self.restore()
-        with stage(self.stage_seconds, "guard"):
+        with stage(self.stopwatch, "guard"):
             if not self._finite():
                 self._withhold()
                 return
@@ -195,15 +195,15 @@ class Engine:
         needs = stack.stats is not None
         gradient = None
         if needs:
-            with stage(self.stage_seconds, "observe"):
+            with stage(self.stopwatch, "observe"):
                 grads = [stack.blocks[row].param.grad for row in live]
                 gradient = self.scratch.gather(stack, grads, 0)  # type: ignore[arg-type]
                 self.method.observe(stack.stats, gradient, None if len(live) == len(stack.blocks) else live)
-            with stage(self.stage_seconds, "solve"):
+            with stage(self.stopwatch, "solve"):
                 bases.solve(self, stack, due)
                 if bases.enter(self, index, stack):
                     self._split(index, stack)
-        with stage(self.stage_seconds, "act"):
+        with stage(self.stopwatch, "act"):
             for batch in self._batches[index]:
                 if batch.action is not Action.BASE:
                     self._act(batch, gradient)
@@ -233,7 +233,7 @@ class Engine:
     def after_step(self) -> None:
         """Turn the base's updates and write the parameters back; call it right after the base has stepped."""
         try:
-            with stage(self.stage_seconds, "finish"):
+            with stage(self.stopwatch, "finish"):
                 while self._acting:
                     self._finish(self._acting[-1])
                     self._acting.pop()

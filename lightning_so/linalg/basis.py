@@ -45,14 +45,16 @@ def refresh(F_TT: Tensor, Q_TT: Tensor, *, strength: float) -> Result:
         The new basis, the permutation `order` (column j of the new basis continues column `order[j]` of the last),
         and how many rungs were needed.
     """
-    if not bool(F_TT.isfinite().all()):
-        return Result(Q_TT, ok=False, attempts=0)
     FQ = torch.addcmul(F_TT @ Q_TT, ridge(F_TT, strength)[:, None], Q_TT)
     order = (Q_TT * FQ).sum(0).argsort(descending=True, stable=True)
     Q, R = torch.linalg.qr(FQ[:, order])
     Q = fix_signs(Q, R.diagonal())
-    # A factor of zeros leaves R = 0 and Q arbitrary but orthogonal: keep the basis we had.
-    if bool(Q.isfinite().all()) and bool(R.diagonal().abs().amax() > 0):
+    # A factor of zeros leaves R = 0 and Q arbitrary but orthogonal: keep the basis we had. One host read for all.
+    checks = torch.stack([F_TT.isfinite().all(), Q.isfinite().all(), R.diagonal().abs().amax() > 0])
+    sound, finite, nonzero = checks.tolist()
+    if not sound:
+        return Result(Q_TT, ok=False, attempts=0)
+    if finite and nonzero:
         return Result(Q, ok=True, order=order)
     return _decompose(F_TT, Q_TT, strength)
 
