@@ -58,7 +58,7 @@ def enter(engine: "Engine", index: int, stack: Stack) -> bool:
         if engine.warm[index][row]:
             continue
         solved = [engine.schedule.solved[number] for number in engine.units_of[index][row]]
-        if not engine.method.ready(engine.report.step - row % ENTRIES, solved):
+        if not engine.method.ready(engine.report.step - (index + row) % ENTRIES, solved):
             continue
         engine.warm[index][row] = entered = True
         state = engine.optimizer.state.get(block.param, {})

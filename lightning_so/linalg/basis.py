@@ -8,6 +8,9 @@ from torch import Tensor
 
 from lightning_so.linalg.result import Result
 
+#: What the calls of a solve cost at any size, in multiply-adds of a matrix product.
+CALLS = 1e7
+
 
 def ridge(F_TT: Tensor, strength: float) -> Tensor:
     """An ordered ridge that breaks ties, `strength * mean(diag F) * linspace(1, .5)`, shape (T,).
@@ -76,5 +79,5 @@ def _decompose(F_TT: Tensor, Q_TT: Tensor, strength: float) -> Result:
 
 
 def refresh_cost(side: int) -> float:
-    """Modelled cost of `refresh` in multiply-adds of a matrix product: 1 product and a QR, which is slow when small."""
-    return 6.0 * side**3 + 900.0 * side**2
+    """Modelled cost of `refresh` in multiply-adds of a matrix product: a product, a QR (slow when small), calls."""
+    return 6.0 * side**3 + 900.0 * side**2 + CALLS

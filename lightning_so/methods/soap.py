@@ -12,7 +12,7 @@ from lightning_so.core.errors import ConfigError, check_range
 from lightning_so.core.method import Action
 from lightning_so.core.schedule import Spread, Staggered, Unit
 from lightning_so.linalg import tiles
-from lightning_so.linalg.basis import refresh, refresh_cost
+from lightning_so.linalg.basis import CALLS, refresh, refresh_cost
 from lightning_so.linalg.polar import polar, polar_cost
 from lightning_so.linalg.result import Result
 
@@ -142,9 +142,10 @@ class SOAP:
         """See `core.method.Method.work`."""
         m, n = stack.shape
         turn = m * n * sum(min(side, self._cap(stack.device)) for side in stack.shape)
+        calls = CALLS / len(stack.blocks)  # One call serves the stack.
         if action is Action.BEND:
-            return turn + polar_cost(stack.shape, 5)
-        return 3 * turn if action is Action.ROTATE else turn
+            return turn + polar_cost(stack.shape, 5) + calls
+        return 3 * turn + calls if action is Action.ROTATE else turn
 
     def observe(self, stats: Stats, gradients: Tensor, rows: list[int] | None) -> None:
         """See `core.method.Method.observe`."""
