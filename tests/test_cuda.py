@@ -35,13 +35,15 @@ def test_equals_the_cpu(method, variant):
     model, _, engine = walk("cuda", method, 12, **variant)
     assert engine.report.rotated + engine.report.bent == 3
     for a, b in zip(plain.parameters(), model.parameters(), strict=True):
-        torch.testing.assert_close(a, b.cpu(), rtol=1e-8, atol=1e-8)
+        # A capturable AdamW keeps its step, and so its bias corrections, in float32.
+        tolerance = 1e-5 if "capturable" in variant else 1e-8
+        torch.testing.assert_close(a, b.cpu(), rtol=tolerance, atol=tolerance)
 
 
 def test_muon_in_bf16_turns_like_fp32():
-    start = torch.nn.utils.parameters_to_vector(walk("cuda", Muon(), 0, torch.float32)[0].parameters())
+    start = torch.nn.utils.parameters_to_vector(walk("cuda", Muon(), 0, torch.float32)[0].parameters()).detach()
     steps = [
-        torch.nn.utils.parameters_to_vector(walk("cuda", Muon(precision=p), 1, torch.float32)[0].parameters()) - start
+        torch.nn.utils.parameters_to_vector(walk("cuda", Muon(precision=p), 1, torch.float32)[0].parameters()).detach() - start
         for p in ("fp32", "bf16")
     ]
     assert float(torch.nn.functional.cosine_similarity(*steps, dim=0)) > 0.999
