@@ -7,6 +7,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_so.callbacks.names import Callback
+from lightning_so.comm import Local, ambient
 from lightning_so.core.engine import Engine
 from lightning_so.core.errors import ConfigError, StateError, check_range
 from lightning_so.core.method import Method
@@ -49,6 +50,7 @@ class SecondOrder(Callback):
         self._loaded: list[dict[str, Any]] | None = None
         self._hooks: list[Any] = []
         self._wrapped: Any = None
+        self._comm: Local | None = None
 
     @property
     def state_key(self) -> str:
@@ -62,17 +64,26 @@ class SecondOrder(Callback):
         twins = [callback for callback in trainer.callbacks if isinstance(callback, SecondOrder)]
         if len(twins) > 1:
             raise ConfigError(f"SecondOrder is in the Trainer's callbacks {len(twins)} times; keep one.")
-        if trainer.world_size > 1:
+        kinds = [cls.__name__ for cls in type(trainer.strategy).__mro__]
+        if trainer.world_size > 1 and "DDPStrategy" not in kinds:
             raise ConfigError(
-                f"SecondOrder runs in one process in this version; the Trainer has {trainer.world_size} "
-                f"({type(trainer.strategy).__name__}). Use devices=1."
+                f"SecondOrder runs in one process or under DDP in this version; the Trainer has {trainer.world_size} "
+                f"processes with {kinds[0]}. Use strategy='ddp'."
             )
 
     def on_fit_start(self, trainer: Any, pl_module: nn.Module) -> None:
         """Make one engine an optimizer, print the plans, hook in."""
         self._unhook(trainer)
+        self._comm = ambient()
         self.engines = [
-            Engine(pl_module, _plain(optimizer), self.method, roles=self.route, min_coverage=self.min_coverage)
+            Engine(
+                pl_module,
+                _plain(optimizer),
+                self.method,
+                roles=self.route,
+                min_coverage=self.min_coverage,
+                comm=self._comm,
+            )
             for optimizer in trainer.optimizers
         ]
         for engine in self.engines:
@@ -130,7 +141,7 @@ class SecondOrder(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to a running fit, so that the callback can be pickled and copied."""
-        return {**self.__dict__, "engines": [], "_hooks": [], "_wrapped": None}
+        return {**self.__dict__, "engines": [], "_hooks": [], "_wrapped": None, "_comm": None}
 
     # ---------------------------------------------------------------- inside
 
@@ -158,6 +169,9 @@ class SecondOrder(Callback):
         if self._wrapped is not None:
             self._wrapped.__dict__.pop("optimizer_step", None)
             self._wrapped = None
+        if self._comm is not None:
+            self._comm.close()
+            self._comm = None
 
 
 def _plain(optimizer: Any) -> Optimizer:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from lightning_so.comm import ambient
 from lightning_so.core.bases import depart
 from lightning_so.core.engine import Engine
 from lightning_so.core.errors import ConfigError
@@ -50,6 +51,7 @@ class Attached(Engine):
         if self.optimizer.step is self._guard:  # otherwise a scheduler has wrapped it: it only passes calls through
             self.optimizer.step = self._original  # type: ignore[method-assign]
         depart(self)
+        self.comm.close()
         del self.optimizer._lightning_so  # type: ignore[attr-defined]
 
     def state_dict(self) -> dict[str, Any]:
@@ -85,7 +87,8 @@ def attach(
 ) -> Attached:
     """Put a method in front of an optimizer in a plain torch loop.
 
-    Call `zero_grad`, `backward`, clipping and `optimizer.step()` as always.
+    Call `zero_grad`, `backward`, clipping and `optimizer.step()` as always. In an initialised `torch.distributed` world
+    every rank calls `attach` at the same point; the gradients must be reduced (DDP) when the optimizer steps.
 
     Args:
         model: The model whose parameter names are used.
@@ -110,6 +113,6 @@ def attach(
     """
     if getattr(optimizer, "_lightning_so", None) is not None:
         raise ConfigError("attach: this optimizer already has a method attached; call `engine.detach()` first.")
-    engine = Attached(model, optimizer, method, roles=route, min_coverage=min_coverage)
+    engine = Attached(model, optimizer, method, roles=route, min_coverage=min_coverage, comm=ambient())
     engine.hook()
     return engine

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_so.actions import rotate
+from lightning_so.core import share
 from lightning_so.core.block import Stack
 
 if TYPE_CHECKING:
@@ -18,18 +19,17 @@ if TYPE_CHECKING:
 ENTRIES = 4
 
 
-def solve(engine: "Engine", stack: Stack, due: list[int]) -> None:
-    """Solve the due units of a stack; a failure keeps the last basis and is counted.
+def solve(engine: "Engine", due: list[int]) -> None:
+    """Solve the due units, each on its owner, and swap their bases in on all ranks; a failure keeps the last basis.
 
     Args:
         engine: The engine.
-        stack: The stack.
-        due: Numbers of its units in the schedule.
+        due: Numbers of units in the schedule.
     """
-    method, report = engine.method, engine.report
-    for number in due:
+    report = engine.report
+    for number, result in zip(due, share.solve(engine, due), strict=True):
         unit = engine.schedule.units[number]
-        result = method.solve(stack.stats, unit)
+        stack = engine.stacks[unit.stack]
         report.solves += 1
         report.retries += result.attempts > 1
         if not result.ok or result.order is None:

@@ -16,7 +16,6 @@ class Batch:
         stack: The stack.
         action: What happens to its blocks.
         rows: Indices into the stack, or None for all of them.
-        live: Positions among the stack's blocks that have a gradient, or None for all of them.
         blocks: The blocks.
         params: Their parameters.
         saved: Where each parameter is saved.
@@ -26,7 +25,6 @@ class Batch:
     stack: Stack
     action: Action
     rows: list[int] | None
-    live: list[int] | None
     blocks: list[Block]
     params: list[Tensor]
     saved: list[Tensor]
@@ -62,7 +60,6 @@ def split(stack: Stack, live: list[int], actions: list[Action]) -> list[Batch]:
                 stack,
                 action,
                 None if len(rows) == len(stack.blocks) else rows,
-                None if len(rows) == len(live) else [live.index(row) for row in rows],
                 blocks,
                 [block.param for block in blocks],
                 [stack.saved[row] for row in rows],

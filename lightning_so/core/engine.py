@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from lightning_so.actions import hide, moments
 from lightning_so.actions.bend import bend
+from lightning_so.comm import Local
 from lightning_so.core import bases
 from lightning_so.core.batch import Batch, split
 from lightning_so.core.block import Scratch, Stack, scatter, stack_blocks
@@ -42,6 +43,7 @@ class Engine:
         *,
         roles: Mapping[str, Sequence[str]] | None = None,
         min_coverage: float = 0.0,
+        comm: Local | None = None,
     ) -> None:
         """Route the parameters and create all state.
 
@@ -51,13 +53,14 @@ class Engine:
             method: The method.
             roles: See `routing.route`.
             min_coverage: Smallest share of elements that must be covered.
+            comm: How ranks talk to each other; one process by default.
 
         Raises:
             ConfigError: If the optimizer, the method and the model do not fit together.
         """
         if not isinstance(method, Method):
             raise ConfigError(f"method={method!r} is not a method; use SOAP() or Muon().")
-        self.optimizer, self.method = optimizer, method
+        self.optimizer, self.method, self.comm = optimizer, method, comm or Local()
         self.base = moments.lookup(optimizer)
         self.plan = route(model, optimizer, method, self.base, roles)
         if self.plan.coverage < min_coverage:
@@ -71,7 +74,7 @@ class Engine:
         self.warm = [[False] * len(stack.blocks) for stack in self.stacks]
         units = [unit for index, stack in enumerate(self.stacks) for unit in method.units(index, stack)]
         period, self.spread = method.timing()
-        self.schedule = Schedule(units, period, staggered=self.spread.staggered)
+        self.schedule = Schedule(units, period, ranks=self.comm.ranks, staggered=self.spread.staggered)
         self.units_of: list[list[list[int]]] = [[[] for _ in stack.blocks] for stack in self.stacks]
         for number, unit in enumerate(units):
             self.units_of[unit.stack][unit.row].append(number)
@@ -97,15 +100,27 @@ class Engine:
         """Everything that happens between the backward pass and the base optimizer's step."""
         self.restore()
         with stage(self.stopwatch, "guard"):
-            if not self._finite():
+            if not self._agree(self._finite()):
                 self._withhold()
                 return
         self.report.step += 1
         due = self._due()
         try:
-            for index, stack in enumerate(self.stacks):
-                if self._live[index]:
-                    self._advance(index, stack, due.get(index, []))
+            with stage(self.stopwatch, "observe"):
+                for index, stack in enumerate(self.stacks):
+                    if self._live[index] and stack.stats is not None:
+                        self._observe(index, stack)
+            with stage(self.stopwatch, "solve"):
+                if due:
+                    bases.solve(self, due)
+                for index, stack in enumerate(self.stacks):
+                    if self._live[index] and stack.stats is not None and bases.enter(self, index, stack):
+                        self._split(index, stack)
+            with stage(self.stopwatch, "act"):
+                for batches in self._batches:
+                    for batch in batches:
+                        if batch.action is not Action.BASE:
+                            self._act(batch)
         except BaseException:
             self.restore()
             raise
@@ -134,6 +149,23 @@ class Engine:
         norms = torch._foreach_norm([g.float() if g.dtype is torch.float16 else g for g in dense])
         return bool(torch.stack([norm.float() for norm in norms]).isfinite().all())
 
+    def _agree(self, finite: bool) -> bool:
+        """Whether the gradients are finite on every rank; a gradient that another rank lacks is withheld."""
+        if self.comm.ranks == 1:
+            return finite
+        params = [p for group in self.optimizer.param_groups for p in group["params"]]
+        poisoned, *missing = self.comm.anywhere([not finite, *(p.grad is None for p in params)])
+        for p, absent in zip(params, missing, strict=True):
+            if absent and p.grad is not None:
+                self.report.withheld += 1
+                self._withheld.append((p, p.grad))
+                p.grad = None
+        return not poisoned
+
+    def flag_bytes(self) -> int:
+        """Bytes that a rank sends every step to agree on what may be used."""
+        return 0 if self.comm.ranks == 1 else 1 + sum(len(group["params"]) for group in self.optimizer.param_groups)
+
     def _withhold(self) -> None:
         """Take all gradients away, so that the base neither steps nor poisons its moments."""
         self.report.skipped += 1
@@ -143,17 +175,16 @@ class Engine:
                     self._withheld.append((p, p.grad))
                     p.grad = None
 
-    def _due(self) -> dict[int, list[int]]:
-        """Units to solve at this step by stack, within the budget; refreshes the batches on the way."""
+    def _due(self) -> list[int]:
+        """Units to solve at this step within the budget; refreshes the batches on the way."""
         busy = 0.0
         for index, stack in enumerate(self.stacks):
             self._regroup(index, stack)
             for batch in self._batches[index]:
                 busy += len(batch.blocks) * self.method.work(stack, batch.action)
-        due: dict[int, list[int]] = {}
-        for unit in self.schedule.due(self.report.step, self.spread.budget(self._peak, busy)):
-            due.setdefault(self.schedule.units[unit].stack, []).append(unit)
-        return due
+        due = self.schedule.due(self.report.step, self.spread.budget(self._peak, busy))
+        # A block without gradient has nothing new to solve.
+        return [n for n in due if self.schedule.units[n].row in self._live[self.schedule.units[n].stack]]
 
     def _dearest(self, period: int) -> float:
         """Optimizer work of the dearest phase: all blocks cold, or all warm with their share of solves."""
@@ -189,38 +220,20 @@ class Engine:
             ],
         )
 
-    def _advance(self, index: int, stack: Stack, due: list[int]) -> None:
-        """Fold, solve, carry, enter and act for one stack: one gather of its gradients serves all."""
+    def _observe(self, index: int, stack: Stack) -> None:
         live = self._live[index]
-        needs = stack.stats is not None
-        gradient = None
-        if needs:
-            with stage(self.stopwatch, "observe"):
-                grads = [stack.blocks[row].param.grad for row in live]
-                gradient = self.scratch.gather(stack, grads, 0)  # type: ignore[arg-type]
-                self.method.observe(stack.stats, gradient, None if len(live) == len(stack.blocks) else live)
-            with stage(self.stopwatch, "solve"):
-                bases.solve(self, stack, due)
-                if bases.enter(self, index, stack):
-                    self._split(index, stack)
-        with stage(self.stopwatch, "act"):
-            for batch in self._batches[index]:
-                if batch.action is not Action.BASE:
-                    self._act(batch, gradient)
+        grads = [stack.blocks[row].param.grad for row in live]
+        gradient = self.scratch.gather(stack, grads, 0)  # type: ignore[arg-type]
+        self.method.observe(stack.stats, gradient, None if len(live) == len(stack.blocks) else live)
 
-    def _act(self, batch: Batch, gradient: Tensor | None) -> None:
+    def _act(self, batch: Batch) -> None:
         """Add coupled decay, rotate the gradients, hide the parameters."""
         grads, groups = batch.gradients(), self.optimizer.param_groups
-        coupled = False
         for group, positions in batch.groups.items():
             if not self.base.decoupled(groups[group]) and groups[group]["weight_decay"] != 0:
-                coupled = True
                 hide.couple_decay([grads[i] for i in positions], [batch.params[i] for i in positions], groups[group])
         if batch.action is Action.ROTATE:
-            if coupled or gradient is None:
-                source = self.scratch.gather(batch.stack, grads, 1)
-            else:
-                source = gradient if batch.live is None else gradient[batch.live]
+            source = self.scratch.gather(batch.stack, grads, 0)
             scatter(self.rotator.turn(batch.stack.stats, source, batch.rows, leave=False), grads)
         hide.save(batch.params, batch.saved)
         # Listed before it is hidden: an interrupt between the two lines must not lose a weight.

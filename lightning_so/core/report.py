@@ -11,7 +11,9 @@ class Report:
         step: Optimizer steps that the engine took part in.
         skipped: Steps withheld because a gradient was not finite.
         undone: Steps whose parameters were hidden and put back, because the base optimizer did not step.
-        solves: Units solved.
+        withheld: Gradients withheld because they were missing on another rank.
+        solves: Units solved, over all ranks.
+        solved_here: Units solved by this rank.
         retries: Solves that needed a higher rung of the failure ladder.
         failures: Solves that failed on every rung; the last basis was kept.
         rotated: Blocks rotated at the last step.
@@ -23,7 +25,9 @@ class Report:
     step: int = 0
     skipped: int = 0
     undone: int = 0
+    withheld: int = 0
     solves: int = 0
+    solved_here: int = 0
     retries: int = 0
     failures: int = 0
     rotated: int = 0
@@ -39,6 +43,7 @@ class Report:
             "so/solves": float(self.solves),
             "so/solve_fallbacks": float(self.retries + self.failures),
             "so/skipped_steps": float(self.skipped),
+            "so/withheld_gradients": float(self.withheld),
             "so/staleness_max": float(self.age_max),
             "so/coverage_params": self.coverage,
         }

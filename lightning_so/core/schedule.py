@@ -20,6 +20,7 @@ class Unit:
         side: 0 for the rows' factor, 1 for the columns'.
         tile: Index of the tile on that side.
         cost: Modelled cost of one solve, in multiply-adds of a matrix product.
+        shape: Shape of the solved value.
     """
 
     stack: int
@@ -27,29 +28,51 @@ class Unit:
     side: int
     tile: int
     cost: float
+    shape: tuple[int, ...] = (0, 0)
 
 
-def pack(costs: list[float], slots: int, ranks: int) -> list[tuple[int, int]]:
-    """Pack units over (slot x rank) by cost: greedy longest first, ties by index; deterministic.
+def pack(costs: list[float], slots: int) -> list[int]:
+    """Pack units over slots by cost: greedy longest first, ties by index; deterministic.
 
     The greedy bound holds: the largest load is at most the mean load plus the largest cost.
 
     Args:
         costs: Cost of each unit.
         slots: Steps to spread over.
-        ranks: Owners to spread over.
 
     Returns:
-        (slot, rank) of each unit.
+        The slot of each unit.
     """
-    loads = [0.0] * (slots * ranks)
-    place = [(0, 0)] * len(costs)
+    loads, place = [0.0] * slots, [0] * len(costs)
     for unit in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
-        cell = min(range(len(loads)), key=lambda c: (loads[c], c))
-        loads[cell] += costs[unit]
-        # Neighbouring cells are different slots: equal loads spread over steps first, then over ranks.
-        place[unit] = (cell % slots, cell // slots)
+        place[unit] = min(range(slots), key=lambda s: (loads[s], s))
+        loads[place[unit]] += costs[unit]
     return place
+
+
+def owners(costs: list[float], slot: list[int], ranks: int) -> list[int]:
+    """Give the units of each slot to ranks, longest first: to the least loaded in the slot, then over all slots.
+
+    When a unit is due does not depend on the world size, only who solves it: so any number of ranks gives the weights
+    of one process.
+
+    Args:
+        costs: Cost of each unit.
+        slot: Slot of each unit.
+        ranks: World size.
+
+    Returns:
+        The owner of each unit.
+    """
+    here: dict[tuple[int, int], float] = {}
+    whole, owner = [0.0] * ranks, [0] * len(costs)
+    for unit in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+        s = slot[unit]
+        rank = min(range(ranks), key=lambda r: (here.get((s, r), 0.0), whole[r], r))
+        here[s, rank] = here.get((s, rank), 0.0) + costs[unit]
+        whole[rank] += costs[unit]
+        owner[unit] = rank
+    return owner
 
 
 def interval(step: int, period: int) -> int:
@@ -82,7 +105,9 @@ class Schedule:
         solved: Good solves of each unit so far.
         every: The interval in force.
         slot: The slot of each unit in the interval.
-        owner: The rank that solves each unit.
+        final: The largest interval.
+        final_slot: The slot of each unit in it.
+        owner: The rank that solves each unit, from the packing over the largest interval; it never changes.
     """
 
     units: list[Unit]
@@ -94,6 +119,8 @@ class Schedule:
     solved: list[int] = field(default_factory=list)
     every: int = 0
     slot: list[int] = field(default_factory=list)
+    final: int = 1
+    final_slot: list[int] = field(default_factory=list)
     owner: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -101,29 +128,31 @@ class Schedule:
         if not self.last:
             self.last, self.next = [0] * len(self.units), [1] * len(self.units)
             self.solved = [0] * len(self.units)
+        costs = [unit.cost for unit in self.units]
+        self.final = interval(10 * self.period, self.period)
+        self.final_slot = pack(costs, self.final if self.staggered else 1)
+        self.owner = owners(costs, self.final_slot, self.ranks)
 
     def due(self, step: int, budget: float) -> list[int]:
         """The units to solve at this step, oldest due first; what does not fit the budget slips to the next step.
 
-        At least one due unit a rank is always solved, so that nothing slips for ever.
+        At least one due unit is always solved, so that nothing slips for ever.
 
         Args:
             step: The step, counted from 1.
-            budget: Cost that solves may use on each rank at this step; infinite for no bound.
+            budget: Cost that solves may use at this step, over all ranks; infinite for no bound.
 
         Returns:
             Indices into `units`.
         """
         self._repack(step)
-        room, chosen = [budget] * self.ranks, []
-        started = [False] * self.ranks
+        room, chosen = budget, []
         for unit in sorted(
             (u for u in range(len(self.units)) if self.next[u] <= step), key=lambda u: (self.next[u], u)
         ):
-            rank, cost = self.owner[unit], self.units[unit].cost
-            if started[rank] and cost > room[rank]:
+            if chosen and self.units[unit].cost > room:
                 continue
-            started[rank], room[rank] = True, room[rank] - cost
+            room -= self.units[unit].cost
             chosen.append(unit)
         for unit in chosen:
             self.last[unit] = step
@@ -147,8 +176,7 @@ class Schedule:
     def place(self, every: int) -> None:
         """Pack the units for an interval, without moving what is due."""
         self.every = every
-        cells = pack([unit.cost for unit in self.units], max(every, 1) if self.staggered else 1, self.ranks)
-        self.slot, self.owner = [slot for slot, _ in cells], [rank for _, rank in cells]
+        self.slot = pack([unit.cost for unit in self.units], max(every, 1) if self.staggered else 1)
 
     def age(self, step: int) -> int:
         """Steps since the oldest unit was solved; 0 without units."""

@@ -128,7 +128,7 @@ class SOAP:
         """See `core.method.Method.units`."""
         cap = self._cap(stack.device)
         return [
-            Unit(index, row, side, tile, refresh_cost(cut.stop - cut.start))
+            Unit(index, row, side, tile, refresh_cost(cut.stop - cut.start), (cut.stop - cut.start,) * 2)
             for row in range(len(stack.blocks))
             for side, length in enumerate(stack.shape)
             for tile, cut in enumerate(tiles.tiles(length, cap))

@@ -1,0 +1,58 @@
+"""Data-parallel ranks that hold equal parameters and equal reduced gradients (DDP)."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lightning_so.comm.local import Local
+
+
+class Replicated(Local):
+    """Exchanges over a process group of its own, so that they never mix with the gradient buckets' order.
+
+    Making one is a collective: every rank of the default group makes it at the same point.
+    """
+
+    def __init__(self) -> None:
+        """Make the process group, with the default group's backend and time-out."""
+        super().__init__()
+        self._group: Any = dist.new_group()
+        self.rank, self.ranks = dist.get_rank(self._group), dist.get_world_size(self._group)
+        cuda = "nccl" in dist.get_backend(self._group)
+        self._device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+
+    def anywhere(self, flags: list[bool]) -> list[bool]:
+        """See `Local.anywhere`: one small all-reduce."""
+        wire = torch.tensor(flags, dtype=torch.uint8, device=self._device)
+        dist.all_reduce(wire, dist.ReduceOp.MAX, group=self._group)
+        self._count(wire)
+        return wire.bool().tolist()
+
+    def gather(self, mine: Tensor, sizes: list[int]) -> list[Tensor]:
+        """See `Local.gather`: one all-gather, padded to the largest rank."""
+        width = max(sizes)
+        if width == 0:
+            return [mine[:0]] * self.ranks
+        wire = torch.zeros(width, dtype=torch.uint8, device=self._device)
+        wire[: mine.numel()] = mine
+        rows = list(torch.empty(self.ranks, width, dtype=torch.uint8, device=self._device).unbind(0))
+        dist.all_gather(rows, wire, group=self._group)
+        self._count(wire)
+        return [row[:size].to(mine.device) for row, size in zip(rows, sizes, strict=True)]
+
+    def close(self) -> None:
+        """See `Local.close`."""
+        if dist.is_initialized():
+            dist.destroy_process_group(self._group)
+
+    def _count(self, wire: Tensor) -> None:
+        self.sent += wire.nbytes
+        self.calls += 1
+
+
+def ambient() -> Local:
+    """The communicator of this process: `Replicated` inside an initialised world of several ranks, else `Local`."""
+    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return Replicated() if several else Local()

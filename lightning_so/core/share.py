@@ -1,0 +1,88 @@
+"""Solve each unit on its owner and share the results: one padded exchange a step, sizes known to all beforehand.
+
+Wire format of one unit, padded to 8 bytes: the value, the permutation as int32, whether it is good and the rungs that
+were tried as int32.
+"""
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lightning_so.linalg.result import Result
+
+if TYPE_CHECKING:
+    from lightning_so.core.engine import Engine
+
+
+def solve(engine: "Engine", due: list[int]) -> list[Result]:
+    """The results of the due units on every rank; each was solved by its owner alone.
+
+    Args:
+        engine: The engine.
+        due: Numbers of units in the schedule, equal on all ranks.
+
+    Returns:
+        One result a unit.
+    """
+    units, owner, comm = engine.schedule.units, engine.schedule.owner, engine.comm
+    mine: dict[int, Result] = {}
+    for number in due:
+        if owner[number] == comm.rank:
+            mine[number] = engine.method.solve(engine.stacks[units[number].stack].stats, units[number])
+    engine.report.solved_here += len(mine)
+    if comm.ranks == 1:
+        return [mine[number] for number in due]
+    sizes = [0] * comm.ranks
+    for number in due:
+        sizes[owner[number]] += unit_bytes(engine, number)
+    device = engine.stacks[units[due[0]].stack].device
+    packed = [pack(mine[number], unit_bytes(engine, number)) for number in due if number in mine]
+    wires = comm.gather(torch.cat(packed) if packed else torch.empty(0, dtype=torch.uint8, device=device), sizes)
+    offsets, results = [0] * comm.ranks, []
+    for number in due:
+        rank, size = owner[number], unit_bytes(engine, number)
+        wire = wires[rank][offsets[rank] : offsets[rank] + size]
+        offsets[rank] += size
+        results.append(unpack(wire, units[number].shape, engine.stacks[units[number].stack].dtype))
+    return results
+
+
+def unit_bytes(engine: "Engine", number: int) -> int:
+    """Bytes of a unit on the wire."""
+    unit = engine.schedule.units[number]
+    itemsize = engine.stacks[unit.stack].dtype.itemsize
+    return -(-(math.prod(unit.shape) * itemsize + 4 * unit.shape[-1] + 8) // 8) * 8
+
+
+def traffic(engine: "Engine") -> float:
+    """Predicted bytes that a rank sends per step at the largest interval, padding included; 0 in one process."""
+    schedule, ranks = engine.schedule, engine.comm.ranks
+    if ranks == 1:
+        return 0.0
+    wires: dict[int, list[int]] = {}
+    for number in range(len(schedule.units)):
+        loads = wires.setdefault(schedule.final_slot[number], [0] * ranks)
+        loads[schedule.owner[number]] += unit_bytes(engine, number)
+    return engine.flag_bytes() + sum(max(loads) for loads in wires.values()) / schedule.final
+
+
+def pack(result: Result, size: int) -> Tensor:
+    """The bytes of a result, shape (size,)."""
+    n = result.value.shape[-1]
+    order = result.order if result.order is not None else torch.arange(n, device=result.value.device)
+    tail = torch.tensor([result.ok and result.order is not None, result.attempts], dtype=torch.int32)
+    numbers = torch.cat([order.to(torch.int32), tail.to(order.device)])
+    parts = [result.value.contiguous().view(-1).view(torch.uint8), numbers.view(torch.uint8)]
+    wire = torch.zeros(size, dtype=torch.uint8, device=result.value.device)
+    torch.cat(parts, out=wire[: sum(part.numel() for part in parts)])
+    return wire
+
+
+def unpack(wire: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Result:
+    """The result in the bytes of one unit."""
+    cut = math.prod(shape) * dtype.itemsize
+    numbers = wire[cut : cut + 4 * (shape[-1] + 2)].clone().view(torch.int32)
+    ok, attempts = numbers[-2:].tolist()
+    return Result(wire[:cut].clone().view(dtype).view(shape), bool(ok), numbers[:-2].long(), attempts)

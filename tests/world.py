@@ -1,0 +1,61 @@
+"""A pool of gloo ranks that is started once: `run(function, ranks, ...)` gives the results of all ranks."""
+
+import os
+import tempfile
+import traceback
+from datetime import timedelta
+from multiprocessing import get_context
+
+import torch
+import torch.distributed as dist
+
+
+class World:
+    """Ranks 0 .. size-1, each waiting for (function, arguments); a function may be any importable one."""
+
+    def __init__(self, size: int) -> None:
+        context = get_context("spawn")
+        self.file = tempfile.mktemp()
+        self.pipes, self.processes = [], []
+        for rank in range(size):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=serve, args=(rank, size, self.file, theirs), daemon=True)
+            process.start()
+            self.pipes.append(ours)
+            self.processes.append(process)
+
+    def run(self, function, *arguments, **named):
+        """Call the function on every rank; the results, by rank."""
+        for pipe in self.pipes:
+            pipe.send((function, arguments, named))
+        answers = []
+        for rank, pipe in enumerate(self.pipes):
+            assert pipe.poll(120), f"rank {rank} of {function.__name__} did not answer"
+            answers.append(pipe.recv())
+        for rank, (ok, value) in enumerate(answers):
+            assert ok, f"rank {rank}:\n{value}"
+        return [value for _, value in answers]
+
+    def close(self) -> None:
+        for pipe in self.pipes:
+            pipe.send(None)
+        for process in self.processes:
+            process.join(10)
+            if process.is_alive():
+                process.kill()
+
+
+def serve(rank, size, file, pipe) -> None:
+    """One rank: serve calls until None comes."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{file}", rank=rank, world_size=size, timeout=timedelta(seconds=60)
+    )
+    while (call := pipe.recv()) is not None:
+        function, arguments, named = call
+        try:
+            pipe.send((True, function(*arguments, **named)))
+        except BaseException:
+            pipe.send((False, traceback.format_exc()))
+    dist.destroy_process_group()
