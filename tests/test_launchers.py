@@ -1,0 +1,35 @@
+"""Real Trainers with real launchers, in subprocesses."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+
+
+def launch(strategy, devices, out):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tests.lightning_script", strategy, str(devices), str(out)]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180)
+
+
+@pytest.mark.slow
+def test_ddp_and_spawn_equal_one_process(tmp_path):
+    facts = []
+    for strategy, devices in (("auto", 1), ("ddp", 2), ("ddp_spawn", 2)):
+        out = tmp_path / strategy
+        out.mkdir()
+        done = launch(strategy, devices, out)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("% of the elements") == 1  # the plan is printed by one rank
+        facts += [torch.load(out / f"rank{rank}.pt") for rank in range(devices)]
+    one, *many = facts
+    for each in many:
+        assert each["solves"] == one["solves"] == one["here"] > each["here"] > 0
+        for name, value in each["weights"].items():
+            torch.testing.assert_close(value, one["weights"][name], rtol=0, atol=1e-10)
+            assert torch.equal(value, many[0]["weights"][name])
