@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 
 from lightning_so.callbacks.names import Callback
 from lightning_so.comm import Local, ambient
+from lightning_so.core import files
 from lightning_so.core.engine import Engine
 from lightning_so.core.errors import ConfigError, StateError, check_range
 from lightning_so.core.method import Method
@@ -51,6 +52,7 @@ class SecondOrder(Callback):
         self._hooks: list[Any] = []
         self._wrapped: Any = None
         self._comm: Local | None = None
+        self._told = False
 
     @property
     def state_key(self) -> str:
@@ -74,7 +76,7 @@ class SecondOrder(Callback):
     def on_fit_start(self, trainer: Any, pl_module: nn.Module) -> None:
         """Make one engine an optimizer, print the plans, hook in."""
         self._unhook(trainer)
-        self._comm = ambient()
+        self._comm, self._told = ambient(), False
         self.engines = [
             Engine(
                 pl_module,
@@ -95,11 +97,14 @@ class SecondOrder(Callback):
     def on_train_start(self, trainer: Any, pl_module: nn.Module) -> None:
         """Load what the checkpoint held: here the optimizers have their state under every strategy."""
         if self._loaded is None:
+            for engine in self.engines:
+                files.check_stamp(engine)
             return
         if len(self._loaded) != len(self.engines):
             raise StateError(f"the checkpoint has {len(self._loaded)} optimizers, this run {len(self.engines)}.")
         for engine, state in zip(self.engines, self._loaded, strict=True):
             load_state_dict(engine, state)
+            files.restore_moments(engine, state.get("moments", {}))
         self._loaded = None
 
     def on_exception(self, trainer: Any, pl_module: nn.Module, exception: BaseException) -> None:
@@ -117,8 +122,14 @@ class SecondOrder(Callback):
     def on_before_optimizer_step(self, trainer: Any, pl_module: nn.Module, optimizer: Optimizer) -> None:
         """Gradients are reduced and unscaled, not clipped yet."""
         engine = self._engine(optimizer)
-        if engine is not None:
-            engine.step()
+        if engine is None:
+            return
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        inner = engine.optimizer
+        if scaler is not None and getattr(inner, "_step_supports_amp_scaling", False) and _has_gradients(inner):
+            # Lightning leaves the scale to a fused step; unscaled here, the step is the same and statistics are right.
+            scaler.unscale_(inner)
+        engine.step()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the report."""
@@ -133,7 +144,24 @@ class SecondOrder(Callback):
         """One state an optimizer; before training starts, what a checkpoint has brought."""
         if not self.engines and self._loaded is not None:
             return {"engines": self._loaded}
-        return {"engines": [state_dict(engine) for engine in self.engines]}
+        return {"engines": [{**state_dict(engine), "moments": files.moments(engine)} for engine in self.engines]}
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
+        """Write moments in plain coordinates and, in the middle of a step, the weights instead of zeros."""
+        for number, engine in enumerate(self.engines):
+            hidden = files.hidden_weights(engine)
+            for name, value in checkpoint["state_dict"].items():
+                if value.data_ptr() in hidden:
+                    checkpoint["state_dict"][name] = hidden[value.data_ptr()].clone()
+            states = checkpoint.get("optimizer_states") or []
+            if number < len(states):
+                states[number], leaving = files.plain_optimizer_state(engine, states[number])
+                if leaving is not None and not self._told:
+                    self._told = True
+                    rank_zero_only(print)(
+                        f"SecondOrder: a run that loads this checkpoint without SecondOrder starts with an update at "
+                        f"cosine {leaving.cosine:.2f} to ours and {leaving.length:.2f} of its length; with it, exactly."
+                    )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep it until training starts."""
@@ -177,6 +205,10 @@ class SecondOrder(Callback):
 def _plain(optimizer: Any) -> Optimizer:
     """The torch optimizer inside Lightning's wrapper."""
     return getattr(optimizer, "optimizer", optimizer)
+
+
+def _has_gradients(optimizer: Optimizer) -> bool:
+    return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
 
 
 def _finisher(engine: Engine) -> Any:

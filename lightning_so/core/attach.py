@@ -30,6 +30,11 @@ class Attached(Engine):
         ]
 
     def _before(self, _: Optimizer, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        if getattr(self.optimizer, "grad_scale", None) is not None:
+            raise ConfigError(
+                "the gradients are still multiplied by the GradScaler's scale, which a fused optimizer removes only in "
+                "its step: call scaler.unscale_(optimizer) before scaler.step(optimizer)."
+            )
         # torch passes the optimizer itself as args[0].
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:

@@ -70,6 +70,24 @@ def enter(engine: "Engine", index: int, stack: Stack) -> bool:
     return entered
 
 
+def plain(engine: "Engine", index: int, row: int, state: dict) -> None:
+    """Move the moments in `state` out of a block's basis, in place: first exactly, second by squared overlap.
+
+    Args:
+        engine: The engine.
+        index: Index of the stack.
+        row: Row of the block, which rotates.
+        state: The optimizer's state of the parameter, or a copy of it.
+    """
+    stack = engine.stacks[index]
+
+    def turn(x: Tensor, square: bool) -> Tensor:
+        batch = x.to(stack.dtype)[None]
+        return engine.rotator.turn(stack.stats, batch, [row], leave=True, square=square)[0]
+
+    rotate.depart(engine.base, state, stack.shape, lambda x: turn(x, False), lambda x: turn(x, True))
+
+
 @torch.no_grad()
 def depart(engine: "Engine") -> None:
     """Take the moments of all blocks back to plain coordinates, so that the base can go on alone.
@@ -80,14 +98,7 @@ def depart(engine: "Engine") -> None:
     engine.restore()
     for index, stack in enumerate(engine.stacks):
         for row, block in enumerate(stack.blocks):
-            if not engine.warm[index][row]:
-                continue
-            state = engine.optimizer.state.get(block.param, {})
-
-            def turn(x: Tensor, square: bool, row: int = row, stack: Stack = stack) -> Tensor:
-                batch = x.to(stack.dtype)[None]
-                return engine.rotator.turn(stack.stats, batch, [row], leave=True, square=square)[0]
-
-            rotate.depart(engine.base, state, stack.shape, lambda x: turn(x, False), lambda x: turn(x, True))
-            engine.warm[index][row] = False
+            if engine.warm[index][row]:
+                plain(engine, index, row, engine.optimizer.state.get(block.param, {}))
+                engine.warm[index][row] = False
     engine.regroup()

@@ -32,6 +32,7 @@ class Engine:
         report: What was done.
         warm: By stack and row, whether the block rotates.
         units_of: By stack and row, the numbers of the block's units in the schedule.
+        acting: The batches whose parameters are hidden now.
         stopwatch: None; set to a `Stopwatch` to have the time of each stage added up.
     """
 
@@ -84,7 +85,7 @@ class Engine:
         self.scratch = Scratch()
         self._live: list[list[int]] = [[] for _ in self.stacks]
         self._batches: list[list[Batch]] = [[] for _ in self.stacks]
-        self._acting: list[Batch] = []
+        self.acting: list[Batch] = []
         self._withheld: list[tuple[Tensor, Tensor]] = []
 
     @property
@@ -237,7 +238,7 @@ class Engine:
             scatter(self.rotator.turn(batch.stack.stats, source, batch.rows, leave=False), grads)
         hide.save(batch.params, batch.saved)
         # Listed before it is hidden: an interrupt between the two lines must not lose a weight.
-        self._acting.append(batch)
+        self.acting.append(batch)
         hide.hide(batch.params)
 
     # ---------------------------------------------------------------- after the base's step
@@ -247,9 +248,9 @@ class Engine:
         """Turn the base's updates and write the parameters back; call it right after the base has stepped."""
         try:
             with stage(self.stopwatch, "finish"):
-                while self._acting:
-                    self._finish(self._acting[-1])
-                    self._acting.pop()
+                while self.acting:
+                    self._finish(self.acting[-1])
+                    self.acting.pop()
         finally:
             self.restore()
 
@@ -284,10 +285,10 @@ class Engine:
         for p, grad in self._withheld:
             p.grad = grad
         self._withheld.clear()
-        if self._acting:
+        if self.acting:
             self.report.undone += 1
-        while self._acting:
-            batch = self._acting.pop()
+        while self.acting:
+            batch = self.acting.pop()
             hide.restore(batch.params, batch.saved)
 
     def state_bytes(self) -> int:
