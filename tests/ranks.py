@@ -1,7 +1,11 @@
 """What the ranks of the pool run: a plain loop with DDP, on shards of one global batch."""
 
+import io
+import os
+
 import torch
 import torch.distributed as dist
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook, fp16_compress_hook
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from lightning_so import attach
@@ -20,18 +24,16 @@ def train(
     drop=None,
     shard=True,
     dtype=torch.float32,
-    nudge=False,
+    hook=None,
 ):
     """Train Net; the ranks see strided shards of the global batch. Gives weights, report, bytes sent and predicted."""
     several = dist.is_initialized() and shard
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
     torch.manual_seed(0)
     model = Net(dtype)
-    if nudge:
-        with torch.no_grad():
-            for p in model.parameters():
-                p.copy_(torch.nextafter(p, torch.full_like(p, 9.0)))
     wrapped = DDP(model) if several else model
+    if hook and several:
+        wrapped.register_comm_hook(None, fp16_compress_hook if hook == "fp16" else allreduce_hook)
     optimizer = base(model.parameters(), **arguments)
     engine = attach(model, optimizer, method)
     sent = []
@@ -55,3 +57,49 @@ def train(
     report, predicted = engine.report, traffic(engine)
     engine.detach()
     return weights, report, sent, predicted
+
+
+def resumed(method, base, arguments, steps, stop):
+    """Train to `stop`, then once more in a new model from copies of the states; gives the weights of both ends."""
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+
+    def make():
+        torch.manual_seed(0)
+        model = Net()
+        wrapped = DDP(model)
+        optimizer = base(model.parameters(), **arguments)
+        return model, wrapped, optimizer, attach(model, optimizer, method)
+
+    def walk(wrapped, optimizer, numbers):
+        for step in numbers:
+            x, y = batch(step)
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(wrapped(x[rank::ranks]), y[rank::ranks]).backward()
+            optimizer.step()
+
+    model, wrapped, optimizer, engine = make()
+    walk(wrapped, optimizer, range(stop))
+    files = [io.BytesIO() for _ in range(3)]
+    for file, part in zip(files, (model, optimizer, engine), strict=True):
+        torch.save(part.state_dict(), file)
+        file.seek(0)
+    walk(wrapped, optimizer, range(stop, steps))
+    again, wrapped, optimizer, other = make()
+    for file, part in zip(files, (again, optimizer, other), strict=True):
+        part.load_state_dict(torch.load(file, weights_only=True))
+    walk(wrapped, optimizer, range(stop, steps))
+    ends = [{name: p.detach().clone() for name, p in m.named_parameters()} for m in (model, again)]
+    engine.detach()
+    other.detach()
+    return ends
+
+
+def dies(method, base, arguments):
+    """Rank 1 leaves without a word; the others are told so by an error."""
+    if dist.get_rank() == 1:
+        os._exit(1)
+    try:
+        train(method, base, arguments, 4)
+    except (RuntimeError, dist.DistError) as error:
+        return type(error).__name__
+    return "no error"
