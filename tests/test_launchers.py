@@ -1,20 +1,9 @@
 """Real Trainers with real launchers, in subprocesses."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[1]
-
-
-def launch(strategy, devices, out):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "tests.lightning_script", strategy, str(devices), str(out)]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180)
+from tests.test_examples import run
 
 
 @pytest.mark.slow
@@ -23,9 +12,8 @@ def test_ddp_and_spawn_equal_one_process(tmp_path):
     for strategy, devices in (("auto", 1), ("ddp", 2), ("ddp_spawn", 2)):
         out = tmp_path / strategy
         out.mkdir()
-        done = launch(strategy, devices, out)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert done.stdout.count("% of the elements") == 1  # the plan is printed by one rank
+        printed = run("-m", "tests.lightning_script", strategy, str(devices), str(out), timeout=180)
+        assert printed.count("% of the elements") == 1  # the plan is printed by one rank
         facts += [torch.load(out / f"rank{rank}.pt") for rank in range(devices)]
     one, *many = facts
     for each in many:

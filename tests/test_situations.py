@@ -12,18 +12,6 @@ from tests.problems import Net, batch
 from tests.test_callback import METHOD, Batches, fit, module
 
 
-def trained(model, optimizer, steps, backward, method=METHOD, step=None, before=None):
-    """The loop by hand: `backward(step)` leaves gradients, `step()` steps."""
-    engine = attach(model, optimizer, method)
-    for number in range(steps):
-        optimizer.zero_grad()
-        if before:
-            before(number)
-        backward(number)
-        (step or optimizer.step)()
-    return engine
-
-
 def loss_of(net, number):
     x, y = batch(number)
     return nn.functional.cross_entropy(net(x), y)
@@ -32,6 +20,24 @@ def loss_of(net, number):
 def net():
     torch.manual_seed(0)
     return Net()
+
+
+def adamw(parameters):
+    return torch.optim.AdamW(parameters, lr=1e-2)
+
+
+def by_hand(steps, backward, method=METHOD, before=None):
+    """Net trained by a plain loop: `backward(net, step)` leaves gradients."""
+    hand = net()
+    optimizer = adamw(hand.parameters())
+    attach(hand, optimizer, method)
+    for number in range(steps):
+        optimizer.zero_grad()
+        if before:
+            before(hand, number)
+        backward(hand, number)
+        optimizer.step()
+    return hand
 
 
 def same(model, hand, atol=0.0):
@@ -44,8 +50,8 @@ class Plain(pytorch_lightning.LightningModule):
     def __init__(self, optimizer=None, loss=None):
         super().__init__()
         self.net = net()
-        self.make = optimizer or (lambda parameters: torch.optim.AdamW(parameters, lr=1e-2))
-        self.loss = loss or (lambda net, number: loss_of(net, number))
+        self.make = optimizer or adamw
+        self.loss = loss or loss_of
 
     def training_step(self, data, index):
         return self.loss(self.net, index)
@@ -69,18 +75,15 @@ def test_16_mixed_equals_the_hand_loop_and_skips_overflows(fused, overflow):
     trainer = fit(model, [ours], plugins=[plugin])
     hand, scaler = net(), torch.amp.GradScaler("cpu", init_scale=256.0)
     optimizer = make(hand.parameters())
-
-    def backward(number):
+    attach(hand, optimizer, METHOD)
+    for number in range(16):
+        optimizer.zero_grad()
         with torch.autocast("cpu", torch.half):
             value = loss(hand, number)
         scaler.scale(value).backward()
-
-    def step():
         scaler.unscale_(optimizer)
         scaler.step(optimizer)
         scaler.update()
-
-    trained(hand, optimizer, 16, backward, step=step)
     same(model.net, hand)
     report = ours.engines[0].report
     assert trainer.global_step == 16  # it moves on skipped steps: ours does not
@@ -151,7 +154,7 @@ def test_clipping_by_value_acts_in_the_rotated_basis():
     model = Plain()
     fit(model, [SecondOrder(METHOD)], gradient_clip_val=0.01, gradient_clip_algorithm="value")
     hand = net()
-    optimizer = torch.optim.AdamW(hand.parameters(), lr=1e-2)
+    optimizer = adamw(hand.parameters())
     engine = attach(hand, optimizer, METHOD)
     optimizer._optimizer_step_pre_hooks.clear()
     for number in range(16):
@@ -164,30 +167,21 @@ def test_clipping_by_value_acts_in_the_rotated_basis():
 
 
 def test_a_short_last_accumulation_group_is_a_step():
-    model, ours = Plain(loss=lambda net, number: loss_of(net, number)), SecondOrder(METHOD)
+    model, ours = Plain(), SecondOrder(METHOD)
     fit(model, [ours], length=11, accumulate_grad_batches=2)
-    hand = net()
 
-    def backward(number):
+    def backward(hand, number):
         for part in range(2 * number, min(2 * number + 2, 11)):
             (loss_of(hand, part) / 2).backward()
 
-    trained(hand, torch.optim.AdamW(hand.parameters(), lr=1e-2), 6, backward)
-    same(model.net, hand)
+    same(model.net, by_hand(6, backward))
     assert ours.engines[0].report.step == 6
 
 
 def test_a_training_step_without_loss_is_no_step_of_ours_and_harms_nothing():
     model, ours = Plain(loss=lambda net, n: None if n == 7 else loss_of(net, n)), SecondOrder(METHOD)
     fit(model, [ours])
-    hand = net()
-    trained(
-        hand,
-        torch.optim.AdamW(hand.parameters(), lr=1e-2),
-        16,
-        lambda number: None if number == 7 else loss_of(hand, number).backward(),
-    )
-    same(model.net, hand)
+    same(model.net, by_hand(16, lambda hand, number: None if number == 7 else loss_of(hand, number).backward()))
     assert ours.engines[0].report.failures == 0
 
 
@@ -202,15 +196,7 @@ def test_modules_frozen_and_unfrozen_while_training(method):
 
     model, ours = Freezing(), SecondOrder(method)
     fit(model, [ours])
-    hand = net()
-    trained(
-        hand,
-        torch.optim.AdamW(hand.parameters(), lr=1e-2),
-        16,
-        lambda number: loss_of(hand, number).backward(),
-        method=method,
-        before=lambda number: switch(hand, number),
-    )
+    hand = by_hand(16, lambda hand, number: loss_of(hand, number).backward(), method=method, before=switch)
     same(model.net, hand)
     assert ours.engines[0].report.failures == 0
 

@@ -125,10 +125,10 @@ class SecondOrder(Callback):
         if engine is None:
             return
         scaler = getattr(trainer.precision_plugin, "scaler", None)
-        inner = engine.optimizer
-        if scaler is not None and getattr(inner, "_step_supports_amp_scaling", False) and _has_gradients(inner):
+        fused = getattr(engine.optimizer, "_step_supports_amp_scaling", False)
+        if scaler is not None and fused and any(p.grad is not None for p in engine.params):
             # Lightning leaves the scale to a fused step; unscaled here, the step is the same and statistics are right.
-            scaler.unscale_(inner)
+            scaler.unscale_(engine.optimizer)
         engine.step()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -205,10 +205,6 @@ class SecondOrder(Callback):
 def _plain(optimizer: Any) -> Optimizer:
     """The torch optimizer inside Lightning's wrapper."""
     return getattr(optimizer, "optimizer", optimizer)
-
-
-def _has_gradients(optimizer: Optimizer) -> bool:
-    return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
 
 
 def _finisher(engine: Engine) -> Any:

@@ -10,12 +10,11 @@ class Local:
         rank: This process.
         ranks: World size.
         sent: Bytes that this rank has sent, padding included.
-        calls: Collectives made.
     """
 
     def __init__(self) -> None:
         """Nothing to set up."""
-        self.rank, self.ranks, self.sent, self.calls = 0, 1, 0, 0
+        self.rank, self.ranks, self.sent = 0, 1, 0
 
     def anywhere(self, flags: list[bool]) -> list[bool]:
         """Whether each flag is set on any rank; every rank gives equally many."""

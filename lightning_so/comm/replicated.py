@@ -27,7 +27,7 @@ class Replicated(Local):
         """See `Local.anywhere`: one small all-reduce."""
         wire = torch.tensor(flags, dtype=torch.uint8, device=self._device)
         dist.all_reduce(wire, dist.ReduceOp.MAX, group=self._group)
-        self._count(wire)
+        self.sent += wire.nbytes
         return wire.bool().tolist()
 
     def gather(self, mine: Tensor, sizes: list[int]) -> list[Tensor]:
@@ -39,17 +39,13 @@ class Replicated(Local):
         wire[: mine.numel()] = mine
         rows = list(torch.empty(self.ranks, width, dtype=torch.uint8, device=self._device).unbind(0))
         dist.all_gather(rows, wire, group=self._group)
-        self._count(wire)
+        self.sent += wire.nbytes
         return [row[:size].to(mine.device) for row, size in zip(rows, sizes, strict=True)]
 
     def close(self) -> None:
         """See `Local.close`."""
         if dist.is_initialized():
             dist.destroy_process_group(self._group)
-
-    def _count(self, wire: Tensor) -> None:
-        self.sent += wire.nbytes
-        self.calls += 1
 
 
 def ambient() -> Local:

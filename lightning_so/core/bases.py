@@ -3,6 +3,7 @@
 The base's moments move with it.
 """
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from lightning_so.actions import rotate
 from lightning_so.core import share
-from lightning_so.core.block import Stack
+from lightning_so.core.block import Block, Stack
 
 if TYPE_CHECKING:
     from lightning_so.core.engine import Engine
@@ -70,6 +71,14 @@ def enter(engine: "Engine", index: int, stack: Stack) -> bool:
     return entered
 
 
+def rotating(engine: "Engine") -> Iterator[tuple[int, int, Block]]:
+    """(stack, row, block) of all blocks that rotate."""
+    for index, stack in enumerate(engine.stacks):
+        for row, block in enumerate(stack.blocks):
+            if engine.warm[index][row]:
+                yield index, row, block
+
+
 def plain(engine: "Engine", index: int, row: int, state: dict) -> None:
     """Move the moments in `state` out of a block's basis, in place: first exactly, second by squared overlap.
 
@@ -96,9 +105,7 @@ def depart(engine: "Engine") -> None:
         engine: The engine; its blocks are cold afterwards.
     """
     engine.restore()
-    for index, stack in enumerate(engine.stacks):
-        for row, block in enumerate(stack.blocks):
-            if engine.warm[index][row]:
-                plain(engine, index, row, engine.optimizer.state.get(block.param, {}))
-                engine.warm[index][row] = False
+    for index, row, block in rotating(engine):
+        plain(engine, index, row, engine.optimizer.state.get(block.param, {}))
+        engine.warm[index][row] = False
     engine.regroup()

@@ -3,7 +3,7 @@
 guard -> fold -> solve -> carry -> enter -> act (rotate, hide)   | the base optimizer steps |   finish (un-rotate, bend)
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +89,11 @@ class Engine:
         self._withheld: list[tuple[Tensor, Tensor]] = []
 
     @property
+    def params(self) -> list[Tensor]:
+        """The parameters of the optimizer, in its own order."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    @property
     def rotator(self) -> Rotator:
         """The method, where it is one that rotates."""
         assert isinstance(self.method, Rotator), f"{type(self.method).__name__} has no bases"
@@ -102,7 +107,9 @@ class Engine:
         self.restore()
         with stage(self.stopwatch, "guard"):
             if not self._agree(self._finite()):
-                self._withhold()
+                self.report.skipped += 1
+                # All of them: the base must neither step nor poison its moments.
+                self._withhold(self.params)
                 return
         self.report.step += 1
         due = self._due()
@@ -117,22 +124,20 @@ class Engine:
                 for index, stack in enumerate(self.stacks):
                     if self._live[index] and stack.stats is not None and bases.enter(self, index, stack):
                         self._split(index, stack)
+            acting = [batch for batches in self._batches for batch in batches if batch.action is not Action.BASE]
             with stage(self.stopwatch, "act"):
-                for batches in self._batches:
-                    for batch in batches:
-                        if batch.action is not Action.BASE:
-                            self._act(batch)
+                for batch in acting:
+                    self._act(batch)
         except BaseException:
             self.restore()
             raise
-        acting = [batch for batches in self._batches for batch in batches if batch.action is not Action.BASE]
         self.report.rotated = sum(len(b.blocks) for b in acting if b.action is Action.ROTATE)
         self.report.bent = sum(len(b.blocks) for b in acting if b.action is Action.BEND)
         self.report.age_max = self.schedule.age(self.report.step)
 
     def _finite(self) -> bool:
         """One host read: whether every gradient of the optimizer, and its square, is finite."""
-        grads = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        grads = [p.grad for p in self.params if p.grad is not None]
         sparse = next(
             (block.name for block in self.plan.blocks if block.param.grad is not None and block.param.grad.is_sparse),
             None,
@@ -154,27 +159,22 @@ class Engine:
         """Whether the gradients are finite on every rank; a gradient that another rank lacks is withheld."""
         if self.comm.ranks == 1:
             return finite
-        params = [p for group in self.optimizer.param_groups for p in group["params"]]
+        params = self.params
         poisoned, *missing = self.comm.anywhere([not finite, *(p.grad is None for p in params)])
-        for p, absent in zip(params, missing, strict=True):
-            if absent and p.grad is not None:
-                self.report.withheld += 1
-                self._withheld.append((p, p.grad))
-                p.grad = None
+        self.report.withheld += self._withhold(p for p, absent in zip(params, missing, strict=True) if absent)
         return not poisoned
 
     def flag_bytes(self) -> int:
         """Bytes that a rank sends every step to agree on what may be used."""
-        return 0 if self.comm.ranks == 1 else 1 + sum(len(group["params"]) for group in self.optimizer.param_groups)
+        return 0 if self.comm.ranks == 1 else 1 + len(self.params)
 
-    def _withhold(self) -> None:
-        """Take all gradients away, so that the base neither steps nor poisons its moments."""
-        self.report.skipped += 1
-        for group in self.optimizer.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._withheld.append((p, p.grad))
-                    p.grad = None
+    def _withhold(self, params: Iterable[Tensor]) -> int:
+        """Take gradients away from the base until after its step; how many there were."""
+        found = [(p, p.grad) for p in params if p.grad is not None]
+        for p, _ in found:
+            p.grad = None
+        self._withheld += found
+        return len(found)
 
     def _due(self) -> list[int]:
         """Units to solve at this step within the budget; refreshes the batches on the way."""

@@ -5,7 +5,6 @@ train badly. So files hold plain coordinates (the first moment exactly, the seco
 tensors ride in our own state, and a stamp in `param_groups` refuses a start that has lost that state.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,6 @@ import torch
 from torch import Tensor
 
 from lightning_so.core import bases
-from lightning_so.core.block import Block
 from lightning_so.core.errors import StateError
 
 if TYPE_CHECKING:
@@ -35,19 +33,11 @@ class Leaving:
     length: float
 
 
-def rotating(engine: "Engine") -> Iterator[tuple[int, int, Block]]:
-    """(stack, row, block) of all blocks that rotate."""
-    for index, stack in enumerate(engine.stacks):
-        for row, block in enumerate(stack.blocks):
-            if engine.warm[index][row]:
-                yield index, row, block
-
-
 def moments(engine: "Engine") -> dict[str, dict[str, Tensor]]:
     """The exact rotated moments by block and key, copied."""
     keys = (*engine.base.first, *engine.base.second)
     found = {}
-    for _, _, block in rotating(engine):
+    for _, _, block in bases.rotating(engine):
         state = engine.optimizer.state.get(block.param, {})
         found[block.name] = {key: state[key].clone() for key in keys if torch.is_tensor(state.get(key))}
     return found
@@ -63,7 +53,7 @@ def restore_moments(engine: "Engine", exact: dict[str, dict[str, Tensor]]) -> No
     Raises:
         StateError: If a rotating block has no moments in the state, or the optimizer none to put them in.
     """
-    for _, _, block in rotating(engine):
+    for _, _, block in bases.rotating(engine):
         state = engine.optimizer.state.get(block.param, {})
         for key, tensor in exact.get(block.name, {}).items():
             if not torch.is_tensor(state.get(key)) or state[key].shape != tensor.shape:
@@ -73,7 +63,7 @@ def restore_moments(engine: "Engine", exact: dict[str, dict[str, Tensor]]) -> No
                 )
         if block.name not in exact:
             raise StateError(f"{block.name} rotates, but the state has no moments of it: the file is incomplete.")
-    for _, _, block in rotating(engine):
+    for _, _, block in bases.rotating(engine):
         for key, tensor in exact[block.name].items():
             engine.optimizer.state[block.param][key].copy_(tensor)
 
@@ -90,10 +80,9 @@ def plain_optimizer_state(engine: "Engine", state_dict: dict[str, Any]) -> tuple
         The state dict with plain moments and stamped groups, and what leaving would change; None if nothing rotates.
     """
     groups = [{**group, STAMP: "plain-1"} for group in state_dict["param_groups"]]
-    live = [p for group in engine.optimizer.param_groups for p in group["params"]]
-    index_of = dict(zip(live, [i for group in groups for i in group["params"]], strict=True))
+    index_of = dict(zip(engine.params, [i for group in groups for i in group["params"]], strict=True))
     state, cosines, lengths = dict(state_dict["state"]), [], []
-    for index, row, block in rotating(engine):
+    for index, row, block in bases.rotating(engine):
         number = index_of[block.param]
         if number not in state:
             continue
@@ -110,9 +99,7 @@ def plain_optimizer_state(engine: "Engine", state_dict: dict[str, Any]) -> tuple
 def _bump(engine: "Engine", index: int, row: int, rotated: dict, plain: dict) -> tuple[float, float]:
     """Cosine and length ratio of m / sqrt(v) from plain moments against the one from rotated moments."""
     stack, second = engine.stacks[index], engine.base.second[0]
-    first = (
-        engine.base.first[0] if torch.is_tensor(plain.get(engine.base.first[0] if engine.base.first else "")) else None
-    )
+    first = next((key for key in engine.base.first if torch.is_tensor(plain.get(key))), None)
 
     def update(state: dict) -> Tensor:
         v = state[second].to(stack.dtype).reshape(stack.shape)
