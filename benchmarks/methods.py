@@ -13,7 +13,7 @@ from examples.byte_lm import warmup_cosine
 
 WARMUP = 20
 WEIGHT_DECAY = 0.01
-COUNTERS = ("step", "skipped", "solves", "failures", "rotated", "bent", "age_max")
+COUNTERS = ("step", "skipped", "solves", "failures", "rotated", "bent")
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from torch import nn
 from benchmarks.methods import METHODS, Contender, Settings, build
 from benchmarks.problems import PROBLEMS, Batch, Problem, load
 from lightning_so.core.stopwatch import Stopwatch
+from lightning_so.core.telemetry import state_bytes
 
 VARIANTS = ["adamw", "adamw", "soap", "muon", "muon_bf16", "torch_muon", "torch_muon_fp32"]
 STAGES = ["guard", "observe", "solve", "act", "finish"]
@@ -111,7 +112,7 @@ def record(variant: str, lanes: list[Lane]) -> dict[str, Any]:
         "largest_step": int(whole_S.argmax()) + 1,
         "parts_ms": dict(zip(PARTS, parts_RSP.min(0).mean(0).tolist(), strict=True)),
         "optimizer_bytes": lanes[0].contender.optimizer_bytes() / parameter_bytes,
-        "engine_bytes": 0.0 if engine is None else engine.state_bytes() / parameter_bytes,
+        "engine_bytes": 0.0 if engine is None else state_bytes(engine) / parameter_bytes,
         "counters": lanes[0].contender.counters(),
         "step_ms": np.round(whole_S, 3).tolist(),
     }

@@ -43,7 +43,7 @@ def train(run: Run) -> dict[str, Any]:
     model = problem.model(run.seed)
     contender = build(run.method, model, settings)
     if contender.engine is not None:
-        contender.engine.stopwatch = Stopwatch()
+        contender.engine.stopwatch = Stopwatch(time.process_time)
 
     generator = torch.Generator().manual_seed(run.seed)
     seconds, curve = 0.0, [(0, 0.0, problem.validation(model))]

@@ -23,6 +23,7 @@ from pytorch_lightning.callbacks import Callback, RichProgressBar, TQDMProgressB
 from examples.byte_lm import ByteLM, ByteText
 from examples.crossing import crossing
 from lightning_so import SOAP, Muon, SecondOrder
+from lightning_so.core.telemetry import state_bytes
 
 POINTS = 10
 VALIDATION_BATCHES = 5
@@ -69,7 +70,7 @@ class Recorder(Callback):
         curve.seconds.append(sum(curve.step_seconds))
         curve.losses.append(float(trainer.callback_metrics["val_loss"]))
         if self.second_order is not None and not trainer.sanity_checking:
-            curve.extra_bytes = self.second_order.engines[0].state_bytes()
+            curve.extra_bytes = state_bytes(self.second_order.engines[0])
 
 
 def train(name: str, second_order: SecondOrder | None, steps: int) -> Curve:

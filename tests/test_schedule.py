@@ -71,7 +71,8 @@ def test_every_unit_is_solved_within_its_bound_and_no_step_over_budget(costs, pe
         # One unit is always let through; beyond it the budget holds.
         assert sum(costs[u] for u in due) <= max(budget, max((costs[u] for u in due), default=0.0)) + 1e-6
         # Packing spreads a round over 1.5 intervals; a slip adds at most one round of single units.
-        assert schedule.age(step) <= 1.5 * schedule.every + 2 * len(costs) + 1
+        assert max(step - tried for tried in schedule.tried) <= 1.5 * schedule.every + 2 * len(costs) + 1
+        assert schedule.overdue(step) == []
 
 
 def test_without_a_bound_a_unit_is_solved_once_an_interval():

@@ -8,11 +8,23 @@ from torch.optim import Optimizer
 
 from lightning_so.callbacks.names import Callback
 from lightning_so.comm import Local, ambient
-from lightning_so.core import files
+from lightning_so.core import files, kinds, proof
+from lightning_so.core.attach import hooks
+from lightning_so.core.checks import Checks
 from lightning_so.core.engine import Engine
-from lightning_so.core.errors import ConfigError, StateError, check_range
+from lightning_so.core.errors import ConfigError, StateError, TrustError, check_range
+from lightning_so.core.kinds import KINDS
 from lightning_so.core.method import Method
-from lightning_so.core.state import load_state_dict, state_dict
+from lightning_so.core.telemetry import Telemetry
+
+#: Steps that the Trainer may count before one of ours is seen.
+SILENCE = 20
+#: What a run with SecondOrder does with each kind of state.
+RESUMED = {
+    "full": "exactly as if it had not stopped",
+    "compact": "its bases are found again from the factors",
+    "rebuild": "its blocks start cold",
+}
 
 
 class SecondOrder(Callback):
@@ -24,7 +36,11 @@ class SecondOrder(Callback):
         method: `SOAP()`, `Muon()`, ...
         route: Overrides, role ("base", "hidden", "embedding", "head") -> globs on parameter names.
         min_coverage: Smallest share of an optimizer's elements that must be covered.
-        print_plan: Print where every parameter went when training starts.
+        print_plan: Print where every parameter went when training starts, and what was done when it ends.
+        state: What checkpoints carry: "full" (resuming is exact), "compact" (a quarter of its size; blocks go on
+            rotating, not bit for bit) or "rebuild" (no curvature; blocks start cold).
+        verify_every: Steps between two comparisons of one block's update with a float64 reference; 0 for never.
+        compare_every: Steps between two comparisons of the ranks' weights; 0 for never.
 
     Raises:
         ConfigError: If an argument is out of range.
@@ -41,13 +57,21 @@ class SecondOrder(Callback):
         route: dict[str, list[str]] | None = None,
         min_coverage: float = 0.0,
         print_plan: bool = True,
+        state: str = "full",
+        verify_every: int = 0,
+        compare_every: int = 0,
     ) -> None:
         """Check the arguments; everything else happens when training starts."""
         if not isinstance(method, Method):
             raise ConfigError(f"SecondOrder(method={method!r}): method must be an object such as SOAP() or Muon().")
         check_range("SecondOrder", "min_coverage", min_coverage, 0.0, 1.0)
+        if state not in KINDS:
+            raise ConfigError(f"SecondOrder(state={state!r}): state must be one of {list(KINDS)}.")
         self.method, self.route, self.min_coverage, self.print_plan = method, route, min_coverage, print_plan
+        self.state, self.checks = state, Checks(verify_every, compare_every)
         self.engines: list[Engine] = []
+        self._telemetry: list[Telemetry] = []
+        self._begun: tuple[int, int] | None = None
         self._loaded: list[dict[str, Any]] | None = None
         self._hooks: list[Any] = []
         self._wrapped: Any = None
@@ -66,11 +90,11 @@ class SecondOrder(Callback):
         twins = [callback for callback in trainer.callbacks if isinstance(callback, SecondOrder)]
         if len(twins) > 1:
             raise ConfigError(f"SecondOrder is in the Trainer's callbacks {len(twins)} times; keep one.")
-        kinds = [cls.__name__ for cls in type(trainer.strategy).__mro__]
-        if trainer.world_size > 1 and "DDPStrategy" not in kinds:
+        family = [cls.__name__ for cls in type(trainer.strategy).__mro__]
+        if trainer.world_size > 1 and "DDPStrategy" not in family:
             raise ConfigError(
                 f"SecondOrder runs in one process or under DDP in this version; the Trainer has {trainer.world_size} "
-                f"processes with {kinds[0]}. Use strategy='ddp'."
+                f"processes with {family[0]}. Use strategy='ddp'."
             )
 
     def on_fit_start(self, trainer: Any, pl_module: nn.Module) -> None:
@@ -84,28 +108,38 @@ class SecondOrder(Callback):
                 self.method,
                 roles=self.route,
                 min_coverage=self.min_coverage,
+                checks=self.checks,
                 comm=self._comm,
             )
             for optimizer in trainer.optimizers
         ]
         for engine in self.engines:
-            self._hooks.append(engine.optimizer.register_step_post_hook(_finisher(engine)))
+            self._hooks += hooks(engine)
             if self.print_plan:
-                rank_zero_only(print)(engine.plan)
+                engine.tell = rank_zero_only(print)
+            engine.tell(engine.plan)
         self._wrap(trainer)
 
     def on_train_start(self, trainer: Any, pl_module: nn.Module) -> None:
         """Load what the checkpoint held: here the optimizers have their state under every strategy."""
+        for engine in self.engines:
+            engine.follow()
         if self._loaded is None:
             for engine in self.engines:
                 files.check_stamp(engine)
-            return
-        if len(self._loaded) != len(self.engines):
+        elif len(self._loaded) != len(self.engines):
             raise StateError(f"the checkpoint has {len(self._loaded)} optimizers, this run {len(self.engines)}.")
-        for engine, state in zip(self.engines, self._loaded, strict=True):
-            load_state_dict(engine, state)
-            files.restore_moments(engine, state.get("moments", {}))
+        else:
+            for engine, state in zip(self.engines, self._loaded, strict=True):
+                kinds.read(engine, state)
         self._loaded = None
+        self._telemetry = [Telemetry(engine) for engine in self.engines]
+        self._begun = trainer.global_step, self._steps()
+
+    def on_train_end(self, trainer: Any, pl_module: nn.Module) -> None:
+        """Say what was done."""
+        for engine in self.engines:
+            engine.tell(summary(engine))
 
     def on_exception(self, trainer: Any, pl_module: nn.Module, exception: BaseException) -> None:
         """Leave no weight hidden."""
@@ -121,7 +155,7 @@ class SecondOrder(Callback):
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: nn.Module, optimizer: Optimizer) -> None:
         """Gradients are reduced and unscaled, not clipped yet."""
-        engine = self._engine(optimizer)
+        engine = next((engine for engine in self.engines if engine.optimizer is _plain(optimizer)), None)
         if engine is None:
             return
         scaler = getattr(trainer.precision_plugin, "scaler", None)
@@ -133,10 +167,30 @@ class SecondOrder(Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the report."""
-        if trainer.global_step % trainer.log_every_n_steps == 0:
-            for index, engine in enumerate(self.engines):
-                suffix = f"/{index}" if len(self.engines) > 1 else ""
-                pl_module.log_dict({f"{name}{suffix}": value for name, value in engine.report.scalars().items()})
+        self._check_alive(trainer)
+        if not trainer.log_every_n_steps or trainer.global_step % trainer.log_every_n_steps:
+            return
+        for index, telemetry in enumerate(self._telemetry):
+            suffix = f"/{index}" if len(self.engines) > 1 else ""
+            values = telemetry.scalars()
+            pl_module.log_dict({f"{name}{suffix}": value for name, value in values.items()})
+            pl_module.log(f"so%{suffix}", 100 * values["so/overhead_frac"], prog_bar=True, logger=False)
+
+    def _steps(self) -> int:
+        return sum(engine.report.step + engine.report.skipped for engine in self.engines)
+
+    def _check_alive(self, trainer: Any) -> None:
+        """Stop a training that steps other optimizers than ours."""
+        if self._begun is None:
+            return
+        if self._steps() > self._begun[1]:
+            self._begun = None
+        elif trainer.global_step - self._begun[0] >= SILENCE:
+            names = ", ".join(type(engine.optimizer).__name__ for engine in self.engines)
+            raise TrustError(
+                f"the Trainer has counted {SILENCE} steps, and none of the optimizers that configure_optimizers gave "
+                f"({names}) has stepped: SecondOrder does nothing. Step the objects that self.optimizers() returns."
+            )
 
     # ---------------------------------------------------------------- state
 
@@ -144,7 +198,7 @@ class SecondOrder(Callback):
         """One state an optimizer; before training starts, what a checkpoint has brought."""
         if not self.engines and self._loaded is not None:
             return {"engines": self._loaded}
-        return {"engines": [{**state_dict(engine), "moments": files.moments(engine)} for engine in self.engines]}
+        return {"engines": [kinds.write(engine, self.state) for engine in self.engines]}
 
     def on_save_checkpoint(self, trainer: Any, pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
         """Write moments in plain coordinates and, in the middle of a step, the weights instead of zeros."""
@@ -155,13 +209,18 @@ class SecondOrder(Callback):
                     checkpoint["state_dict"][name] = hidden[value.data_ptr()].clone()
             states = checkpoint.get("optimizer_states") or []
             if number < len(states):
-                states[number], leaving = files.plain_optimizer_state(engine, states[number])
-                if leaving is not None and not self._told:
-                    self._told = True
-                    rank_zero_only(print)(
-                        f"SecondOrder: a run that loads this checkpoint without SecondOrder starts with an update at "
-                        f"cosine {leaving.cosine:.2f} to ours and {leaving.length:.2f} of its length; with it, exactly."
-                    )
+                states[number] = files.plain_optimizer_state(engine, states[number])
+                self._warn_of_leaving(engine)
+
+    def _warn_of_leaving(self, engine: Engine) -> None:
+        """Say once what going on without us, or from a state that is not full, would change."""
+        if self._told or (bump := files.leaving(engine)) is None:
+            return
+        self._told = True
+        rank_zero_only(print)(
+            f"SecondOrder: a run that loads this checkpoint without SecondOrder starts with an update at cosine "
+            f"{bump.cosine:.2f} to ours and {bump.length:.2f} of its length; with it, {RESUMED[self.state]}."
+        )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep it until training starts."""
@@ -169,12 +228,10 @@ class SecondOrder(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to a running fit, so that the callback can be pickled and copied."""
-        return {**self.__dict__, "engines": [], "_hooks": [], "_wrapped": None, "_comm": None}
+        fresh = {"engines": [], "_telemetry": [], "_hooks": [], "_wrapped": None, "_comm": None, "_begun": None}
+        return {**self.__dict__, **fresh}
 
     # ---------------------------------------------------------------- inside
-
-    def _engine(self, optimizer: Optimizer) -> Engine | None:
-        return next((engine for engine in self.engines if engine.optimizer is _plain(optimizer)), None)
 
     def _wrap(self, trainer: Any) -> None:
         """Undo a skipped or failed step at once: later callbacks and user code must never see a hidden weight."""
@@ -207,8 +264,13 @@ def _plain(optimizer: Any) -> Optimizer:
     return getattr(optimizer, "optimizer", optimizer)
 
 
-def _finisher(engine: Engine) -> Any:
-    def finish(*_: Any) -> None:
-        engine.after_step()
-
-    return finish
+def summary(engine: Engine) -> str:
+    """What was done, in one line, and the blocks of which nothing was seen."""
+    report, oldest = engine.report, proof.staleness(engine)[0]
+    idle = [done.name for done in proof.work(engine) if not done.observed]
+    return (
+        f"{engine.plan.method} on {engine.plan.base}: {report.step} steps, {report.skipped} skipped, {report.undone} "
+        f"undone; at the last one {report.rotated} blocks rotated and {report.bent} bent; {report.solves} solves, "
+        f"{report.retries} retried, {report.failures} failed, the oldest basis {oldest} steps old"
+        + (f"; never a gradient: {', '.join(idle)}" if idle else "")
+    )

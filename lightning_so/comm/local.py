@@ -10,11 +10,12 @@ class Local:
         rank: This process.
         ranks: World size.
         sent: Bytes that this rank has sent, padding included.
+        seconds: Host seconds spent in exchanges, waiting for the others included.
     """
 
     def __init__(self) -> None:
         """Nothing to set up."""
-        self.rank, self.ranks, self.sent = 0, 1, 0
+        self.rank, self.ranks, self.sent, self.seconds = 0, 1, 0, 0.0
 
     def anywhere(self, flags: list[bool]) -> list[bool]:
         """Whether each flag is set on any rank; every rank gives equally many."""

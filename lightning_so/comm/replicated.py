@@ -1,5 +1,8 @@
 """Data-parallel ranks that hold equal parameters and equal reduced gradients (DDP)."""
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,22 +28,33 @@ class Replicated(Local):
 
     def anywhere(self, flags: list[bool]) -> list[bool]:
         """See `Local.anywhere`: one small all-reduce."""
-        wire = torch.tensor(flags, dtype=torch.uint8, device=self._device)
-        dist.all_reduce(wire, dist.ReduceOp.MAX, group=self._group)
-        self.sent += wire.nbytes
-        return wire.bool().tolist()
+        with self._exchange():
+            wire = torch.tensor(flags, dtype=torch.uint8, device=self._device)
+            dist.all_reduce(wire, dist.ReduceOp.MAX, group=self._group)
+            self.sent += wire.nbytes
+            return wire.bool().tolist()
 
     def gather(self, mine: Tensor, sizes: list[int]) -> list[Tensor]:
         """See `Local.gather`: one all-gather, padded to the largest rank."""
         width = max(sizes)
         if width == 0:
             return [mine[:0]] * self.ranks
-        wire = torch.zeros(width, dtype=torch.uint8, device=self._device)
-        wire[: mine.numel()] = mine
-        rows = list(torch.empty(self.ranks, width, dtype=torch.uint8, device=self._device).unbind(0))
-        dist.all_gather(rows, wire, group=self._group)
-        self.sent += wire.nbytes
-        return [row[:size].to(mine.device) for row, size in zip(rows, sizes, strict=True)]
+        with self._exchange():
+            wire = torch.zeros(width, dtype=torch.uint8, device=self._device)
+            wire[: mine.numel()] = mine
+            rows = list(torch.empty(self.ranks, width, dtype=torch.uint8, device=self._device).unbind(0))
+            dist.all_gather(rows, wire, group=self._group)
+            self.sent += wire.nbytes
+            return [row[:size].to(mine.device) for row, size in zip(rows, sizes, strict=True)]
+
+    @contextmanager
+    def _exchange(self) -> Iterator[None]:
+        """Count the time of the body."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - begin
 
     def close(self) -> None:
         """See `Local.close`."""

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from lightning_so.comm import ambient
 from lightning_so.core.bases import depart
+from lightning_so.core.checks import Checks
 from lightning_so.core.engine import Engine
 from lightning_so.core.errors import ConfigError
 from lightning_so.core.method import Method
@@ -22,38 +23,15 @@ class Attached(Engine):
         """Register the hooks."""
         self.optimizer._lightning_so = self  # type: ignore[attr-defined]
         self._original = self.optimizer.step
-        self._guard = MethodType(_guarded(self, self._original), self.optimizer)
-        self.optimizer.step = self._guard  # type: ignore[method-assign]
-        self._hooks = [
-            self.optimizer.register_step_pre_hook(self._before),
-            self.optimizer.register_step_post_hook(lambda *_: self.after_step()),
-        ]
-
-    def _before(self, _: Optimizer, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-        if getattr(self.optimizer, "grad_scale", None) is not None:
-            raise ConfigError(
-                "the gradients are still multiplied by the GradScaler's scale, which a fused optimizer removes only in "
-                "its step: call scaler.unscale_(optimizer) before scaler.step(optimizer)."
-            )
-        # torch passes the optimizer itself as args[0].
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if closure is None:
-            self.step()
-            return None
-
-        # With a closure the gradients exist only after it has run, inside the optimizer's step.
-        def wrapped() -> Any:
-            loss = closure()
-            self.step()
-            return loss
-
-        return args[:1], {**kwargs, "closure": wrapped}
+        self._guarded = MethodType(_guarded(self, self._original), self.optimizer)
+        self.optimizer.step = self._guarded  # type: ignore[method-assign]
+        self._hooks = hooks(self)
 
     def detach(self) -> None:
         """Leave: the hooks go, the optimizer's moments return to plain coordinates, and it goes on alone."""
         for handle in self._hooks:
             handle.remove()
-        if self.optimizer.step is self._guard:  # otherwise a scheduler has wrapped it: it only passes calls through
+        if self.optimizer.step is self._guarded:  # otherwise a scheduler has wrapped it: it only passes calls through
             self.optimizer.step = self._original  # type: ignore[method-assign]
         depart(self)
         self.comm.close()
@@ -65,7 +43,49 @@ class Attached(Engine):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `core.state.load_state_dict`; load the optimizer's own first."""
+        self.follow()
         load_state_dict(self, state)
+
+
+def hooks(engine: Engine) -> list[Any]:
+    """Let the optimizer's own step ask the engine before it, unless somebody has already, and after it.
+
+    Args:
+        engine: The engine.
+
+    Returns:
+        Handles that take the hooks back.
+    """
+
+    def before(_: Optimizer, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        # torch passes the optimizer itself as args[0].
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            prepare()
+            return None
+
+        # With a closure the gradients exist only after it has run, inside the optimizer's step.
+        def wrapped() -> Any:
+            loss = closure()
+            prepare()
+            return loss
+
+        return args[:1], {**kwargs, "closure": wrapped}
+
+    def prepare() -> None:
+        if engine.prepared:
+            return
+        if getattr(engine.optimizer, "grad_scale", None) is not None:
+            raise ConfigError(
+                "the gradients are still multiplied by the GradScaler's scale, which a fused optimizer removes only in "
+                "its step: call scaler.unscale_(optimizer) before scaler.step(optimizer)."
+            )
+        engine.step()
+
+    return [
+        engine.optimizer.register_step_pre_hook(before),
+        engine.optimizer.register_step_post_hook(lambda *_: engine.after_step()),
+    ]
 
 
 def _guarded(engine: Engine, original: Any) -> Any:
@@ -89,6 +109,8 @@ def attach(
     *,
     route: Mapping[str, Sequence[str]] | None = None,
     min_coverage: float = 0.0,
+    verify_every: int = 0,
+    compare_every: int = 0,
 ) -> Attached:
     """Put a method in front of an optimizer in a plain torch loop.
 
@@ -101,6 +123,8 @@ def attach(
         method: `SOAP()`, `Muon()`, ...
         route: Overrides, role ("base", "hidden", "embedding", "head") -> globs on names.
         min_coverage: Smallest share of the optimizer's elements that must be covered.
+        verify_every: Steps between two comparisons of one block's update with a float64 reference; 0 for never.
+        compare_every: Steps between two comparisons of the ranks' weights; 0 for never.
 
     Returns:
         The engine: `plan`, `report`, `state_dict`, `load_state_dict`, `detach`.
@@ -118,6 +142,7 @@ def attach(
     """
     if getattr(optimizer, "_lightning_so", None) is not None:
         raise ConfigError("attach: this optimizer already has a method attached; call `engine.detach()` first.")
-    engine = Attached(model, optimizer, method, roles=route, min_coverage=min_coverage, comm=ambient())
+    checks = Checks(verify_every, compare_every)
+    engine = Attached(model, optimizer, method, roles=route, min_coverage=min_coverage, checks=checks, comm=ambient())
     engine.hook()
     return engine

@@ -16,27 +16,34 @@ from lightning_so.core.block import Block, Stack
 if TYPE_CHECKING:
     from lightning_so.core.engine import Engine
 
+#: A block leaves its basis after this many failed solves in a row of one of its units.
+FAILURES = 3
 #: Blocks become warm over this many steps, so that their entries do not meet on one.
 ENTRIES = 4
 
 
 def solve(engine: "Engine", due: list[int]) -> None:
-    """Solve the due units, each on its owner, and swap their bases in on all ranks; a failure keeps the last basis.
+    """Solve the due units, each on its owner, and swap their bases in on all ranks.
+
+    A failure keeps the last basis; a unit that goes on failing takes its block back to where cold blocks are.
 
     Args:
         engine: The engine.
         due: Numbers of units in the schedule.
     """
-    report = engine.report
-    for number, result in zip(due, share.solve(engine, due), strict=True):
-        unit = engine.schedule.units[number]
+    report, schedule = engine.report, engine.schedule
+    for number, result in zip(due, share.solve(engine, due, engine.method.solve), strict=True):
+        unit = schedule.units[number]
         stack = engine.stacks[unit.stack]
         report.solves += 1
         report.retries += result.attempts > 1
+        schedule.record(number, good=result.ok)
         if not result.ok or result.order is None:
             report.failures += 1
+            if schedule.failed[number] >= FAILURES and engine.warm[unit.stack][unit.row]:
+                report.cooled += 1
+                cool(engine, unit.stack, unit.row)
             continue
-        engine.schedule.solved[number] += 1
         cut, old, new = engine.rotator.accept(stack.stats, unit, result)
         if engine.warm[unit.stack][unit.row]:
             state = engine.optimizer.state.get(stack.blocks[unit.row].param, {})
@@ -59,16 +66,21 @@ def enter(engine: "Engine", index: int, stack: Stack) -> bool:
         if engine.warm[index][row]:
             continue
         solved = [engine.schedule.solved[number] for number in engine.units_of[index][row]]
-        if not engine.method.ready(engine.report.step - (index + row) % ENTRIES, solved):
+        if not engine.method.ready(engine.report.step - engine.schedule.origin - (index + row) % ENTRIES, solved):
             continue
         engine.warm[index][row] = entered = True
-        state = engine.optimizer.state.get(block.param, {})
-
-        def turn(x: Tensor, row: int = row) -> Tensor:
-            return engine.rotator.turn(stack.stats, x[None], [row], leave=False)[0]
-
-        rotate.enter(engine.base, state, stack.shape, turn, *engine.rotator.spectrum(stack.stats, row))
+        turn_moments(engine, stack, row, block)
     return entered
+
+
+def turn_moments(engine: "Engine", stack: Stack, row: int, block: Block) -> None:
+    """Move one block's plain moments into its basis: the first exactly, the second from the factors."""
+
+    def turn(x: Tensor) -> Tensor:
+        return engine.rotator.turn(stack.stats, x[None], [row], leave=False)[0]
+
+    state = engine.optimizer.state.get(block.param, {})
+    rotate.enter(engine.base, state, stack.shape, turn, *engine.rotator.spectrum(stack.stats, row))
 
 
 def rotating(engine: "Engine") -> Iterator[tuple[int, int, Block]]:
@@ -97,6 +109,15 @@ def plain(engine: "Engine", index: int, row: int, state: dict) -> None:
     rotate.depart(engine.base, state, stack.shape, lambda x: turn(x, False), lambda x: turn(x, True))
 
 
+def cool(engine: "Engine", index: int, row: int) -> None:
+    """Take one block out of its basis: it is cold, and enters again once all its units are solved anew."""
+    plain(engine, index, row, engine.optimizer.state.get(engine.stacks[index].blocks[row].param, {}))
+    engine.warm[index][row] = False
+    for unit in engine.units_of[index][row]:
+        engine.schedule.solved[unit] = 0
+    engine.split(index)
+
+
 @torch.no_grad()
 def depart(engine: "Engine") -> None:
     """Take the moments of all blocks back to plain coordinates, so that the base can go on alone.
@@ -105,7 +126,26 @@ def depart(engine: "Engine") -> None:
         engine: The engine; its blocks are cold afterwards.
     """
     engine.restore()
+    for index, row, _ in list(rotating(engine)):
+        cool(engine, index, row)
+
+
+@torch.no_grad()
+def settle(engine: "Engine") -> None:
+    """Find every basis anew from the factors alone, and move the plain moments of warm blocks into it.
+
+    Args:
+        engine: The engine, whose factors and warm flags were loaded.
+    """
+    numbers = [n for n, unit in enumerate(engine.schedule.units) if engine.schedule.solved[n] > 0]
+    for number, result in zip(numbers, share.solve(engine, numbers, engine.rotator.settle), strict=True):
+        unit = engine.schedule.units[number]
+        if result.ok:
+            engine.rotator.accept(engine.stacks[unit.stack].stats, unit, result)
+        else:
+            engine.report.failures += 1
+            engine.warm[unit.stack][unit.row] = False
+            engine.schedule.solved[number] = 0
     for index, row, block in rotating(engine):
-        plain(engine, index, row, engine.optimizer.state.get(block.param, {}))
-        engine.warm[index][row] = False
+        turn_moments(engine, engine.stacks[index], row, block)
     engine.regroup()

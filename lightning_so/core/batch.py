@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lightning_so.core.block import Block, Stack
+from lightning_so.core.errors import ConfigError
 from lightning_so.core.method import Action
 
 
@@ -20,6 +21,8 @@ class Batch:
         params: Their parameters.
         saved: Where each parameter is saved.
         groups: Param group index -> positions in `blocks`.
+        observed: Steps at which the gradients were seen.
+        applied: Steps at which the action was finished.
     """
 
     stack: Stack
@@ -29,6 +32,8 @@ class Batch:
     params: list[Tensor]
     saved: list[Tensor]
     groups: dict[int, list[int]]
+    observed: int = 0
+    applied: int = 0
 
     def gradients(self) -> list[Tensor]:
         """The gradients of the blocks."""
@@ -67,3 +72,20 @@ def split(stack: Stack, live: list[int], actions: list[Action]) -> list[Batch]:
             )
         )
     return batches
+
+
+def refuse_sparse(blocks: list[Block]) -> None:
+    """Refuse sparse gradients.
+
+    Args:
+        blocks: Blocks that have a gradient.
+
+    Raises:
+        ConfigError: If one of them is sparse.
+    """
+    name = next((block.name for block in blocks if block.param.grad is not None and block.param.grad.is_sparse), None)
+    if name:
+        raise ConfigError(
+            f"{name} has a sparse gradient, which no matrix method can use: route it to the base, "
+            f"route={{'base': [{name!r}]}}."
+        )

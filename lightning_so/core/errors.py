@@ -1,4 +1,4 @@
-"""What is raised for misuse. Numerical failure is never raised: it is data (`linalg.result.Result`)."""
+"""What is raised for misuse and broken promises. Numerical failure is never raised: it is data (`linalg.result`)."""
 
 
 class ConfigError(ValueError):
@@ -7,6 +7,10 @@ class ConfigError(ValueError):
 
 class StateError(ValueError):
     """A state dict of another model, configuration or format; names the keys and shapes."""
+
+
+class TrustError(RuntimeError):
+    """What runs is not what was asked for: a step that is never finished, a wrong update, ranks that differ."""
 
 
 def check_range(owner: str, name: str, value: float, low: float, high: float, *, closed: bool = True) -> None:

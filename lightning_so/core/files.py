@@ -69,7 +69,7 @@ def restore_moments(engine: "Engine", exact: dict[str, dict[str, Tensor]]) -> No
 
 
 @torch.no_grad()
-def plain_optimizer_state(engine: "Engine", state_dict: dict[str, Any]) -> tuple[dict[str, Any], Leaving | None]:
+def plain_optimizer_state(engine: "Engine", state_dict: dict[str, Any]) -> dict[str, Any]:
     """An optimizer's state dict as a file should hold it; neither the live state nor the argument changes.
 
     Args:
@@ -77,23 +77,32 @@ def plain_optimizer_state(engine: "Engine", state_dict: dict[str, Any]) -> tuple
         state_dict: What the optimizer's `state_dict()` gave.
 
     Returns:
-        The state dict with plain moments and stamped groups, and what leaving would change; None if nothing rotates.
+        The state dict with plain moments and stamped groups.
     """
     groups = [{**group, STAMP: "plain-1"} for group in state_dict["param_groups"]]
     index_of = dict(zip(engine.params, [i for group in groups for i in group["params"]], strict=True))
-    state, cosines, lengths = dict(state_dict["state"]), [], []
+    state = dict(state_dict["state"])
     for index, row, block in bases.rotating(engine):
-        number = index_of[block.param]
-        if number not in state:
-            continue
-        copy = {key: value.clone() if torch.is_tensor(value) else value for key, value in state[number].items()}
-        bases.plain(engine, index, row, copy)
-        cosine, length = _bump(engine, index, row, state[number], copy)
-        state[number] = copy
-        cosines.append(cosine)
-        lengths.append(length)
-    leaving = Leaving(sum(cosines) / len(cosines), sum(lengths) / len(lengths)) if cosines else None
-    return {**state_dict, "state": state, "param_groups": groups}, leaving
+        if (number := index_of[block.param]) in state:
+            state[number] = _plain_copy(engine, index, row, state[number])
+    return {**state_dict, "state": state, "param_groups": groups}
+
+
+def _plain_copy(engine: "Engine", index: int, row: int, state: dict[str, Any]) -> dict[str, Any]:
+    copy = {key: value.clone() if torch.is_tensor(value) else value for key, value in state.items()}
+    bases.plain(engine, index, row, copy)
+    return copy
+
+
+@torch.no_grad()
+def leaving(engine: "Engine") -> Leaving | None:
+    """What going on without the engine would change now; None if nothing rotates."""
+    bumps = [
+        _bump(engine, index, row, state, _plain_copy(engine, index, row, state))
+        for index, row, block in bases.rotating(engine)
+        if (state := engine.optimizer.state.get(block.param))
+    ]
+    return Leaving(*(sum(values) / len(bumps) for values in zip(*bumps, strict=True))) if bumps else None
 
 
 def _bump(engine: "Engine", index: int, row: int, rotated: dict, plain: dict) -> tuple[float, float]:

@@ -88,6 +88,14 @@ class Method(Protocol):
 class Rotator(Method, Protocol):
     """A method that rotates: it has bases that are swapped in, and turns batches into and out of them."""
 
+    def settle(self, stats: Any, unit: Unit) -> Result:
+        """Solve one unit from its factor alone, in float64: the slow way that needs no last value."""
+        ...
+
+    def factors(self, stats: Any) -> Iterator[tuple[str, Tensor]]:
+        """Those of `tensors` from which `settle` finds the others; symmetric matrices or vectors a block."""
+        ...
+
     def accept(self, stats: Any, unit: Unit, result: Result) -> tuple[slice, Tensor, Tensor]:
         """Swap a solved basis in; returns its tile, the basis that was and the basis that is."""
         ...

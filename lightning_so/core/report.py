@@ -1,4 +1,4 @@
-"""What the engine did: counts that the callback logs and the user reads."""
+"""What the engine did: counts since the start of training, and the facts of the last step."""
 
 from dataclasses import dataclass
 
@@ -16,9 +16,11 @@ class Report:
         solved_here: Units solved by this rank.
         retries: Solves that needed a higher rung of the failure ladder.
         failures: Solves that failed on every rung; the last basis was kept.
+        cooled: Blocks that left their basis because its solves kept failing.
+        verified: Updates compared with a float64 reference.
+        deviation: Largest deviation from it so far, relative to the update.
         rotated: Blocks rotated at the last step.
         bent: Blocks bent at the last step.
-        age_max: Steps since the oldest unit was solved.
         coverage: Share of the optimizer's elements that the method works on.
     """
 
@@ -30,20 +32,9 @@ class Report:
     solved_here: int = 0
     retries: int = 0
     failures: int = 0
+    cooled: int = 0
+    verified: int = 0
+    deviation: float = 0.0
     rotated: int = 0
     bent: int = 0
-    age_max: int = 0
     coverage: float = 0.0
-
-    def scalars(self) -> dict[str, float]:
-        """The stable names under which the counts are logged."""
-        return {
-            "so/rotated_blocks": float(self.rotated),
-            "so/bent_blocks": float(self.bent),
-            "so/solves": float(self.solves),
-            "so/solve_fallbacks": float(self.retries + self.failures),
-            "so/skipped_steps": float(self.skipped),
-            "so/withheld_gradients": float(self.withheld),
-            "so/staleness_max": float(self.age_max),
-            "so/coverage_params": self.coverage,
-        }

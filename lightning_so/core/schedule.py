@@ -100,9 +100,12 @@ class Schedule:
         period: Largest interval.
         ranks: World size.
         staggered: Spread units over the interval; otherwise solve all on one step (the textbook burst).
-        last: Step of each unit's last solve (0 = never).
+        origin: Step from which the interval counts: later than 0 after blocks were added or curvature was lost.
+        tried: Step of each unit's last solve, good or failed (0 = never).
+        last: Step of each unit's last good solve (0 = never).
         next: Step at which each unit is due.
-        solved: Good solves of each unit so far.
+        solved: Good solves of each unit since its block was last cold.
+        failed: Failed solves of each unit since its last good one.
         every: The interval in force.
         slot: The slot of each unit in the interval.
         final: The largest interval.
@@ -114,20 +117,23 @@ class Schedule:
     period: int
     ranks: int = 1
     staggered: bool = True
-    last: list[int] = field(default_factory=list)
-    next: list[int] = field(default_factory=list)
-    solved: list[int] = field(default_factory=list)
-    every: int = 0
-    slot: list[int] = field(default_factory=list)
-    final: int = 1
-    final_slot: list[int] = field(default_factory=list)
-    owner: list[int] = field(default_factory=list)
+    origin: int = field(default=0, init=False)
+    tried: list[int] = field(default_factory=list, init=False)
+    last: list[int] = field(default_factory=list, init=False)
+    next: list[int] = field(default_factory=list, init=False)
+    solved: list[int] = field(default_factory=list, init=False)
+    failed: list[int] = field(default_factory=list, init=False)
+    every: int = field(default=0, init=False)
+    slot: list[int] = field(default_factory=list, init=False)
+    final: int = field(default=1, init=False)
+    final_slot: list[int] = field(default_factory=list, init=False)
+    owner: list[int] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         """Fill the lists of a new schedule."""
-        if not self.last:
-            self.last, self.next = [0] * len(self.units), [1] * len(self.units)
-            self.solved = [0] * len(self.units)
+        count = len(self.units)
+        self.tried, self.last, self.solved, self.failed = ([0] * count for _ in range(4))
+        self.next = [1] * count
         costs = [unit.cost for unit in self.units]
         self.final = interval(10 * self.period, self.period)
         self.final_slot = pack(costs, self.final if self.staggered else 1)
@@ -155,7 +161,7 @@ class Schedule:
             room -= self.units[unit].cost
             chosen.append(unit)
         for unit in chosen:
-            self.last[unit] = step
+            self.tried[unit] = step
             self.next[unit] = self._following(step + max(1, self.every // 2), self.slot[unit])
         return chosen
 
@@ -164,7 +170,7 @@ class Schedule:
         return step + (slot - step) % self.every
 
     def _repack(self, step: int) -> None:
-        every = interval(step, self.period)
+        every = interval(step - self.origin, self.period)
         if every == self.every:
             return
         self.place(every)
@@ -178,9 +184,42 @@ class Schedule:
         self.every = every
         self.slot = pack([unit.cost for unit in self.units], max(every, 1) if self.staggered else 1)
 
-    def age(self, step: int) -> int:
-        """Steps since the oldest unit was solved; 0 without units."""
-        return max((step - last for last in self.last), default=0)
+    def restart(self, step: int) -> None:
+        """Count the interval from this step: it starts from its smallest again, and every unit is due within it."""
+        self.origin = step
+        self.next = [min(due, step + 1) for due in self.next]
+
+    def record(self, unit: int, *, good: bool) -> None:
+        """Note how the solve of a due unit ended, at the step at which it was due."""
+        self.failed[unit] = 0 if good else self.failed[unit] + 1
+        if good:
+            self.last[unit] = self.tried[unit]
+            self.solved[unit] += 1
+
+    def skip(self, unit: int) -> None:
+        """Note that a due unit has nothing new to solve: its last solution is as good as a new one."""
+        self.last[unit] = self.tried[unit]
+
+    def ages(self, step: int) -> list[int]:
+        """Steps since each unit's last good solve."""
+        return [step - last for last in self.last]
+
+    def bound(self) -> int:
+        """Steps within which every unit is solved: packing, a new interval, and two rounds of slips of single units."""
+        return 2 * self.every + 2 * len(self.units) + 1
+
+    def overdue(self, step: int) -> list[int]:
+        """Units that were not tried within the bound; there are none unless the schedule is broken."""
+        bound = self.bound()
+        return [unit for unit, tried in enumerate(self.tried) if step - max(tried, self.origin) > bound]
+
+    def history(self, unit: int) -> list[int]:
+        """What resuming needs of a unit."""
+        return [self.tried[unit], self.last[unit], self.next[unit], self.solved[unit], self.failed[unit]]
+
+    def recall(self, unit: int, history: list[int]) -> None:
+        """Load what `history` gave."""
+        self.tried[unit], self.last[unit], self.next[unit], self.solved[unit], self.failed[unit] = history
 
 
 class Spread(ABC):

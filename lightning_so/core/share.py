@@ -5,23 +5,26 @@ were tried as int32.
 """
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from lightning_so.core.schedule import Unit
 from lightning_so.linalg.result import Result
 
 if TYPE_CHECKING:
     from lightning_so.core.engine import Engine
 
 
-def solve(engine: "Engine", due: list[int]) -> list[Result]:
+def solve(engine: "Engine", due: list[int], how: Callable[[Any, Unit], Result]) -> list[Result]:
     """The results of the due units on every rank; each was solved by its owner alone.
 
     Args:
         engine: The engine.
         due: Numbers of units in the schedule, equal on all ranks.
+        how: Solves a unit from the statistics of its stack.
 
     Returns:
         One result a unit.
@@ -30,9 +33,9 @@ def solve(engine: "Engine", due: list[int]) -> list[Result]:
     mine: dict[int, Result] = {}
     for number in due:
         if owner[number] == comm.rank:
-            mine[number] = engine.method.solve(engine.stacks[units[number].stack].stats, units[number])
+            mine[number] = how(engine.stacks[units[number].stack].stats, units[number])
     engine.report.solved_here += len(mine)
-    if comm.ranks == 1:
+    if comm.ranks == 1 or not due:
         return [mine[number] for number in due]
     sizes = [0] * comm.ranks
     for number in due:
@@ -65,7 +68,7 @@ def traffic(engine: "Engine") -> float:
     for number in range(len(schedule.units)):
         loads = wires.setdefault(schedule.final_slot[number], [0] * ranks)
         loads[schedule.owner[number]] += unit_bytes(engine, number)
-    return engine.flag_bytes() + sum(max(loads) for loads in wires.values()) / schedule.final
+    return engine.guard.wire(engine.params) + sum(max(loads) for loads in wires.values()) / schedule.final
 
 
 def pack(result: Result, size: int) -> Tensor:

@@ -13,7 +13,7 @@ from lightning_so.core.method import Method
 if TYPE_CHECKING:
     from lightning_so.core.engine import Engine
 
-FORMAT = 1
+FORMAT = 2
 
 
 def named_tensors(method: Method, stack: Stack) -> Iterator[tuple[str, Tensor]]:
@@ -31,22 +31,20 @@ def state_dict(engine: "Engine") -> dict[str, Any]:
     Returns:
         Copies: a later step does not change them.
     """
-    warm = _warm(engine)
+    tensors = block_tensors(engine)
     blocks = {
-        name: {"tensors": {key: tensor.clone() for key, tensor in tensors.items()}, "warm": warm[name]}
-        for name, tensors in _block_tensors(engine).items()
+        name: {**facts, "tensors": {key: tensor.clone() for key, tensor in tensors[name].items()}}
+        for name, facts in block_facts(engine).items()
     }
     schedule = engine.schedule
-    units = {
-        _unit_key(engine, number): [schedule.last[number], schedule.next[number], schedule.solved[number]]
-        for number in range(len(schedule.units))
-    }
+    units = {_unit_key(engine, number): schedule.history(number) for number in range(len(schedule.units))}
     return {
         "format": FORMAT,
         "method": str(engine.method),
         "blocks": blocks,
         "units": units,
         "every": schedule.every,
+        "origin": schedule.origin,
         "report": asdict(engine.report),
     }
 
@@ -61,17 +59,30 @@ def load_state_dict(engine: "Engine", state: dict[str, Any]) -> None:
     Raises:
         StateError: If format, method, names or shapes differ; nothing is changed then.
     """
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        found = state.get("format") if isinstance(state, dict) else type(state).__name__
-        raise StateError(
-            f"state format is {found!r}, this version reads {FORMAT}: load it with the version that wrote it."
-        )
-    if state["method"] != str(engine.method):
-        raise StateError(
-            f"the state is of {state['method']}, this run uses {engine.method}: use the same arguments, or "
-            f"start without the state."
-        )
-    mine = _block_tensors(engine)
+    check_header(engine, state)
+    check_blocks(engine, state, block_tensors(engine))
+    load_blocks(engine, state)
+
+
+def load_blocks(engine: "Engine", state: dict[str, Any]) -> None:
+    """Load a state that was checked."""
+    take_over(engine, state)
+    engine.schedule.place(state["every"])
+    engine.schedule.origin = state["origin"]
+    load_report(engine, state["report"])
+
+
+def check_blocks(engine: "Engine", state: dict[str, Any], mine: dict[str, dict[str, Tensor]]) -> None:
+    """Refuse a state whose blocks, tensors or units are not those of this run.
+
+    Args:
+        engine: The engine.
+        state: The state.
+        mine: The tensors that are expected, by block and name.
+
+    Raises:
+        StateError: If names or shapes differ.
+    """
     _compare("blocks", set(state["blocks"]), set(mine))
     for name, tensors in mine.items():
         theirs = state["blocks"][name]["tensors"]
@@ -84,23 +95,59 @@ def load_state_dict(engine: "Engine", state: dict[str, Any]) -> None:
         if wrong:
             text = ", ".join(f"{key}: state {a}, model {b}" for key, (a, b) in wrong.items())
             raise StateError(f"{name} has other shapes: {text}. The model or SOAP(cap=...) changed.")
-    schedule = engine.schedule
-    _compare("units", set(state["units"]), {_unit_key(engine, number) for number in range(len(schedule.units))})
-    for name, tensors in mine.items():
-        for key, tensor in tensors.items():
-            tensor.copy_(state["blocks"][name]["tensors"][key])
-    engine.warm = [[bool(state["blocks"][block.name]["warm"]) for block in stack.blocks] for stack in engine.stacks]
-    for number in range(len(schedule.units)):
-        schedule.last[number], schedule.next[number], schedule.solved[number] = state["units"][
-            _unit_key(engine, number)
-        ]
-    schedule.place(state["every"])
-    for name, value in state["report"].items():
-        setattr(engine.report, name, value)
+    numbers = range(len(engine.schedule.units))
+    _compare("units", set(state["units"]), {_unit_key(engine, number) for number in numbers})
+
+
+def take_over(engine: "Engine", state: dict[str, Any]) -> None:
+    """Load the blocks and units that the engine and a state of the same method have in common, unchecked."""
+    for index, stack in enumerate(engine.stacks):
+        for row, block in enumerate(stack.blocks):
+            if block.name in state["blocks"]:
+                engine.warm[index][row] = bool(state["blocks"][block.name]["warm"])
+                engine.proof.counts[index][row] = list(state["blocks"][block.name]["work"])
+    for name, tensors in block_tensors(engine).items():
+        if name in state["blocks"]:
+            saved = state["blocks"][name]["tensors"]
+            for key in saved.keys() & tensors.keys():
+                tensors[key].copy_(saved[key])
+    for number in range(len(engine.schedule.units)):
+        if (key := _unit_key(engine, number)) in state["units"]:
+            engine.schedule.recall(number, state["units"][key])
     engine.regroup()
 
 
-def _block_tensors(engine: "Engine") -> dict[str, dict[str, Tensor]]:
+def load_report(engine: "Engine", counts: dict[str, Any]) -> None:
+    """Go on counting from a saved report."""
+    for name, value in counts.items():
+        setattr(engine.report, name, value)
+    engine.report.coverage = engine.plan.coverage
+    engine.guard.withheld = engine.report.withheld
+
+
+def check_header(engine: "Engine", state: dict[str, Any]) -> None:
+    """Refuse a state of another format or method.
+
+    Args:
+        engine: The engine.
+        state: The state.
+
+    Raises:
+        StateError: If format or method differ.
+    """
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        found = state.get("format") if isinstance(state, dict) else type(state).__name__
+        raise StateError(
+            f"state format is {found!r}, this version reads {FORMAT}: load it with the version that wrote it."
+        )
+    if state["method"] != str(engine.method):
+        raise StateError(
+            f"the state is of {state['method']}, this run uses {engine.method}: use the same arguments, or "
+            f"start without the state."
+        )
+
+
+def block_tensors(engine: "Engine") -> dict[str, dict[str, Tensor]]:
     """Every block's tensors by name: views of the live state, not copies."""
     return {
         block.name: {name: tensor[row] for name, tensor in named_tensors(engine.method, stack)}
@@ -109,12 +156,14 @@ def _block_tensors(engine: "Engine") -> dict[str, dict[str, Tensor]]:
     }
 
 
-def _warm(engine: "Engine") -> dict[str, bool]:
-    return {
-        block.name: warm
-        for stack, flags in zip(engine.stacks, engine.warm, strict=True)
-        for block, warm in zip(stack.blocks, flags, strict=True)
-    }
+def block_facts(engine: "Engine") -> dict[str, dict[str, Any]]:
+    """By name, whether each block rotates and what was done with it."""
+    facts = {}
+    for index, stack in enumerate(engine.stacks):
+        counts = engine.proof.of(index, engine.batches[index])
+        for row, block in enumerate(stack.blocks):
+            facts[block.name] = {"warm": engine.warm[index][row], "work": counts[row]}
+    return facts
 
 
 def _unit_key(engine: "Engine", number: int) -> str:

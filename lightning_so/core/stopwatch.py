@@ -1,8 +1,8 @@
-"""The time of each stage of a step, off by default."""
+"""Host time of each stage of a step."""
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 
@@ -10,22 +10,21 @@ from dataclasses import dataclass, field
 class Stopwatch:
     """Seconds by stage.
 
+    On an accelerator these are the host's: what waits on the device is not in them, unless `clock` synchronizes first.
+
     Attributes:
-        clock: Process CPU time by default; on an accelerator one that synchronizes first.
+        clock: Seconds since some fixed moment.
         seconds: The sums so far.
     """
 
-    clock: Callable[[], float] = time.process_time
+    clock: Callable[[], float] = time.perf_counter
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Add the time of the body to `seconds[name]`."""
         begin = self.clock()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + self.clock() - begin
-
-
-def stage(stopwatch: Stopwatch | None, name: str) -> AbstractContextManager[None]:
-    """The stage's context: nothing without a stopwatch."""
-    return nullcontext() if stopwatch is None else stopwatch.stage(name)
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + self.clock() - begin

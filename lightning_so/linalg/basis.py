@@ -59,11 +59,20 @@ def refresh(F_TT: Tensor, Q_TT: Tensor, *, strength: float) -> Result:
         return Result(Q_TT, ok=False, attempts=0)
     if finite and nonzero:
         return Result(Q, ok=True, order=order)
-    return _decompose(F_TT, Q_TT, strength)
+    return decompose(F_TT, Q_TT, strength)
 
 
-def _decompose(F_TT: Tensor, Q_TT: Tensor, strength: float) -> Result:
-    """The second rung: eigh in float64, columns sorted by falling eigenvalue."""
+def decompose(F_TT: Tensor, Q_TT: Tensor, strength: float) -> Result:
+    """A basis from the factor alone, and the second rung of the ladder: eigh of F + ridge in float64.
+
+    Args:
+        F_TT: The factor, symmetric positive semi-definite, shape (T, T).
+        Q_TT: A basis that decides the signs, shape (T, T).
+        strength: Relative size of the tie-breaking ridge.
+
+    Returns:
+        The basis, columns sorted by falling eigenvalue; `ok=False` for a factor of zeros or one that fails.
+    """
     F = F_TT.double()
     if not bool(F.abs().amax() > 0):
         return Result(Q_TT, ok=False, attempts=2)

@@ -12,9 +12,11 @@ from lightning_so.core.errors import ConfigError, check_range
 from lightning_so.core.method import Action
 from lightning_so.core.schedule import Spread, Staggered, Unit
 from lightning_so.linalg import tiles
-from lightning_so.linalg.basis import CALLS, refresh, refresh_cost
+from lightning_so.linalg.basis import CALLS, decompose, refresh, refresh_cost
 from lightning_so.linalg.polar import polar, polar_cost
 from lightning_so.linalg.result import Result
+
+SIDES = ("rows", "cols")
 
 
 @dataclass
@@ -161,6 +163,11 @@ class SOAP:
         side = stats.sides[unit.side]
         return refresh(side.factors[unit.tile][unit.row], side.bases[unit.tile][unit.row], strength=self.ridge)
 
+    def settle(self, stats: Stats, unit: Unit) -> Result:
+        """See `core.method.Rotator.settle`."""
+        side = stats.sides[unit.side]
+        return decompose(side.factors[unit.tile][unit.row], side.bases[unit.tile][unit.row], self.ridge)
+
     def accept(self, stats: Stats, unit: Unit, result: Result) -> tuple[slice, Tensor, Tensor]:
         """Swap a solved basis in; returns its tile, the basis that was and the basis that is."""
         side = stats.sides[unit.side]
@@ -175,11 +182,16 @@ class SOAP:
 
     def tensors(self, stats: Stats) -> Iterator[tuple[str, Tensor]]:
         """See `core.method.Method.tensors`."""
-        for name, side in zip(("rows", "cols"), stats.sides, strict=True):
-            for tile, F in enumerate(side.factors):
-                yield f"{name}.factor.{tile}", F
+        yield from self.factors(stats)
+        for name, side in zip(SIDES, stats.sides, strict=True):
             for tile, Q in enumerate(side.bases):
                 yield f"{name}.basis.{tile}", Q
+
+    def factors(self, stats: Stats) -> Iterator[tuple[str, Tensor]]:
+        """See `core.method.Rotator.factors`."""
+        for name, side in zip(SIDES, stats.sides, strict=True):
+            for tile, F in enumerate(side.factors):
+                yield f"{name}.factor.{tile}", F
 
     def direction(self, moments: Tensor) -> Tensor:
         """See `core.method.Method.direction`."""

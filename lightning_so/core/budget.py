@@ -1,0 +1,39 @@
+"""What the solves of a step may cost: the work of a step is bounded, and what does not fit slips to the next."""
+
+from typing import TYPE_CHECKING
+
+from lightning_so.core.schedule import interval
+
+if TYPE_CHECKING:
+    from lightning_so.core.engine import Engine
+
+
+def due(engine: "Engine") -> list[int]:
+    """Numbers of the units to solve at this step, within the budget; equal on all ranks."""
+    busy = sum(
+        len(batch.blocks) * engine.method.work(batch.stack, batch.action)
+        for batches in engine.batches
+        for batch in batches
+    )
+    schedule, worth = engine.schedule, []
+    for number in schedule.due(engine.report.step, engine.spread.budget(engine.peak, busy)):
+        unit = schedule.units[number]
+        # A block without gradient has nothing new to solve.
+        if unit.row in engine.live[unit.stack]:
+            worth.append(number)
+        else:
+            schedule.skip(number)
+    return worth
+
+
+def dearest(engine: "Engine") -> float:
+    """Optimizer work of the dearest phase: all blocks cold, or all warm with their share of solves."""
+    groups, phases = engine.optimizer.param_groups, [0.0, 0.0]
+    for stack in engine.stacks:
+        for block in stack.blocks:
+            for warm in (False, True):
+                action = engine.method.action(engine.base, groups[block.group], block, warm)
+                phases[warm] += engine.method.work(stack, action)
+    period = engine.schedule.period
+    phases[1] += sum(unit.cost for unit in engine.schedule.units) / interval(10 * period, period)
+    return max(phases)

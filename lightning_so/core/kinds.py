@@ -1,0 +1,108 @@
+"""How much curvature a checkpoint carries: `full`, `compact` or `rebuild`."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lightning_so.core import bases, files
+from lightning_so.core.method import Rotator
+from lightning_so.core.state import (
+    FORMAT,
+    check_blocks,
+    check_header,
+    load_blocks,
+    load_report,
+    load_state_dict,
+    state_dict,
+)
+
+if TYPE_CHECKING:
+    from lightning_so.core.engine import Engine
+
+KINDS = ("full", "compact", "rebuild")
+
+
+def write(engine: "Engine", kind: str) -> dict[str, Any]:
+    """The state that rides in a checkpoint file, beside the optimizer's own in plain coordinates.
+
+    Args:
+        engine: The engine, between steps.
+        kind: `full`: factors, bases and exact moments; a resumed run equals one that did not stop, bit for bit.
+            `compact`: triangles of the factors alone; bases are found again by eigendecomposition and the second
+            moments start from the factors, so that blocks go on rotating, but not bit for bit.
+            `rebuild`: no curvature at all; blocks start cold.
+
+    Returns:
+        Plain tensors and numbers.
+    """
+    if kind == "rebuild":
+        state = {"format": FORMAT, "method": str(engine.method), "report": asdict(engine.report)}
+    else:
+        state = state_dict(engine)
+        if kind == "full":
+            state["moments"] = files.moments(engine)
+        else:
+            for name, tensors in _factors(engine).items():
+                state["blocks"][name]["tensors"] = {key: triangle(tensor) for key, tensor in tensors.items()}
+    return {**state, "kind": kind}
+
+
+def read(engine: "Engine", state: dict[str, Any]) -> None:
+    """Load what `write` gave, of any kind, after the optimizer has loaded its own.
+
+    Args:
+        engine: The engine.
+        state: The state.
+
+    Raises:
+        StateError: If it is not of this method, model and format, or incomplete.
+    """
+    check_header(engine, state)
+    if state["kind"] == "rebuild":
+        load_report(engine, state["report"])
+        engine.schedule.restart(engine.report.step)
+    elif state["kind"] == "compact":
+        check_blocks(engine, state, {n: {k: triangle(t) for k, t in ts.items()} for n, ts in _factors(engine).items()})
+        blocks = dict(state["blocks"])
+        for name, tensors in _factors(engine).items():
+            packed = blocks[name]["tensors"]
+            blocks[name] = {**blocks[name], "tensors": {k: whole(packed[k], tensor) for k, tensor in tensors.items()}}
+        load_blocks(engine, {**state, "blocks": blocks})
+        if isinstance(engine.method, Rotator):
+            bases.settle(engine)
+    else:
+        load_state_dict(engine, state)
+        files.restore_moments(engine, state.get("moments", {}))
+
+
+def _factors(engine: "Engine") -> dict[str, dict[str, Tensor]]:
+    """Every block's factors by name: views of the live state; none for a method without bases."""
+    return {
+        block.name: {
+            name: tensor[row]
+            for name, tensor in (engine.method.factors(stack.stats) if isinstance(engine.method, Rotator) else ())
+        }
+        for stack in engine.stacks
+        for row, block in enumerate(stack.blocks)
+    }
+
+
+def triangle(tensor: Tensor) -> Tensor:
+    """The upper triangle of a symmetric matrix (T, T), row by row, shape (T (T + 1) / 2,); a copy of a vector."""
+    if tensor.ndim < 2:
+        return tensor.clone()
+    i, j = torch.triu_indices(*tensor.shape, device=tensor.device)
+    return tensor[i, j]
+
+
+def whole(packed: Tensor, like: Tensor) -> Tensor:
+    """The symmetric matrix, or vector, of which `triangle` gave `packed`, in the shape of `like`."""
+    if like.ndim < 2:
+        return packed
+    i, j = torch.triu_indices(*like.shape, device=packed.device)
+    full = packed.new_empty(like.shape)
+    full[i, j] = packed
+    full[j, i] = packed
+    return full

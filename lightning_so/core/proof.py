@@ -1,0 +1,124 @@
+"""Proof of work: what was really observed, solved and applied, block by block, against what was promised."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lightning_so.core.batch import Batch
+from lightning_so.core.errors import TrustError
+from lightning_so.core.method import Action
+
+if TYPE_CHECKING:
+    from lightning_so.core.engine import Engine
+
+#: Steps in a row that may be prepared and not finished: a user may skip one, a lost hook loses them all.
+PATIENCE = 3
+
+
+@dataclass(frozen=True)
+class Work:
+    """What was done with one block.
+
+    Attributes:
+        name: The block.
+        observed: Steps at which its gradient was seen.
+        bent: Steps at which it was bent.
+        rotated: Steps at which it was rotated.
+        solves: Good solves of its units since it was last cold.
+        age: Steps since the oldest of its units was solved; 0 without units.
+    """
+
+    name: str
+    observed: int
+    bent: int
+    rotated: int
+    solves: int
+    age: int
+
+
+class Ledger:
+    """Counts by stack and row that outlive the batches in which the counting is done."""
+
+    def __init__(self, sizes: list[int]) -> None:
+        """Nothing done yet; `sizes` are the numbers of blocks of the stacks."""
+        self.counts = [[[0, 0, 0] for _ in range(size)] for size in sizes]
+
+    def close(self, index: int, batches: list[Batch]) -> None:
+        """Take over the counts of a stack's batches, which are about to be rebuilt."""
+        self.counts[index] = self.of(index, batches)
+
+    def of(self, index: int, batches: list[Batch]) -> list[list[int]]:
+        """Steps observed, bent and rotated of every block of a stack."""
+        counts = [list(row) for row in self.counts[index]]
+        for batch in batches:
+            rows = range(len(counts)) if batch.rows is None else batch.rows
+            for row in rows:
+                counts[row][0] += batch.observed
+                counts[row][1] += batch.applied if batch.action is Action.BEND else 0
+                counts[row][2] += batch.applied if batch.action is Action.ROTATE else 0
+        return counts
+
+
+def work(engine: "Engine") -> list[Work]:
+    """What was done with every block."""
+    schedule, found = engine.schedule, []
+    ages = schedule.ages(engine.report.step)
+    for index, stack in enumerate(engine.stacks):
+        counts = engine.proof.of(index, engine.batches[index])
+        for row, block in enumerate(stack.blocks):
+            units = engine.units_of[index][row]
+            solves = sum(schedule.solved[unit] for unit in units)
+            age = max((ages[unit] for unit in units), default=0)
+            observed, bent, rotated = counts[row]
+            found.append(Work(block.name, observed, bent, rotated, solves, age))
+    return found
+
+
+def staleness(engine: "Engine") -> tuple[int, int]:
+    """The largest age of a unit, and the age that 95 % of the units do not exceed; (0, 0) without units."""
+    ages = sorted(engine.schedule.ages(engine.report.step))
+    return (ages[-1], ages[int(0.95 * (len(ages) - 1))]) if ages else (0, 0)
+
+
+def check(engine: "Engine") -> None:
+    """Stop a training in which promised work is not done.
+
+    Args:
+        engine: The engine, at the start of a step.
+
+    Raises:
+        TrustError: If prepared steps are never finished, or a unit was not tried within its bound.
+    """
+    base = type(engine.optimizer).__name__
+    if engine.unfinished >= PATIENCE:
+        names = ", ".join(block.name for block in engine.plan.blocks[:3])
+        raise TrustError(
+            f"{PATIENCE} steps of {base} in a row were prepared (hidden: {names}, ...) and never finished: its "
+            f"step_post_hook does not fire, or its step is not called after on_before_optimizer_step. The weights are "
+            f"unchanged. Let the Trainer or `optimizer.step()` do the step, or remove SecondOrder."
+        )
+    overdue = engine.schedule.overdue(engine.report.step)
+    if overdue:
+        unit = engine.schedule.units[overdue[0]]
+        name = engine.stacks[unit.stack].blocks[unit.row].name
+        raise TrustError(
+            f"{name}: its basis was not solved within {engine.schedule.bound()} steps ({len(overdue)} of "
+            f"{len(engine.schedule.units)} units are overdue). Raise Staggered(headroom=...), or report the plan:\n"
+            f"{engine.plan}"
+        )
+
+
+def check_prepared(engine: "Engine") -> None:
+    """Stop a training whose base steps past us.
+
+    Args:
+        engine: The engine, after the base's step.
+
+    Raises:
+        TrustError: If the step was not prepared.
+    """
+    if not engine.prepared:
+        raise TrustError(
+            f"{type(engine.optimizer).__name__} has stepped, and {type(engine.method).__name__} was not asked before: "
+            f"that step was the plain one. A hook was removed from the optimizer, or its closure was called by "
+            f"something else. Let the Trainer or `optimizer.step()` do the step."
+        )

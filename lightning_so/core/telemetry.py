@@ -1,0 +1,59 @@
+"""The few scalars that are logged, under stable names."""
+
+import time
+from typing import TYPE_CHECKING
+
+from lightning_so.core import proof
+from lightning_so.core.state import named_tensors
+
+if TYPE_CHECKING:
+    from lightning_so.core.engine import Engine
+
+
+class Telemetry:
+    """Reads an engine now and then; times are means over the steps since the last reading.
+
+    They are host times: on an accelerator what waits on the device is not in them.
+    """
+
+    def __init__(self, engine: "Engine") -> None:
+        """Begin the first interval."""
+        self.engine = engine
+        self._mark = self._now()
+
+    def _now(self) -> tuple[float, float, float, float, int]:
+        seconds = self.engine.stopwatch.seconds
+        steps = self.engine.report.step + self.engine.report.skipped
+        total, solving = sum(seconds.values()), seconds.get("solve", 0.0)
+        return time.perf_counter(), total, solving, self.engine.comm.seconds, steps
+
+    def scalars(self) -> dict[str, float]:
+        """The values by name, and the start of the next interval."""
+        last, self._mark = self._mark, self._now()
+        wall, ours, solving, talking, steps = (b - a for a, b in zip(last, self._mark, strict=True))
+        report, (oldest, p95) = self.engine.report, proof.staleness(self.engine)
+        per_step = 1e3 / max(steps, 1)
+        return {
+            "so/overhead_frac": ours / wall if wall > 0 else 0.0,
+            "so/solve_ms": solving * per_step,
+            "so/comm_ms": talking * per_step,
+            "so/state_mem_gb": state_bytes(self.engine) / 1e9,
+            "so/staleness_max": float(oldest),
+            "so/staleness_p95": float(p95),
+            "so/rotated_blocks": float(report.rotated),
+            "so/bent_blocks": float(report.bent),
+            "so/solves": float(report.solves),
+            "so/solve_fallbacks": float(report.retries + report.failures),
+            "so/cooled_blocks": float(report.cooled),
+            "so/skipped_steps": float(report.skipped),
+            "so/withheld_gradients": float(report.withheld),
+            "so/coverage_params": report.coverage,
+        }
+
+
+def state_bytes(engine: "Engine") -> int:
+    """Extra memory held: factors, bases, saved parameters and work space."""
+    tensors = [stack.hidden for stack in engine.stacks]
+    for stack in engine.stacks:
+        tensors += [tensor for _, tensor in named_tensors(engine.method, stack)]
+    return sum(tensor.nbytes for tensor in tensors) + engine.scratch.nbytes()

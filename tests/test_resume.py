@@ -1,0 +1,26 @@
+"""A training that is killed and resumed equals one that was never stopped, bit for bit."""
+
+import pytest
+import torch
+
+from benchmarks.resume import different, trials
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_kill_and_resume_equals_not_having_stopped(ranks, tmp_path):
+    records = list(trials("soap", ranks, kills=3, seed=ranks, folder=tmp_path))
+    assert [record["phase"] for record in records] == ["before", "at", "after"]
+    for record in records:
+        assert 0 < record["resumed_after"] <= record["step"]
+        assert record["different"] == [], record
+        assert record["weights_equal"]
+        assert record["state_equal"]
+
+
+def test_one_bit_is_a_difference():
+    weights = torch.ones(3)
+    changed = torch.nextafter(weights, torch.tensor([1.0, 2.0, 1.0]))
+    assert different([{"a": weights, "b": 1}], [{"a": weights.clone(), "b": 1}]) == []
+    assert different([{"a": weights, "b": 1}], [{"a": changed, "b": 2}]) == ["/0/a", "/0/b"]
+    assert different(torch.zeros(1), -torch.zeros(1)) == [""]
