@@ -4,9 +4,20 @@ from lightning_so.callbacks.second_order import SecondOrder as SecondOrder
 from lightning_so.core.attach import attach as attach
 from lightning_so.core.errors import ConfigError as ConfigError
 from lightning_so.core.errors import StateError as StateError
+from lightning_so.core.errors import TrustError as TrustError
 from lightning_so.core.schedule import Staggered as Staggered
 from lightning_so.core.schedule import Synchronous as Synchronous
 from lightning_so.methods.muon import Muon as Muon
 from lightning_so.methods.soap import SOAP as SOAP
 
-__all__ = ["SOAP", "ConfigError", "Muon", "SecondOrder", "Staggered", "StateError", "Synchronous", "attach"]
+__all__ = [
+    "SOAP",
+    "ConfigError",
+    "Muon",
+    "SecondOrder",
+    "Staggered",
+    "StateError",
+    "Synchronous",
+    "TrustError",
+    "attach",
+]

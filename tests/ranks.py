@@ -1,5 +1,6 @@
 """What the ranks of the pool run: a plain loop with DDP, on shards of one global batch."""
 
+import copy
 import io
 import os
 
@@ -8,7 +9,7 @@ import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook, fp16_compress_hook
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from lightning_so import attach
+from lightning_so import TrustError, attach
 from lightning_so.core.share import traffic
 from tests.problems import Net, batch
 
@@ -92,6 +93,53 @@ def resumed(method, base, arguments, steps, stop):
     engine.detach()
     other.detach()
     return ends
+
+
+def states(method, base, arguments, steps, given=None, dtype=torch.float64):
+    """Train some steps, from given states or the start, in a world of any size; the states at the end."""
+    several = dist.is_initialized()
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
+    torch.manual_seed(0)
+    model = Net(dtype)
+    wrapped = DDP(model) if several else model
+    optimizer = base(model.parameters(), **arguments)
+    engine = attach(model, optimizer, method)
+    if given:
+        # Copied: tensors that came through a pipe share their memory with the other ranks.
+        for part, state in zip((model, optimizer, engine), copy.deepcopy(given), strict=True):
+            part.load_state_dict(state)
+    for step in steps:
+        x, y = batch(step, dtype)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(wrapped(x[rank::ranks]), y[rank::ranks]).backward()
+        optimizer.step()
+    ends = [copy.deepcopy(part.state_dict()) for part in (model, optimizer, engine)]
+    engine.detach()
+    return ends
+
+
+def diverges(method, base, arguments, compare_every):
+    """Rank 1 changes one weight after the fifth step; what each rank is told, and when."""
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    torch.manual_seed(0)
+    model = Net()
+    optimizer = base(model.parameters(), **arguments)
+    wrapped = DDP(model)
+    engine = attach(model, optimizer, method, compare_every=compare_every)
+    try:
+        for step in range(12):
+            x, y = batch(step)
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(wrapped(x[rank::ranks]), y[rank::ranks]).backward()
+            optimizer.step()
+            if step == 5 and rank == 1:
+                with torch.no_grad():
+                    model.wide.bias[3] += 1e-6
+    except TrustError as error:
+        return str(error)
+    finally:
+        engine.detach()
+    return "no error"
 
 
 def dies(method, base, arguments):

@@ -1,5 +1,7 @@
 """Several ranks equal one process with the same global batch, and each other bit for bit."""
 
+import re
+
 import pytest
 import torch
 
@@ -87,6 +89,24 @@ def test_resuming_equals_not_having_stopped(world, stop):
         for name, value in straight.items():
             assert torch.equal(value, again[name]), name
             assert torch.equal(value, ends[0][0][name]), name
+
+
+def test_states_load_into_another_world_size(world):
+    straight = ranks.states(SOAP10, *ADAMW, range(24))
+    for first, last in ((world.run, None), (None, world.run)):
+        alone = lambda function, *arguments: [function(*arguments)]  # noqa: E731
+        half = (first or alone)(ranks.states, SOAP10, *ADAMW, range(14))[0]
+        ends = (last or alone)(ranks.states, SOAP10, *ADAMW, range(14, 24), half)
+        for weights, _, engine in ends:
+            torch.testing.assert_close(weights, straight[0], rtol=0, atol=1e-10)
+            assert engine["report"]["solves"] == straight[2]["report"]["solves"]
+
+
+def test_ranks_that_differ_are_told_on_all_ranks(world):
+    told = world.run(ranks.diverges, SOAP10, *ADAMW, 4)
+    assert set(told) == {told[0]}
+    assert re.search(r"step 8: the weights of ranks \[1\] differ from rank 0's, first in wide\.bias", told[0]), told[0]
+    assert set(world.run(ranks.diverges, SOAP10, *ADAMW, 0)) == {"no error"}
 
 
 def test_a_users_communication_hook_keeps_working(world):

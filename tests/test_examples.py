@@ -1,5 +1,6 @@
 """The examples run as a user would run them."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,10 @@ def run(*arguments, timeout=300):
     done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
+
+
+def found(pattern, text):
+    return re.search(pattern, text)[1]
 
 
 @pytest.mark.slow
@@ -30,3 +35,36 @@ def test_benchmarks_write_lines(tmp_path):
     run("-m", "benchmarks.train", "--problem", "autoencoder", *grid, "--out", str(out))
     assert len(out.read_text().splitlines()) == 2
     assert "soap" in run("-m", "benchmarks.table", str(out))
+
+
+@pytest.mark.slow
+def test_image_classifier_reaches_its_accuracy_in_the_rotated_basis(tmp_path):
+    out = run("-m", "examples.image_classifier", "--method", "soap", "--out", str(tmp_path))
+    assert float(found(r"validation ([\d.]+)", out)) > 0.96
+    assert int(found(r"\brotated=(\d+)", out)) == 4
+    assert (tmp_path / "soap.ckpt").stat().st_size > 100_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "rotated", "bent"), [("soap", (2, 3), (0, 0)), ("muon", (0, 0), (2, 3))])
+def test_gan_has_one_engine_an_optimizer(method, rotated, bent):
+    out = run("-m", "examples.gan", "--method", method, "--epochs", "10")
+    for player, turned, curved in zip(("discriminator", "generator"), rotated, bent, strict=True):
+        assert f"280 steps, {turned} blocks rotated, {curved} bent" in found(rf"{player}: (.*)", out)
+    # The discriminator beats a guess (log 2), and the generator is not beaten outright.
+    assert 0.05 < float(found(r"discriminator: loss ([\d.]+)", out)) < 0.69
+    assert float(found(r"generator: loss ([\d.]+)", out)) < 3
+
+
+@pytest.mark.slow
+def test_ddp_shares_the_solves_and_ends_where_one_process_does():
+    two, one = (run("-m", "examples.ddp", "--devices", devices, "--steps", "40") for devices in ("2", "1"))
+    solved, total, megabytes = zip(*re.findall(r"rank \d: (\d+) of (\d+) solves, ([\d.]+) MB", two), strict=True)
+    assert len(solved) == 2
+    assert min(map(int, solved)) > 0
+    assert sum(map(int, solved)) == int(total[0]) == int(found(r"rank 0: (\d+) of", one))
+    assert min(map(float, megabytes)) > 1
+    for out in (two, one):
+        assert "15 blocks rotated" in out
+    losses = [float(found(r"validation loss ([\d.]+)", out)) for out in (two, one)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-3)

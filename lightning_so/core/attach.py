@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from types import MethodType
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -65,6 +66,7 @@ def hooks(engine: Engine) -> list[Any]:
             return None
 
         # With a closure the gradients exist only after it has run, inside the optimizer's step.
+        @torch.compiler.disable
         def wrapped() -> Any:
             loss = closure()
             prepare()
@@ -82,9 +84,11 @@ def hooks(engine: Engine) -> list[Any]:
             )
         engine.step()
 
+    # A compiled step traces what it calls; there is nothing to gain from tracing us.
+    after = torch.compiler.disable(lambda *_: engine.after_step())
     return [
-        engine.optimizer.register_step_pre_hook(before),
-        engine.optimizer.register_step_post_hook(lambda *_: engine.after_step()),
+        engine.optimizer.register_step_pre_hook(torch.compiler.disable(before)),
+        engine.optimizer.register_step_post_hook(after),
     ]
 
 
