@@ -1,6 +1,8 @@
 """The callback in a real Trainer: equal to the plain loop, and nothing of the user's breaks."""
 
 import copy
+import importlib.metadata
+import pickle
 
 import lightning.pytorch
 import pytest
@@ -206,3 +208,54 @@ def test_fit_twice_starts_anew_and_the_callback_can_be_copied():
     fit(model, [callback])
     assert callback.engines[0].report.step == 16
     assert copy.deepcopy(callback).engines == []
+
+
+class LateRestore(pytorch_lightning.strategies.SingleDeviceStrategy):
+    """Loads checkpoints after on_fit_start, as sharded strategies do."""
+
+    restore_checkpoint_after_setup = True
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_state_may_come_before_or_after_fit_starts(tmp_path, late):
+    straight = module()
+    fit(straight, [SecondOrder(METHOD)], max_epochs=2)
+    saver = pytorch_lightning.callbacks.ModelCheckpoint(dirpath=tmp_path, filename="one", save_on_train_epoch_end=True)
+    fit(module(), [SecondOrder(METHOD), saver], enable_checkpointing=True)
+    order = []
+
+    class Noting(SecondOrder):
+        def on_fit_start(self, *arguments):
+            order.append("fit")
+            super().on_fit_start(*arguments)
+
+        def load_state_dict(self, state):
+            order.append("load")
+            super().load_state_dict(state)
+
+    resumed, strategy = module(), LateRestore(device="cpu") if late else "auto"
+    fit(resumed, [Noting(METHOD)], max_epochs=2, ckpt_path=str(tmp_path / "one.ckpt"), strategy=strategy)
+    assert order == (["fit", "load"] if late else ["load", "fit"])
+    torch.testing.assert_close(resumed.state_dict(), straight.state_dict(), rtol=0, atol=0)
+
+
+def test_installing_us_switches_nothing_on():
+    # A callbacks factory would be asked by every Trainer of the environment.
+    groups = {entry.group for entry in importlib.metadata.distribution("lightning-so").entry_points}
+    assert not {group for group in groups if "callbacks_factory" in group}
+    assert not any(isinstance(c, SecondOrder) for c in pytorch_lightning.Trainer(logger=False).callbacks)
+
+
+def test_the_callback_can_be_pickled_before_and_while_it_runs():
+    ours = SecondOrder(METHOD, verify_every=3)
+
+    class Pickles(pytorch_lightning.Callback):
+        def on_train_batch_end(self, *_):
+            self.twin = pickle.loads(pickle.dumps(ours))
+
+    pickles = Pickles()
+    fit(module(), [ours, pickles])
+    for twin in (pickle.loads(pickle.dumps(ours)), pickles.twin):
+        assert (twin.method, twin.checks, twin.engines) == (ours.method, ours.checks, [])
+        fit(module(), [twin])
+        assert twin.engines[0].report.rotated == 3

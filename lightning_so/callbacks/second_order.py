@@ -69,11 +69,15 @@ class SecondOrder(Callback):
             raise ConfigError(f"SecondOrder(state={state!r}): state must be one of {list(KINDS)}.")
         self.method, self.route, self.min_coverage, self.print_plan = method, route, min_coverage, print_plan
         self.state, self.checks = state, Checks(verify_every, compare_every)
+        self._loaded: list[dict[str, Any]] | None = None
+        self._clear()
+
+    def _clear(self) -> None:
+        """Everything that belongs to a running fit."""
         self.engines: list[Engine] = []
         self._telemetry: list[Telemetry] = []
-        self._begun: tuple[int, int] | None = None
-        self._loaded: list[dict[str, Any]] | None = None
         self._hooks: list[Any] = []
+        self._begun: tuple[int, int] | None = None
         self._wrapped: Any = None
         self._comm: Local | None = None
         self._told = False
@@ -228,8 +232,13 @@ class SecondOrder(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to a running fit, so that the callback can be pickled and copied."""
-        fresh = {"engines": [], "_telemetry": [], "_hooks": [], "_wrapped": None, "_comm": None, "_begun": None}
-        return {**self.__dict__, **fresh}
+        kept = ("method", "route", "min_coverage", "print_plan", "state", "checks", "_loaded")
+        return {name: self.__dict__[name] for name in kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy is not part of the fit."""
+        self.__dict__.update(state)
+        self._clear()
 
     # ---------------------------------------------------------------- inside
 
