@@ -57,7 +57,7 @@ def test_the_file_holds_plain_moments_and_what_leaving_costs_is_printed(tmp_path
                 assert torch.equal(moments[block.name][key], exact[key])
                 checked += 1
     assert checked == 6
-    assert capsys.readouterr().out.count("loads this checkpoint without SecondOrder") == 1
+    assert capsys.readouterr().out.count("resumes from this checkpoint goes on exactly") == 1
 
 
 def test_the_file_can_be_left_and_a_lost_state_is_refused(tmp_path):

@@ -19,11 +19,11 @@ from lightning_so.core.telemetry import Telemetry
 
 #: Steps that the Trainer may count before one of ours is seen.
 SILENCE = 20
-#: What a run with SecondOrder does with each kind of state.
+#: How a run goes on from each kind of state.
 RESUMED = {
     "full": "exactly as if it had not stopped",
-    "compact": "its bases are found again from the factors",
-    "rebuild": "its blocks start cold",
+    "compact": "with bases found again from the factors",
+    "rebuild": "with cold blocks",
 }
 
 
@@ -121,6 +121,9 @@ class SecondOrder(Callback):
             self._hooks += hooks(engine)
             if self.print_plan:
                 engine.tell = rank_zero_only(print)
+        for index, engine in enumerate(self.engines):
+            if self.print_plan and len(self.engines) > 1:
+                rank_zero_only(print)(f"Optimizer {index} of configure_optimizers:")
             engine.tell(engine.plan)
         self._wrap(trainer)
 
@@ -222,8 +225,8 @@ class SecondOrder(Callback):
             return
         self._told = True
         rank_zero_only(print)(
-            f"SecondOrder: a run that loads this checkpoint without SecondOrder starts with an update at cosine "
-            f"{bump.cosine:.2f} to ours and {bump.length:.2f} of its length; with it, {RESUMED[self.state]}."
+            f"SecondOrder: a run that resumes from this checkpoint goes on {RESUMED[self.state]}. Without SecondOrder "
+            f"it starts with an update at cosine {bump.cosine:.2f} to ours and {bump.length:.2f} of its length."
         )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -275,11 +278,8 @@ def _plain(optimizer: Any) -> Optimizer:
 
 def summary(engine: Engine) -> str:
     """What was done, in one line, and the blocks of which nothing was seen."""
-    report, oldest = engine.report, proof.staleness(engine)[0]
     idle = [done.name for done in proof.work(engine) if not done.observed]
     return (
-        f"{engine.plan.method} on {engine.plan.base}: {report.step} steps, {report.skipped} skipped, {report.undone} "
-        f"undone; at the last one {report.rotated} blocks rotated and {report.bent} bent; {report.solves} solves, "
-        f"{report.retries} retried, {report.failures} failed, the oldest basis {oldest} steps old"
-        + (f"; never a gradient: {', '.join(idle)}" if idle else "")
+        f"{engine.plan.method} on {engine.plan.base}: {engine.report}, the oldest basis {proof.staleness(engine)[0]} "
+        f"steps old" + (f"; never a gradient: {', '.join(idle)}" if idle else "")
     )

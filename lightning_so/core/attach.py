@@ -84,11 +84,14 @@ def hooks(engine: Engine) -> list[Any]:
             )
         engine.step()
 
+    def after(*_: Any) -> None:
+        engine.after_step()
+
     # A compiled step traces what it calls; there is nothing to gain from tracing us.
-    after = torch.compiler.disable(lambda *_: engine.after_step())
+    untraced: Any = torch.compiler.disable
     return [
-        engine.optimizer.register_step_pre_hook(torch.compiler.disable(before)),
-        engine.optimizer.register_step_post_hook(after),
+        engine.optimizer.register_step_pre_hook(untraced(before)),
+        engine.optimizer.register_step_post_hook(untraced(after)),
     ]
 
 

@@ -4,6 +4,7 @@ guard -> fold -> solve -> carry -> enter -> act (rotate, hide)   | the base opti
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from lightning_so.core.routing import route
 from lightning_so.core.schedule import Schedule
 from lightning_so.core.state import state_dict, take_over
 from lightning_so.core.stopwatch import Stopwatch
+from lightning_so.core.telemetry import costs
 
 
 class Engine:
@@ -103,6 +105,7 @@ class Engine:
         for number, unit in enumerate(units):
             self.units_of[unit.stack][unit.row].append(number)
         self.peak = budget.dearest(self)
+        self.plan = replace(self.plan, costs=costs(self))
         self.live: list[list[int]] = [[] for _ in self.stacks]
         self.batches: list[list[Batch]] = [[] for _ in self.stacks]
         self.proof = proof.Ledger([len(stack.blocks) for stack in self.stacks])
@@ -256,6 +259,7 @@ class Engine:
         finally:
             self.restore()
         self.checks.compare(self)
+        self.report.sent = self.comm.sent
 
     def _finish(self, batch: Batch) -> None:
         stack, groups = batch.stack, self.optimizer.param_groups

@@ -1,6 +1,5 @@
 """How much curvature a checkpoint carries: `full`, `compact` or `rebuild`."""
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,7 +37,7 @@ def write(engine: "Engine", kind: str) -> dict[str, Any]:
         Plain tensors and numbers.
     """
     if kind == "rebuild":
-        state = {"format": FORMAT, "method": str(engine.method), "report": asdict(engine.report)}
+        state = {"format": FORMAT, "method": str(engine.method), "report": engine.report.portable()}
     else:
         state = state_dict(engine)
         if kind == "full":

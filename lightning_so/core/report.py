@@ -1,6 +1,6 @@
 """What the engine did: counts since the start of training, and the facts of the last step."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 
 @dataclass
@@ -14,6 +14,7 @@ class Report:
         withheld: Gradients withheld because they were missing on another rank.
         solves: Units solved, over all ranks.
         solved_here: Units solved by this rank.
+        sent: Bytes that this rank has sent to the others.
         retries: Solves that needed a higher rung of the failure ladder.
         failures: Solves that failed on every rung; the last basis was kept.
         cooled: Blocks that left their basis because its solves kept failing.
@@ -30,6 +31,7 @@ class Report:
     withheld: int = 0
     solves: int = 0
     solved_here: int = 0
+    sent: int = 0
     retries: int = 0
     failures: int = 0
     cooled: int = 0
@@ -38,3 +40,16 @@ class Report:
     rotated: int = 0
     bent: int = 0
     coverage: float = 0.0
+
+    def portable(self) -> dict[str, float]:
+        """What is the same on every rank, for files."""
+        return {name: value for name, value in asdict(self).items() if name not in ("solved_here", "sent")}
+
+    def __str__(self) -> str:
+        """What was done, in one line."""
+        shared = f" ({self.solved_here} of them here, {self.sent / 1e6:.3g} MB sent)" if self.sent else ""
+        return (
+            f"{self.step} steps, {self.skipped} skipped, {self.undone} undone; at the last one {self.rotated} blocks "
+            f"rotated and {self.bent} bent; {self.solves} solves{shared}, {self.retries} retried, "
+            f"{self.failures} failed"
+        )

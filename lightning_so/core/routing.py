@@ -1,7 +1,7 @@
 """Which method works on which parameter, and the printed plan that says so: nothing is routed silently."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
@@ -37,12 +37,14 @@ class Plan:
         base: Class name of the base optimizer.
         rows: One a parameter.
         blocks: Those that the method works on.
+        costs: By block name, extra bytes held for it and the ranks that solve its units.
     """
 
     method: str
     base: str
     rows: list[Row]
     blocks: list[Block]
+    costs: Mapping[str, tuple[int, list[int]]] = field(default_factory=dict)
 
     @property
     def coverage(self) -> float:
@@ -53,15 +55,27 @@ class Plan:
     def __str__(self) -> str:
         """The plan as a table."""
         width = max([len(row.name) for row in self.rows] + [9])
+        extra = sum(size for size, _ in self.costs.values())
         lines = [
             f"{self.method} on {self.base}: {len(self.blocks)} of {len(self.rows)} parameters, "
-            f"{100 * self.coverage:.1f} % of the elements"
+            f"{100 * self.coverage:.1f} % of the elements, {megabytes(extra)} of extra state"
         ]
-        lines += [
-            f"  {row.name:<{width}}  {'x'.join(map(str, row.shape)) or 'scalar':>14}  {row.verdict}"
-            for row in self.rows
-        ]
+        for row in self.rows:
+            shape = "x".join(map(str, row.shape)) or "scalar"
+            lines.append(f"  {row.name:<{width}}  {shape:>14}  {row.verdict}{self._cost(row.name)}")
         return "\n".join(lines)
+
+    def _cost(self, name: str) -> str:
+        if name not in self.costs:
+            return ""
+        size, owners = self.costs[name]
+        solvers = f", solved by rank {' and '.join(map(str, owners))}" if owners else ""
+        return f"; {megabytes(size)}{solvers}"
+
+
+def megabytes(size: float) -> str:
+    """A number of bytes, in MB."""
+    return f"{size / 1e6:.2g} MB" if size < 1e7 else f"{size / 1e6:.0f} MB"
 
 
 def clean(name: str) -> str:

@@ -1,7 +1,6 @@
 """Portable state: plain tensors and numbers, keyed by the parameters' names, all checked before any is loaded."""
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -45,7 +44,7 @@ def state_dict(engine: "Engine") -> dict[str, Any]:
         "units": units,
         "every": schedule.every,
         "origin": schedule.origin,
-        "report": asdict(engine.report),
+        "report": engine.report.portable(),
     }
 
 

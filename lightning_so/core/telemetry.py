@@ -57,3 +57,14 @@ def state_bytes(engine: "Engine") -> int:
     for stack in engine.stacks:
         tensors += [tensor for _, tensor in named_tensors(engine.method, stack)]
     return sum(tensor.nbytes for tensor in tensors) + engine.scratch.nbytes()
+
+
+def costs(engine: "Engine") -> dict[str, tuple[int, list[int]]]:
+    """By block name, the extra bytes held for it (work space apart) and, where there are several, its units' owners."""
+    found = {}
+    for index, stack in enumerate(engine.stacks):
+        held = stack.hidden.nbytes + sum(tensor.nbytes for _, tensor in named_tensors(engine.method, stack))
+        for row, block in enumerate(stack.blocks):
+            owners = sorted({engine.schedule.owner[unit] for unit in engine.units_of[index][row]})
+            found[block.name] = held // len(stack.blocks), owners if engine.comm.ranks > 1 else []
+    return found
