@@ -100,20 +100,30 @@ def measure(problem: Problem, variants: list[str], settings: Settings, repeats: 
 def record(variant: str, lanes: list[Lane]) -> dict[str, Any]:
     """The figures of one variant, in milliseconds and bytes."""
     parts_RSP = 1e3 * np.array([[lane.parts[part] for part in PARTS] for lane in lanes]).transpose(0, 2, 1)
-    whole_S = parts_RSP.sum(2).min(0)
-    engine, model = lanes[0].contender.engine, lanes[0].model
-    parameter_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+    return {"variant": variant, **memory(lanes[0]), **distribution(parts_RSP)}
+
+
+def memory(lane: Lane) -> dict[str, Any]:
+    """State in bytes per parameter byte, and what the engine counted."""
+    engine, contender = lane.contender.engine, lane.contender
+    parameter_bytes = sum(p.numel() * p.element_size() for p in lane.model.parameters())
     return {
-        "variant": variant,
+        "optimizer_bytes": contender.optimizer_bytes() / parameter_bytes,
+        "engine_bytes": 0.0 if engine is None else state_bytes(engine) / parameter_bytes,
+        "counters": contender.counters(),
+    }
+
+
+def distribution(parts_RSP: np.ndarray) -> dict[str, Any]:
+    """How long steps take, from the milliseconds of every part of every step of every repeat."""
+    whole_S = parts_RSP.sum(2).min(0)
+    return {
         "mean_ms": whole_S.mean(),
         "median_ms": float(np.median(whole_S)),
         "p99_ms": float(np.percentile(whole_S, 99)),
         "largest_ms": whole_S.max(),
         "largest_step": int(whole_S.argmax()) + 1,
         "parts_ms": dict(zip(PARTS, parts_RSP.min(0).mean(0).tolist(), strict=True)),
-        "optimizer_bytes": lanes[0].contender.optimizer_bytes() / parameter_bytes,
-        "engine_bytes": 0.0 if engine is None else state_bytes(engine) / parameter_bytes,
-        "counters": lanes[0].contender.counters(),
         "step_ms": np.round(whole_S, 3).tolist(),
     }
 

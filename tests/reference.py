@@ -38,14 +38,19 @@ class Reference:
         self.t += 1
         self.L = self.beta * self.L + (1 - self.beta) * G @ G.T
         self.R = self.beta * self.R + (1 - self.beta) * G.T @ G
-        m = self.QL @ self.m @ self.QR.T
-        self.QL, rows = self.solve(self.L, self.QL)
-        self.QR, cols = self.solve(self.R, self.QR)
-        if self.t > 1:
-            self.v = self.v[rows][:, cols]
-        self.m = self.QL.T @ m @ self.QR
-        g = self.QL.T @ G @ self.QR
         b1, b2 = self.betas
+        # Moments that no sequence of gradients leaves are raised to those that one can: Cauchy-Schwarz, sum(p q g) with
+        # p, q the weights of the two averages.
+        least = 1 / sum(((1 - b1) * b1**i) ** 2 / ((1 - b2) * b2**i) for i in range(2000))
+        Q, rows = self.solve(self.L, self.QL)
+        self.m, self.QL = Q.T @ self.QL @ self.m, Q
+        if self.t > 1:
+            self.v = torch.maximum(self.v[rows], least * self.m**2)
+        Q, cols = self.solve(self.R, self.QR)
+        self.m, self.QR = self.m @ self.QR.T @ Q, Q
+        if self.t > 1:
+            self.v = torch.maximum(self.v[:, cols], least * self.m**2)
+        g = self.QL.T @ G @ self.QR
         self.m = b1 * self.m + (1 - b1) * g
         self.v = b2 * self.v + (1 - b2) * g**2
         d = (self.m / (1 - b1**self.t)) / ((self.v / (1 - b2**self.t)).sqrt() + self.eps)

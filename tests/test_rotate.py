@@ -127,3 +127,24 @@ def test_one_ulp_on_the_weights_stays_small():
         nets.append(net)
     worst = max(float((a - b).abs().max().detach()) for a, b in zip(*(n.parameters() for n in nets), strict=True))
     assert worst < 3e-3  # 3e-2 without the ridge, 1e-5 from start=20 on
+
+
+def test_rare_rows_of_an_embedding_take_no_huge_steps():
+    # Rows that are rarely seen make the factor nearly singular: a basis that moves inside its null space would pair a
+    # first moment with a second one that never saw it.
+    lr, longest = 1e-3, 0.0
+    for seed in range(3):
+        torch.manual_seed(seed)
+        table = torch.nn.Embedding(64, 16)
+        optimizer = torch.optim.AdamW(table.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
+        engine = attach(table, optimizer, SOAP(start=10, period=4))
+        odds, target = 1 / torch.arange(1, 65).float() ** 3, torch.randn(64, 16)
+        for _ in range(200):
+            tokens = torch.multinomial(odds, 16, replacement=True)
+            before = table.weight.detach().clone()
+            optimizer.zero_grad()
+            (table(tokens) - target[tokens]).square().mean().backward()
+            optimizer.step()
+            longest = max(longest, float((table.weight.detach() - before).abs().max()) / lr)
+        assert engine.report.rotated == 1
+    assert longest < 12

@@ -42,6 +42,25 @@ class Base:
         """Whether this group's decay scales the weight instead of joining the gradient."""
         return self.decay == "decoupled" or (self.decay == "flag" and bool(group.get("decoupled_weight_decay")))
 
+    def least_variance(self, group: dict) -> float:
+        """The least that v / m^2 can be when m and v are the moving averages of one sequence of gradients.
+
+        `(1 - b2) (1 - b1^2 / b2) / (1 - b1)^2`, by the inequality of Cauchy and Schwarz over the weights of the two
+        averages; 0 where there is no bound (b1^2 >= b2) or the averages are others.
+
+        Args:
+            group: The param group.
+
+        Returns:
+            The ratio.
+        """
+        if self.nesterov != "betas":
+            return 0.0
+        first, second = (float(beta) for beta in group["betas"])
+        if not 0 <= first * first < second:
+            return 0.0
+        return (1 - second) * (1 - first * first / second) / (1 - first) ** 2
+
     def lookahead(self, group: dict) -> tuple[float, float]:
         """Weights (a, b) of the look-ahead first moment `a m + b g` (Nesterov's form), g as the base saw it.
 

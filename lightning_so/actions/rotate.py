@@ -13,7 +13,15 @@ from lightning_so.actions.moments import Base
 
 
 def carry(
-    base: Base, state: dict, shape: tuple[int, int], cut: slice, side: int, old: Tensor, new: Tensor, order: Tensor
+    base: Base,
+    state: dict,
+    shape: tuple[int, int],
+    cut: slice,
+    side: int,
+    old: Tensor,
+    new: Tensor,
+    order: Tensor,
+    least: float,
 ) -> None:
     """Move one block's moments along when one tile of one side changes its basis, in place.
 
@@ -28,6 +36,7 @@ def carry(
         old: The basis that was, shape (T, T).
         new: The basis that is, shape (T, T).
         order: Column j of `new` continues column `order[j]` of `old`.
+        least: See `Base.least_variance`.
     """
     for key in base.first:
         if state.get(key) is not None:
@@ -40,10 +49,18 @@ def carry(
             with _matrix(state[key], shape) as v:
                 part = v[cut] if side == 0 else v[:, cut]
                 part.copy_(part.index_select(side, order))
-    _keep_variance(state)
+    _keep_possible(state, least)
 
 
-def enter(base: Base, state: dict, shape: tuple[int, int], rotate, row_values: Tensor, col_values: Tensor) -> None:
+def enter(
+    base: Base,
+    state: dict,
+    shape: tuple[int, int],
+    rotate,
+    row_values: Tensor,
+    col_values: Tensor,
+    least: float,
+) -> None:
     """Move one block's moments into its first basis, in place.
 
     First moments exactly; second moments from the factors, scaled to the base's own sum S (invariant under rotation):
@@ -56,6 +73,7 @@ def enter(base: Base, state: dict, shape: tuple[int, int], rotate, row_values: T
         rotate: Maps a matrix of shape (M, N) into the basis.
         row_values: l, eigenvalue estimates of the row factor, shape (M,).
         col_values: r, of the column factor, shape (N,).
+        least: See `Base.least_variance`.
     """
     for key in base.first:
         if state.get(key) is not None:
@@ -68,10 +86,10 @@ def enter(base: Base, state: dict, shape: tuple[int, int], rotate, row_values: T
         if state.get(key) is not None:
             with _matrix(state[key], shape) as v:
                 v.copy_(v.sum(dtype=share.dtype) * share)
-    _keep_variance(state)
+    _keep_possible(state, least)
 
 
-def depart(base: Base, state: dict, shape: tuple[int, int], leave, leave_squares) -> None:
+def depart(base: Base, state: dict, shape: tuple[int, int], leave, leave_squares, least: float) -> None:
     """Take one block's moments out of its basis for good, in place: first exactly, second by squared overlap.
 
     Args:
@@ -80,17 +98,31 @@ def depart(base: Base, state: dict, shape: tuple[int, int], leave, leave_squares
         shape: (M, N).
         leave: Maps a matrix out of the basis, `Q_L m Q_R'`.
         leave_squares: The same with squared bases, `(Q_L.^2) v (Q_R.^2)'`.
+        least: See `Base.least_variance`.
     """
     for keys, move in ((base.first, leave), (base.second, leave_squares)):
         for key in keys:
             if state.get(key) is not None:
                 with _matrix(state[key], shape) as x:
                     x.copy_(move(x))
-    _keep_variance(state)
+    _keep_possible(state, least)
 
 
-def _keep_variance(state: dict) -> None:
-    """Centred RMSprop takes the root of v - mean^2: moved by different rules it could become negative, and then NaN."""
+def _keep_possible(state: dict, least: float) -> None:
+    """Raise second moments to what a sequence of gradients with this first moment must have left at the least.
+
+    Moved by different rules they fall below it where a factor has a null space (rows of an embedding that are rare):
+    one step of an Adam is then hundreds of learning rates long, and centred RMSprop takes the root of less than zero.
+
+    Args:
+        state: The optimizer's state of one parameter.
+        least: See `Base.least_variance`.
+    """
+    if least > 0 and state.get("exp_avg") is not None:
+        # A maximum over time that is below is as impossible.
+        for key in ("exp_avg_sq", "max_exp_avg_sq"):
+            if state.get(key) is not None:
+                torch.maximum(state[key], state["exp_avg"].square() * least, out=state[key])
     if state.get("grad_avg") is not None:
         state["square_avg"].copy_(torch.maximum(state["square_avg"], state["grad_avg"].square() * (1 + 1e-6)))
 

@@ -37,7 +37,7 @@ class SecondOrder(Callback):
         route: Overrides, role ("base", "hidden", "embedding", "head") -> globs on parameter names.
         min_coverage: Smallest share of an optimizer's elements that must be covered.
         print_plan: Print where every parameter went when training starts, and what was done when it ends.
-        state: What checkpoints carry: "full" (resuming is exact), "compact" (a quarter of its size; blocks go on
+        state: What checkpoints carry: "full" (resuming is exact), "compact" (a sixth of its size; blocks go on
             rotating, not bit for bit) or "rebuild" (no curvature; blocks start cold).
         verify_every: Steps between two comparisons of one block's update with a float64 reference; 0 for never.
         compare_every: Steps between two comparisons of the ranks' weights; 0 for never.

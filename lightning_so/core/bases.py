@@ -47,7 +47,8 @@ def solve(engine: "Engine", due: list[int]) -> None:
         cut, old, new = engine.rotator.accept(stack.stats, unit, result)
         if engine.warm[unit.stack][unit.row]:
             state = engine.optimizer.state.get(stack.blocks[unit.row].param, {})
-            rotate.carry(engine.base, state, stack.shape, cut, unit.side, old, new, result.order)
+            least = least_variance(engine, stack.blocks[unit.row])
+            rotate.carry(engine.base, state, stack.shape, cut, unit.side, old, new, result.order, least)
 
 
 def enter(engine: "Engine", index: int, stack: Stack) -> bool:
@@ -80,7 +81,13 @@ def turn_moments(engine: "Engine", stack: Stack, row: int, block: Block) -> None
         return engine.rotator.turn(stack.stats, x[None], [row], leave=False)[0]
 
     state = engine.optimizer.state.get(block.param, {})
-    rotate.enter(engine.base, state, stack.shape, turn, *engine.rotator.spectrum(stack.stats, row))
+    spectrum = engine.rotator.spectrum(stack.stats, row)
+    rotate.enter(engine.base, state, stack.shape, turn, *spectrum, least_variance(engine, block))
+
+
+def least_variance(engine: "Engine", block: Block) -> float:
+    """See `moments.Base.least_variance`."""
+    return engine.base.least_variance(engine.optimizer.param_groups[block.group])
 
 
 def rotating(engine: "Engine") -> Iterator[tuple[int, int, Block]]:
@@ -106,7 +113,8 @@ def plain(engine: "Engine", index: int, row: int, state: dict) -> None:
         batch = x.to(stack.dtype)[None]
         return engine.rotator.turn(stack.stats, batch, [row], leave=True, square=square)[0]
 
-    rotate.depart(engine.base, state, stack.shape, lambda x: turn(x, False), lambda x: turn(x, True))
+    least = least_variance(engine, stack.blocks[row])
+    rotate.depart(engine.base, state, stack.shape, lambda x: turn(x, False), lambda x: turn(x, True), least)
 
 
 def cool(engine: "Engine", index: int, row: int) -> None:
