@@ -68,7 +68,7 @@ def test_a_failing_base_leaves_no_weight_hidden():
 def test_an_exception_inside_our_step_leaves_no_weight_hidden(monkeypatch):
     net, optimizer, _ = pair(Muon())
     before = copy.deepcopy(net.state_dict())
-    monkeypatch.setattr(Muon, "direction", lambda self, moments: 1 / 0)
+    monkeypatch.setattr(Muon, "direction", lambda self, *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train(net, optimizer, range(1))
     for key in ("conv.weight", "tall.weight", "wide.weight"):

@@ -18,9 +18,10 @@ class Batch:
         action: What happens to its blocks.
         rows: Indices into the stack, or None for all of them.
         blocks: The blocks.
-        params: Their parameters.
+        params: Their parameters, each weight before its bias.
         saved: Where each parameter is saved.
         groups: Param group index -> positions in `blocks`.
+        of_group: Param group index -> positions in `params`.
         observed: Steps at which the gradients were seen.
         applied: Steps at which the action was finished.
     """
@@ -32,6 +33,7 @@ class Batch:
     params: list[Tensor]
     saved: list[Tensor]
     groups: dict[int, list[int]]
+    of_group: dict[int, list[int]]
     observed: int = 0
     applied: int = 0
 
@@ -57,18 +59,20 @@ def split(stack: Stack, live: list[int], actions: list[Action]) -> list[Batch]:
         if not rows:
             continue
         blocks = [stack.blocks[row] for row in rows]
-        groups: dict[int, list[int]] = {}
+        parts, groups = stack.parts, dict[int, list[int]]()
         for position, block in enumerate(blocks):
             groups.setdefault(block.group, []).append(position)
+        of_group = {g: [parts * at + part for at in found for part in range(parts)] for g, found in groups.items()}
         batches.append(
             Batch(
                 stack,
                 action,
                 None if len(rows) == len(stack.blocks) else rows,
                 blocks,
-                [block.param for block in blocks],
-                [stack.saved[row] for row in rows],
+                [param for block in blocks for param in block.params],
+                [saved for row in rows for saved in stack.saved[row]],
                 groups,
+                of_group,
             )
         )
     return batches

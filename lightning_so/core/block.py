@@ -5,10 +5,29 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from lightning_so.layers.registry import Layer
+
+
+@dataclass(eq=False)
+class Tap:
+    """Where a block's rows come from.
+
+    Attributes:
+        module: The layer whose weight the block is.
+        layer: How its type is seen as matrices.
+        groups: How many equal matrices the weight holds along its first dimension.
+    """
+
+    module: nn.Module
+    layer: Layer
+    groups: int
+
 
 @dataclass(eq=False)
 class Block:
     """A parameter seen as a matrix: the first dimension is the rows, the rest are folded into the columns.
+
+    A bias that belongs to it is the last column.
 
     Attributes:
         name: Fully qualified name, wrappers stripped; the key of everything that is stored.
@@ -17,6 +36,8 @@ class Block:
         role: "hidden", "embedding" or "head".
         rows: Rows of the matrix.
         cols: Columns of the matrix.
+        bias: The parameter that is the last column, or None.
+        tap: The layer, for methods that need its rows.
     """
 
     name: str
@@ -25,6 +46,18 @@ class Block:
     role: str
     rows: int
     cols: int
+    bias: nn.Parameter | None = None
+    tap: Tap | None = None
+
+    @property
+    def params(self) -> list[nn.Parameter]:
+        """The parameters of the matrix, in the order of its columns."""
+        return [self.param] if self.bias is None else [self.param, self.bias]
+
+    @property
+    def live(self) -> bool:
+        """Whether all of it has a gradient."""
+        return all(p.grad is not None for p in self.params)
 
     @property
     def edge(self) -> bool:
@@ -39,19 +72,24 @@ class Stack:
     Attributes:
         blocks: The blocks, in registration order; B of them.
         hidden: The saved parameters p0, shape (B, rows, cols), the parameters' dtype.
-        saved: Views of `hidden`, one a block, in the parameter's own shape.
+        saved: Views of `hidden`, by block one a parameter, in its own shape.
         stats: What the method keeps, opaque to the engine.
     """
 
     blocks: list[Block]
     hidden: Tensor
-    saved: list[Tensor] = field(default_factory=list)
+    saved: list[list[Tensor]] = field(default_factory=list)
     stats: object = None
 
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns of every matrix of the stack."""
         return self.blocks[0].rows, self.blocks[0].cols
+
+    @property
+    def parts(self) -> int:
+        """Parameters of each matrix: 2 with a bias, else 1."""
+        return len(self.blocks[0].params)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -69,12 +107,14 @@ def stack_blocks(blocks: list[Block]) -> list[Stack]:
     groups: dict[tuple, list[Block]] = {}
     for block in blocks:
         p = block.param
-        groups.setdefault((block.rows, block.cols, p.dtype, p.device, block.edge), []).append(block)
+        layer = block.tap and (id(block.tap.layer), block.tap.groups)
+        key = (block.rows, block.cols, p.dtype, p.device, block.edge, block.bias is None, layer)
+        groups.setdefault(key, []).append(block)
     stacks = []
     for members in groups.values():
         first = members[0].param
         hidden = torch.zeros(len(members), members[0].rows, members[0].cols, dtype=first.dtype, device=first.device)
-        saved = [row.view(block.param.shape) for row, block in zip(hidden.unbind(0), members, strict=True)]
+        saved = [views(row[None], block.params) for row, block in zip(hidden.unbind(0), members, strict=True)]
         stacks.append(Stack(members, hidden, saved))
     return stacks
 
@@ -93,13 +133,13 @@ class Scratch:
 
         Args:
             stack: The stack whose shape applies.
-            tensors: k tensors, each of its block's parameter shape.
+            tensors: Those of k blocks, one a parameter, each of its shape.
             slot: Which work space; two gathers with the same slot overwrite each other.
 
         Returns:
             The batch, shape (k, rows, cols), valid until the next gather with this slot.
         """
-        batch = self.like(stack, len(tensors), slot)
+        batch = self.like(stack, len(tensors) // stack.parts, slot)
         torch._foreach_copy_(views(batch, tensors), tensors)
         return batch
 
@@ -121,9 +161,22 @@ class Scratch:
         return sum(room.nbytes for room in self._room.values())
 
 
-def views(batch: Tensor, like: list[Tensor]) -> list[Tensor]:
-    """The matrices of a contiguous batch, each in the shape of its counterpart in `like`."""
-    return [row.view(tensor.shape) for row, tensor in zip(batch.unbind(0), like, strict=True)]
+def views(batch: Tensor, like: list[Tensor] | list[nn.Parameter]) -> list[Tensor]:
+    """The matrices of a contiguous batch, each in the shape of its counterpart in `like`.
+
+    Args:
+        batch: The matrices, shape (k, rows, cols).
+        like: k tensors; or 2 k, weights and biases in turn: a bias is the last column.
+
+    Returns:
+        Views, one for each of `like`.
+    """
+    if len(like) == len(batch):
+        return [row.view(tensor.shape) for row, tensor in zip(batch.unbind(0), like, strict=True)]
+    found = []
+    for row, weight in zip(batch.unbind(0), like[::2], strict=True):
+        found += [row[:, :-1].view(weight.shape), row[:, -1]]
+    return found
 
 
 def scatter(batch: Tensor, into: list[Tensor]) -> None:

@@ -136,7 +136,7 @@ class Watch:
             a, b = engine.base.lookahead(group)
             moment = self._double(engine.optimizer.state[self.block.param][engine.base.first[0]])
             assert self.block.param.grad is not None
-            direction = engine.method.direction(a * moment + b * self._double(self.block.param.grad))
+            direction = engine.method.direction(alone.stats, a * moment + b * self._double(self.block.param.grad), None)
             change = -update.norm() / direction.norm() * direction if bool(direction.norm() > 0) else update
         self.change = change
         self.expected = self.p0 * hide.shrink(group, decoupled=engine.base.decoupled(group)) + change

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_so.actions import hide, moments
-from lightning_so.actions.bend import bend
 from lightning_so.comm import Local
-from lightning_so.core import bases, budget, proof
+from lightning_so.core import act, bases, budget, proof
 from lightning_so.core.batch import Batch, refuse_sparse, split
-from lightning_so.core.block import Scratch, Stack, scatter, stack_blocks
+from lightning_so.core.block import Scratch, Stack, stack_blocks
 from lightning_so.core.checks import Checks, Watch
 from lightning_so.core.errors import ConfigError
 from lightning_so.core.guard import Guard
@@ -183,8 +182,7 @@ class Engine:
         with self.stopwatch.stage("act"):
             for batch in batches:
                 batch.observed += 1
-            for batch in acting:
-                self._act(batch)
+            act.begin(self, acting)
         if self._watch is not None:
             self._watch.entered(self)
         self.report.rotated = sum(len(b.blocks) for b in acting if b.action is Action.ROTATE)
@@ -197,7 +195,7 @@ class Engine:
 
     def _regroup(self, index: int, stack: Stack) -> None:
         """Rebuild a stack's batches if a block lost or found its gradient."""
-        live = [row for row, block in enumerate(stack.blocks) if block.param.grad is not None]
+        live = [row for row, block in enumerate(stack.blocks) if block.live]
         if live != self.live[index]:
             refuse_sparse([stack.blocks[row] for row in live])
             self.live[index] = live
@@ -222,20 +220,6 @@ class Engine:
         gradient = self.scratch.gather(stack, grads, 0)  # type: ignore[arg-type]
         self.method.observe(stack.stats, gradient, None if len(live) == len(stack.blocks) else live)
 
-    def _act(self, batch: Batch) -> None:
-        """Add coupled decay, rotate the gradients, hide the parameters."""
-        grads, groups = batch.gradients(), self.optimizer.param_groups
-        for group, positions in batch.groups.items():
-            if not self.base.decoupled(groups[group]) and groups[group]["weight_decay"] != 0:
-                hide.couple_decay([grads[i] for i in positions], [batch.params[i] for i in positions], groups[group])
-        if batch.action is Action.ROTATE:
-            source = self.scratch.gather(batch.stack, grads, 0)
-            scatter(self.rotator.turn(batch.stack.stats, source, batch.rows, leave=False), grads)
-        hide.save(batch.params, batch.saved)
-        # Listed before it is hidden: an interrupt between the two lines must not lose a weight.
-        self.acting.append(batch)
-        hide.hide(batch.params)
-
     # ---------------------------------------------------------------- after the base's step
 
     @torch.no_grad()
@@ -251,7 +235,7 @@ class Engine:
                 self._watch.stepped(self)
             with self.stopwatch.stage("finish"):
                 while self.acting:
-                    self._finish(self.acting[-1])
+                    act.finish(self, self.acting[-1])
                     self.acting.pop().applied += 1
             self.unfinished = 0
             if self._watch is not None:
@@ -260,31 +244,6 @@ class Engine:
             self.restore()
         self.checks.compare(self)
         self.report.sent = self.comm.sent
-
-    def _finish(self, batch: Batch) -> None:
-        stack, groups = batch.stack, self.optimizer.param_groups
-        update = self.scratch.gather(stack, batch.params, 0)
-        if batch.action is Action.ROTATE:
-            update = self.rotator.turn(stack.stats, update, batch.rows, leave=True)
-        else:
-            update = bend(update, self.method.direction(self._lookahead(batch)))
-        p0 = stack.hidden if batch.rows is None else stack.hidden[batch.rows]
-        room = self.scratch.like(stack, len(batch.blocks), 1)
-        factors = [hide.shrink(groups[b.group], decoupled=self.base.decoupled(groups[b.group])) for b in batch.blocks]
-        scatter(hide.combine(p0, update, factors, room), batch.params)
-
-    def _lookahead(self, batch: Batch) -> Tensor:
-        """The look-ahead first moment of a batch, in the second work space."""
-        key = self.base.first[0]
-        moment = self.scratch.gather(batch.stack, [self.optimizer.state[p][key] for p in batch.params], 1)
-        gradient = self.scratch.gather(batch.stack, batch.gradients(), 2)
-        for group, positions in batch.groups.items():
-            a, b = self.base.lookahead(self.optimizer.param_groups[group])
-            if len(batch.groups) == 1:
-                moment.mul_(a).add_(gradient, alpha=b)
-            else:
-                moment[positions] = a * moment[positions] + b * gradient[positions]
-        return moment
 
     @torch.no_grad()
     def restore(self) -> None:

@@ -23,13 +23,24 @@ class Action(Enum):
     """The base runs in the curvature eigenbasis."""
     BEND = "bend"
     """The base's length, the curvature's direction."""
+    PRECONDITION = "precondition"
+    """The gradient is multiplied by the inverse curvature."""
     BASE = "base"
     """The base alone."""
 
 
 @runtime_checkable
 class Method(Protocol):
-    """What the engine asks of a method."""
+    """What the engine asks of a method.
+
+    Attributes:
+        trust: Bound kappa of the step in the curvature's metric, where the method preconditions; None for none.
+    """
+
+    @property
+    def trust(self) -> float | None:
+        """See above."""
+        ...
 
     def refuse(self, base: Base, group: dict) -> str | None:
         """The reason why this base optimizer cannot be used, with the pairing that works, or None."""
@@ -79,8 +90,8 @@ class Method(Protocol):
         """The tensors to save, each of shape (B, ...), under names that do not depend on the stack."""
         ...
 
-    def direction(self, moments: Tensor) -> Tensor:
-        """The direction of *bend* for a batch of first moments."""
+    def direction(self, stats: Any, X: Tensor, rows: list[int] | None) -> Tensor:
+        """P X for a batch: of first moments, the direction of *bend*; of gradients, what *precondition* gives."""
         ...
 
 

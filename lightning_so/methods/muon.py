@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -39,6 +40,8 @@ class Muon:
 
     steps: int = 5
     precision: str = "fp32"
+
+    trust: ClassVar[float | None] = None
 
     def __post_init__(self) -> None:
         """Check the arguments."""
@@ -95,6 +98,6 @@ class Muon:
         """Never warm: there is no basis."""
         return False
 
-    def direction(self, moments: Tensor) -> Tensor:
+    def direction(self, stats: None, X: Tensor, rows: list[int] | None) -> Tensor:
         """See `core.method.Method.direction`."""
-        return polar(moments, steps=self.steps, precision=_PRECISION[self.precision])
+        return polar(X, steps=self.steps, precision=_PRECISION[self.precision])

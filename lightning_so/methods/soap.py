@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -72,6 +73,8 @@ class SOAP:
     ridge: float = 1e-2
     cap: int | None = None
     schedule: Spread = field(default_factory=Staggered)
+
+    trust: ClassVar[float | None] = None
 
     def __post_init__(self) -> None:
         """Check the arguments."""
@@ -193,9 +196,9 @@ class SOAP:
             for tile, F in enumerate(side.factors):
                 yield f"{name}.factor.{tile}", F
 
-    def direction(self, moments: Tensor) -> Tensor:
-        """See `core.method.Method.direction`."""
-        return polar(moments)
+    def direction(self, stats: Stats, X: Tensor, rows: list[int] | None) -> Tensor:
+        """See `core.method.Method.direction`: the polar factor, while the bases are cold."""
+        return polar(X)
 
     def turn(self, stats: Stats, X: Tensor, rows: list[int] | None, *, leave: bool, square: bool = False) -> Tensor:
         """Rotate a batch into the basis, `Q_L' X Q_R`, or out of it; `square` uses the squared bases.

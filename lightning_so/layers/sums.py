@@ -1,0 +1,79 @@
+"""What one use of a layer in one micro-batch adds to its two factors.
+
+Legend: Q groups, N samples, T positions, I inputs of a group (the bias' one included), O outputs of a group.
+
+    expand:  A = sum_nt a a',  G = sum_nt g g'          (every position is a sample of its own; count N T)
+    reduce:  A = sum_n (mean_t a)(mean_t a)',  G = sum_n (sum_t g)(sum_t g)'                       (count N)
+
+Divided by the counts of positions and of loss terms these are the factors of Eschenhagen et al. 2023, arXiv 2311.00636.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_so.layers.registry import Layer
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Unnormalised factors of one use.
+
+    Attributes:
+        A: Of the input side, shape (Q, I, I); the diagonal, shape (rows of the weight,), where indices choose rows.
+        G: Of the output side, shape (Q, O, O).
+        count: Terms of A's sum, a scalar tensor.
+    """
+
+    A: Tensor
+    G: Tensor
+    count: Tensor
+
+
+def sums(
+    layer: Layer, module: nn.Module, x: Tensor, g: Tensor, *, bias: bool, reduce: bool, dtype: torch.dtype
+) -> Sums:
+    """Both sums of one use of a layer.
+
+    Args:
+        layer: The layer's description.
+        module: The layer.
+        x: Its input.
+        g: Gradient of the loss in its output.
+        bias: Whether a column of ones belongs to the input.
+        reduce: Whether positions of a sample share one term (reduce) or have one each (expand).
+        dtype: Precision of the sums.
+
+    Returns:
+        The sums.
+    """
+    g_QNTO = layer.outputs(module, g).to(dtype)
+    if layer.indices:
+        return _chosen(layer, module, x, g_QNTO)
+    a_QNTI = layer.inputs(module, x).to(dtype)
+    if bias:
+        a_QNTI = F.pad(a_QNTI, (0, 1), value=1.0)
+    if reduce:
+        a_QNI, g_QNO = a_QNTI.mean(2), g_QNTO.sum(2)
+        return Sums(a_QNI.mT @ a_QNI, g_QNO.mT @ g_QNO, torch.as_tensor(float(a_QNI.shape[1]), device=g.device))
+    a, g2 = a_QNTI.flatten(1, 2), g_QNTO.flatten(1, 2)
+    if a_QNTI.shape[2] == 1 or a_QNTI.shape[0] > 1 or not isinstance(module, nn.Linear):
+        return Sums(a.mT @ a, g2.mT @ g2, torch.as_tensor(float(a.shape[1]), device=g.device))
+    # Positions without a gradient are padding: they are no samples of the input either.
+    real = (g2 != 0).any(-1, keepdim=True)
+    a = a * real
+    return Sums(a.mT @ a, g2.mT @ g2, real.sum().to(dtype))
+
+
+def _chosen(layer: Layer, module: nn.Module, x: Tensor, g_QNTO: Tensor) -> Sums:
+    """An Embedding: inputs are one-hot, so that A is a diagonal of frequencies."""
+    indices = layer.inputs(module, x).flatten()
+    g = g_QNTO.flatten(1, 2)
+    real = (g[0] != 0).any(-1) & (indices >= 0)
+    g = g * real[:, None]
+    assert isinstance(module.weight, Tensor)
+    counts = torch.zeros(module.weight.shape[0], dtype=g.dtype, device=g.device)
+    counts.index_add_(0, indices.clamp_min(0), real.to(g.dtype))
+    return Sums(counts, g.mT @ g, real.sum().to(g.dtype))
