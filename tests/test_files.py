@@ -16,7 +16,7 @@ class Save(pytorch_lightning.Callback):
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         if self.middle and trainer.global_step == self.at:
-            self.weight = next(iter(trainer.callbacks[0].engines[0].stacks)).saved[0].clone()
+            self.weight = next(iter(trainer.callbacks[0].engines[0].stacks)).saved[0][0].clone()
             self.live = trainer.callbacks[0].engines[0].stacks[0].blocks[0].param.detach().clone()
             trainer.save_checkpoint(self.path)
 

@@ -7,7 +7,7 @@ import torch
 
 from lightning_so import SOAP, ConfigError, Muon, SecondOrder, StateError, attach
 from lightning_so.core import kinds
-from lightning_so.core.kinds import triangle, whole
+from lightning_so.core.kinds import compact, expanded
 from tests.problems import Net, train
 from tests.test_callback import METHOD, fit, module
 from tests.test_files import Save
@@ -130,5 +130,5 @@ def test_bad_kinds_and_broken_compact_states_are_refused(tmp_path):
 def test_triangles():
     full = torch.randn(5, 5)
     full = full + full.T
-    assert torch.equal(whole(triangle(full), full), full)
-    assert torch.equal(whole(triangle(full[0]), full[0]), full[0])
+    assert torch.equal(expanded(compact(full), full), full)
+    assert torch.equal(expanded(compact(full[0]), full[0]), full[0])

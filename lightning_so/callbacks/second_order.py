@@ -6,19 +6,20 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import nn
 from torch.optim import Optimizer
 
+from lightning_so.callbacks.alive import Alive
+from lightning_so.callbacks.clipping import RawClip
 from lightning_so.callbacks.names import Callback
+from lightning_so.callbacks.signals import inside_handler
 from lightning_so.comm import Local, ambient
 from lightning_so.core import files, kinds, proof
 from lightning_so.core.attach import hooks
 from lightning_so.core.checks import Checks
 from lightning_so.core.engine import Engine
-from lightning_so.core.errors import ConfigError, StateError, TrustError, check_range
+from lightning_so.core.errors import ConfigError, StateError, check_range
 from lightning_so.core.kinds import KINDS
 from lightning_so.core.method import Method
 from lightning_so.core.telemetry import Telemetry
 
-#: Steps that the Trainer may count before one of ours is seen.
-SILENCE = 20
 #: How a run goes on from each kind of state.
 RESUMED = {
     "full": "exactly as if it had not stopped",
@@ -77,9 +78,10 @@ class SecondOrder(Callback):
         self.engines: list[Engine] = []
         self._telemetry: list[Telemetry] = []
         self._hooks: list[Any] = []
-        self._begun: tuple[int, int] | None = None
+        self._alive: Alive | None = None
         self._wrapped: Any = None
         self._comm: Local | None = None
+        self._raw = RawClip()
         self._told = False
 
     @property
@@ -140,13 +142,15 @@ class SecondOrder(Callback):
             for engine, state in zip(self.engines, self._loaded, strict=True):
                 kinds.read(engine, state)
         self._loaded = None
+        for engine in self.engines:
+            engine.arm()
         self._telemetry = [Telemetry(engine) for engine in self.engines]
-        self._begun = trainer.global_step, self._steps()
+        self._alive = Alive(self.engines, trainer)
 
     def on_train_end(self, trainer: Any, pl_module: nn.Module) -> None:
         """Say what was done."""
         for engine in self.engines:
-            engine.tell(summary(engine))
+            engine.tell(proof.summary(engine))
 
     def on_exception(self, trainer: Any, pl_module: nn.Module, exception: BaseException) -> None:
         """Leave no weight hidden."""
@@ -170,11 +174,21 @@ class SecondOrder(Callback):
         if scaler is not None and fused and any(p.grad is not None for p in engine.params):
             # Lightning leaves the scale to a fused step; unscaled here, the step is the same and statistics are right.
             scaler.unscale_(engine.optimizer)
-        engine.step()
+        engine.step(self._raw.before(trainer, pl_module, optimizer))
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Tell taps by what the loss is multiplied and divided."""
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        divided = trainer.accumulate_grad_batches if pl_module.automatic_optimization else None
+        for engine in self.engines:
+            if engine.recorder is not None:
+                engine.recorder.accumulate = divided
+                engine.recorder.loss_scale = scaler.get_scale() if scaler is not None else 1.0
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the report."""
-        self._check_alive(trainer)
+        if self._alive is not None and self._alive.check(trainer):
+            self._alive = None
         if not trainer.log_every_n_steps or trainer.global_step % trainer.log_every_n_steps:
             return
         for index, telemetry in enumerate(self._telemetry):
@@ -183,29 +197,18 @@ class SecondOrder(Callback):
             pl_module.log_dict({f"{name}{suffix}": value for name, value in values.items()})
             pl_module.log(f"so%{suffix}", 100 * values["so/overhead_frac"], prog_bar=True, logger=False)
 
-    def _steps(self) -> int:
-        return sum(engine.report.step + engine.report.skipped for engine in self.engines)
-
-    def _check_alive(self, trainer: Any) -> None:
-        """Stop a training that steps other optimizers than ours."""
-        if self._begun is None:
-            return
-        if self._steps() > self._begun[1]:
-            self._begun = None
-        elif trainer.global_step - self._begun[0] >= SILENCE:
-            names = ", ".join(type(engine.optimizer).__name__ for engine in self.engines)
-            raise TrustError(
-                f"the Trainer has counted {SILENCE} steps, and none of the optimizers that configure_optimizers gave "
-                f"({names}) has stepped: SecondOrder does nothing. Step the objects that self.optimizers() returns."
-            )
-
     # ---------------------------------------------------------------- state
 
     def state_dict(self) -> dict[str, Any]:
         """One state an optimizer; before training starts, what a checkpoint has brought."""
         if not self.engines and self._loaded is not None:
             return {"engines": self._loaded}
-        return {"engines": [kinds.write(engine, self.state) for engine in self.engines]}
+        return {"engines": [kinds.write(engine, self._kind(engine)) for engine in self.engines]}
+
+    def _kind(self, engine: Engine) -> str:
+        """Gathering factors from their owners is a collective, which a signal's handler must not begin."""
+        owned = engine.comm.ranks > 1 and engine.recorder is not None
+        return "rebuild" if owned and inside_handler() else self.state
 
     def on_save_checkpoint(self, trainer: Any, pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
         """Write moments in plain coordinates and, in the middle of a step, the weights instead of zeros."""
@@ -255,11 +258,15 @@ class SecondOrder(Callback):
             finally:
                 for engine in self.engines:
                     engine.restore()
+                self._raw.release()
 
         strategy.optimizer_step = optimizer_step
         self._wrapped = strategy
 
     def _unhook(self, trainer: Any) -> None:
+        self._raw.release()
+        for engine in self.engines:
+            engine.disarm()
         for handle in self._hooks:
             handle.remove()
         self._hooks = []
@@ -274,12 +281,3 @@ class SecondOrder(Callback):
 def _plain(optimizer: Any) -> Optimizer:
     """The torch optimizer inside Lightning's wrapper."""
     return getattr(optimizer, "optimizer", optimizer)
-
-
-def summary(engine: Engine) -> str:
-    """What was done, in one line, and the blocks of which nothing was seen."""
-    idle = [done.name for done in proof.work(engine) if not done.observed]
-    return (
-        f"{engine.plan.method} on {engine.plan.base}: {engine.report}, the oldest basis {proof.staleness(engine)[0]} "
-        f"steps old" + (f"; never a gradient: {', '.join(idle)}" if idle else "")
-    )

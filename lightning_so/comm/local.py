@@ -33,5 +33,13 @@ class Local:
         """
         return [mine]
 
+    def reduce(self, total: Tensor, owner: int) -> None:
+        """Sum a tensor over ranks in place at its owner; elsewhere it is spent.
+
+        Args:
+            total: This rank's part; equal shape and dtype everywhere.
+            owner: The rank that gets the sum.
+        """
+
     def close(self) -> None:
         """Give back what was set up; the communicator is not used afterwards."""

@@ -47,6 +47,15 @@ class Replicated(Local):
             self.sent += wire.nbytes
             return [row[:size].to(mine.device) for row, size in zip(rows, sizes, strict=True)]
 
+    def reduce(self, total: Tensor, owner: int) -> None:
+        """See `Local.reduce`."""
+        with self._exchange():
+            wire = total.to(self._device)
+            dist.reduce(wire, owner, group=self._group)
+            if wire is not total and self.rank == owner:
+                total.copy_(wire)
+            self.sent += wire.nbytes if self.rank != owner else 0
+
     @contextmanager
     def _exchange(self) -> Iterator[None]:
         """Count the time of the body."""

@@ -27,11 +27,13 @@ class Attached(Engine):
         self._guarded = MethodType(_guarded(self, self._original), self.optimizer)
         self.optimizer.step = self._guarded  # type: ignore[method-assign]
         self._hooks = hooks(self)
+        self.arm()
 
     def detach(self) -> None:
         """Leave: the hooks go, the optimizer's moments return to plain coordinates, and it goes on alone."""
         for handle in self._hooks:
             handle.remove()
+        self.disarm()
         if self.optimizer.step is self._guarded:  # otherwise a scheduler has wrapped it: it only passes calls through
             self.optimizer.step = self._original  # type: ignore[method-assign]
         depart(self)

@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_so.actions import rotate
 from lightning_so.core import share
 from lightning_so.core.block import Block, Stack
+from lightning_so.core.method import Rotator
 
 if TYPE_CHECKING:
     from lightning_so.core.engine import Engine
@@ -38,14 +39,15 @@ def solve(engine: "Engine", due: list[int]) -> None:
         report.solves += 1
         report.retries += result.attempts > 1
         schedule.record(number, good=result.ok)
-        if not result.ok or result.order is None:
+        if not result.ok:
             report.failures += 1
             if schedule.failed[number] >= FAILURES and engine.warm[unit.stack][unit.row]:
                 report.cooled += 1
                 cool(engine, unit.stack, unit.row)
             continue
-        cut, old, new = engine.rotator.accept(stack.stats, unit, result)
-        if engine.warm[unit.stack][unit.row]:
+        swapped = engine.solver.accept(stack.stats, unit, result)
+        if swapped is not None and result.order is not None and engine.warm[unit.stack][unit.row]:
+            cut, old, new = swapped
             state = engine.optimizer.state.get(stack.blocks[unit.row].param, {})
             least = least_variance(engine, stack.blocks[unit.row])
             rotate.carry(engine.base, state, stack.shape, cut, unit.side, old, new, result.order, least)
@@ -70,7 +72,8 @@ def enter(engine: "Engine", index: int, stack: Stack) -> bool:
         if not engine.method.ready(engine.report.step - engine.schedule.origin - (index + row) % ENTRIES, solved):
             continue
         engine.warm[index][row] = entered = True
-        turn_moments(engine, stack, row, block)
+        if isinstance(engine.method, Rotator):
+            turn_moments(engine, stack, row, block)
     return entered
 
 
@@ -92,6 +95,8 @@ def least_variance(engine: "Engine", block: Block) -> float:
 
 def rotating(engine: "Engine") -> Iterator[tuple[int, int, Block]]:
     """(stack, row, block) of all blocks that rotate."""
+    if not isinstance(engine.method, Rotator):
+        return
     for index, stack in enumerate(engine.stacks):
         for row, block in enumerate(stack.blocks):
             if engine.warm[index][row]:
@@ -119,7 +124,8 @@ def plain(engine: "Engine", index: int, row: int, state: dict) -> None:
 
 def cool(engine: "Engine", index: int, row: int) -> None:
     """Take one block out of its basis: it is cold, and enters again once all its units are solved anew."""
-    plain(engine, index, row, engine.optimizer.state.get(engine.stacks[index].blocks[row].param, {}))
+    if isinstance(engine.method, Rotator):
+        plain(engine, index, row, engine.optimizer.state.get(engine.stacks[index].blocks[row].param, {}))
     engine.warm[index][row] = False
     for unit in engine.units_of[index][row]:
         engine.schedule.solved[unit] = 0
@@ -146,10 +152,10 @@ def settle(engine: "Engine") -> None:
         engine: The engine, whose factors and warm flags were loaded.
     """
     numbers = [n for n, unit in enumerate(engine.schedule.units) if engine.schedule.solved[n] > 0]
-    for number, result in zip(numbers, share.solve(engine, numbers, engine.rotator.settle), strict=True):
+    for number, result in zip(numbers, share.solve(engine, numbers, engine.solver.settle), strict=True):
         unit = engine.schedule.units[number]
         if result.ok:
-            engine.rotator.accept(engine.stacks[unit.stack].stats, unit, result)
+            engine.solver.accept(engine.stacks[unit.stack].stats, unit, result)
         else:
             engine.report.failures += 1
             engine.warm[unit.stack][unit.row] = False

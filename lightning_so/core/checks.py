@@ -1,5 +1,6 @@
 """Optional checks of the running engine: one block against a float64 reference, and the ranks against each other."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -93,13 +94,15 @@ class Watch:
         """Copy what the step will change."""
         self.batch, self.position = batch, position
         self.block = batch.blocks[position]
-        self.shape = (1, self.block.rows, self.block.cols)
-        self.p0 = self._double(self.block.param)
-        assert self.block.param.grad is not None
-        self.gradient = self._double(self.block.param.grad)
+        self.p0 = self._double(self.block.params)
+        self.gradient = self._gradient()
 
-    def _double(self, tensor: Tensor) -> Tensor:
-        return tensor.detach().double().reshape(self.shape).clone()
+    def _double(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Parameter-shaped tensors as one matrix in float64, shape (1, rows, cols)."""
+        return torch.cat([t.detach().double().reshape(self.block.rows, -1) for t in tensors], 1)[None].clone()
+
+    def _gradient(self) -> Tensor:
+        return self._double([p.grad for p in self.block.params if p.grad is not None])
 
     def _reference(self, engine: "Engine") -> Stack:
         """The block as a stack of its own in float64, with its statistics."""
@@ -114,6 +117,13 @@ class Watch:
 
     def entered(self, engine: "Engine") -> None:
         """Compare the gradient that the base will see, if it is rotated; and note that the parameter is hidden."""
+        if self.batch.action is Action.PRECONDITION:
+            expected = engine.method.direction(self._reference(engine).stats, self.gradient, None)
+            seen = self._gradient()
+            # The clip of all blocks together scales it; what is left is its direction.
+            expected = expected * (seen.norm() / expected.norm().clamp_min(1e-300))
+            self._require(engine, "its preconditioned gradient", seen, expected, expected.norm())
+            return
         group = engine.optimizer.param_groups[self.block.group]
         if bool(self.block.param.detach().abs().max() > 0):
             self._fail(engine, "it is not hidden from the base", float("inf"))
@@ -122,31 +132,32 @@ class Watch:
         if self.batch.action is Action.ROTATE:
             alone = self._reference(engine)
             expected = engine.rotator.turn(alone.stats, self.gradient, None, leave=False)
-            assert self.block.param.grad is not None
-            seen = self._double(self.block.param.grad)
-            self._require(engine, "its rotated gradient", seen, expected, expected.norm())
+            self._require(engine, "its rotated gradient", self._gradient(), expected, expected.norm())
 
     def stepped(self, engine: "Engine") -> None:
         """Compute what the parameter must become, from the base's own update and moments."""
+        if self.batch.action is Action.PRECONDITION:
+            return
         group = engine.optimizer.param_groups[self.block.group]
-        alone, update = self._reference(engine), self._double(self.block.param)
+        alone, update = self._reference(engine), self._double(self.block.params)
         if self.batch.action is Action.ROTATE:
             change = engine.rotator.turn(alone.stats, update, None, leave=True)
         else:
             a, b = engine.base.lookahead(group)
-            moment = self._double(engine.optimizer.state[self.block.param][engine.base.first[0]])
-            assert self.block.param.grad is not None
-            direction = engine.method.direction(alone.stats, a * moment + b * self._double(self.block.param.grad), None)
+            moment = self._double([engine.optimizer.state[p][engine.base.first[0]] for p in self.block.params])
+            direction = engine.method.direction(alone.stats, a * moment + b * self._gradient(), None)
             change = -update.norm() / direction.norm() * direction if bool(direction.norm() > 0) else update
         self.change = change
         self.expected = self.p0 * hide.shrink(group, decoupled=engine.base.decoupled(group)) + change
 
     def finished(self, engine: "Engine") -> None:
         """Compare what the parameter has become."""
+        engine.report.verified += 1
+        if self.batch.action is Action.PRECONDITION:
+            return
         rounding = 2 * torch.finfo(self.block.param.dtype).eps * self.expected.norm()
         size = self.change.norm() + rounding / TOLERANCE
-        self._require(engine, "its new value", self._double(self.block.param), self.expected, size)
-        engine.report.verified += 1
+        self._require(engine, "its new value", self._double(self.block.params), self.expected, size)
 
     def _require(self, engine: "Engine", what: str, seen: Tensor, expected: Tensor, size: Tensor) -> None:
         deviation = float((seen - expected).norm() / size.clamp_min(1e-300))

@@ -12,18 +12,19 @@ from torch.optim import Optimizer
 
 from lightning_so.actions import hide, moments
 from lightning_so.comm import Local
-from lightning_so.core import act, bases, budget, proof
+from lightning_so.core import act, bases, budget, proof, windows
 from lightning_so.core.batch import Batch, refuse_sparse, split
 from lightning_so.core.block import Scratch, Stack, stack_blocks
 from lightning_so.core.checks import Checks, Watch
 from lightning_so.core.errors import ConfigError
 from lightning_so.core.guard import Guard
-from lightning_so.core.method import Action, Method, Rotator
+from lightning_so.core.method import Action, Method, Observer, Rotator, Solver, Taps
 from lightning_so.core.report import Report
 from lightning_so.core.routing import route
 from lightning_so.core.schedule import Schedule
 from lightning_so.core.state import state_dict, take_over
 from lightning_so.core.stopwatch import Stopwatch
+from lightning_so.core.taps import Recorder
 from lightning_so.core.telemetry import costs
 
 
@@ -108,6 +109,7 @@ class Engine:
         self.live: list[list[int]] = [[] for _ in self.stacks]
         self.batches: list[list[Batch]] = [[] for _ in self.stacks]
         self.proof = proof.Ledger([len(stack.blocks) for stack in self.stacks])
+        self.recorder = Recorder(self) if self.method.taps is Taps.ROWS else None
 
     def follow(self) -> None:
         """Take in parameters that were added to the optimizer since; what is known of the others stays.
@@ -116,6 +118,7 @@ class Engine:
         """
         if self._layout == self._groups():
             return
+        self.disarm()
         old = state_dict(self)
         self._build()
         take_over(self, old)
@@ -130,6 +133,22 @@ class Engine:
         """The parameters of the optimizer, in its own order."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
+    def arm(self) -> None:
+        """Hook the layers whose rows the coming step observes; nothing for methods that observe none."""
+        if self.recorder is not None:
+            self.recorder.arm(self.report.step + 1)
+
+    def disarm(self) -> None:
+        """Take the hooks on layers back."""
+        if self.recorder is not None:
+            self.recorder.disarm()
+
+    @property
+    def solver(self) -> Solver:
+        """The method, where it is one that solves."""
+        assert isinstance(self.method, Solver), f"{type(self.method).__name__} has no units"
+        return self.method
+
     @property
     def rotator(self) -> Rotator:
         """The method, where it is one that rotates."""
@@ -139,8 +158,11 @@ class Engine:
     # ---------------------------------------------------------------- before the base's step
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self, clip: Callable[[], None] | None = None) -> None:
         """Everything that happens between the backward pass and the base optimizer's step.
+
+        Args:
+            clip: Clips the raw gradients, where they will be preconditioned: after they were observed.
 
         Raises:
             TrustError: If earlier steps were not finished, solves are overdue, or a check failed.
@@ -150,26 +172,33 @@ class Engine:
         self.follow()
         self.prepared = True
         with self.stopwatch.stage("guard"):
-            admitted = self.guard.admit(self.params)
+            silent = self.recorder is not None and bool(self.recorder.silent())
+            admitted = self.guard.admit(self.params, alarm=silent)
+        if self.recorder is not None and self.guard.alarm:
+            self.recorder.refuse_silent()
         self.report.withheld = self.guard.withheld
         if not admitted:
             self.report.skipped += 1
+            self.arm()  # What is in the windows is poisoned.
             return
         self.report.step += 1
         try:
-            self._prepare()
+            self._prepare(clip)
         except BaseException:
             self.restore()
             raise
 
-    def _prepare(self) -> None:
+    def _prepare(self, clip: Callable[[], None] | None) -> None:
         for index, stack in enumerate(self.stacks):
             self._regroup(index, stack)
         due = budget.due(self)
         with self.stopwatch.stage("observe"):
-            for index, stack in enumerate(self.stacks):
-                if self.live[index] and stack.stats is not None:
-                    self._observe(index, stack)
+            if self.recorder is not None:
+                windows.fold(self, self.recorder.blocks(), self.recorder.factor())
+            elif isinstance(self.method, Observer):
+                for index, stack in enumerate(self.stacks):
+                    if self.live[index]:
+                        self._observe(index, stack, self.method)
         with self.stopwatch.stage("solve"):
             if due:
                 bases.solve(self, due)
@@ -178,6 +207,8 @@ class Engine:
                     self.split(index)
         batches = [batch for batches in self.batches for batch in batches]
         acting = [batch for batch in batches if batch.action is not Action.BASE]
+        if clip is not None and any(batch.action is Action.PRECONDITION for batch in acting):
+            clip()
         self._watch = self.checks.watch(self)
         with self.stopwatch.stage("act"):
             for batch in batches:
@@ -187,6 +218,7 @@ class Engine:
             self._watch.entered(self)
         self.report.rotated = sum(len(b.blocks) for b in acting if b.action is Action.ROTATE)
         self.report.bent = sum(len(b.blocks) for b in acting if b.action is Action.BEND)
+        self.report.preconditioned = sum(len(b.blocks) for b in acting if b.action is Action.PRECONDITION)
 
     def regroup(self) -> None:
         """Rebuild all batches, after the warm blocks changed from outside."""
@@ -214,11 +246,11 @@ class Engine:
             ],
         )
 
-    def _observe(self, index: int, stack: Stack) -> None:
+    def _observe(self, index: int, stack: Stack, method: Observer) -> None:
         live = self.live[index]
         grads = [stack.blocks[row].param.grad for row in live]
         gradient = self.scratch.gather(stack, grads, 0)  # type: ignore[arg-type]
-        self.method.observe(stack.stats, gradient, None if len(live) == len(stack.blocks) else live)
+        method.observe(stack.stats, gradient, None if len(live) == len(stack.blocks) else live)
 
     # ---------------------------------------------------------------- after the base's step
 
@@ -238,12 +270,16 @@ class Engine:
                     act.finish(self, self.acting[-1])
                     self.acting.pop().applied += 1
             self.unfinished = 0
+            for batches in self.batches:
+                for batch in batches:
+                    batch.applied += batch.action is Action.PRECONDITION
             if self._watch is not None:
                 self._watch.finished(self)
         finally:
             self.restore()
         self.checks.compare(self)
         self.report.sent = self.comm.sent
+        self.arm()
 
     @torch.no_grad()
     def restore(self) -> None:

@@ -2,11 +2,10 @@
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from lightning_so.core import bases, files
-from lightning_so.core.method import Rotator
+from lightning_so.core.method import Solver
 from lightning_so.core.state import (
     FORMAT,
     check_blocks,
@@ -16,6 +15,7 @@ from lightning_so.core.state import (
     load_state_dict,
     state_dict,
 )
+from lightning_so.linalg.triangle import square, triangle, whole
 
 if TYPE_CHECKING:
     from lightning_so.core.engine import Engine
@@ -44,7 +44,7 @@ def write(engine: "Engine", kind: str) -> dict[str, Any]:
             state["moments"] = files.moments(engine)
         else:
             for name, tensors in _factors(engine).items():
-                state["blocks"][name]["tensors"] = {key: triangle(tensor) for key, tensor in tensors.items()}
+                state["blocks"][name]["tensors"] = {key: compact(tensor) for key, tensor in tensors.items()}
     return {**state, "kind": kind}
 
 
@@ -63,13 +63,16 @@ def read(engine: "Engine", state: dict[str, Any]) -> None:
         load_report(engine, state["report"])
         engine.schedule.restart(engine.report.step)
     elif state["kind"] == "compact":
-        check_blocks(engine, state, {n: {k: triangle(t) for k, t in ts.items()} for n, ts in _factors(engine).items()})
+        check_blocks(engine, state, {n: {k: compact(t) for k, t in ts.items()} for n, ts in _factors(engine).items()})
         blocks = dict(state["blocks"])
         for name, tensors in _factors(engine).items():
             packed = blocks[name]["tensors"]
-            blocks[name] = {**blocks[name], "tensors": {k: whole(packed[k], tensor) for k, tensor in tensors.items()}}
+            blocks[name] = {
+                **blocks[name],
+                "tensors": {k: expanded(packed[k], tensor) for k, tensor in tensors.items()},
+            }
         load_blocks(engine, {**state, "blocks": blocks})
-        if isinstance(engine.method, Rotator):
+        if isinstance(engine.method, Solver):
             bases.settle(engine)
     else:
         load_state_dict(engine, state)
@@ -81,27 +84,18 @@ def _factors(engine: "Engine") -> dict[str, dict[str, Tensor]]:
     return {
         block.name: {
             name: tensor[row]
-            for name, tensor in (engine.method.factors(stack.stats) if isinstance(engine.method, Rotator) else ())
+            for name, tensor in (engine.method.factors(stack.stats) if isinstance(engine.method, Solver) else ())
         }
         for stack in engine.stacks
         for row, block in enumerate(stack.blocks)
     }
 
 
-def triangle(tensor: Tensor) -> Tensor:
-    """The upper triangle of a symmetric matrix (T, T), row by row, shape (T (T + 1) / 2,); a copy of a vector."""
-    if tensor.ndim < 2:
-        return tensor.clone()
-    i, j = torch.triu_indices(*tensor.shape, device=tensor.device)
-    return tensor[i, j]
+def compact(tensor: Tensor) -> Tensor:
+    """The triangle of a symmetric matrix, or of each of several; a copy of anything else."""
+    return triangle(tensor) if square(tensor) else tensor.clone()
 
 
-def whole(packed: Tensor, like: Tensor) -> Tensor:
-    """The symmetric matrix, or vector, of which `triangle` gave `packed`, in the shape of `like`."""
-    if like.ndim < 2:
-        return packed
-    i, j = torch.triu_indices(*like.shape, device=packed.device)
-    full = packed.new_empty(like.shape)
-    full[i, j] = packed
-    full[j, i] = packed
-    return full
+def expanded(packed: Tensor, like: Tensor) -> Tensor:
+    """What `compact` gave `packed` of, in the shape of `like`."""
+    return whole(packed, like.shape[-1]) if square(like) else packed

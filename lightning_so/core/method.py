@@ -6,14 +6,25 @@ state of their own and make no collectives.
 
 from collections.abc import Iterator
 from enum import Enum
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_so.actions.moments import Base
 from lightning_so.core.block import Block, Stack
 from lightning_so.core.schedule import Spread, Unit
 from lightning_so.linalg.result import Result
+
+
+class Taps(Enum):
+    """What a method observes."""
+
+    NONE = "none"
+    """Nothing: the base's moment is enough."""
+    GRADS = "grads"
+    """The reduced gradient."""
+    ROWS = "rows"
+    """Rows of layer inputs and of output gradients."""
 
 
 class Action(Enum):
@@ -34,8 +45,11 @@ class Method(Protocol):
     """What the engine asks of a method.
 
     Attributes:
+        taps: What the method observes.
         trust: Bound kappa of the step in the curvature's metric, where the method preconditions; None for none.
     """
+
+    taps: ClassVar[Taps]
 
     @property
     def trust(self) -> float | None:
@@ -74,10 +88,6 @@ class Method(Protocol):
         """Modelled multiply-adds of one step of one block of a stack under an action, solves apart."""
         ...
 
-    def observe(self, stats: Any, gradients: Tensor, rows: list[int] | None) -> None:
-        """Fold a batch of gradients into the statistics in place; `rows` are its blocks, None for all."""
-        ...
-
     def solve(self, stats: Any, unit: Unit) -> Result:
         """Solve one unit from its last value: slow, the owner alone, pure."""
         ...
@@ -96,20 +106,61 @@ class Method(Protocol):
 
 
 @runtime_checkable
-class Rotator(Method, Protocol):
-    """A method that rotates: it has bases that are swapped in, and turns batches into and out of them."""
+class Observer(Method, Protocol):
+    """A method that observes gradients (`Taps.GRADS`)."""
+
+    def observe(self, stats: Any, gradients: Tensor, rows: list[int] | None) -> None:
+        """Fold a batch of gradients into the statistics in place; `rows` are its blocks, None for all."""
+        ...
+
+
+@runtime_checkable
+class Tapped(Method, Protocol):
+    """A method that observes rows (`Taps.ROWS`): windows of sums, which are reduced to the owner and folded there."""
+
+    def terms(self, module: nn.Module, x: Tensor, g: Tensor) -> Tensor | float:
+        """Loss terms of a backward pass, from the layer whose output gradient comes first in it."""
+        ...
+
+    def clear(self, stats: Any, row: int) -> None:
+        """Forget a block's window."""
+        ...
+
+    def collect(
+        self, stats: Any, row: int, block: Block, x: Tensor, g: Tensor, terms: Tensor | float, step: int
+    ) -> None:
+        """Add one use of a layer to a block's window; g is the gradient of one sample's loss."""
+        ...
+
+    def windows(self, stats: Any, row: int) -> list[Tensor]:
+        """A block's window: what is summed over ranks."""
+        ...
+
+    def fold(self, stats: Any, row: int, step: int, scale: float) -> None:
+        """Fold a block's window into its moving averages; `scale` is K^2 over micro-batches. The owner alone."""
+        ...
+
+
+@runtime_checkable
+class Solver(Method, Protocol):
+    """A method with units: what was solved is swapped in, and can be found again from the factors."""
+
+    def accept(self, stats: Any, unit: Unit, result: Result) -> tuple[slice, Tensor, Tensor] | None:
+        """Swap a good result in; of a basis, its tile, the basis that was and the basis that is."""
+        ...
 
     def settle(self, stats: Any, unit: Unit) -> Result:
-        """Solve one unit from its factor alone, in float64: the slow way that needs no last value."""
+        """Solve one unit from its factor alone, without a last value."""
         ...
 
     def factors(self, stats: Any) -> Iterator[tuple[str, Tensor]]:
-        """Those of `tensors` from which `settle` finds the others; symmetric matrices or vectors a block."""
+        """Those of `tensors` from which `settle` finds the others."""
         ...
 
-    def accept(self, stats: Any, unit: Unit, result: Result) -> tuple[slice, Tensor, Tensor]:
-        """Swap a solved basis in; returns its tile, the basis that was and the basis that is."""
-        ...
+
+@runtime_checkable
+class Rotator(Solver, Protocol):
+    """A method that rotates: it has bases that are swapped in, and turns batches into and out of them."""
 
     def turn(self, stats: Any, X: Tensor, rows: list[int] | None, *, leave: bool, square: bool = False) -> Tensor:
         """Rotate a batch into the basis or out of it; `square` uses the squared bases."""

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 #: Steps in a row that may be prepared and not finished: a user may skip one, a lost hook loses them all.
 PATIENCE = 3
+ACTIONS = (Action.BEND, Action.ROTATE, Action.PRECONDITION)
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Work:
         observed: Steps at which its gradient was seen.
         bent: Steps at which it was bent.
         rotated: Steps at which it was rotated.
+        preconditioned: Steps at which its gradient was preconditioned.
         solves: Good solves of its units since it was last cold.
         age: Steps since the oldest of its units was solved; 0 without units.
     """
@@ -31,6 +33,7 @@ class Work:
     observed: int
     bent: int
     rotated: int
+    preconditioned: int
     solves: int
     age: int
 
@@ -40,21 +43,21 @@ class Ledger:
 
     def __init__(self, sizes: list[int]) -> None:
         """Nothing done yet; `sizes` are the numbers of blocks of the stacks."""
-        self.counts = [[[0, 0, 0] for _ in range(size)] for size in sizes]
+        self.counts = [[[0, 0, 0, 0] for _ in range(size)] for size in sizes]
 
     def close(self, index: int, batches: list[Batch]) -> None:
         """Take over the counts of a stack's batches, which are about to be rebuilt."""
         self.counts[index] = self.of(index, batches)
 
     def of(self, index: int, batches: list[Batch]) -> list[list[int]]:
-        """Steps observed, bent and rotated of every block of a stack."""
+        """Steps observed, bent, rotated and preconditioned of every block of a stack."""
         counts = [list(row) for row in self.counts[index]]
         for batch in batches:
             rows = range(len(counts)) if batch.rows is None else batch.rows
             for row in rows:
                 counts[row][0] += batch.observed
-                counts[row][1] += batch.applied if batch.action is Action.BEND else 0
-                counts[row][2] += batch.applied if batch.action is Action.ROTATE else 0
+                if batch.action in ACTIONS:
+                    counts[row][1 + ACTIONS.index(batch.action)] += batch.applied
         return counts
 
 
@@ -68,8 +71,8 @@ def work(engine: "Engine") -> list[Work]:
             units = engine.units_of[index][row]
             solves = sum(schedule.solved[unit] for unit in units)
             age = max((ages[unit] for unit in units), default=0)
-            observed, bent, rotated = counts[row]
-            found.append(Work(block.name, observed, bent, rotated, solves, age))
+            observed, bent, rotated, preconditioned = counts[row]
+            found.append(Work(block.name, observed, bent, rotated, preconditioned, solves, age))
     return found
 
 
@@ -77,6 +80,15 @@ def staleness(engine: "Engine") -> tuple[int, int]:
     """The largest age of a unit, and the age that 95 % of the units do not exceed; (0, 0) without units."""
     ages = sorted(engine.schedule.ages(engine.report.step))
     return (ages[-1], ages[int(0.95 * (len(ages) - 1))]) if ages else (0, 0)
+
+
+def summary(engine: "Engine") -> str:
+    """What was done, in one line, and the blocks of which nothing was seen."""
+    idle = [done.name for done in work(engine) if not done.observed]
+    return (
+        f"{engine.plan.method} on {engine.plan.base}: {engine.report}, the oldest basis {staleness(engine)[0]} "
+        f"steps old" + (f"; never a gradient: {', '.join(idle)}" if idle else "")
+    )
 
 
 def check(engine: "Engine") -> None:

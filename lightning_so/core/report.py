@@ -22,6 +22,7 @@ class Report:
         deviation: Largest deviation from it so far, relative to the update.
         rotated: Blocks rotated at the last step.
         bent: Blocks bent at the last step.
+        preconditioned: Blocks whose gradients were preconditioned at the last step.
         coverage: Share of the optimizer's elements that the method works on.
     """
 
@@ -39,6 +40,7 @@ class Report:
     deviation: float = 0.0
     rotated: int = 0
     bent: int = 0
+    preconditioned: int = 0
     coverage: float = 0.0
 
     def portable(self) -> dict[str, float]:
@@ -48,8 +50,9 @@ class Report:
     def __str__(self) -> str:
         """What was done, in one line."""
         shared = f" ({self.solved_here} of them here, {self.sent / 1e6:.3g} MB sent)" if self.sent else ""
+        first = f", {self.preconditioned} preconditioned" if self.preconditioned else ""
         return (
             f"{self.step} steps, {self.skipped} skipped, {self.undone} undone; at the last one {self.rotated} blocks "
-            f"rotated and {self.bent} bent; {self.solves} solves{shared}, {self.retries} retried, "
+            f"rotated{first} and {self.bent} bent; {self.solves} solves{shared}, {self.retries} retried, "
             f"{self.failures} failed"
         )

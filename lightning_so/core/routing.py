@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_so.actions.moments import Base
-from lightning_so.core.block import Block
+from lightning_so.core import taps
+from lightning_so.core.block import Block, Tap
 from lightning_so.core.errors import ConfigError
-from lightning_so.core.method import Method
+from lightning_so.core.method import Method, Taps
 
 #: What wrappers put into names; stripped so that keys do not depend on how the model was wrapped.
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_forward_module.", "_checkpoint_wrapped_module.")
@@ -50,7 +51,7 @@ class Plan:
     def coverage(self) -> float:
         """Share of the optimizer's elements that the method works on."""
         total = sum(row.numel for row in self.rows)
-        return sum(block.param.numel() for block in self.blocks) / total if total else 0.0
+        return sum(p.numel() for block in self.blocks for p in block.params) / total if total else 0.0
 
     def __str__(self) -> str:
         """The plan as a table."""
@@ -106,6 +107,7 @@ def route(
     # A tied weight appears once, under its first name: named_parameters removes duplicates.
     names = {param: clean(name) for name, param in model.named_parameters()}
     found = structural_roles(model)
+    tapped = taps.find(model) if method.taps is Taps.ROWS else None
     rows, blocks = [], []
     overrides = _overrides(roles, list(names.values()))
     for index, group in enumerate(optimizer.param_groups):
@@ -117,9 +119,17 @@ def route(
         for position, param in enumerate(group["params"]):
             name = names.get(param, f"optimizer.param_groups[{index}][{position}]")
             role = overrides.get(name) or found.get(param, "hidden")
-            verdict = "not a parameter of the model" if param not in names else _unsuitable(param, role)
-            if not verdict:
-                block = Block(name, param, index, role, param.shape[0], param.numel() // param.shape[0])
+            owner = next((block for block in blocks if block.bias is param), None)
+            if owner is not None:
+                rows.append(Row(name, tuple(param.shape), param.numel(), role, f"with {owner.name}"))
+                continue
+            if param not in names:
+                verdict = "not a parameter of the model"
+            else:
+                verdict = _unsuitable(param, role) or (_thin(param) if tapped is None else None)
+            block = None if verdict else _block(name, param, index, role, group, tapped)
+            verdict = block if isinstance(block, str) else verdict
+            if isinstance(block, Block):
                 verdict = method.exclude(block)
                 if not verdict:
                     blocks.append(block)
@@ -132,6 +142,23 @@ def route(
             f"{type(optimizer).__name__}. Remove the callback, or route parameters to it.\n{plan}"
         )
     return plan
+
+
+def _block(
+    name: str, param: nn.Parameter, index: int, role: str, group: dict, tapped: dict[Tensor, Tap | str] | None
+) -> Block | str:
+    """The block of a weight, with its bias where rows are needed and both are in one group; or why there is none."""
+    block = Block(name, param, index, role, param.shape[0], param.numel() // param.shape[0])
+    if tapped is None:
+        return block
+    tap = tapped.get(param, "not the weight of a layer")
+    if isinstance(tap, str):
+        return tap
+    block.tap, bias = tap, getattr(tap.module, "bias", None)
+    if isinstance(bias, nn.Parameter) and any(bias is p for p in group["params"]) and bias.requires_grad:
+        block.bias = bias
+        block.cols += 1
+    return block
 
 
 def structural_roles(model: nn.Module) -> dict[Tensor, str]:
@@ -188,6 +215,11 @@ def _unsuitable(param: Tensor, role: str) -> str | None:
         return f"dtype {param.dtype}"
     if param.ndim < 2:
         return "fewer than two dimensions"
+    return None
+
+
+def _thin(param: Tensor) -> str | None:
+    """The reason why a matrix has no curvature between its gradients, or None."""
     if param.shape[0] == 1 or param.numel() == param.shape[0]:
         return "a single row or column"
     return None

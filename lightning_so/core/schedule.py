@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 
 from lightning_so.core.errors import check_range
 
+#: How often rows are observed between two solves of a unit, where a method observes rows.
+FOLDS = 4
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -21,6 +24,7 @@ class Unit:
         tile: Index of the tile on that side.
         cost: Modelled cost of one solve, in multiply-adds of a matrix product.
         shape: Shape of the solved value.
+        ordered: Whether a solve permutes columns.
     """
 
     stack: int
@@ -29,6 +33,7 @@ class Unit:
     tile: int
     cost: float
     shape: tuple[int, ...] = (0, 0)
+    ordered: bool = True
 
 
 def pack(costs: list[float], slots: int) -> list[int]:
@@ -164,6 +169,11 @@ class Schedule:
             self.tried[unit] = step
             self.next[unit] = self._following(step + max(1, self.every // 2), self.slot[unit])
         return chosen
+
+    def watched(self, step: int) -> list[int]:
+        """The units whose statistics a step adds to: those due by then, and `FOLDS` times an interval all others."""
+        every = max(1, self.every // FOLDS)
+        return [u for u in range(len(self.units)) if self.next[u] <= step or (step - self.slot[u]) % every == 0]
 
     def _following(self, step: int, slot: int) -> int:
         """The first step from `step` on that belongs to the slot: after a slip a unit returns to its own."""

@@ -1,7 +1,7 @@
 """Solve each unit on its owner and share the results: one padded exchange a step, sizes known to all beforehand.
 
-Wire format of one unit, padded to 8 bytes: the value, the permutation as int32, whether it is good and the rungs that
-were tried as int32.
+Wire format of one unit, padded to 8 bytes: the value, the permutation if there is one as int32, whether it is good and
+the rungs that were tried as int32.
 """
 
 import math
@@ -41,14 +41,14 @@ def solve(engine: "Engine", due: list[int], how: Callable[[Any, Unit], Result]) 
     for number in due:
         sizes[owner[number]] += unit_bytes(engine, number)
     device = engine.stacks[units[due[0]].stack].device
-    packed = [pack(mine[number], unit_bytes(engine, number)) for number in due if number in mine]
+    packed = [pack(result, unit_bytes(engine, n), ordered=units[n].ordered) for n, result in mine.items()]
     wires = comm.gather(torch.cat(packed) if packed else torch.empty(0, dtype=torch.uint8, device=device), sizes)
     offsets, results = [0] * comm.ranks, []
     for number in due:
         rank, size = owner[number], unit_bytes(engine, number)
         wire = wires[rank][offsets[rank] : offsets[rank] + size]
         offsets[rank] += size
-        results.append(unpack(wire, units[number].shape, engine.stacks[units[number].stack].dtype))
+        results.append(unpack(wire, units[number], engine.stacks[units[number].stack].dtype))
     return results
 
 
@@ -56,7 +56,8 @@ def unit_bytes(engine: "Engine", number: int) -> int:
     """Bytes of a unit on the wire."""
     unit = engine.schedule.units[number]
     itemsize = engine.stacks[unit.stack].dtype.itemsize
-    return -(-(math.prod(unit.shape) * itemsize + 4 * unit.shape[-1] + 8) // 8) * 8
+    order = 4 * unit.shape[-1] if unit.ordered else 0
+    return -(-(math.prod(unit.shape) * itemsize + order + 8) // 8) * 8
 
 
 def traffic(engine: "Engine") -> float:
@@ -71,21 +72,24 @@ def traffic(engine: "Engine") -> float:
     return engine.guard.wire(engine.params) + sum(max(loads) for loads in wires.values()) / schedule.final
 
 
-def pack(result: Result, size: int) -> Tensor:
+def pack(result: Result, size: int, *, ordered: bool) -> Tensor:
     """The bytes of a result, shape (size,)."""
-    n = result.value.shape[-1]
-    order = result.order if result.order is not None else torch.arange(n, device=result.value.device)
-    tail = torch.tensor([result.ok and result.order is not None, result.attempts], dtype=torch.int32)
-    numbers = torch.cat([order.to(torch.int32), tail.to(order.device)])
+    tail = torch.tensor([result.ok, result.attempts], dtype=torch.int32, device=result.value.device)
+    order = result.order
+    if order is None and ordered:
+        order = torch.zeros(result.value.shape[-1], dtype=torch.int32, device=tail.device)  # A failed solve.
+    numbers = tail if order is None else torch.cat([order.to(torch.int32), tail])
     parts = [result.value.contiguous().view(-1).view(torch.uint8), numbers.view(torch.uint8)]
     wire = torch.zeros(size, dtype=torch.uint8, device=result.value.device)
     torch.cat(parts, out=wire[: sum(part.numel() for part in parts)])
     return wire
 
 
-def unpack(wire: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Result:
+def unpack(wire: Tensor, unit: Unit, dtype: torch.dtype) -> Result:
     """The result in the bytes of one unit."""
-    cut = math.prod(shape) * dtype.itemsize
-    numbers = wire[cut : cut + 4 * (shape[-1] + 2)].clone().view(torch.int32)
+    cut = math.prod(unit.shape) * dtype.itemsize
+    length = unit.shape[-1] if unit.ordered else 0
+    numbers = wire[cut : cut + 4 * (length + 2)].clone().view(torch.int32)
     ok, attempts = numbers[-2:].tolist()
-    return Result(wire[:cut].clone().view(dtype).view(shape), bool(ok), numbers[:-2].long(), attempts)
+    order = numbers[:-2].long() if unit.ordered else None
+    return Result(wire[:cut].clone().view(dtype).view(unit.shape), bool(ok), order, attempts)

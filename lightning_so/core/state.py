@@ -8,6 +8,7 @@ from torch import Tensor
 from lightning_so.core.block import Stack
 from lightning_so.core.errors import StateError
 from lightning_so.core.method import Method
+from lightning_so.core.windows import everywhere
 
 if TYPE_CHECKING:
     from lightning_so.core.engine import Engine
@@ -24,12 +25,15 @@ def named_tensors(method: Method, stack: Stack) -> Iterator[tuple[str, Tensor]]:
 def state_dict(engine: "Engine") -> dict[str, Any]:
     """Everything that resuming needs, safe for `torch.load(weights_only=True)`.
 
+    A collective where factors are at their owners (methods that observe rows, on several ranks): call it on all.
+
     Args:
         engine: The engine, between steps.
 
     Returns:
         Copies: a later step does not change them.
     """
+    everywhere(engine)
     tensors = block_tensors(engine)
     blocks = {
         name: {**facts, "tensors": {key: tensor.clone() for key, tensor in tensors[name].items()}}

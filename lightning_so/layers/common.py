@@ -81,6 +81,15 @@ def refuse_embedding(module: nn.Module) -> str | None:
     return None
 
 
+def conv_groups(module: nn.Module) -> int:
+    """Groups of a convolution: each has weights and inputs of its own."""
+    assert isinstance(module, nn.Conv2d)
+    return module.groups
+
+
 register(nn.Linear, Layer(linear_rows, linear_rows))
-register(nn.Conv2d, Layer(patches, pixels, groups=lambda module: module.groups))  # type: ignore[arg-type, return-value]
-register(nn.Embedding, Layer(tokens, embedding_rows, input_side=0, indices=True, refuse=refuse_embedding))
+register(nn.Conv2d, Layer(patches, pixels, groups=conv_groups, single=lambda x: x.ndim < 4))
+register(
+    nn.Embedding,
+    Layer(tokens, embedding_rows, input_side=0, indices=True, single=lambda x: x.ndim < 1, refuse=refuse_embedding),
+)

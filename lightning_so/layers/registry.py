@@ -21,6 +21,7 @@ class Layer:
         groups: Module -> Q, how many equal matrices the weight holds along its first dimension.
         input_side: Side of the weight that faces the input: 1 for columns, 0 for rows.
         indices: Whether the input chooses rows: its factor is then a diagonal.
+        single: Input -> whether it has no sample dimension.
         refuse: Module -> the reason why it cannot be seen so, or None.
     """
 
@@ -29,6 +30,7 @@ class Layer:
     groups: Callable[[nn.Module], int] = lambda module: 1
     input_side: int = 1
     indices: bool = False
+    single: Callable[[Tensor], bool] = lambda x: x.ndim < 2
     refuse: Callable[[nn.Module], str | None] = lambda module: None
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_so.actions.moments import Base
 from lightning_so.core.block import Block, Stack
 from lightning_so.core.errors import ConfigError, check_range
-from lightning_so.core.method import Action
+from lightning_so.core.method import Action, Taps
 from lightning_so.core.schedule import Spread, Staggered, Unit
 from lightning_so.linalg.polar import polar, polar_cost
 from lightning_so.linalg.result import Result
@@ -41,6 +41,7 @@ class Muon:
     steps: int = 5
     precision: str = "fp32"
 
+    taps: ClassVar[Taps] = Taps.NONE
     trust: ClassVar[float | None] = None
 
     def __post_init__(self) -> None:
@@ -82,9 +83,6 @@ class Muon:
     def work(self, stack: Stack, action: Action) -> float:
         """See `core.method.Method.work`."""
         return polar_cost(stack.shape, self.steps)
-
-    def observe(self, stats: None, gradients: Tensor, rows: list[int] | None) -> None:
-        """Nothing to observe."""
 
     def solve(self, stats: None, unit: Unit) -> Result:
         """Never called: there are no units."""

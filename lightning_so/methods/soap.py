@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_so.actions.moments import Base
 from lightning_so.core.block import Block, Stack
 from lightning_so.core.errors import ConfigError, check_range
-from lightning_so.core.method import Action
+from lightning_so.core.method import Action, Taps
 from lightning_so.core.schedule import Spread, Staggered, Unit
 from lightning_so.linalg import tiles
 from lightning_so.linalg.basis import CALLS, decompose, refresh, refresh_cost
@@ -74,6 +74,7 @@ class SOAP:
     cap: int | None = None
     schedule: Spread = field(default_factory=Staggered)
 
+    taps: ClassVar[Taps] = Taps.GRADS
     trust: ClassVar[float | None] = None
 
     def __post_init__(self) -> None:
@@ -153,7 +154,7 @@ class SOAP:
         return 3 * turn + calls if action is Action.ROTATE else turn
 
     def observe(self, stats: Stats, gradients: Tensor, rows: list[int] | None) -> None:
-        """See `core.method.Method.observe`."""
+        """See `core.method.Observer.observe`."""
         for column, side in enumerate(stats.sides):
             factors = side.factors if rows is None else [F[rows] for F in side.factors]
             tiles.fold(factors, side.cuts, gradients, 1 - self.beta, column=bool(column))
@@ -167,7 +168,7 @@ class SOAP:
         return refresh(side.factors[unit.tile][unit.row], side.bases[unit.tile][unit.row], strength=self.ridge)
 
     def settle(self, stats: Stats, unit: Unit) -> Result:
-        """See `core.method.Rotator.settle`."""
+        """See `core.method.Solver.settle`."""
         side = stats.sides[unit.side]
         return decompose(side.factors[unit.tile][unit.row], side.bases[unit.tile][unit.row], self.ridge)
 
@@ -191,7 +192,7 @@ class SOAP:
                 yield f"{name}.basis.{tile}", Q
 
     def factors(self, stats: Stats) -> Iterator[tuple[str, Tensor]]:
-        """See `core.method.Rotator.factors`."""
+        """See `core.method.Solver.factors`."""
         for name, side in zip(SIDES, stats.sides, strict=True):
             for tile, F in enumerate(side.factors):
                 yield f"{name}.factor.{tile}", F

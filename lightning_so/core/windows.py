@@ -1,0 +1,74 @@
+"""From rows to factors: windows of sums travel to their owners in flat buckets and are folded there.
+
+Only the owner of a block has its factors; what it solves goes to all. Before a save they go to all, too.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lightning_so.core.method import Solver, Tapped
+from lightning_so.linalg.triangle import pack, square, unpack
+
+if TYPE_CHECKING:
+    from lightning_so.core.engine import Engine
+
+Place = tuple[int, int]
+
+
+def owner_of(engine: "Engine", place: Place) -> int:
+    """The rank that folds and solves a block."""
+    index, row = place
+    return engine.schedule.owner[engine.units_of[index][row][0]]
+
+
+def fold(engine: "Engine", places: list[Place], scale: float) -> None:
+    """Reduce the windows of watched blocks to their owners, one bucket an owner, and fold them there.
+
+    Args:
+        engine: The engine.
+        places: (stack, row) of the blocks, equal on all ranks.
+        scale: K^2 over micro-batches.
+    """
+    method, comm = engine.method, engine.comm
+    assert isinstance(method, Tapped)
+    for owner in range(comm.ranks):
+        mine = [place for place in places if owner_of(engine, place) == owner]
+        if not mine:
+            continue
+        if comm.ranks > 1:
+            tensors = [t for index, row in mine for t in method.windows(engine.stacks[index].stats, row)]
+            symmetric = [square(t) for t in tensors]
+            bucket = pack(tensors, symmetric)
+            comm.reduce(bucket, owner)
+            if comm.rank == owner:
+                unpack(bucket, tensors, symmetric)
+        if comm.rank == owner:
+            for index, row in mine:
+                method.fold(engine.stacks[index].stats, row, engine.report.step, scale)
+
+
+def everywhere(engine: "Engine") -> None:
+    """Give every rank the owners' factors: a collective, for saving at the boundary of a step."""
+    if engine.comm.ranks == 1 or not isinstance(engine.method, Tapped):
+        return
+    assert isinstance(engine.method, Solver)
+    factors: list[list[Tensor]] = [[] for _ in range(engine.comm.ranks)]
+    for index, stack in enumerate(engine.stacks):
+        for row in range(len(stack.blocks)):
+            owner = owner_of(engine, (index, row))
+            factors[owner] += [tensor[row] for _, tensor in engine.method.factors(stack.stats)]
+    sizes = [sum(tensor.nbytes for tensor in tensors) for tensors in factors]
+    own = factors[engine.comm.rank]
+    flat = torch.cat([t.contiguous().flatten().view(torch.uint8) for t in own]) if own else _nothing(engine)
+    for tensors, wire in zip(factors, engine.comm.gather(flat, sizes), strict=True):
+        at = 0
+        for tensor in tensors:
+            part = wire[at : at + tensor.nbytes].clone()
+            tensor.copy_(part.view(tensor.dtype).view(tensor.shape))
+            at += tensor.nbytes
+
+
+def _nothing(engine: "Engine") -> Tensor:
+    return torch.empty(0, dtype=torch.uint8, device=engine.stacks[0].device)

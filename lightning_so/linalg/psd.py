@@ -1,0 +1,50 @@
+"""Inverses of damped factors, batched, with the failure ladder.
+
+Legend: Q matrices of one shape, T side.
+"""
+
+import torch
+from torch import Tensor
+
+from lightning_so.linalg.result import Result
+
+#: Damping is raised by these factors where a Cholesky decomposition fails; then the same in float64.
+RUNGS = (1.0, 10.0, 100.0)
+
+
+def inverse(F_QTT: Tensor, damping_Q: Tensor) -> Result:
+    """`(F + d I)^-1` by Cholesky, one rung of the ladder after the other until it is finite.
+
+    Args:
+        F_QTT: Factors, symmetric positive semi-definite, shape (Q, T, T).
+        damping_Q: d > 0 of each, shape (Q,).
+
+    Returns:
+        The inverses; `ok=False` if the factors are not finite, are zero, or every rung failed. One host read a rung.
+    """
+    attempts = 0
+    for dtype in dict.fromkeys((F_QTT.dtype, torch.float64)):
+        for raised in RUNGS:
+            attempts += 1
+            F = F_QTT.to(dtype, copy=True)
+            F.diagonal(dim1=1, dim2=2).add_((raised * damping_Q).to(dtype)[:, None])
+            L, info = torch.linalg.cholesky_ex(F)
+            value = torch.cholesky_inverse(L)
+            if bool((info == 0).all() & value.isfinite().all() & (damping_Q > 0).all()):
+                return Result(value.to(F_QTT.dtype), ok=True, attempts=attempts)
+    return Result(F_QTT, ok=False, attempts=attempts)
+
+
+def eigenbasis(F_QTT: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """Eigenvalues (Q, T), not below zero, and eigenvectors (Q, T, T), in float64 and back; whether they are finite."""
+    try:
+        values, vectors = torch.linalg.eigh(F_QTT.double())
+    except torch.linalg.LinAlgError:
+        return F_QTT.diagonal(dim1=1, dim2=2), F_QTT, False
+    ok = bool(values.isfinite().all() & vectors.isfinite().all())
+    return values.clamp_min(0).to(F_QTT.dtype), vectors.to(F_QTT.dtype), ok
+
+
+def inverse_cost(side: int) -> float:
+    """Modelled cost of `inverse` of one matrix, in multiply-adds of a matrix product."""
+    return 1.5 * side**3 + 200.0 * side**2

@@ -1,0 +1,290 @@
+"""K-FAC: the Fisher matrix of a layer as a Kronecker product of its inputs' and its output gradients' second moments.
+
+Legend: B blocks of a stack, Q groups, I input side, O output side, T side of a tile.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lightning_so.actions.moments import Base
+from lightning_so.core.block import Block, Stack
+from lightning_so.core.errors import ConfigError, check_range
+from lightning_so.core.method import Action, Taps
+from lightning_so.core.schedule import Spread, Staggered, Unit
+from lightning_so.layers.sums import sums
+from lightning_so.linalg import kron
+from lightning_so.linalg.kron import Side
+from lightning_so.linalg.result import Result
+
+#: Decay of the factors' moving average a step.
+BETA = 0.95
+
+
+@dataclass
+class Stats:
+    """What K-FAC keeps of a stack; inert.
+
+    Attributes:
+        sides: The input side and the output side: factors summed over ranks at their owner, inverses replicated.
+        folded: Step of each block's last fold, shape (B,), on the CPU.
+        weight: Sum of the moving average's weights, shape (B,): factors are divided by it.
+        counts: Terms of the windows: input positions and loss terms, shape (B, 2). Not saved.
+        damping: Of each block at its last solve where it is exact, shape (B,).
+        transposed: Whether the input side is the rows of the matrix.
+    """
+
+    sides: tuple[Side, Side]
+    folded: Tensor
+    weight: Tensor
+    counts: Tensor
+    damping: Tensor
+    transposed: bool
+
+
+@dataclass(frozen=True)
+class KFAC:
+    """Multiply gradients (SGD), or turn updates (Adam), by the inverse of F = G x A, one layer at a time.
+
+        A = E[a a'],  G = E[g g'],  a the layer's input and a one for the bias, g the gradient of one sample's loss
+        P X = (G + sqrt(d) mean(G) I)^-1 X (A + sqrt(d) mean(A) I)^-1,  mean(F) = tr F / dim F
+
+    SGD is preconditioned: `g <- nu P g` with the clip nu. Adam is bent: its own length along P m, so that its learning
+    rate stays. Relative damping d has no unit: neither the loss' scale nor the batch changes what it means.
+
+    Source: Martens and Grosse 2015, arXiv 1503.05671, sections 3 and 6; Eschenhagen et al. 2023, arXiv 2311.00636, for
+    shared weights.
+
+    Attributes:
+        damping: d, relative to the block's own scale.
+        exact: Damp the product, `(G x A + d mean(G) mean(A) I)^-1`, in the eigenbases, instead of each side.
+        sharing: "expand": every position is a sample; "reduce": positions of a sample are summed first.
+        clip: Bound of `lr^2 <P g, g>` summed over blocks where gradients are preconditioned; None for none.
+        period: Largest interval between two solves of one block, in steps.
+        rows: Most rows of a micro-batch that build a factor; a sample of them is drawn beyond it.
+        cap: Largest tile of a side; None takes 1024.
+
+    Example:
+        >>> KFAC(damping=10.0).period
+        20
+    """
+
+    damping: float = 1.0
+    exact: bool = False
+    sharing: str = "expand"
+    clip: float | None = 1e-3
+    period: int = 20
+    rows: int = 4096
+    cap: int | None = None
+
+    taps: ClassVar[Taps] = Taps.ROWS
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        check_range("KFAC", "damping", self.damping, 1e-12, 1e12)
+        check_range("KFAC", "period", self.period, 1, 100_000)
+        check_range("KFAC", "rows", self.rows, 1, 1_000_000_000)
+        if self.sharing not in ("expand", "reduce"):
+            raise ConfigError(f"KFAC(sharing={self.sharing!r}): sharing must be 'expand' or 'reduce'.")
+        if self.clip is not None:
+            check_range("KFAC", "clip", self.clip, 1e-12, 1e12)
+        if self.cap is not None:
+            check_range("KFAC", "cap", self.cap, 2, 65_536)
+
+    @property
+    def trust(self) -> float | None:
+        """See `core.method.Method`."""
+        return self.clip
+
+    # ---------------------------------------------------------------- which blocks, which action
+
+    def refuse(self, base: Base, group: dict) -> str | None:
+        """See `core.method.Method.refuse`."""
+        if base.linear or base.has_first_moment(group):
+            return None
+        return "K-FAC preconditions SGD or bends a first moment, and this optimizer has none: use SGD, Adam or AdamW."
+
+    def exclude(self, block: Block) -> str | None:
+        """See `core.method.Method.exclude`."""
+        return None
+
+    def describe(self, base: Base, group: dict, block: Block) -> str:
+        """See `core.method.Method.describe`."""
+        sides = [f"{len(s.cuts)}x{s.cuts[0].stop}" if s.cuts else "diagonal" for s in self._sides(block)]
+        bias = " with its bias" if block.bias is not None else ""
+        return f"{self.action(base, group, block, True).value}{bias}; inputs {sides[0]}, outputs {sides[1]}"
+
+    def action(self, base: Base, group: dict, block: Block, warm: bool) -> Action:
+        """See `core.method.Method.action`."""
+        if not warm:
+            return Action.BASE
+        return Action.PRECONDITION if base.linear else Action.BEND
+
+    def ready(self, step: int, solved: list[int]) -> bool:
+        """See `core.method.Method.ready`: from the first solve on."""
+        return bool(solved) and min(solved) > 0
+
+    # ---------------------------------------------------------------- statistics
+
+    def _sides(self, block: Block) -> tuple[kron.Shape, kron.Shape]:
+        """Input side and output side of a block."""
+        tap = block.tap
+        assert tap is not None
+        inputs, outputs = (block.cols, block.rows) if tap.layer.input_side else (block.rows, block.cols)
+        cap = self.cap or 1024
+        return (
+            kron.shape(inputs, 1 if tap.layer.indices else tap.groups, cap, diagonal=tap.layer.indices),
+            kron.shape(outputs // tap.groups, tap.groups, cap, diagonal=False),
+        )
+
+    def init(self, stack: Stack) -> Stats:
+        """See `core.method.Method.init`."""
+        count, first = len(stack.blocks), stack.blocks[0]
+        place = {"dtype": stack.dtype, "device": stack.device}
+        a, g = (kron.side(shape, count, exact=self.exact, **place) for shape in self._sides(first))
+        assert first.tap is not None
+        zeros = torch.zeros(count, **place)
+        counts, transposed = torch.zeros(count, 2, **place), first.tap.layer.input_side == 0
+        return Stats((a, g), torch.zeros(count), zeros, counts, zeros.clone(), transposed)
+
+    def terms(self, module: nn.Module, x: Tensor, g: Tensor) -> Tensor | float:
+        """See `core.method.Tapped.terms`: samples, or, of a sequence that is not reduced, positions with a gradient."""
+        if self.sharing == "reduce" or not isinstance(module, nn.Linear) or g.ndim < 3:
+            return float(g.shape[0]) if g.ndim > 1 else 1.0
+        return (g != 0).any(-1).sum()
+
+    def clear(self, stats: Stats, row: int) -> None:
+        """Forget a block's window."""
+        stats.counts[row] = 0
+        for side in stats.sides:
+            for window in side.windows:
+                window[row] = 0
+
+    def collect(
+        self, stats: Stats, row: int, block: Block, x: Tensor, g: Tensor, terms: Tensor | float, step: int
+    ) -> None:
+        """See `core.method.Tapped.collect`."""
+        tap, (inputs, outputs) = block.tap, stats.sides
+        assert tap is not None
+        x, g, share = thin(block, x, g, self.rows, step)
+        reduce = self.sharing == "reduce"
+        found = sums(tap.layer, tap.module, x, g, bias=block.bias is not None, reduce=reduce, dtype=inputs.dtype)
+        inputs.add(row, found.A)
+        outputs.add(row, found.G / share)
+        stats.counts[row, 0] += found.count
+        stats.counts[row, 1] += terms
+
+    def windows(self, stats: Stats, row: int) -> list[Tensor]:
+        """A block's window: what is summed over ranks."""
+        return [stats.counts[row], *(window[row] for side in stats.sides for window in side.windows)]
+
+    def fold(self, stats: Stats, row: int, step: int, scale: float) -> None:
+        """`F <- b^k F + (1 - b^k) window`, k the steps since the last fold; `scale` is K^2 over micro-batches."""
+        keep = BETA ** (step - int(stats.folded[row]))
+        stats.folded[row] = step
+        stats.weight[row].mul_(keep).add_(1 - keep)
+        positions, terms = stats.counts[row].clamp_min(1)
+        stats.sides[0].fold(row, keep, (1 - keep) / positions)
+        stats.sides[1].fold(row, keep, (1 - keep) * scale / terms)
+
+    # ---------------------------------------------------------------- solve and apply
+
+    def units(self, index: int, stack: Stack) -> list[Unit]:
+        """See `core.method.Method.units`: the pair of a block's sides."""
+        shapes = self._sides(stack.blocks[0])
+        cost = sum(kron.cost(shape, self.rows, exact=self.exact) for shape in shapes)
+        size = sum(kron.solved_size(shape, exact=self.exact) for shape in shapes) + 1
+        return [Unit(index, row, 0, 0, cost, (size,), ordered=False) for row in range(len(stack.blocks))]
+
+    def timing(self) -> tuple[int, Spread]:
+        """See `core.method.Method.timing`."""
+        return self.period, Staggered()
+
+    def work(self, stack: Stack, action: Action) -> float:
+        """See `core.method.Method.work`."""
+        m, n = stack.shape
+        return 0.0 if action is Action.BASE else float(m * n * (m + n))
+
+    def solve(self, stats: Stats, unit: Unit) -> Result:
+        """See `core.method.Method.solve`."""
+        weight = stats.weight[unit.row]
+        means = [side.mean(unit.row) / weight for side in stats.sides]
+        if self.exact:
+            parts = [side.eigen(unit.row, weight) for side in stats.sides]
+            extra = self.damping * means[0] * means[1]
+        else:
+            parts = [
+                side.inverse(unit.row, weight, self.damping**0.5 * mean)
+                for side, mean in zip(stats.sides, means, strict=True)
+            ]
+            extra = torch.zeros_like(weight)
+        value = torch.cat([*(part.value.flatten() for part in parts), extra.reshape(1)])
+        return Result(value, all(part.ok for part in parts), attempts=max(part.attempts for part in parts))
+
+    settle = solve
+
+    def accept(self, stats: Stats, unit: Unit, result: Result) -> None:
+        """See `core.method.Solver.accept`."""
+        at = 0
+        for side in stats.sides:
+            for solved in side.solved:
+                part = solved[unit.row]
+                part.copy_(result.value[at : at + part.numel()].view(part.shape))
+                at += part.numel()
+        stats.damping[unit.row] = result.value[-1]
+
+    def direction(self, stats: Stats, X: Tensor, rows: list[int] | None) -> Tensor:
+        """See `core.method.Method.direction`: P X."""
+        X = X.mT if stats.transposed else X
+        a, g = stats.sides
+        if self.exact:
+            damping = stats.damping if rows is None else stats.damping[rows]
+            P = kron.exact(g, a, X, damping, rows)
+        else:
+            P = g.left(a.right(X, rows), rows)
+        return (P.mT if stats.transposed else P).contiguous()
+
+    def tensors(self, stats: Stats) -> Iterator[tuple[str, Tensor]]:
+        """See `core.method.Method.tensors`."""
+        yield from self.factors(stats)
+        for name, side in zip(("inputs", "outputs"), stats.sides, strict=True):
+            for number, solved in enumerate(side.solved):
+                yield f"{name}.solved.{number}", solved
+        yield "damping", stats.damping
+
+    def factors(self, stats: Stats) -> Iterator[tuple[str, Tensor]]:
+        """See `core.method.Solver.factors`."""
+        yield "folded", stats.folded
+        yield "weight", stats.weight
+        for name, side in zip(("inputs", "outputs"), stats.sides, strict=True):
+            for number, factor in enumerate(side.factors):
+                yield f"{name}.factor.{number}", factor
+
+
+def thin(block: Block, x: Tensor, g: Tensor, rows: int, step: int) -> tuple[Tensor, Tensor, float]:
+    """Every k-th sample of a micro-batch, so that about `rows` positions are left, and the share that they are.
+
+    The first of them moves with the step, so that every sample has the same chance: sums divided by the share are
+    unbiased.
+
+    Args:
+        block: The block.
+        x: Input of its layer.
+        g: Gradient of the output.
+        rows: How many positions should be left.
+        step: Decides which.
+
+    Returns:
+        The kept samples of x and g, and their share.
+    """
+    assert block.tap is not None
+    outputs = block.rows if block.tap.layer.input_side else block.cols
+    positions = g.numel() // outputs
+    stride = min(g.shape[0], -(-positions // rows))
+    if stride <= 1 or g.ndim < 2 or block.tap.layer.single(x):
+        return x, g, 1.0
+    kept = slice(step * 7919 % stride, None, stride)
+    return x[kept], g[kept], len(g[kept]) / len(g)
