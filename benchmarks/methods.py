@@ -62,6 +62,12 @@ def adamw(model: nn.Module, settings: Settings) -> dict[str, Any]:
     return {"optimizers": [_adamw(model.parameters(), settings.lr, settings)]}
 
 
+def sgd(model: nn.Module, settings: Settings) -> dict[str, Any]:
+    """SGD with momentum on everything."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=settings.lr, momentum=0.9, weight_decay=0.0)
+    return {"optimizers": [optimizer]}
+
+
 def torch_muon(model: nn.Module, settings: Settings, muon: type = torch.optim.Muon) -> dict[str, Any]:
     """torch.optim.Muon on hidden matrices, AdamW on the rest; kernels of convolutions are flattened to matrices."""
     hidden = hidden_weights(model)
@@ -119,8 +125,22 @@ def muon_bf16(model: nn.Module, settings: Settings) -> dict[str, Any]:
     return _attached(model, settings, Muon(**{"precision": "bf16", **dict(settings.options)}))
 
 
+def kfac(model: nn.Module, settings: Settings) -> dict[str, Any]:
+    """AdamW bent by K-FAC."""
+    from lightning_so import KFAC
+
+    return _attached(model, settings, KFAC(**dict(settings.options)))
+
+
+def kfac_sgd(model: nn.Module, settings: Settings) -> dict[str, Any]:
+    """SGD with momentum, preconditioned by K-FAC."""
+    from lightning_so import KFAC
+
+    return _attached(model, settings, KFAC(**dict(settings.options)), base=sgd)
+
+
 METHODS: dict[str, Callable[[nn.Module, Settings], dict[str, Any]]] = {
-    f.__name__: f for f in (adamw, torch_muon, torch_muon_fp32, soap, soap_sync, muon, muon_bf16)
+    f.__name__: f for f in (adamw, sgd, torch_muon, torch_muon_fp32, soap, soap_sync, muon, muon_bf16, kfac, kfac_sgd)
 }
 
 
@@ -133,7 +153,7 @@ def build(method: str, model: nn.Module, settings: Settings) -> Contender:
     """
     if method not in METHODS:
         raise KeyError(f"no method {method!r}; there are: {', '.join(METHODS)}")
-    if settings.options and method in ("adamw", "torch_muon", "torch_muon_fp32"):
+    if settings.options and method in ("adamw", "sgd", "torch_muon", "torch_muon_fp32"):
         raise TypeError(f"{method} takes no --set options, got {dict(settings.options)}")
     parts = METHODS[method](model, settings)
     schedules = [
@@ -168,8 +188,8 @@ def _adamw(parameters: Any, lr: float, settings: Settings) -> torch.optim.AdamW:
     return torch.optim.AdamW(parameters, lr=lr, betas=settings.betas, weight_decay=WEIGHT_DECAY)
 
 
-def _attached(model: nn.Module, settings: Settings, method: Any) -> dict[str, Any]:
+def _attached(model: nn.Module, settings: Settings, method: Any, base: Callable = adamw) -> dict[str, Any]:
     from lightning_so import attach
 
-    parts = adamw(model, settings)
+    parts = base(model, settings)
     return {**parts, "engine": attach(model, parts["optimizers"][0], method)}

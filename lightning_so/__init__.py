@@ -8,6 +8,7 @@ from lightning_so.core.errors import TrustError as TrustError
 from lightning_so.core.schedule import Staggered as Staggered
 from lightning_so.core.schedule import Synchronous as Synchronous
 from lightning_so.methods.kfac import KFAC as KFAC
+from lightning_so.methods.kfac import Relative as Relative
 from lightning_so.methods.muon import Muon as Muon
 from lightning_so.methods.soap import SOAP as SOAP
 
@@ -16,6 +17,7 @@ __all__ = [
     "SOAP",
     "ConfigError",
     "Muon",
+    "Relative",
     "SecondOrder",
     "Staggered",
     "StateError",

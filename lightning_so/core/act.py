@@ -31,6 +31,16 @@ def begin(engine: "Engine", batches: list[Batch]) -> None:
     clip.apply()
 
 
+def bound(engine: "Engine", batches: list[Batch]) -> None:
+    """Bound the step of blocks that are cold where gradients are preconditioned: `lr |g| <= sqrt(kappa)`."""
+    clip = Clip(engine.method.trust)
+    for batch in batches:
+        grads = batch.gradients()
+        source = engine.scratch.gather(batch.stack, grads, 0)
+        clip.add(source, source, [engine.optimizer.param_groups[b.group]["lr"] for b in batch.blocks], grads)
+    clip.apply()
+
+
 def _precondition(engine: "Engine", batch: Batch, clip: Clip) -> None:
     """`g <- P g`; the base adds its own decay to it."""
     grads = batch.gradients()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 #: A block leaves its basis after this many failed solves in a row of one of its units.
 FAILURES = 3
 #: Blocks become warm over this many steps, so that their entries do not meet on one.
-ENTRIES = 4
+ENTRIES = 8
 
 
 def solve(engine: "Engine", due: list[int]) -> None:

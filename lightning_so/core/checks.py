@@ -108,7 +108,7 @@ class Watch:
         """The block as a stack of its own in float64, with its statistics."""
         stack, row = self.batch.stack, self.position if self.batch.rows is None else self.batch.rows[self.position]
         alone = Stack([self.block], self.p0)
-        alone.stats = engine.method.init(alone)
+        alone.stats = engine.method.init(alone, engine.base)
         for (_, mine), (_, theirs) in zip(
             named_tensors(engine.method, alone), named_tensors(engine.method, stack), strict=True
         ):

@@ -96,7 +96,7 @@ class Engine:
         self.report.coverage = self.plan.coverage
         self.stacks = stack_blocks(self.plan.blocks)
         for stack in self.stacks:
-            stack.stats = self.method.init(stack)
+            stack.stats = self.method.init(stack, self.base)
         self.warm = [[False] * len(stack.blocks) for stack in self.stacks]
         units = [unit for index, stack in enumerate(self.stacks) for unit in self.method.units(index, stack)]
         period, self.spread = self.method.timing()
@@ -214,6 +214,7 @@ class Engine:
             for batch in batches:
                 batch.observed += 1
             act.begin(self, acting)
+            act.bound(self, [batch for batch in batches if batch.action is Action.BASE])
         if self._watch is not None:
             self._watch.entered(self)
         self.report.rotated = sum(len(b.blocks) for b in acting if b.action is Action.ROTATE)

@@ -72,8 +72,8 @@ class Method(Protocol):
         """What happens to the block at this step."""
         ...
 
-    def init(self, stack: Stack) -> Any:
-        """The statistics of a stack, created eagerly; shapes depend on the stack alone."""
+    def init(self, stack: Stack, base: Base) -> Any:
+        """The statistics of a stack under a base, created eagerly; shapes depend on the stack alone."""
         ...
 
     def units(self, index: int, stack: Stack) -> list[Unit]:

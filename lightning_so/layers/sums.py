@@ -77,3 +77,27 @@ def _chosen(layer: Layer, module: nn.Module, x: Tensor, g_QNTO: Tensor) -> Sums:
     counts = torch.zeros(module.weight.shape[0], dtype=g.dtype, device=g.device)
     counts.index_add_(0, indices.clamp_min(0), real.to(g.dtype))
     return Sums(counts, g.mT @ g, real.sum().to(g.dtype))
+
+
+def thin(layer: Layer, x: Tensor, g: Tensor, *, positions: int, most: int, step: int) -> tuple[Tensor, Tensor, float]:
+    """Every k-th sample of a micro-batch, so that about `most` positions are left, and the share that they are.
+
+    The first of them moves with the step, so that every sample has the same chance: sums divided by the share are
+    unbiased.
+
+    Args:
+        layer: The layer's description.
+        x: Its input.
+        g: Gradient of the output.
+        positions: How many the gradient has.
+        most: How many should be left.
+        step: Decides which.
+
+    Returns:
+        The kept samples of x and g, and their share.
+    """
+    stride = min(g.shape[0], -(-positions // most)) if g.ndim > 1 else 1
+    if stride <= 1 or layer.single(x):
+        return x, g, 1.0
+    kept = slice(step * 7919 % stride, None, stride)
+    return x[kept], g[kept], len(g[kept]) / len(g)

@@ -80,7 +80,7 @@ class Side:
         """Inverses of a block's damped tiles, flattened one after the other."""
         if not self.shape.cuts:
             F = self.factors[0][row] / weight + damping
-            return Result(F.reciprocal().flatten(), bool((damping > 0) & F.isfinite().all()))
+            return Result(F.reciprocal().flatten(), bool((damping > 0) & damping.isfinite() & F.isfinite().all()))
         results = [psd.inverse(F[row] / weight, damping.expand(self.shape.groups)) for F in self.factors]
         return _joined(results)
 

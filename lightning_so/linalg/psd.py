@@ -20,7 +20,7 @@ def inverse(F_QTT: Tensor, damping_Q: Tensor) -> Result:
         damping_Q: d > 0 of each, shape (Q,).
 
     Returns:
-        The inverses; `ok=False` if the factors are not finite, are zero, or every rung failed. One host read a rung.
+        The inverses; `ok=False` if the factors are not finite, are zero, or every rung failed.
     """
     attempts = 0
     for dtype in dict.fromkeys((F_QTT.dtype, torch.float64)):
@@ -29,9 +29,12 @@ def inverse(F_QTT: Tensor, damping_Q: Tensor) -> Result:
             F = F_QTT.to(dtype, copy=True)
             F.diagonal(dim1=1, dim2=2).add_((raised * damping_Q).to(dtype)[:, None])
             L, info = torch.linalg.cholesky_ex(F)
-            value = torch.cholesky_inverse(L)
-            if bool((info == 0).all() & value.isfinite().all() & (damping_Q > 0).all()):
-                return Result(value.to(F_QTT.dtype), ok=True, attempts=attempts)
+            # An unfinished decomposition must not go on: inverting it raises.
+            if not bool((info == 0).all() & L.isfinite().all() & (damping_Q > 0).all()):
+                continue
+            value = torch.cholesky_inverse(L).to(F_QTT.dtype)
+            if bool(value.isfinite().all()):
+                return Result(value, ok=True, attempts=attempts)
     return Result(F_QTT, ok=False, attempts=attempts)
 
 

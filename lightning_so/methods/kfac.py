@@ -15,13 +15,29 @@ from lightning_so.core.block import Block, Stack
 from lightning_so.core.errors import ConfigError, check_range
 from lightning_so.core.method import Action, Taps
 from lightning_so.core.schedule import Spread, Staggered, Unit
-from lightning_so.layers.sums import sums
+from lightning_so.layers.sums import sums, thin
 from lightning_so.linalg import kron
 from lightning_so.linalg.kron import Side
 from lightning_so.linalg.result import Result
 
 #: Decay of the factors' moving average a step.
 BETA = 0.95
+
+
+@dataclass(frozen=True)
+class Relative:
+    """Damping without a unit: lambda = `times` mean(A) mean(G), the block's own scale.
+
+    Attributes:
+        times: The multiple.
+    """
+
+    times: float = 1.0
+
+
+#: Damping where none is given: of bent updates, whose length is the base's, and of preconditioned gradients, whose
+#: length it sets. There a block's own scale will not do: layers whose gradients vanish at first would run away.
+BENT, PRECONDITIONED = Relative(1.0), 0.03
 
 
 @dataclass
@@ -33,7 +49,8 @@ class Stats:
         folded: Step of each block's last fold, shape (B,), on the CPU.
         weight: Sum of the moving average's weights, shape (B,): factors are divided by it.
         counts: Terms of the windows: input positions and loss terms, shape (B, 2). Not saved.
-        damping: Of each block at its last solve where it is exact, shape (B,).
+        damping: lambda of each block at its last solve, shape (B,).
+        rule: How lambda is found.
         transposed: Whether the input side is the rows of the matrix.
     """
 
@@ -42,6 +59,7 @@ class Stats:
     weight: Tensor
     counts: Tensor
     damping: Tensor
+    rule: Relative | float
     transposed: bool
 
 
@@ -50,17 +68,18 @@ class KFAC:
     """Multiply gradients (SGD), or turn updates (Adam), by the inverse of F = G x A, one layer at a time.
 
         A = E[a a'],  G = E[g g'],  a the layer's input and a one for the bias, g the gradient of one sample's loss
-        P X = (G + sqrt(d) mean(G) I)^-1 X (A + sqrt(d) mean(A) I)^-1,  mean(F) = tr F / dim F
+        P X = (G + sqrt(l) / pi I)^-1 X (A + pi sqrt(l) I)^-1,  pi^2 = mean(A) / mean(G),  mean(F) = tr F / dim F
 
     SGD is preconditioned: `g <- nu P g` with the clip nu. Adam is bent: its own length along P m, so that its learning
-    rate stays. Relative damping d has no unit: neither the loss' scale nor the batch changes what it means.
+    rate stays. Statistics are those of one sample's loss, whatever the batch, its reduction, accumulation or scaling.
 
     Source: Martens and Grosse 2015, arXiv 1503.05671, sections 3 and 6; Eschenhagen et al. 2023, arXiv 2311.00636, for
     shared weights.
 
     Attributes:
-        damping: d, relative to the block's own scale.
-        exact: Damp the product, `(G x A + d mean(G) mean(A) I)^-1`, in the eigenbases, instead of each side.
+        damping: l, in the units of the curvature of one sample's loss; or `Relative(d)`: d mean(A) mean(G). None takes
+            `Relative(1.0)` where updates are bent and 0.03 where gradients are preconditioned.
+        exact: Damp the product, `(G x A + l I)^-1`, in the eigenbases, instead of each side.
         sharing: "expand": every position is a sample; "reduce": positions of a sample are summed first.
         clip: Bound of `lr^2 <P g, g>` summed over blocks where gradients are preconditioned; None for none.
         period: Largest interval between two solves of one block, in steps.
@@ -68,14 +87,14 @@ class KFAC:
         cap: Largest tile of a side; None takes 1024.
 
     Example:
-        >>> KFAC(damping=10.0).period
+        >>> KFAC(damping=0.1).period
         20
     """
 
-    damping: float = 1.0
+    damping: float | Relative | None = None
     exact: bool = False
     sharing: str = "expand"
-    clip: float | None = 1e-3
+    clip: float | None = 3e-4
     period: int = 20
     rows: int = 4096
     cap: int | None = None
@@ -84,7 +103,9 @@ class KFAC:
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        check_range("KFAC", "damping", self.damping, 1e-12, 1e12)
+        if self.damping is not None:
+            times = self.damping.times if isinstance(self.damping, Relative) else self.damping
+            check_range("KFAC", "damping", times, 1e-12, 1e12)
         check_range("KFAC", "period", self.period, 1, 100_000)
         check_range("KFAC", "rows", self.rows, 1, 1_000_000_000)
         if self.sharing not in ("expand", "reduce"):
@@ -140,7 +161,7 @@ class KFAC:
             kron.shape(outputs // tap.groups, tap.groups, cap, diagonal=False),
         )
 
-    def init(self, stack: Stack) -> Stats:
+    def init(self, stack: Stack, base: Base) -> Stats:
         """See `core.method.Method.init`."""
         count, first = len(stack.blocks), stack.blocks[0]
         place = {"dtype": stack.dtype, "device": stack.device}
@@ -148,7 +169,8 @@ class KFAC:
         assert first.tap is not None
         zeros = torch.zeros(count, **place)
         counts, transposed = torch.zeros(count, 2, **place), first.tap.layer.input_side == 0
-        return Stats((a, g), torch.zeros(count), zeros, counts, zeros.clone(), transposed)
+        rule = self.damping or (PRECONDITIONED if base.linear else BENT)
+        return Stats((a, g), torch.zeros(count), zeros, counts, zeros.clone(), rule, transposed)
 
     def terms(self, module: nn.Module, x: Tensor, g: Tensor) -> Tensor | float:
         """See `core.method.Tapped.terms`: samples, or, of a sequence that is not reduced, positions with a gradient."""
@@ -169,7 +191,8 @@ class KFAC:
         """See `core.method.Tapped.collect`."""
         tap, (inputs, outputs) = block.tap, stats.sides
         assert tap is not None
-        x, g, share = thin(block, x, g, self.rows, step)
+        outputs_side = block.rows if tap.layer.input_side else block.cols
+        x, g, share = thin(tap.layer, x, g, positions=g.numel() // outputs_side, most=self.rows, step=step)
         reduce = self.sharing == "reduce"
         found = sums(tap.layer, tap.module, x, g, bias=block.bias is not None, reduce=reduce, dtype=inputs.dtype)
         inputs.add(row, found.A)
@@ -212,16 +235,15 @@ class KFAC:
         """See `core.method.Method.solve`."""
         weight = stats.weight[unit.row]
         means = [side.mean(unit.row) / weight for side in stats.sides]
+        own = means[0] * means[1]
+        damping = stats.rule.times * own if isinstance(stats.rule, Relative) else torch.full_like(own, stats.rule)
         if self.exact:
             parts = [side.eigen(unit.row, weight) for side in stats.sides]
-            extra = self.damping * means[0] * means[1]
         else:
-            parts = [
-                side.inverse(unit.row, weight, self.damping**0.5 * mean)
-                for side, mean in zip(stats.sides, means, strict=True)
-            ]
-            extra = torch.zeros_like(weight)
-        value = torch.cat([*(part.value.flatten() for part in parts), extra.reshape(1)])
+            # sqrt(l) pi on the inputs' side and sqrt(l) / pi on the outputs'; not finite where a side is zero.
+            split = [(damping * mean / other).sqrt() for mean, other in zip(means, means[::-1], strict=True)]
+            parts = [side.inverse(unit.row, weight, d) for side, d in zip(stats.sides, split, strict=True)]
+        value = torch.cat([*(part.value.flatten() for part in parts), damping.reshape(1)])
         return Result(value, all(part.ok for part in parts), attempts=max(part.attempts for part in parts))
 
     settle = solve
@@ -262,29 +284,3 @@ class KFAC:
         for name, side in zip(("inputs", "outputs"), stats.sides, strict=True):
             for number, factor in enumerate(side.factors):
                 yield f"{name}.factor.{number}", factor
-
-
-def thin(block: Block, x: Tensor, g: Tensor, rows: int, step: int) -> tuple[Tensor, Tensor, float]:
-    """Every k-th sample of a micro-batch, so that about `rows` positions are left, and the share that they are.
-
-    The first of them moves with the step, so that every sample has the same chance: sums divided by the share are
-    unbiased.
-
-    Args:
-        block: The block.
-        x: Input of its layer.
-        g: Gradient of the output.
-        rows: How many positions should be left.
-        step: Decides which.
-
-    Returns:
-        The kept samples of x and g, and their share.
-    """
-    assert block.tap is not None
-    outputs = block.rows if block.tap.layer.input_side else block.cols
-    positions = g.numel() // outputs
-    stride = min(g.shape[0], -(-positions // rows))
-    if stride <= 1 or g.ndim < 2 or block.tap.layer.single(x):
-        return x, g, 1.0
-    kept = slice(step * 7919 % stride, None, stride)
-    return x[kept], g[kept], len(g[kept]) / len(g)

@@ -69,7 +69,7 @@ class Muon:
         """See `core.method.Method.action`."""
         return Action.BEND
 
-    def init(self, stack: Stack) -> None:
+    def init(self, stack: Stack, base: Base) -> None:
         """No statistics."""
 
     def units(self, index: int, stack: Stack) -> list[Unit]:

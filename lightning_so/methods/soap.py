@@ -118,7 +118,7 @@ class SOAP:
             return Action.ROTATE
         return Action.BEND if base.has_first_moment(group) and not block.edge else Action.BASE
 
-    def init(self, stack: Stack) -> Stats:
+    def init(self, stack: Stack, base: Base) -> Stats:
         """See `core.method.Method.init`."""
         count = len(stack.blocks)
         place = {"dtype": stack.dtype, "device": stack.device}
