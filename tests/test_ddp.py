@@ -5,12 +5,14 @@ import re
 import pytest
 import torch
 
-from lightning_so import SOAP, Muon
+from lightning_so import KFAC, SOAP, Muon
 from tests import ranks
 from tests.world import World
 
 SOAP10 = SOAP(start=10, period=4)
+KFAC4 = KFAC(period=4)
 ADAMW = (torch.optim.AdamW, {"lr": 3e-3, "weight_decay": 0.1})
+SGD = (torch.optim.SGD, {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01})
 ADAM = (torch.optim.Adam, {"lr": 3e-3, "weight_decay": 0.1})
 
 
@@ -62,9 +64,22 @@ def test_muon_equals_one_process(world, precision, tolerance):
     close(world.run(ranks.train, method, *ADAMW, 24), one, tolerance)
 
 
-def test_bytes_are_as_predicted(world):
-    _, _, sent, predicted = world.run(ranks.train, SOAP10, *ADAMW, 80)[0]
-    assert (sent[-1] - sent[-33]) / 32 == pytest.approx(predicted, rel=0.05)
+@pytest.mark.parametrize("base", [SGD, ADAMW], ids=["sgd", "adamw"])
+@pytest.mark.parametrize("more", [{}, {"accumulate": 2}, {"clip": 0.1}], ids=["", "accumulate", "clip"])
+@pytest.mark.parametrize("method", [KFAC4, KFAC(period=4, exact=True, cap=5)], ids=["factored", "exact-tiles"])
+def test_kfac_equals_one_process(world, base, more, method):
+    one = ranks.train(method, *base, 24, shard=False, dtype=torch.float64, **more)
+    many = world.run(ranks.train, method, *base, 24, dtype=torch.float64, **more)
+    close(many, one, 1e-10)
+    assert many[0][1].preconditioned + many[0][1].bent == 3
+    assert many[0][1].failures == 0
+    assert sum(report.solved_here for _, report, *_ in many) == one[1].solves > 0
+
+
+@pytest.mark.parametrize("method", [SOAP10, KFAC4], ids=["soap", "kfac"])
+def test_bytes_are_as_predicted(world, method):
+    for _, _, sent, predicted in world.run(ranks.train, method, *ADAMW, 80):
+        assert (sent[-1] - sent[-33]) / 32 == pytest.approx(predicted, rel=0.05)
 
 
 def test_a_non_finite_gradient_on_one_rank_is_withheld_on_all(world):
@@ -80,11 +95,21 @@ def test_a_gradient_that_one_rank_lacks_is_withheld_on_all(world):
     assert [report.withheld for _, report, *_ in many] == [0 if r == 1 else 1 for r in range(len(many))]
 
 
-@pytest.mark.parametrize("stop", [6, 10, 17])  # bent, at the switch, rotated
-def test_resuming_equals_not_having_stopped(world, stop):
+@pytest.mark.parametrize(
+    ("method", "base", "stop"),
+    [
+        (SOAP10, ADAMW, 6),
+        (SOAP10, ADAMW, 10),
+        (SOAP10, ADAMW, 17),
+        (KFAC(period=4), ADAMW, 9),
+        (KFAC(period=4), SGD, 9),
+    ],
+    ids=["soap-bent", "soap-switch", "soap-rotated", "kfac-bent", "kfac-preconditioned"],
+)
+def test_resuming_equals_not_having_stopped(world, method, base, stop):
     if len(world.processes) > 2:
         pytest.skip("DDP alone, with plain AdamW, is not bit-exact here: a new DDP sums over 4 ranks in another order")
-    ends = world.run(ranks.resumed, SOAP10, *ADAMW, 24, stop)
+    ends = world.run(ranks.resumed, method, *base, 24, stop)
     for straight, again in ends:
         for name, value in straight.items():
             assert torch.equal(value, again[name]), name

@@ -2,8 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-from lightning_so.core.schedule import interval
-
 if TYPE_CHECKING:
     from lightning_so.core.engine import Engine
 
@@ -27,13 +25,15 @@ def due(engine: "Engine") -> list[int]:
 
 
 def dearest(engine: "Engine") -> float:
-    """Optimizer work of the dearest phase: all blocks cold, or all warm with their share of solves."""
+    """Optimizer work of the dearest phase: all blocks cold, or all warm with the fullest slot's solves."""
     groups, phases = engine.optimizer.param_groups, [0.0, 0.0]
     for stack in engine.stacks:
         for block in stack.blocks:
             for warm in (False, True):
                 action = engine.method.action(engine.base, groups[block.group], block, warm)
                 phases[warm] += engine.method.work(stack, action)
-    period = engine.schedule.period
-    phases[1] += sum(unit.cost for unit in engine.schedule.units) / interval(10 * period, period)
+    loads: dict[int, float] = {}
+    for unit, slot in zip(engine.schedule.units, engine.schedule.final_slot, strict=True):
+        loads[slot] = loads.get(slot, 0.0) + unit.cost
+    phases[1] += max(loads.values(), default=0.0)
     return max(phases)

@@ -172,10 +172,9 @@ class Engine:
         self.follow()
         self.prepared = True
         with self.stopwatch.stage("guard"):
-            silent = self.recorder is not None and bool(self.recorder.silent())
-            admitted = self.guard.admit(self.params, alarm=silent)
-        if self.recorder is not None and self.guard.alarm:
-            self.recorder.refuse_silent()
+            admitted = self.guard.admit(self.params)
+        if self.recorder is not None:
+            self.recorder.name_silent()
         self.report.withheld = self.guard.withheld
         if not admitted:
             self.report.skipped += 1

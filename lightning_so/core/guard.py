@@ -13,15 +13,14 @@ class Guard:
 
     Attributes:
         withheld: Gradients withheld so far because another rank lacked them.
-        alarm: Whether any rank raised an alarm at the last step.
     """
 
     def __init__(self, comm: Local) -> None:
         """Nothing is withheld yet."""
-        self.comm, self.withheld, self.alarm = comm, 0, False
+        self.comm, self.withheld = comm, 0
         self._held: list[tuple[Tensor, Tensor]] = []
 
-    def admit(self, params: list[Tensor], *, alarm: bool = False) -> bool:
+    def admit(self, params: list[Tensor]) -> bool:
         """Whether the step may happen: every gradient, and its square, is finite on every rank.
 
         If not, all gradients are withheld: the base must neither step nor poison its moments. A gradient that another
@@ -29,15 +28,14 @@ class Guard:
 
         Args:
             params: All parameters of the optimizer.
-            alarm: Something that all ranks must know when it happens on one.
 
         Returns:
             The verdict, equal on all ranks.
         """
-        poisoned, self.alarm = not finite(params), alarm
+        poisoned = not finite(params)
         if self.comm.ranks > 1:
-            flags = [poisoned, alarm, *(p.grad is None for p in params)]
-            poisoned, self.alarm, *missing = self.comm.anywhere(flags)
+            flags = [poisoned, *(p.grad is None for p in params)]
+            poisoned, *missing = self.comm.anywhere(flags)
             self.withheld += self._withhold(p for p, absent in zip(params, missing, strict=True) if absent)
         if poisoned:
             self._withhold(params)
@@ -45,7 +43,7 @@ class Guard:
 
     def wire(self, params: list[Tensor]) -> int:
         """Bytes that a rank sends at each step to agree."""
-        return 0 if self.comm.ranks == 1 else 2 + len(params)
+        return 0 if self.comm.ranks == 1 else 1 + len(params)
 
     def _withhold(self, params: Iterable[Tensor]) -> int:
         found = [(p, p.grad) for p in params if p.grad is not None]

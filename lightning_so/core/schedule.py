@@ -245,8 +245,8 @@ class Spread(ABC):
         """What solves may cost at a step, in the units of the cost model.
 
         Args:
-            peak: The optimizer work of the dearest phase without solves (all cold or all warm), or of the steady step
-                with its share of solves, whichever is more: a level that steps reach anyway.
+            peak: The optimizer work of the dearest phase: all cold without solves, or all warm with the fullest slot's
+                solves, whichever is more: a level that steps reach anyway.
             busy: The work of this step without solves.
         """
 
@@ -259,7 +259,7 @@ class Staggered(Spread):
         headroom: Largest modelled optimizer work of a step over that of the dearest phase; solves beyond it slip.
     """
 
-    headroom: float = 1.1
+    headroom: float = 1.05
 
     def __post_init__(self) -> None:
         """Check the argument."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lightning_so.core import windows
 from lightning_so.core.schedule import Unit
 from lightning_so.linalg.result import Result
 
@@ -69,7 +70,8 @@ def traffic(engine: "Engine") -> float:
     for number in range(len(schedule.units)):
         loads = wires.setdefault(schedule.final_slot[number], [0] * ranks)
         loads[schedule.owner[number]] += unit_bytes(engine, number)
-    return engine.guard.wire(engine.params) + sum(max(loads) for loads in wires.values()) / schedule.final
+    solved = sum(max(loads) for loads in wires.values()) / schedule.final
+    return engine.guard.wire(engine.params) + solved + windows.traffic(engine)
 
 
 def pack(result: Result, size: int, *, ordered: bool) -> Tensor:

@@ -4,13 +4,13 @@ A forward hook keeps the input and hooks the output *tensor*: its gradient comes
 whatever checkpointing does to the forward pass, and before an in-place activation behind it.
 """
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_so.core.block import Block, Tap
-from lightning_so.core.errors import TrustError
 from lightning_so.core.method import Tapped
 from lightning_so.layers import common as common
 from lightning_so.layers.registry import lookup, names
@@ -54,6 +54,7 @@ class Recorder:
     Attributes:
         accumulate: By how many micro-batches the loss of each was divided; None for as many as come.
         loss_scale: By what the loss was multiplied (a GradScaler's scale).
+        silent: Names of blocks with a gradient whose layer has not fired.
     """
 
     def __init__(self, engine: "Engine") -> None:
@@ -62,6 +63,7 @@ class Recorder:
         self.engine, self.method = engine, engine.method
         self.accumulate: int | None = None
         self.loss_scale = 1.0
+        self.silent: set[str] = set()
         self.watched: list[int] = []
         self._blocks: list[tuple[int, int]] = []
         self._handles: list[Any] = []
@@ -156,23 +158,21 @@ class Recorder:
 
     # ---------------------------------------------------------------- at the step
 
-    def silent(self) -> list[str]:
-        """Watched blocks that have a gradient, but whose layer's hooks have not fired."""
-        blocks = [self.engine.stacks[index].blocks[row] for index, row in self._blocks]
-        return [block.name for block in blocks if block.live and block not in self._fired]
+    def name_silent(self) -> None:
+        """Name watched blocks that have a gradient although their layer's hooks have not fired, once each.
 
-    def refuse_silent(self) -> None:
-        """Stop a training that uses a tapped layer past its forward, here or on another rank.
-
-        Raises:
-            TrustError: Always.
+        Without rows they are never solved: they stay on the base.
         """
-        silent = self.silent()
-        raise TrustError(
-            f"{', '.join(silent) or 'a layer on another rank'}: its weight has a gradient, but the hooks on its layer "
-            f"have not fired: its weight is used functionally. Leave it to the base: "
-            f"route={{'base': {silent or ['...']!r}}}."
-        )
+        for index, row in self._blocks:
+            block = self.engine.stacks[index].blocks[row]
+            if block.live and block not in self._fired and block.name not in self.silent:
+                self.silent.add(block.name)
+                warnings.warn(
+                    f"{block.name} has a gradient, but its layer was not called in training mode: its weight is used "
+                    f"functionally. Without its layer's rows it stays on the base; route={{'base': ['{block.name}']}} "
+                    f"says so.",
+                    stacklevel=2,
+                )
 
     def blocks(self) -> list[tuple[int, int]]:
         """(stack, row) of the watched blocks whose gradient is there."""

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_so.core.method import Solver, Tapped
-from lightning_so.linalg.triangle import pack, square, unpack
+from lightning_so.core.schedule import FOLDS
+from lightning_so.linalg.triangle import pack, square, triangle_size, unpack
 
 if TYPE_CHECKING:
     from lightning_so.core.engine import Engine
@@ -47,6 +48,20 @@ def fold(engine: "Engine", places: list[Place], scale: float) -> None:
         if comm.rank == owner:
             for index, row in mine:
                 method.fold(engine.stacks[index].stats, row, engine.report.step, scale)
+
+
+def traffic(engine: "Engine") -> float:
+    """Predicted bytes of windows that this rank sends to other owners per step, at the largest interval."""
+    method, schedule = engine.method, engine.schedule
+    if not isinstance(method, Tapped) or engine.comm.ranks == 1:
+        return 0.0
+    total = 0
+    for index, stack in enumerate(engine.stacks):
+        for row in range(len(stack.blocks)):
+            if owner_of(engine, (index, row)) != engine.comm.rank:
+                for window in method.windows(stack.stats, row):
+                    total += window.itemsize * (triangle_size(window) if square(window) else window.numel())
+    return total / max(1, schedule.final // FOLDS)
 
 
 def everywhere(engine: "Engine") -> None:

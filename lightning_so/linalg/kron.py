@@ -65,7 +65,7 @@ class Side:
         for window, cut in zip(self.windows, self.shape.cuts, strict=True):
             window[row].add_(total[:, cut, cut])
 
-    def fold(self, row: int, keep: float, weight: Tensor) -> None:
+    def fold(self, row: int, keep: Tensor, weight: Tensor) -> None:
         """`F <- keep F + weight window`; the window is spent."""
         for factor, window in zip(self.factors, self.windows, strict=True):
             factor[row].mul_(keep).add_(window[row] * weight)

@@ -37,7 +37,7 @@ class Relative:
 
 #: Damping where none is given: of bent updates, whose length is the base's, and of preconditioned gradients, whose
 #: length it sets. There a block's own scale will not do: layers whose gradients vanish at first would run away.
-BENT, PRECONDITIONED = Relative(1.0), 0.03
+BENT, PRECONDITIONED = Relative(1.0), 0.003
 
 
 @dataclass
@@ -78,7 +78,7 @@ class KFAC:
 
     Attributes:
         damping: l, in the units of the curvature of one sample's loss; or `Relative(d)`: d mean(A) mean(G). None takes
-            `Relative(1.0)` where updates are bent and 0.03 where gradients are preconditioned.
+            `Relative(1.0)` where updates are bent and 0.003 where gradients are preconditioned.
         exact: Damp the product, `(G x A + l I)^-1`, in the eigenbases, instead of each side.
         sharing: "expand": every position is a sample; "reduce": positions of a sample are summed first.
         clip: Bound of `lr^2 <P g, g>` summed over blocks where gradients are preconditioned; None for none.
@@ -94,7 +94,7 @@ class KFAC:
     damping: float | Relative | None = None
     exact: bool = False
     sharing: str = "expand"
-    clip: float | None = 3e-4
+    clip: float | None = 3e-5
     period: int = 20
     rows: int = 4096
     cap: int | None = None
@@ -208,10 +208,13 @@ class KFAC:
         """`F <- b^k F + (1 - b^k) window`, k the steps since the last fold; `scale` is K^2 over micro-batches."""
         keep = BETA ** (step - int(stats.folded[row]))
         stats.folded[row] = step
-        stats.weight[row].mul_(keep).add_(1 - keep)
+        # A layer that did not fire keeps what it has.
+        fired = (stats.counts[row] > 0).all().to(stats.weight.dtype)
+        kept, added = 1 - fired * (1 - keep), fired * (1 - keep)
+        stats.weight[row].mul_(kept).add_(added)
         positions, terms = stats.counts[row].clamp_min(1)
-        stats.sides[0].fold(row, keep, (1 - keep) / positions)
-        stats.sides[1].fold(row, keep, (1 - keep) * scale / terms)
+        stats.sides[0].fold(row, kept, added / positions)
+        stats.sides[1].fold(row, kept, added * scale / terms)
 
     # ---------------------------------------------------------------- solve and apply
 
