@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from examples.byte_lm import ByteLM, Windows, corpus, next_byte_loss
-from lightning_so import SOAP, Muon, SecondOrder
+from lightning_so import KFAC, SOAP, Muon, SecondOrder
 
 STEPS, BATCH, CONTEXT = 40, 8, 32
 LAST = "last.ckpt"
@@ -34,6 +34,8 @@ METHODS: dict[str, Callable[[], list[pl.Callback]]] = {
     "adamw": list,  # the control: what DDP and Lightning alone can do
     "soap": lambda: [SecondOrder(SOAP(start=10, period=4))],
     "muon": lambda: [SecondOrder(Muon())],
+    "kfac": lambda: [SecondOrder(KFAC(period=4))],
+    "kfac_sgd": lambda: [SecondOrder(KFAC(period=4))],
 }
 
 #: Where in a step a run can be killed, in the order of the step. "instant" is anywhere: a timer on another thread.
@@ -51,9 +53,10 @@ PLACES = {
 class Model(ByteLM):
     """The byte transformer of the examples, small; its data are a function of `global_step` alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, method: str) -> None:
         torch.manual_seed(0)
         super().__init__(d=32, layers=1, heads=2, context=CONTEXT, lr=1e-2, total_steps=STEPS, warmup=5)
+        self.method = method
         self.windows = Windows(corpus()[0], CONTEXT, STEPS * BATCH, seed=0)
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
@@ -61,6 +64,12 @@ class Model(ByteLM):
         first = self.global_step * BATCH
         mine = range(first, first + BATCH)[self.global_rank :: self.trainer.world_size]
         return next_byte_loss(self.model, default_collate([self.windows[i] for i in mine]))
+
+    def configure_optimizers(self) -> Any:
+        """The example's AdamW; SGD with momentum for methods that ask for it."""
+        if self.method.endswith("_sgd"):
+            return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+        return super().configure_optimizers()
 
 
 class Record(pl.Callback):
@@ -148,7 +157,7 @@ def train(folder: Path, method: str, ranks: int, die: Die) -> None:
     last = folder / LAST
     # The loader only counts; it is longer than the training, so that no epoch ends in it.
     loader = DataLoader(range(10 * STEPS), batch_size=None)
-    trainer.fit(Model(), loader, ckpt_path=str(last) if last.exists() else None)
+    trainer.fit(Model(method), loader, ckpt_path=str(last) if last.exists() else None)
 
 
 def main() -> None:

@@ -33,11 +33,14 @@ def begin(engine: "Engine", batches: list[Batch]) -> None:
 
 def bound(engine: "Engine", batches: list[Batch]) -> None:
     """Bound the step of blocks that are cold where gradients are preconditioned: `lr |g| <= sqrt(kappa)`."""
-    clip = Clip(engine.method.trust)
+    clip, groups = Clip(engine.method.trust), engine.optimizer.param_groups
     for batch in batches:
+        block = batch.blocks[0]
+        if engine.method.action(engine.base, groups[block.group], block, True) is not Action.PRECONDITION:
+            continue
         grads = batch.gradients()
         source = engine.scratch.gather(batch.stack, grads, 0)
-        clip.add(source, source, [engine.optimizer.param_groups[b.group]["lr"] for b in batch.blocks], grads)
+        clip.add(source, source, [groups[b.group]["lr"] for b in batch.blocks], grads)
     clip.apply()
 
 

@@ -53,6 +53,21 @@ def solve(engine: "Engine", due: list[int]) -> None:
             rotate.carry(engine.base, state, stack.shape, cut, unit.side, old, new, result.order, least)
 
 
+def ready(engine: "Engine", index: int, row: int) -> bool:
+    """Whether a block that is cold may become warm at this step."""
+    if engine.warm[index][row]:
+        return False
+    solved = [engine.schedule.solved[number] for number in engine.units_of[index][row]]
+    return engine.method.ready(engine.report.step - engine.schedule.origin - (index + row) % ENTRIES, solved)
+
+
+def entering(engine: "Engine") -> bool:
+    """Whether the moments of any block will move into its basis at this step."""
+    return isinstance(engine.method, Rotator) and any(
+        ready(engine, index, row) for index, rows in enumerate(engine.live) for row in rows
+    )
+
+
 def enter(engine: "Engine", index: int, stack: Stack) -> bool:
     """Move the moments of blocks whose basis became warm into it.
 
@@ -66,10 +81,7 @@ def enter(engine: "Engine", index: int, stack: Stack) -> bool:
     """
     entered = False
     for row, block in enumerate(stack.blocks):
-        if engine.warm[index][row]:
-            continue
-        solved = [engine.schedule.solved[number] for number in engine.units_of[index][row]]
-        if not engine.method.ready(engine.report.step - engine.schedule.origin - (index + row) % ENTRIES, solved):
+        if not ready(engine, index, row):
             continue
         engine.warm[index][row] = entered = True
         if isinstance(engine.method, Rotator):

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from lightning_so.core import bases
+
 if TYPE_CHECKING:
     from lightning_so.core.engine import Engine
 
@@ -13,8 +15,12 @@ def due(engine: "Engine") -> list[int]:
         for batches in engine.batches
         for batch in batches
     )
-    schedule, worth = engine.schedule, []
-    for number in schedule.due(engine.report.step, engine.spread.budget(engine.peak, busy)):
+    schedule, step, worth = engine.schedule, engine.report.step, []
+    room, least = engine.spread.budget(engine.peak, busy), 1
+    if engine.spread.staggered and ((step == 1 and schedule.period > 1) or bases.entering(engine)):
+        # What the first step allocates and what entries cost is enough for a step.
+        room, least = 0.0, 0
+    for number in schedule.due(step, room, least):
         unit = schedule.units[number]
         # A block without gradient has nothing new to solve.
         if unit.row in engine.live[unit.stack]:

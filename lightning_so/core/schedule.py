@@ -144,14 +144,15 @@ class Schedule:
         self.final_slot = pack(costs, self.final if self.staggered else 1)
         self.owner = owners(costs, self.final_slot, self.ranks)
 
-    def due(self, step: int, budget: float) -> list[int]:
+    def due(self, step: int, budget: float, least: int = 1) -> list[int]:
         """The units to solve at this step, oldest due first; what does not fit the budget slips to the next step.
 
-        At least one due unit is always solved, so that nothing slips for ever.
+        `least` due units are always solved, so that nothing slips for ever.
 
         Args:
             step: The step, counted from 1.
             budget: Cost that solves may use at this step, over all ranks; infinite for no bound.
+            least: How many are solved whatever they cost.
 
         Returns:
             Indices into `units`.
@@ -161,7 +162,7 @@ class Schedule:
         for unit in sorted(
             (u for u in range(len(self.units)) if self.next[u] <= step), key=lambda u: (self.next[u], u)
         ):
-            if chosen and self.units[unit].cost > room:
+            if len(chosen) >= least and self.units[unit].cost > room:
                 continue
             room -= self.units[unit].cost
             chosen.append(unit)
