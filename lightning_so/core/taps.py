@@ -109,6 +109,11 @@ class Recorder:
     def _hook(self, module: nn.Module, where: tuple[int, int, Block] | None) -> None:
         @torch.compiler.disable
         def forward(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+            if torch._C._current_graph_task_id() == -1:
+                self._running = False  # also after a backward pass that raised
+            else:
+                # A checkpoint's recomputation: its own backward, nested in this pass, must not count as another.
+                self._begin_pass()
             if not (torch.is_grad_enabled() and module.training and output.requires_grad):
                 return
             x = args[0] if args else kwargs["input"]
@@ -119,11 +124,15 @@ class Recorder:
                 with torch.no_grad():
                     self._begin_pass()
                     if self._terms is None:
-                        self._terms = self.method.terms(module, x, g)
+                        self._terms = self.method.terms(module, x, g.view(shape))
                     if where is not None:
-                        self._commit(*where, x.detach(), g)
+                        self._commit(*where, x.detach(), g.view(shape))
 
-            output.register_hook(backward)
+            # An in-place operation behind a view leads the gradient past it, through what it is a view of.
+            shape, base = output.shape, output._base
+            behind = base is not None and base.shape.numel() == shape.numel() and base.is_contiguous()
+            tensor: Tensor = base if base is not None and behind and output.is_contiguous() else output
+            tensor.register_hook(backward)
 
         hook: Any = forward
         self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
@@ -154,7 +163,9 @@ class Recorder:
         self._fired[block] = (count + (last != self._passes), self._passes)
         assert self._terms is not None
         g = g * (self._terms / self.loss_scale)
-        self.method.collect(stats, row, block, x, g, self._terms, self.engine.report.step)
+        # Several uses in one pass are positions of the same terms.
+        terms = self._terms if last != self._passes else 0.0
+        self.method.collect(stats, row, block, x, g, terms, self.engine.report.step)
 
     # ---------------------------------------------------------------- at the step
 

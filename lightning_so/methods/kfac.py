@@ -15,6 +15,7 @@ from lightning_so.core.block import Block, Stack
 from lightning_so.core.errors import ConfigError, check_range
 from lightning_so.core.method import Action, Taps
 from lightning_so.core.schedule import Spread, Staggered, Unit
+from lightning_so.layers.registry import lookup
 from lightning_so.layers.sums import sums, thin
 from lightning_so.linalg import kron
 from lightning_so.linalg.kron import Side
@@ -71,7 +72,8 @@ class KFAC:
         P X = (G + sqrt(l) / pi I)^-1 X (A + pi sqrt(l) I)^-1,  pi^2 = mean(A) / mean(G),  mean(F) = tr F / dim F
 
     SGD is preconditioned: `g <- nu P g` with the clip nu. Adam is bent: its own length along P m, so that its learning
-    rate stays. Statistics are those of one sample's loss, whatever the batch, its reduction, accumulation or scaling.
+    rate stays. Statistics are those of one sample's loss, whatever the batch, accumulation, ranks or scaling. The loss
+    is taken for a mean over samples: for a sum use `Relative` damping.
 
     Source: Martens and Grosse 2015, arXiv 1503.05671, sections 3 and 6; Eschenhagen et al. 2023, arXiv 2311.00636, for
     shared weights.
@@ -80,7 +82,8 @@ class KFAC:
         damping: l, in the units of the curvature of one sample's loss; or `Relative(d)`: d mean(A) mean(G). None takes
             `Relative(1.0)` where updates are bent and 0.003 where gradients are preconditioned.
         exact: Damp the product, `(G x A + l I)^-1`, in the eigenbases, instead of each side.
-        sharing: "expand": every position is a sample; "reduce": positions of a sample are summed first.
+        sharing: "expand": every position is a sample; "reduce": positions of a sample are summed first, right where the
+            model pools them.
         clip: Bound of `lr^2 <P g, g>` summed over blocks where gradients are preconditioned; None for none.
         period: Largest interval between two solves of one block, in steps.
         rows: Most rows of a micro-batch that build a factor; a sample of them is drawn beyond it.
@@ -174,8 +177,11 @@ class KFAC:
 
     def terms(self, module: nn.Module, x: Tensor, g: Tensor) -> Tensor | float:
         """See `core.method.Tapped.terms`: samples, or, of a sequence that is not reduced, positions with a gradient."""
+        layer = lookup(module)
+        if layer is None or layer.single(x):
+            return 1.0
         if self.sharing == "reduce" or not isinstance(module, nn.Linear) or g.ndim < 3:
-            return float(g.shape[0]) if g.ndim > 1 else 1.0
+            return float(g.shape[0])
         return (g != 0).any(-1).sum()
 
     def clear(self, stats: Stats, row: int) -> None:
@@ -247,7 +253,8 @@ class KFAC:
             split = [(damping * mean / other).sqrt() for mean, other in zip(means, means[::-1], strict=True)]
             parts = [side.inverse(unit.row, weight, d) for side, d in zip(stats.sides, split, strict=True)]
         value = torch.cat([*(part.value.flatten() for part in parts), damping.reshape(1)])
-        return Result(value, all(part.ok for part in parts), attempts=max(part.attempts for part in parts))
+        ok = all(part.ok for part in parts) and bool((damping > 0) & damping.isfinite())
+        return Result(value, ok, attempts=max(part.attempts for part in parts))
 
     settle = solve
 

@@ -1,0 +1,267 @@
+"""Layers as rows: shared weights, convolutions and embeddings against their definitions."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lightning_so import KFAC, Relative, attach
+from tests.test_kfac import EXACT, close, columns, dense, error, factors, gradient, linears, matrix, product, sgd, step
+
+DOUBLE = {"dtype": torch.float64}
+
+
+def randn(*shape, seed=3):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), **DOUBLE)
+
+
+def spied(model, names, run):
+    """Calls (input, gradient of the summed loss in the output) of layers; the model is a copy."""
+    model, seen = copy.deepcopy(model), {name: [] for name in names}
+    for name in names:
+        layer = model.get_submodule(name)
+        layer.register_forward_hook(lambda m, args, out, name=name: seen[name].append((args[0].detach(), out)))
+    total = run(model)
+    flat = [out for calls in seen.values() for _, out in calls]
+    grads = iter(torch.autograd.grad(total, flat))
+    return {name: [(x, next(grads)) for x, _ in calls] for name, calls in seen.items()}
+
+
+def with_one(a):
+    return torch.cat([a, torch.ones(*a.shape[:-1], 1, dtype=a.dtype)], -1)
+
+
+# ---------------------------------------------------------------- shared weights
+
+
+@pytest.mark.parametrize("sharing", ["expand", "reduce"])
+@pytest.mark.parametrize("setting", ["expand", "reduce"])
+def test_each_sharing_is_exact_in_its_own_setting_alone(setting, sharing):
+    model = nn.Sequential(nn.Linear(3, 4, **DOUBLE), nn.Linear(4, 2, **DOUBLE))
+    x = randn(5, 6, 3)
+
+    def outputs():
+        return model(x) if setting == "expand" else model(x).mean(1)
+
+    values = outputs().flatten()
+    expected = {name: 2 * dense(layer, values) for name, layer in linears(model).items()}
+    engine = sgd(model, KFAC(sharing=sharing, period=1), lr=0.0)
+    columns(engine, outputs)
+    engine.optimizer.step()
+    for name, exact in expected.items():
+        found = product(engine, name)
+        assert (error(found, exact) < 1e-10) if setting == sharing else (error(found, exact) > 1e-3)
+
+
+@pytest.mark.parametrize("sharing", ["expand", "reduce"])
+@pytest.mark.parametrize("pooled", [False, True])
+def test_factors_of_a_sequence_are_those_of_the_definition(pooled, sharing):
+    N, T, x = 4, 5, randn(4, 5, 3)
+    model = nn.Sequential(nn.Linear(3, 4, **DOUBLE), nn.Tanh(), nn.Linear(4, 2, **DOUBLE))
+
+    def losses(model):
+        if pooled:
+            return model[2](model[:2](x).mean(1)).square().sum(1)
+        return model(x).square().sum(2).flatten()
+
+    calls = spied(model, ["0"], lambda m: losses(m).sum())["0"]
+    (_, g), a = calls[0], with_one(x)
+    engine = sgd(model, KFAC(sharing=sharing, period=1))
+    step(engine, losses(model).mean())
+    A, G = factors(engine, "0.weight")
+    if sharing == "expand":
+        close(A[0], torch.einsum("nti,ntj->ij", a, a) / (N * T))
+        close(G[0], torch.einsum("nti,ntj->ij", g, g) / (N if pooled else N * T))
+    else:
+        close(A[0], torch.einsum("ni,nj->ij", a.mean(1), a.mean(1)) / N)
+        # Of a sample's loss, the mean of its positions' losses where it is not pooled.
+        g = g.sum(1) if pooled else g.sum(1) / T
+        close(G[0], torch.einsum("ni,nj->ij", g, g) / N)
+
+
+def test_pooled_outputs_reduced_have_one_loss_term_a_sample():
+    x, N = randn(4, 5, 3), 4
+    model = nn.Sequential(nn.Linear(3, 4, **DOUBLE), nn.Tanh(), nn.Linear(4, 2, **DOUBLE))
+    calls = spied(model, ["0", "2"], lambda m: m(x).mean(1).square().sum())
+    engine = sgd(model, KFAC(period=1, sharing="reduce"))
+    step(engine, model(x).mean(1).square().sum(1).mean())
+    for name, [(_, g)] in calls.items():
+        close(factors(engine, f"{name}.weight")[1][0], g.sum(1).mT @ g.sum(1) / N)
+
+
+def test_a_lone_image_is_one_sample():
+    one, many, x = nn.Conv2d(2, 3, 3, **DOUBLE), nn.Conv2d(2, 3, 3, **DOUBLE), randn(1, 2, 4, 4)
+    many.load_state_dict(one.state_dict())
+    engines = [sgd(one, KFAC(period=1)), sgd(many, KFAC(period=1))]
+    for engine, inputs in zip(engines, (x[0], x)):
+        step(engine, engine.model(inputs).square().sum())
+    for found, expected in zip(factors(engines[0], "weight"), factors(engines[1], "weight")):
+        close(found, expected)
+
+
+def test_positions_without_a_gradient_are_no_samples():
+    model = nn.Sequential(nn.Linear(3, 4, **DOUBLE), nn.Tanh(), nn.Linear(4, 2, **DOUBLE))
+    short, (x, mask) = copy.deepcopy(model), (randn(4, 5, 3), torch.arange(5) < torch.tensor([[5], [3], [1], [4]]))
+    engine, other = sgd(model, KFAC(period=1)), sgd(short, KFAC(period=1))
+    step(engine, model(x).square().sum(2)[mask].mean())
+    step(other, short(x[mask]).square().sum(1).mean())
+    for name in linears(model):
+        for found, expected in zip(factors(engine, name), factors(other, name)):
+            close(found, expected)
+
+
+@pytest.mark.parametrize("sharing", ["expand", "reduce"])
+@pytest.mark.parametrize("setting", ["expand", "reduce"])
+def test_a_convolution_is_exact_in_its_own_setting_alone(setting, sharing):
+    conv, x = nn.Conv2d(2, 3, 3, padding=1, **DOUBLE), randn(4, 2, 4, 4)
+    f = conv(x).permute(0, 2, 3, 1)
+    values = f.flatten() if setting == "expand" else f.mean((1, 2)).flatten()
+    exact = 3 * dense(conv, values)
+    engine = sgd(conv, KFAC(sharing=sharing, period=1), lr=0.0)
+
+    def outputs():
+        f = conv(x).permute(0, 2, 3, 1)
+        # One sample's loss is the mean over its 16 pixels of |f|^2 / 2, which has the Hessian I / 16.
+        return f.sum((1, 2)) / 4 if setting == "expand" else f.mean((1, 2))
+
+    columns(engine, outputs)
+    engine.optimizer.step()
+    found = product(engine, "weight")
+    assert (error(found, exact) < 1e-10) if setting == sharing else (error(found, exact) > 1e-3)
+
+
+# ---------------------------------------------------------------- convolutions
+
+
+def padded(conv, x):
+    """The padded input, by torch's documentation."""
+    if conv.padding == "same":
+        total = [d * (k - 1) for k, d in zip(conv.kernel_size, conv.dilation)]
+        top, left = (t // 2 for t in total)
+        sides = (left, total[1] - left, top, total[0] - top)
+    elif conv.padding == "valid":
+        sides = (0, 0, 0, 0)
+    else:
+        sides = (conv.padding[1],) * 2 + (conv.padding[0],) * 2
+    return F.pad(x, sides, mode="constant" if conv.padding_mode == "zeros" else conv.padding_mode)
+
+
+def walk(conv, x):
+    """(Q, N, T, C/Q kh kw): patches by loops over samples and positions."""
+    found, x = [], padded(conv, x)
+    spans = [d * (k - 1) + 1 for k, d in zip(conv.kernel_size, conv.dilation)]
+    for channels in torch.arange(x.shape[1]).chunk(conv.groups):
+        for sample in x:
+            for i in range(0, x.shape[2] - spans[0] + 1, conv.stride[0]):
+                for j in range(0, x.shape[3] - spans[1] + 1, conv.stride[1]):
+                    window = sample[channels, i : i + spans[0], j : j + spans[1]]
+                    found.append(window[:, :: conv.dilation[0], :: conv.dilation[1]].flatten())
+    return torch.stack(found).view(conv.groups, len(x), -1, len(found[0]))
+
+
+CONVS = [
+    {"kernel_size": 3, "stride": 2, "padding": 1},
+    {"kernel_size": (2, 3), "stride": (1, 2), "padding": (0, 2), "dilation": (2, 1)},
+    {"kernel_size": (4, 3), "padding": "same", "dilation": (1, 2)},
+    {"kernel_size": 3, "padding": "valid"},
+    {"kernel_size": 3, "padding": 1, "padding_mode": "circular"},
+    {"kernel_size": (3, 2), "padding": "same", "padding_mode": "reflect"},
+    {"kernel_size": 3, "padding": (2, 1), "padding_mode": "replicate", "stride": 2},
+    {"kernel_size": 3, "padding": 1, "groups": 2},
+    {"kernel_size": 3, "padding": 1, "groups": 4, "bias": False},
+]
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize("sharing", ["expand", "reduce"])
+@pytest.mark.parametrize("arguments", CONVS, ids=lambda a: "-".join(f"{k}={v}" for k, v in a.items()))
+def test_factors_of_a_convolution_are_those_of_its_patches(arguments, sharing):
+    conv, x = nn.Conv2d(4, 4, **arguments, **DOUBLE), randn(3, 4, 6, 5)
+    model, Q = nn.Sequential(conv, nn.Tanh()), conv.groups
+    a = walk(conv, x)
+    if conv.bias is not None:
+        a = with_one(a)
+    W = matrix(conv).unflatten(0, (Q, -1))
+    close(torch.einsum("qoi,qnti->nqot", W, a).flatten(1, 2), conv(x).detach().flatten(2))  # the oracle's own proof
+    g = spied(model, ["0"], lambda m: m(x).square().sum())["0"][0][1]
+    g = g.flatten(2).unflatten(1, (Q, -1)).permute(1, 0, 3, 2)
+    engine = sgd(model, KFAC(sharing=sharing, period=1))
+    step(engine, model(x).square().sum((1, 2, 3)).mean())
+    if sharing == "reduce":
+        a, g = a.mean(2, keepdim=True), g.sum(2, keepdim=True)
+    A, G = factors(engine, "0.weight")
+    close(A, torch.einsum("qnti,qntj->qij", a, a) / (a.shape[1] * a.shape[2]))
+    close(G, torch.einsum("qnti,qntj->qij", g, g) / 3)
+
+
+@EXACT
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_one_sample_and_one_pixel_give_the_dense_fisher_of_every_group_and_its_inverse(groups, exact):
+    conv, x, lam = nn.Conv2d(4, 4, 3, groups=groups, **DOUBLE), randn(1, 4, 3, 3), 0.1
+    before = matrix(conv)
+    values = conv(x).tanh().square().sum()
+    flat = gradient(conv, values)
+    model = nn.Sequential(conv, nn.Tanh())
+    engine = sgd(model, KFAC(damping=lam, exact=exact, clip=None, period=1))
+    step(engine, model(x).square().sum((1, 2, 3)).mean())
+    A, G = factors(engine, "0.weight")
+    means = [M.diagonal(dim1=1, dim2=2).mean() for M in (A, G)]
+    parts = flat.chunk(groups), (before - matrix(conv)).chunk(groups)
+    for q, (g, U) in enumerate(zip(*parts)):
+        close(torch.kron(G[q], A[q]), torch.outer(g.flatten(), g.flatten()))
+        a_eye, g_eye = torch.eye(len(A[q]), **DOUBLE), torch.eye(len(G[q]), **DOUBLE)
+        if exact:
+            full = torch.outer(g.flatten(), g.flatten()) + lam * torch.eye(g.numel(), **DOUBLE)
+            expected = torch.linalg.solve(full, g.flatten()).view_as(g)
+        else:
+            pi = (means[0] / means[1]).sqrt()
+            expected = torch.linalg.solve(G[q] + math.sqrt(lam) / pi * g_eye, g)
+            expected = torch.linalg.solve(A[q] + math.sqrt(lam) * pi * a_eye, expected, left=False)
+        close(U, expected, 1e-9)
+
+
+# ---------------------------------------------------------------- embeddings
+
+
+class Words(nn.Module):
+    """Embedded words, or the same by a matrix and one-hot words; masked words reach nothing behind."""
+
+    def __init__(self, one_hot, padding):
+        super().__init__()
+        self.one_hot = one_hot
+        self.embed = nn.Linear(7, 4, bias=False, **DOUBLE) if one_hot else nn.Embedding(7, 4, padding, **DOUBLE)
+        self.head = nn.Linear(4, 2, **DOUBLE)
+
+    def forward(self, x, mask):
+        h = self.embed(F.one_hot(x, 7).double() if self.one_hot else x)
+        return self.head(torch.tanh(h * mask[..., None]).mean(1))
+
+
+@EXACT
+@pytest.mark.parametrize("damping", [Relative(0.1), 0.1], ids=["relative", "absolute"])
+@pytest.mark.parametrize("padding", [None, 0])
+@pytest.mark.parametrize("cls", [torch.optim.SGD, torch.optim.AdamW])
+def test_an_embedding_is_a_linear_layer_on_one_hot_inputs(cls, padding, damping, exact):
+    words, matrices = Words(False, padding), Words(True, padding)
+    matrices.head.load_state_dict(words.head.state_dict())
+    matrices.embed.weight.data.copy_(words.embed.weight.mT)
+    x = torch.randint(0, 6, (5, 4), generator=torch.Generator().manual_seed(0))  # Word 6 never comes.
+    mask = torch.ones_like(x) if padding is None else (x != padding).long()
+    start = words.embed.weight.detach().clone()
+    method = KFAC(damping=damping, exact=exact, clip=None, period=1)
+    engines = [attach(m, cls(m.parameters(), lr=0.1), method) for m in (words, matrices)]
+    for engine in engines:
+        for _ in range(3):
+            step(engine, engine.model(x, mask).square().sum(1).mean())
+    (diagonal, G), (A, H) = (factors(engine, "embed.weight") for engine in engines)
+    counts = torch.bincount(x[mask.bool()], minlength=7).double()
+    close(diagonal[0], counts / counts.sum())
+    close(A[0], diagonal[0].diag())
+    close(G, H)
+    close(words.embed.weight.detach(), matrices.embed.weight.detach().mT)
+    moved = (words.embed.weight.detach() - start).abs().sum(1) > 0
+    if cls is torch.optim.SGD:
+        assert moved.tolist() == (counts > 0).tolist()
