@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from pytorch_lightning.cli import LightningCLI
 
+from examples.autoencoder import Autoencoder, Digits
 from examples.byte_lm import ByteLM, ByteText
-from lightning_so import SOAP, Muon, SecondOrder, Synchronous
+from lightning_so import KFAC, SOAP, Muon, SecondOrder, Synchronous
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -20,6 +21,12 @@ def parse(*arguments):
 def test_shipped_configurations(name, method):
     callback, _ = parse("--config", str(CONFIGS / f"{name}_byte_lm.yaml"))
     assert callback.method == method
+
+
+def test_the_autoencoders_configuration_holds_the_defaults():
+    arguments = ["--config", str(CONFIGS / "kfac_autoencoder.yaml")]
+    cli = LightningCLI(Autoencoder, Digits, run=False, save_config_callback=None, args=arguments)
+    assert next(c for c in cli.trainer.callbacks if isinstance(c, SecondOrder)).method == KFAC()
 
 
 def test_the_schedule_in_yaml_is_the_one_that_is_built(tmp_path):

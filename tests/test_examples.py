@@ -46,6 +46,24 @@ def test_image_classifier_reaches_its_accuracy_in_the_rotated_basis(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "loss", "did"),
+    [
+        ([], 0.4, "8 bent"),
+        (["--model.base", "sgd", "--model.lr", "0.1"], 0.4, "8 preconditioned"),
+        (["--trainer.callbacks", "null"], 2.0, ""),
+    ],
+    ids=["adamw", "sgd", "alone"],
+)
+def test_autoencoder_from_yaml_on_both_bases(arguments, loss, did, tmp_path):
+    config = ["--config", "configs/kfac_autoencoder.yaml", "--trainer.enable_progress_bar", "false"]
+    root = ["--trainer.default_root_dir", str(tmp_path)]
+    out = run("-m", "examples.autoencoder", "fit", *config, *root, *arguments)
+    assert loss / 4 < float(found(r"squared error per image ([\d.]+)", out)) < loss
+    assert did in out
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "rotated", "bent"), [("soap", (2, 3), (0, 0)), ("muon", (0, 0), (2, 3))])
 def test_gan_has_one_engine_an_optimizer(method, rotated, bent):
     out = run("-m", "examples.gan", "--method", method, "--epochs", "10")

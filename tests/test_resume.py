@@ -18,6 +18,15 @@ def test_kill_and_resume_equals_not_having_stopped(ranks, tmp_path):
         assert record["state_equal"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["kfac", "kfac_sgd"])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_kfac_resumes_with_factors_that_only_their_owner_had(method, ranks, tmp_path):
+    for record in trials(method, ranks, kills=1, seed=1, folder=tmp_path):
+        assert 0 < record["resumed_after"] <= record["step"]
+        assert record["different"] == [], record
+
+
 def test_one_bit_is_a_difference():
     weights = torch.ones(3)
     changed = torch.nextafter(weights, torch.tensor([1.0, 2.0, 1.0]))

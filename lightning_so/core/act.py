@@ -31,13 +31,18 @@ def begin(engine: "Engine", batches: list[Batch]) -> None:
     clip.apply()
 
 
+def waiting(engine: "Engine", batch: Batch) -> bool:
+    """Whether a batch is on the base only until its gradients can be preconditioned."""
+    block, groups = batch.blocks[0], engine.optimizer.param_groups
+    if batch.action is not Action.BASE:
+        return False
+    return engine.method.action(engine.base, groups[block.group], block, True) is Action.PRECONDITION
+
+
 def bound(engine: "Engine", batches: list[Batch]) -> None:
-    """Bound the step of blocks that are cold where gradients are preconditioned: `lr |g| <= sqrt(kappa)`."""
+    """Bound the step of waiting batches: `lr |g| <= sqrt(kappa)`."""
     clip, groups = Clip(engine.method.trust), engine.optimizer.param_groups
     for batch in batches:
-        block = batch.blocks[0]
-        if engine.method.action(engine.base, groups[block.group], block, True) is not Action.PRECONDITION:
-            continue
         grads = batch.gradients()
         source = engine.scratch.gather(batch.stack, grads, 0)
         clip.add(source, source, [groups[b.group]["lr"] for b in batch.blocks], grads)

@@ -206,14 +206,15 @@ class Engine:
                     self.split(index)
         batches = [batch for batches in self.batches for batch in batches]
         acting = [batch for batch in batches if batch.action is not Action.BASE]
-        if clip is not None and any(batch.action is Action.PRECONDITION for batch in acting):
+        waiting = [batch for batch in batches if act.waiting(self, batch)]
+        if clip is not None and (waiting or any(batch.action is Action.PRECONDITION for batch in acting)):
             clip()
         self._watch = self.checks.watch(self)
         with self.stopwatch.stage("act"):
             for batch in batches:
                 batch.observed += 1
             act.begin(self, acting)
-            act.bound(self, [batch for batch in batches if batch.action is Action.BASE])
+            act.bound(self, waiting)
         if self._watch is not None:
             self._watch.entered(self)
         self.report.rotated = sum(len(b.blocks) for b in acting if b.action is Action.ROTATE)
