@@ -158,9 +158,9 @@ def image_problem(
     return Problem(name, seeded(partial(make, pixels[0].numel())), draw, loss, [images.held], steps, loss_name)
 
 
-def autoencoder(pixels: int) -> nn.Module:
+def autoencoder(pixels: int, hidden: Sequence[int] = (500, 250, 125)) -> nn.Module:
     """The deep autoencoder (Hinton and Salakhutdinov 2006), tanh, with a linear code of 30; 8x8 images enter at 500."""
-    widths = [pixels, 500, 250, 125, 30]
+    widths = [pixels, *hidden, 30]
     widths += widths[-2::-1]
     layers: list[nn.Module] = [nn.Flatten()]
     for i, (n_in, n_out) in enumerate(pairwise(widths)):
@@ -192,15 +192,17 @@ class Residual(nn.Module):
         return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
 
 
-def resnet8(pixels: int) -> nn.Module:
-    """A ResNet with three residual blocks of 16, 32 and 64 channels; the images' size does not matter to it."""
+def resnet(pixels: int, blocks: int = 1) -> nn.Module:
+    """A ResNet of 16, 32 and 64 channels with residual blocks of each; the images' size does not matter to it."""
     return nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1, bias=False),
         nn.BatchNorm2d(16),
         nn.ReLU(),
-        Residual(16, 16, 1),
+        *(Residual(16, 16, 1) for _ in range(blocks)),
         Residual(16, 32, 2),
+        *(Residual(32, 32, 1) for _ in range(blocks - 1)),
         Residual(32, 64, 2),
+        *(Residual(64, 64, 1) for _ in range(blocks - 1)),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         nn.Linear(64, 10),
@@ -231,7 +233,18 @@ def autoencoder_on(name: str, data: Callable[[], Images]) -> Problem:
 
 def cnn_on(name: str, data: Callable[[], Images]) -> Problem:
     """The convolutional problem on one data set."""
-    return image_problem(name, data, 128, 120, resnet8, classification, "cross-entropy")
+    return image_problem(name, data, 128, 120, resnet, classification, "cross-entropy")
+
+
+def wide_on(name: str, data: Callable[[], Images]) -> Problem:
+    """A wide autoencoder, 784-1000-500-250-30, in small batches."""
+    make = partial(autoencoder, hidden=(1000, 500, 250))
+    return image_problem(name, data, 128, 200, make, squared_error, "squared error per image")
+
+
+def resnet20_on(name: str, data: Callable[[], Images]) -> Problem:
+    """A ResNet-20."""
+    return image_problem(name, data, 128, 120, partial(resnet, blocks=3), classification, "cross-entropy")
 
 
 PROBLEMS: dict[str, Callable[[str], Problem]] = {
@@ -240,6 +253,8 @@ PROBLEMS: dict[str, Callable[[str], Problem]] = {
     "autoencoder": partial(autoencoder_on, data=digits),
     "autoencoder_mnist": partial(autoencoder_on, data=mnist),
     "autoencoder_fashion": partial(autoencoder_on, data=fashion),
+    "autoencoder_wide_mnist": partial(wide_on, data=mnist),
+    "resnet20": partial(resnet20_on, data=digits),
     "cnn": partial(cnn_on, data=digits),
     "cnn_fashion": partial(cnn_on, data=fashion),
 }

@@ -7,8 +7,8 @@ from lightning_so.core.errors import StateError as StateError
 from lightning_so.core.errors import TrustError as TrustError
 from lightning_so.core.schedule import Staggered as Staggered
 from lightning_so.core.schedule import Synchronous as Synchronous
+from lightning_so.linalg.damping import Relative as Relative
 from lightning_so.methods.kfac import KFAC as KFAC
-from lightning_so.methods.kfac import Relative as Relative
 from lightning_so.methods.muon import Muon as Muon
 from lightning_so.methods.soap import SOAP as SOAP
 

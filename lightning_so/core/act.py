@@ -7,6 +7,7 @@ from torch import Tensor
 from lightning_so.actions import hide
 from lightning_so.actions.bend import bend
 from lightning_so.actions.precondition import Clip
+from lightning_so.core import rows
 from lightning_so.core.batch import Batch
 from lightning_so.core.block import scatter
 from lightning_so.core.method import Action
@@ -53,7 +54,9 @@ def _precondition(engine: "Engine", batch: Batch, clip: Clip) -> None:
     """`g <- P g`; the base adds its own decay to it."""
     grads = batch.gradients()
     source = engine.scratch.gather(batch.stack, grads, 0)
-    update = engine.method.direction(batch.stack.stats, source, batch.rows)
+    update = rows.direction(engine, batch, source)
+    if update is None:
+        update = engine.method.direction(batch.stack.stats, source, batch.rows)
     lrs = [engine.optimizer.param_groups[block.group]["lr"] for block in batch.blocks]
     clip.add(update, source, lrs, grads)
     scatter(update, grads)

@@ -142,6 +142,20 @@ class Tapped(Method, Protocol):
 
 
 @runtime_checkable
+class RowWise(Tapped, Protocol):
+    """A method that can precondition a gradient through the rows that made it."""
+
+    @property
+    def rowwise(self) -> bool:
+        """Whether it can in this configuration."""
+        ...
+
+    def of_rows(self, stats: Any, row: int, a: Tensor, g: Tensor) -> Tensor:
+        """`P (g' a)` of one block, from input rows (N, I) and output gradients (N, O)."""
+        ...
+
+
+@runtime_checkable
 class Solver(Method, Protocol):
     """A method with units: what was solved is swapped in, and can be found again from the factors."""
 

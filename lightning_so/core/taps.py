@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_so.core.block import Block, Tap
-from lightning_so.core.method import Tapped
+from lightning_so.core.method import RowWise, Tapped
+from lightning_so.core.rows import Rows
 from lightning_so.layers import common as common
 from lightning_so.layers.registry import lookup, names
 
@@ -55,6 +56,7 @@ class Recorder:
         accumulate: By how many micro-batches the loss of each was divided; None for as many as come.
         loss_scale: By what the loss was multiplied (a GradScaler's scale).
         silent: Names of blocks with a gradient whose layer has not fired.
+        rows: Rows of this step, kept where gradients are preconditioned through them.
     """
 
     def __init__(self, engine: "Engine") -> None:
@@ -64,6 +66,9 @@ class Recorder:
         self.accumulate: int | None = None
         self.loss_scale = 1.0
         self.silent: set[str] = set()
+        self.rows = Rows()
+        single = engine.comm.ranks == 1 and engine.base.linear
+        self._rowwise = isinstance(engine.method, RowWise) and engine.method.rowwise and single
         self.watched: list[int] = []
         self._blocks: list[tuple[int, int]] = []
         self._handles: list[Any] = []
@@ -84,17 +89,21 @@ class Recorder:
         """
         self.disarm()
         engine = self.engine
+        self.rows = Rows()
         self.watched = engine.schedule.watched(step)
         units = [engine.schedule.units[number] for number in self.watched]
         self._blocks = list(dict.fromkeys((unit.stack, unit.row) for unit in units))
         self._fired, self._passes, self._terms, self._running = {}, 0, None, False
         modules = []
-        for index, row in self._blocks:
-            block = engine.stacks[index].blocks[row]
-            assert block.tap is not None
-            self.method.clear(engine.stacks[index].stats, row)
-            self._hook(block.tap.module, (index, row, block))
-            modules.append(block.tap.module)
+        for index, stack in enumerate(engine.stacks):
+            for row, block in enumerate(stack.blocks):
+                if (index, row) in self._blocks:
+                    self.method.clear(stack.stats, row)
+                elif not self._rowwise:
+                    continue
+                assert block.tap is not None
+                self._hook(block.tap.module, (index, row, block))
+                modules.append(block.tap.module)
         if self._output is not None and self._output not in modules:
             self._hook(self._output, None)
 
@@ -153,6 +162,10 @@ class Recorder:
 
     def _commit(self, index: int, row: int, block: Block, x: Tensor, g: Tensor) -> None:
         if not block.param.requires_grad:
+            return
+        if self._rowwise:
+            self.rows.keep(block, x, g)
+        if (index, row) not in self._blocks:
             return
         stats = self.engine.stacks[index].stats
         count, last = self._fired.get(block, (0, 0))

@@ -18,27 +18,15 @@ from lightning_so.core.schedule import Spread, Staggered, Unit
 from lightning_so.layers.registry import lookup
 from lightning_so.layers.sums import sums, thin
 from lightning_so.linalg import kron
+from lightning_so.linalg.damping import Relative, split, strength
 from lightning_so.linalg.kron import Side
 from lightning_so.linalg.result import Result
 
 #: Decay of the factors' moving average a step.
 BETA = 0.95
-
-
-@dataclass(frozen=True)
-class Relative:
-    """Damping without a unit: lambda = `times` mean(A) mean(G), the block's own scale.
-
-    Attributes:
-        times: The multiple.
-    """
-
-    times: float = 1.0
-
-
 #: Damping where none is given: of bent updates, whose length is the base's, and of preconditioned gradients, whose
 #: length it sets. There a block's own scale will not do: layers whose gradients vanish at first would run away.
-BENT, PRECONDITIONED = Relative(1.0), 0.003
+BENT, PRECONDITIONED = Relative(0.1), 0.003
 
 
 @dataclass
@@ -80,7 +68,7 @@ class KFAC:
 
     Attributes:
         damping: l, in the units of the curvature of one sample's loss; or `Relative(d)`: d mean(A) mean(G). None takes
-            `Relative(1.0)` where updates are bent and 0.003 where gradients are preconditioned.
+            `Relative(0.1)` where updates are bent and 0.003 where gradients are preconditioned.
         exact: Damp the product, `(G x A + l I)^-1`, in the eigenbases, instead of each side.
         sharing: "expand": every position is a sample; "reduce": positions of a sample are summed first, right where the
             model pools them.
@@ -244,14 +232,12 @@ class KFAC:
         """See `core.method.Method.solve`."""
         weight = stats.weight[unit.row]
         means = [side.mean(unit.row) / weight for side in stats.sides]
-        own = means[0] * means[1]
-        damping = stats.rule.times * own if isinstance(stats.rule, Relative) else torch.full_like(own, stats.rule)
+        damping = strength(stats.rule, means)
         if self.exact:
             parts = [side.eigen(unit.row, weight) for side in stats.sides]
         else:
-            # sqrt(l) pi on the inputs' side and sqrt(l) / pi on the outputs'; not finite where a side is zero.
-            split = [(damping * mean / other).sqrt() for mean, other in zip(means, means[::-1], strict=True)]
-            parts = [side.inverse(unit.row, weight, d) for side, d in zip(stats.sides, split, strict=True)]
+            halves = split(damping, means)
+            parts = [side.inverse(unit.row, weight, half) for side, half in zip(stats.sides, halves, strict=True)]
         value = torch.cat([*(part.value.flatten() for part in parts), damping.reshape(1)])
         ok = all(part.ok for part in parts) and bool((damping > 0) & damping.isfinite())
         return Result(value, ok, attempts=max(part.attempts for part in parts))
@@ -278,6 +264,16 @@ class KFAC:
         else:
             P = g.left(a.right(X, rows), rows)
         return (P.mT if stats.transposed else P).contiguous()
+
+    @property
+    def rowwise(self) -> bool:
+        """See `core.method.RowWise`: damping the product needs the matrix."""
+        return not self.exact
+
+    def of_rows(self, stats: Stats, row: int, a: Tensor, g: Tensor) -> Tensor:
+        """See `core.method.RowWise.of_rows`: `(g G^-1)' (a A^-1)`."""
+        inputs, outputs = stats.sides
+        return outputs.right(g[None], [row])[0].mT @ inputs.right(a[None], [row])[0]
 
     def tensors(self, stats: Stats) -> Iterator[tuple[str, Tensor]]:
         """See `core.method.Method.tensors`."""

@@ -1,0 +1,45 @@
+"""Damping of a Kronecker product: how much, and how it is split between its two sides.
+
+Source: Martens and Grosse 2015, arXiv 1503.05671, section 6.3.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Relative:
+    """Damping without a unit: l = `times` mean(A) mean(G), the block's own scale, with mean(F) = tr F / dim F.
+
+    Attributes:
+        times: The multiple.
+
+    Example:
+        >>> Relative(0.5).times
+        0.5
+    """
+
+    times: float = 0.1
+
+
+def strength(rule: Relative | float, means: list[Tensor]) -> Tensor:
+    """The damping l of a block, a scalar tensor; `means` are those of its two sides."""
+    own = means[0] * means[1]
+    return rule.times * own if isinstance(rule, Relative) else torch.full_like(own, rule)
+
+
+def split(damping: Tensor, means: list[Tensor]) -> list[Tensor]:
+    """`pi sqrt(l)` of the first side and `sqrt(l) / pi` of the second, pi^2 = mean(A) / mean(G).
+
+    Invariant to A -> c A, G -> G / c; not finite where a side is zero.
+
+    Args:
+        damping: The damping l.
+        means: Of both sides.
+
+    Returns:
+        What to add to the diagonal of each side.
+    """
+    return [(damping * mean / other).sqrt() for mean, other in zip(means, means[::-1], strict=True)]
