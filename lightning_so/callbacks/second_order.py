@@ -34,7 +34,7 @@ class SecondOrder(Callback):
     Optimizer, learning rate, schedule, clipping by norm, accumulation, precision and checkpoints keep working.
 
     Args:
-        method: `SOAP()`, `Muon()`, ...
+        method: `SOAP()`, `KFAC()`, `Muon()`, ...
         route: Overrides, role ("base", "hidden", "embedding", "head") -> globs on parameter names.
         min_coverage: Smallest share of an optimizer's elements that must be covered.
         print_plan: Print where every parameter went when training starts, and what was done when it ends.
@@ -64,7 +64,9 @@ class SecondOrder(Callback):
     ) -> None:
         """Check the arguments; everything else happens when training starts."""
         if not isinstance(method, Method):
-            raise ConfigError(f"SecondOrder(method={method!r}): method must be an object such as SOAP() or Muon().")
+            raise ConfigError(
+                f"SecondOrder(method={method!r}): method must be an object such as SOAP(), KFAC() or Muon()."
+            )
         check_range("SecondOrder", "min_coverage", min_coverage, 0.0, 1.0)
         if state not in KINDS:
             raise ConfigError(f"SecondOrder(state={state!r}): state must be one of {list(KINDS)}.")

@@ -129,7 +129,7 @@ def attach(
     Args:
         model: The model whose parameter names are used.
         optimizer: The base optimizer; it stays the only one.
-        method: `SOAP()`, `Muon()`, ...
+        method: `SOAP()`, `KFAC()`, `Muon()`, ...
         route: Overrides, role ("base", "hidden", "embedding", "head") -> globs on names.
         min_coverage: Smallest share of the optimizer's elements that must be covered.
         verify_every: Steps between two comparisons of one block's update with a float64 reference; 0 for never.

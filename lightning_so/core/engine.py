@@ -72,7 +72,7 @@ class Engine:
             ConfigError: If the optimizer, the method and the model do not fit together.
         """
         if not isinstance(method, Method):
-            raise ConfigError(f"method={method!r} is not a method; use SOAP() or Muon().")
+            raise ConfigError(f"method={method!r} is not a method; use SOAP(), KFAC() or Muon().")
         self.model, self.optimizer, self.method = model, optimizer, method
         self.comm, self.checks = comm or Local(), checks or Checks()
         self.roles, self.min_coverage = roles, min_coverage
