@@ -260,7 +260,7 @@ class Staggered(Spread):
         headroom: Largest modelled optimizer work of a step over that of the dearest phase; solves beyond it slip.
     """
 
-    headroom: float = 1.2
+    headroom: float = 1.12
 
     def __post_init__(self) -> None:
         """Check the argument."""
