@@ -133,9 +133,9 @@ class Recorder:
                 with torch.no_grad():
                     self._begin_pass()
                     if self._terms is None:
-                        self._terms = self.method.terms(module, x, g.view(shape))
+                        self._terms = self.method.terms(module, x, g.reshape(shape))
                     if where is not None:
-                        self._commit(*where, x.detach(), g.view(shape))
+                        self._commit(*where, x.detach(), g.reshape(shape))
 
             # An in-place operation behind a view leads the gradient past it, through what it is a view of.
             shape, base = output.shape, output._base
