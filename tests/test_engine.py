@@ -334,3 +334,18 @@ def test_tiles_and_long_sides(sides):
     else:
         assert max(max(widths), max(F.shape[1] for F in cols.factors)) <= 16
     assert bool(model.weight.isfinite().all())
+
+
+def test_solves_wait_at_the_first_step_and_where_blocks_enter():
+    net, optimizer, engine = pair(SOAP(start=10, period=4))
+    solves, rotated = [0], [0]
+    for step in range(24):
+        train(net, optimizer, range(step, step + 1))
+        solves.append(engine.report.solves)
+        rotated.append(engine.report.rotated)
+    steps = range(1, 25)
+    idle = [step for step in steps if solves[step] == solves[step - 1]]
+    entries = [step for step in steps if rotated[step] > rotated[step - 1]]
+    assert len(entries) > 1
+    assert {1, *entries} <= set(idle)
+    assert engine.report.solves > len(net.state_dict())  # and are made up for at others

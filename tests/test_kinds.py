@@ -7,7 +7,7 @@ import torch
 
 from lightning_so import SOAP, ConfigError, Muon, SecondOrder, StateError, attach
 from lightning_so.core import kinds
-from lightning_so.core.kinds import compact, expanded
+from lightning_so.linalg.triangle import compact, expanded
 from tests.problems import Net, train
 from tests.test_callback import METHOD, fit, module
 from tests.test_files import Save

@@ -15,7 +15,7 @@ from lightning_so.core.state import (
     load_state_dict,
     state_dict,
 )
-from lightning_so.linalg.triangle import square, triangle, whole
+from lightning_so.linalg.triangle import compact, expanded
 
 if TYPE_CHECKING:
     from lightning_so.core.engine import Engine
@@ -89,13 +89,3 @@ def _factors(engine: "Engine") -> dict[str, dict[str, Tensor]]:
         for stack in engine.stacks
         for row, block in enumerate(stack.blocks)
     }
-
-
-def compact(tensor: Tensor) -> Tensor:
-    """The triangle of a symmetric matrix, or of each of several; a copy of anything else."""
-    return triangle(tensor) if square(tensor) else tensor.clone()
-
-
-def expanded(packed: Tensor, like: Tensor) -> Tensor:
-    """What `compact` gave `packed` of, in the shape of `like`."""
-    return whole(packed, like.shape[-1]) if square(like) else packed

@@ -4,6 +4,7 @@ Whether rows did make it, up to a factor (a clip, a scale), is tried on a random
 """
 
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -73,10 +74,7 @@ def direction(engine: "Engine", batch: Batch, source_BMN: Tensor) -> Tensor | No
     rows = [(a.to(source_BMN.dtype), g.to(source_BMN.dtype)) for a, g in (pair for pair in found if pair is not None)]
     if len(rows) < len(found):
         return None
-    probe = torch.empty(source_BMN.shape[2], dtype=source_BMN.dtype).uniform_(
-        -1, 1, generator=torch.Generator().manual_seed(source_BMN.shape[2])
-    )
-    probe = probe.to(source_BMN.device)
+    probe = _probe(source_BMN.shape[2], source_BMN.dtype, source_BMN.device)
     seen = source_BMN @ probe
     made = torch.stack([g.mT @ (a @ probe) for a, g in rows])
     factor = torch.linalg.vecdot(seen, made) / torch.linalg.vecdot(made, made)
@@ -88,3 +86,9 @@ def direction(engine: "Engine", batch: Batch, source_BMN: Tensor) -> Tensor | No
     return torch.stack(
         [c * method.of_rows(batch.stack.stats, row, a, g) for c, row, (a, g) in zip(factor, numbers, rows, strict=True)]
     )
+
+
+@cache
+def _probe(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A random vector, the same for every gradient of one width."""
+    return torch.rand(length, dtype=dtype, generator=torch.Generator().manual_seed(length)).to(device) * 2 - 1

@@ -97,7 +97,9 @@ def check_blocks(engine: "Engine", state: dict[str, Any], mine: dict[str, dict[s
         }
         if wrong:
             text = ", ".join(f"{key}: state {a}, model {b}" for key, (a, b) in wrong.items())
-            raise StateError(f"{name} has other shapes: {text}. The model or SOAP(cap=...) changed.")
+            raise StateError(
+                f"{name} has other shapes: {text}. The model or {type(engine.method).__name__}(cap=...) changed."
+            )
     numbers = range(len(engine.schedule.units))
     _compare("units", set(state["units"]), {_unit_key(engine, number) for number in numbers})
 

@@ -69,8 +69,7 @@ class Recorder:
         self.rows = Rows()
         single = engine.comm.ranks == 1 and engine.base.linear
         self._rowwise = isinstance(engine.method, RowWise) and engine.method.rowwise and single
-        self.watched: list[int] = []
-        self._blocks: list[tuple[int, int]] = []
+        self._watched: dict[tuple[int, int], Block] = {}
         self._handles: list[Any] = []
         self._output: nn.Module | None = None
         self._latest: nn.Module | None = None
@@ -90,14 +89,13 @@ class Recorder:
         self.disarm()
         engine = self.engine
         self.rows = Rows()
-        self.watched = engine.schedule.watched(step)
-        units = [engine.schedule.units[number] for number in self.watched]
-        self._blocks = list(dict.fromkeys((unit.stack, unit.row) for unit in units))
+        units = [engine.schedule.units[number] for number in engine.schedule.watched(step)]
+        self._watched = {(u.stack, u.row): engine.stacks[u.stack].blocks[u.row] for u in units}
         self._fired, self._passes, self._terms, self._running = {}, 0, None, False
         modules = []
         for index, stack in enumerate(engine.stacks):
             for row, block in enumerate(stack.blocks):
-                if (index, row) in self._blocks:
+                if (index, row) in self._watched:
                     self.method.clear(stack.stats, row)
                 elif not self._rowwise:
                     continue
@@ -165,7 +163,7 @@ class Recorder:
             return
         if self._rowwise:
             self.rows.keep(block, x, g)
-        if (index, row) not in self._blocks:
+        if (index, row) not in self._watched:
             return
         stats = self.engine.stacks[index].stats
         count, last = self._fired.get(block, (0, 0))
@@ -187,8 +185,7 @@ class Recorder:
 
         Without rows they are never solved: they stay on the base.
         """
-        for index, row in self._blocks:
-            block = self.engine.stacks[index].blocks[row]
+        for block in self._watched.values():
             if block.live and block not in self._fired and block.name not in self.silent:
                 self.silent.add(block.name)
                 warnings.warn(
@@ -200,8 +197,7 @@ class Recorder:
 
     def blocks(self) -> list[tuple[int, int]]:
         """(stack, row) of the watched blocks whose gradient is there."""
-        stacks = self.engine.stacks
-        return [(index, row) for index, row in self._blocks if stacks[index].blocks[row].live]
+        return [place for place, block in self._watched.items() if block.live]
 
     def factor(self) -> float:
         """K^2 over micro-batches: each loss was divided by K before its gradients were squared."""

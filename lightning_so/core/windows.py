@@ -3,6 +3,7 @@
 Only the owner of a block has its factors; what it solves goes to all. Before a save they go to all, too.
 """
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from lightning_so.core.method import Solver, Tapped
 from lightning_so.core.schedule import FOLDS
-from lightning_so.linalg.triangle import pack, square, triangle_size, unpack
+from lightning_so.linalg.triangle import compact_shape, pack, unpack
 
 if TYPE_CHECKING:
     from lightning_so.core.engine import Engine
@@ -40,11 +41,10 @@ def fold(engine: "Engine", places: list[Place], scale: float) -> None:
             continue
         if comm.ranks > 1:
             tensors = [t for index, row in mine for t in method.windows(engine.stacks[index].stats, row)]
-            symmetric = [square(t) for t in tensors]
-            bucket = pack(tensors, symmetric)
+            bucket = pack(tensors)
             comm.reduce(bucket, owner)
             if comm.rank == owner:
-                unpack(bucket, tensors, symmetric)
+                unpack(bucket, tensors)
         if comm.rank == owner:
             for index, row in mine:
                 method.fold(engine.stacks[index].stats, row, engine.report.step, scale)
@@ -60,7 +60,7 @@ def traffic(engine: "Engine") -> float:
         for row in range(len(stack.blocks)):
             if owner_of(engine, (index, row)) != engine.comm.rank:
                 for window in method.windows(stack.stats, row):
-                    total += window.itemsize * (triangle_size(window) if square(window) else window.numel())
+                    total += window.itemsize * math.prod(compact_shape(window))
     return total / max(1, schedule.final // FOLDS)
 
 
@@ -75,15 +75,12 @@ def everywhere(engine: "Engine") -> None:
             owner = owner_of(engine, (index, row))
             factors[owner] += [tensor[row] for _, tensor in engine.method.factors(stack.stats)]
     sizes = [sum(tensor.nbytes for tensor in tensors) for tensors in factors]
-    own = factors[engine.comm.rank]
-    flat = torch.cat([t.contiguous().flatten().view(torch.uint8) for t in own]) if own else _nothing(engine)
+    nothing = torch.empty(0, dtype=torch.uint8, device=engine.stacks[0].device)
+    own = [tensor.contiguous().flatten().view(torch.uint8) for tensor in factors[engine.comm.rank]]
+    flat = torch.cat([nothing, *own])
     for tensors, wire in zip(factors, engine.comm.gather(flat, sizes), strict=True):
         at = 0
         for tensor in tensors:
             part = wire[at : at + tensor.nbytes].clone()
             tensor.copy_(part.view(tensor.dtype).view(tensor.shape))
             at += tensor.nbytes
-
-
-def _nothing(engine: "Engine") -> Tensor:
-    return torch.empty(0, dtype=torch.uint8, device=engine.stacks[0].device)

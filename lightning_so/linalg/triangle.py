@@ -1,5 +1,7 @@
 """Symmetric matrices as their upper triangles: half the bytes in files and on the wire."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -24,22 +26,29 @@ def square(tensor: Tensor) -> bool:
     return tensor.ndim >= 2 and tensor.shape[-1] == tensor.shape[-2]
 
 
-def pack(tensors: list[Tensor], symmetric: list[bool]) -> Tensor:
-    """One flat tensor of all, the symmetric ones as triangles."""
-    return torch.cat([(triangle(x) if s else x).flatten() for x, s in zip(tensors, symmetric, strict=True)])
+def compact(tensor: Tensor) -> Tensor:
+    """The triangle of a symmetric matrix, or of each of several; a copy of anything else."""
+    return triangle(tensor) if square(tensor) else tensor.clone()
 
 
-def unpack(flat: Tensor, into: list[Tensor], symmetric: list[bool]) -> None:
+def expanded(packed: Tensor, like: Tensor) -> Tensor:
+    """What `compact` gave `packed` of, in the shape of `like`."""
+    return whole(packed, like.shape[-1]) if square(like) else packed
+
+
+def compact_shape(like: Tensor) -> tuple[int, ...]:
+    """The shape of `compact(like)`."""
+    side = like.shape[-1]
+    return (*like.shape[:-2], side * (side + 1) // 2) if square(like) else tuple(like.shape)
+
+
+def pack(tensors: list[Tensor]) -> Tensor:
+    """One flat tensor of all, compact."""
+    return torch.cat([compact(x).flatten() for x in tensors])
+
+
+def unpack(flat: Tensor, into: list[Tensor]) -> None:
     """Write what `pack` gave back, in place."""
-    at = 0
-    for x, s in zip(into, symmetric, strict=True):
-        size = triangle_size(x) if s else x.numel()
-        part = flat[at : at + size]
-        x.copy_(whole(part.view(*x.shape[:-2], -1), x.shape[-1]) if s else part.view(x.shape))
-        at += size
-
-
-def triangle_size(tensor: Tensor) -> int:
-    """Numbers that `triangle` gives."""
-    side = tensor.shape[-1]
-    return tensor.numel() // side // side * (side * (side + 1) // 2)
+    shapes = [compact_shape(x) for x in into]
+    for x, shape, part in zip(into, shapes, flat.split([math.prod(shape) for shape in shapes]), strict=True):
+        x.copy_(expanded(part.view(shape), x))
