@@ -42,6 +42,11 @@ class Contender:
         for optimizer in self.optimizers:
             optimizer.step()
 
+    def observe(self, loss: Tensor) -> None:
+        """Show the engine the loss before its backward pass."""
+        if self.engine is not None:
+            self.engine.before_backward(loss)
+
     def advance(self) -> None:
         """One step of the learning-rate schedules."""
         for schedule in self.schedules:

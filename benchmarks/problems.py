@@ -23,7 +23,6 @@ from examples.byte_lm import (
     VALIDATION_SEED,
     ByteTransformer,
     corpus,
-    next_byte_loss,
 )
 
 Batch = tuple[Tensor, Tensor]
@@ -39,7 +38,7 @@ class Problem:
     Attributes:
         model: A fresh model of a seed.
         batch: The next training batch of a generator.
-        loss: Mean training loss of a batch, with its graph.
+        loss: Training loss of a batch, with its graph: the "mean" over samples, or over bytes, or their "sum".
         held: The fixed validation batches, all of one size or weighed equally.
         steps: Steps of a usual run.
         loss_name: What the validation loss is called in tables and plots.
@@ -49,7 +48,7 @@ class Problem:
     name: str
     model: Callable[[int], nn.Module]
     batch: Callable[[torch.Generator], Batch]
-    loss: Callable[[nn.Module, Batch], Tensor]
+    loss: Callable[..., Tensor]
     held: Sequence[Batch]
     steps: int
     loss_name: str
@@ -69,7 +68,12 @@ class Missing(FileNotFoundError):
 
 
 # ------------------------------------------------------------------ bytes
-def byte_lm(name: str, batch_size: int) -> Problem:
+def next_byte(model: nn.Module, batch: Batch, reduction: str = "mean") -> Tensor:
+    """Cross-entropy of the next byte."""
+    return F.cross_entropy(model(batch[0]).flatten(0, 1), batch[1].flatten(), reduction=reduction)
+
+
+def byte_lm(name: str, batch_size: int = 16) -> Problem:
     """Next-byte prediction with the two-block transformer, windows of 64 bytes."""
     context = 64
     train, held_out = corpus()
@@ -81,7 +85,7 @@ def byte_lm(name: str, batch_size: int) -> Problem:
 
     generator = torch.Generator().manual_seed(VALIDATION_SEED)
     held = [draw(held_out, generator, 16) for _ in range(VALIDATION_BATCHES)]
-    return Problem(name, seeded(ByteTransformer), partial(draw, train), next_byte_loss, held, 400, "nats per byte")
+    return Problem(name, seeded(ByteTransformer), partial(draw, train), next_byte, held, 400, "nats per byte")
 
 
 # ------------------------------------------------------------------ images
@@ -169,10 +173,25 @@ def autoencoder(pixels: int, hidden: Sequence[int] = (500, 250, 125)) -> nn.Modu
     return nn.Sequential(*layers)
 
 
-def squared_error(model: nn.Module, batch: Batch) -> Tensor:
+def squared_error(model: nn.Module, batch: Batch, reduction: str = "mean") -> Tensor:
     """Squared error summed over an image's pixels, averaged over images."""
     images, _ = batch
-    return (model(images) - images.flatten(1)).square().sum(1).mean()
+    losses = (model(images) - images.flatten(1)).square().sum(1)
+    return losses.mean() if reduction == "mean" else losses.sum()
+
+
+def perceptron(pixels: int) -> nn.Module:
+    """From the left half of an image to its right half: two hidden layers of 128."""
+    half = pixels // 2
+    return nn.Sequential(nn.Linear(half, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, pixels - half))
+
+
+def half_error(model: nn.Module, batch: Batch, reduction: str = "mean") -> Tensor:
+    """Squared error of the right half, summed over its pixels, averaged over images."""
+    images, _ = batch
+    left, right = images.flatten(1, 2).chunk(2, -1)
+    losses = (model(left.flatten(1)) - right.flatten(1)).square().sum(1)
+    return losses.mean() if reduction == "mean" else losses.sum()
 
 
 class Residual(nn.Module):
@@ -209,10 +228,10 @@ def resnet(pixels: int, blocks: int = 1) -> nn.Module:
     )
 
 
-def classification(model: nn.Module, batch: Batch) -> Tensor:
-    """Mean cross-entropy of the class."""
+def classification(model: nn.Module, batch: Batch, reduction: str = "mean") -> Tensor:
+    """Cross-entropy of the class."""
     images, labels = batch
-    return F.cross_entropy(model(images), labels)
+    return F.cross_entropy(model(images), labels, reduction=reduction)
 
 
 # ------------------------------------------------------------------ the registry
@@ -226,35 +245,41 @@ def seeded(make: Callable[[], nn.Module]) -> Callable[[int], nn.Module]:
     return model
 
 
-def autoencoder_on(name: str, data: Callable[[], Images]) -> Problem:
+def autoencoder_on(name: str, data: Callable[[], Images], batch_size: int = 256) -> Problem:
     """The autoencoder problem on one data set."""
-    return image_problem(name, data, 256, 200, autoencoder, squared_error, "squared error per image")
+    return image_problem(name, data, batch_size, 200, autoencoder, squared_error, "squared error per image")
 
 
-def cnn_on(name: str, data: Callable[[], Images]) -> Problem:
+def cnn_on(name: str, data: Callable[[], Images], batch_size: int = 128) -> Problem:
     """The convolutional problem on one data set."""
-    return image_problem(name, data, 128, 120, resnet, classification, "cross-entropy")
+    return image_problem(name, data, batch_size, 120, resnet, classification, "cross-entropy")
 
 
-def wide_on(name: str, data: Callable[[], Images]) -> Problem:
+def wide_on(name: str, data: Callable[[], Images], batch_size: int = 128) -> Problem:
     """A wide autoencoder, 784-1000-500-250-30, in small batches."""
     make = partial(autoencoder, hidden=(1000, 500, 250))
-    return image_problem(name, data, 128, 200, make, squared_error, "squared error per image")
+    return image_problem(name, data, batch_size, 200, make, squared_error, "squared error per image")
 
 
-def resnet20_on(name: str, data: Callable[[], Images]) -> Problem:
+def resnet20_on(name: str, data: Callable[[], Images], batch_size: int = 128) -> Problem:
     """A ResNet-20."""
-    return image_problem(name, data, 128, 120, partial(resnet, blocks=3), classification, "cross-entropy")
+    return image_problem(name, data, batch_size, 120, partial(resnet, blocks=3), classification, "cross-entropy")
 
 
-PROBLEMS: dict[str, Callable[[str], Problem]] = {
-    "byte_lm": partial(byte_lm, batch_size=16),
+def regression_on(name: str, data: Callable[[], Images], batch_size: int = 64) -> Problem:
+    """A small regression: half of an image from the other."""
+    return image_problem(name, data, batch_size, 200, perceptron, half_error, "squared error per image")
+
+
+PROBLEMS: dict[str, Callable[..., Problem]] = {
+    "byte_lm": byte_lm,
     "byte_lm_8k": partial(byte_lm, batch_size=128),
     "autoencoder": partial(autoencoder_on, data=digits),
     "autoencoder_mnist": partial(autoencoder_on, data=mnist),
     "autoencoder_fashion": partial(autoencoder_on, data=fashion),
     "autoencoder_wide_mnist": partial(wide_on, data=mnist),
     "resnet20": partial(resnet20_on, data=digits),
+    "regression": partial(regression_on, data=digits),
     "cnn": partial(cnn_on, data=digits),
     "cnn_fashion": partial(cnn_on, data=fashion),
 }
@@ -275,8 +300,8 @@ def on(problem: Problem, device: str) -> Problem:
     )
 
 
-def load(name: str, device: str = "cpu") -> Problem:
-    """Build the problem called `name` on a device.
+def load(name: str, device: str = "cpu", batch_size: int | None = None) -> Problem:
+    """Build the problem called `name` on a device, with its own batch size or another.
 
     Raises:
         KeyError: No such problem.
@@ -284,5 +309,5 @@ def load(name: str, device: str = "cpu") -> Problem:
     """
     if name not in PROBLEMS:
         raise KeyError(f"no problem {name!r}; there are: {', '.join(PROBLEMS)}")
-    problem = PROBLEMS[name](name)
+    problem = PROBLEMS[name](name, **({} if batch_size is None else {"batch_size": batch_size}))
     return problem if device == "cpu" else on(problem, device)

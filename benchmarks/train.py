@@ -34,12 +34,14 @@ class Run:
     seed: int
     every: int
     settings: Settings
+    batch: int | None = None
+    reduction: str = "mean"
 
 
 def train(run: Run) -> dict[str, Any]:
     """Do one run and give its JSON line; a loss that is not finite ends it early."""
     torch.set_num_threads(1)
-    problem, settings = load(run.problem), run.settings
+    problem, settings = load(run.problem, batch_size=run.batch), run.settings
     model = problem.model(run.seed)
     contender = build(run.method, model, settings)
     if contender.engine is not None:
@@ -51,7 +53,9 @@ def train(run: Run) -> dict[str, Any]:
         batch = problem.batch(generator)
         begun = time.process_time()
         model.zero_grad()
-        problem.loss(model, batch).backward()
+        loss = problem.loss(model, batch, run.reduction)
+        contender.observe(loss)
+        loss.backward()
         contender.step()
         contender.advance()
         seconds += time.process_time() - begun
@@ -72,6 +76,8 @@ def line(run: Run, loss_name: str, curve: list[tuple[int, float, float]], conten
         "lr": run.settings.lr,
         "seed": run.seed,
         "steps": run.settings.steps,
+        "batch": run.batch,
+        "reduction": run.reduction,
         "betas": run.settings.betas,
         "adam_lr": run.settings.adam_lr if run.method.startswith("torch_muon") else None,
         "options": dict(run.settings.options),

@@ -10,13 +10,14 @@ PACKAGE = "lightning_so"
 ROOT = Path(__file__).parents[1] / PACKAGE
 MAX_LINES = 300
 
-BELOW = {"core", "layers", "linalg", "methods", "actions", "comm", "monitor"}
+BELOW = {"core", "layers", "losses", "linalg", "methods", "actions", "comm", "monitor"}
 ALLOWED = {
     "linalg": set(),
     "comm": set(),
     "layers": {"linalg"},
+    "losses": set(),
     "actions": {"linalg"},
-    "core": {"actions", "linalg", "layers", "comm"},
+    "core": {"actions", "linalg", "layers", "losses", "comm"},
     "methods": {"core", "linalg", "layers", "actions"},
     "monitor": {"core", "linalg"},
     "strategies": BELOW,

@@ -17,18 +17,16 @@ class Clip:
         """Start at zero; `bound` is kappa."""
         self.bound, self._total, self._grads = bound, list[Tensor](), list[Tensor]()
 
-    def add(self, update_BMN: Tensor, gradient_BMN: Tensor, lrs: list[float | Tensor], grads: list[Tensor]) -> None:
+    def add(self, products: Tensor, lrs: list[float | Tensor], grads: list[Tensor]) -> None:
         """Count a batch.
 
         Args:
-            update_BMN: P g.
-            gradient_BMN: g.
+            products: `<P g, g>` of each block, shape (B,).
             lrs: Learning rate of each block.
-            grads: The gradients that `apply` scales, which will hold P g.
+            grads: The gradients that `apply` scales, which hold P g then.
         """
         if self.bound is None:
             return
-        products = torch.linalg.vecdot(update_BMN.flatten(1), gradient_BMN.flatten(1))
         squares = torch.stack([torch.as_tensor(lr, dtype=products.dtype, device=products.device) ** 2 for lr in lrs])
         self._total.append((products * squares).sum())
         self._grads += grads

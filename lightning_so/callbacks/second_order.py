@@ -3,7 +3,7 @@
 from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_only
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_so.callbacks.alive import Alive
@@ -15,7 +15,7 @@ from lightning_so.core import files, kinds, proof
 from lightning_so.core.attach import hooks
 from lightning_so.core.checks import Checks
 from lightning_so.core.engine import Engine
-from lightning_so.core.errors import ConfigError, StateError, check_range
+from lightning_so.core.errors import ConfigError, StateError, check_choice, check_range
 from lightning_so.core.kinds import KINDS
 from lightning_so.core.method import Method
 from lightning_so.core.telemetry import Telemetry
@@ -42,6 +42,7 @@ class SecondOrder(Callback):
             rotating, not bit for bit) or "rebuild" (no curvature; blocks start cold).
         verify_every: Steps between two comparisons of one block's update with a float64 reference; 0 for never.
         compare_every: Steps between two comparisons of the ranks' weights; 0 for never.
+        reduction: Whether the loss is a "mean" or a "sum" over samples, where its graph does not tell (K-FAC).
 
     Raises:
         ConfigError: If an argument is out of range.
@@ -61,6 +62,7 @@ class SecondOrder(Callback):
         state: str = "full",
         verify_every: int = 0,
         compare_every: int = 0,
+        reduction: str | None = None,
     ) -> None:
         """Check the arguments; everything else happens when training starts."""
         if not isinstance(method, Method):
@@ -68,10 +70,10 @@ class SecondOrder(Callback):
                 f"SecondOrder(method={method!r}): method must be an object such as SOAP(), KFAC() or Muon()."
             )
         check_range("SecondOrder", "min_coverage", min_coverage, 0.0, 1.0)
-        if state not in KINDS:
-            raise ConfigError(f"SecondOrder(state={state!r}): state must be one of {list(KINDS)}.")
+        check_choice("SecondOrder", "state", state, KINDS)
         self.method, self.route, self.min_coverage, self.print_plan = method, route, min_coverage, print_plan
-        self.state, self.checks = state, Checks(verify_every, compare_every)
+        check_choice("SecondOrder", "reduction", reduction, (None, "mean", "sum"))
+        self.state, self.checks, self.reduction = state, Checks(verify_every, compare_every), reduction
         self._loaded: list[dict[str, Any]] | None = None
         self._clear()
 
@@ -118,6 +120,7 @@ class SecondOrder(Callback):
                 min_coverage=self.min_coverage,
                 checks=self.checks,
                 comm=self._comm,
+                reduction=self.reduction,
             )
             for optimizer in trainer.optimizers
         ]
@@ -187,6 +190,11 @@ class SecondOrder(Callback):
                 engine.recorder.accumulate = divided
                 engine.recorder.loss_scale = scaler.get_scale() if scaler is not None else 1.0
 
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
+        """Show the loss to the engines that observe layers."""
+        for engine in self.engines:
+            engine.before_backward(loss)
+
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the report."""
         if self._alive is not None and self._alive.check(trainer):
@@ -240,7 +248,7 @@ class SecondOrder(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to a running fit, so that the callback can be pickled and copied."""
-        kept = ("method", "route", "min_coverage", "print_plan", "state", "checks", "_loaded")
+        kept = ("method", "route", "min_coverage", "print_plan", "state", "checks", "reduction", "_loaded")
         return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from lightning_so.actions import hide
@@ -46,20 +47,25 @@ def bound(engine: "Engine", batches: list[Batch]) -> None:
     for batch in batches:
         grads = batch.gradients()
         source = engine.scratch.gather(batch.stack, grads, 0)
-        clip.add(source, source, [groups[b.group]["lr"] for b in batch.blocks], grads)
+        clip.add(_products(source, source), [groups[b.group]["lr"] for b in batch.blocks], grads)
     clip.apply()
 
 
 def _precondition(engine: "Engine", batch: Batch, clip: Clip) -> None:
     """`g <- P g`; the base adds its own decay to it."""
     grads = batch.gradients()
-    source = engine.scratch.gather(batch.stack, grads, 0)
-    update = rows.direction(engine, batch, source)
-    if update is None:
+    products = rows.precondition(engine, batch)
+    if products is None:
+        source = engine.scratch.gather(batch.stack, grads, 0)
         update = engine.method.direction(batch.stack.stats, source, batch.rows)
-    lrs = [engine.optimizer.param_groups[block.group]["lr"] for block in batch.blocks]
-    clip.add(update, source, lrs, grads)
-    scatter(update, grads)
+        products = _products(update, source)
+        scatter(update, grads)
+    clip.add(products, [engine.optimizer.param_groups[block.group]["lr"] for block in batch.blocks], grads)
+
+
+def _products(X_BMN: Tensor, Y_BMN: Tensor) -> Tensor:
+    """Inner products of the matrices of two batches, shape (B,)."""
+    return torch.linalg.vecdot(X_BMN.flatten(1), Y_BMN.flatten(1))
 
 
 def _hide(engine: "Engine", batch: Batch) -> None:

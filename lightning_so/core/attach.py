@@ -118,6 +118,7 @@ def attach(
     *,
     route: Mapping[str, Sequence[str]] | None = None,
     min_coverage: float = 0.0,
+    reduction: str | None = None,
     verify_every: int = 0,
     compare_every: int = 0,
 ) -> Attached:
@@ -132,11 +133,13 @@ def attach(
         method: `SOAP()`, `KFAC()`, `Muon()`, ...
         route: Overrides, role ("base", "hidden", "embedding", "head") -> globs on names.
         min_coverage: Smallest share of the optimizer's elements that must be covered.
+        reduction: Whether the loss is a "mean" or a "sum" over samples, for methods that observe layers. None reads it
+            from losses that are shown to `engine.before_backward(loss)`, and takes others for means.
         verify_every: Steps between two comparisons of one block's update with a float64 reference; 0 for never.
         compare_every: Steps between two comparisons of the ranks' weights; 0 for never.
 
     Returns:
-        The engine: `plan`, `report`, `state_dict`, `load_state_dict`, `detach`.
+        The engine: `plan`, `report`, `before_backward`, `state_dict`, `load_state_dict`, `detach`.
 
     Raises:
         ConfigError: If something is attached already, or optimizer, method and model do not fit together.
@@ -152,6 +155,15 @@ def attach(
     if getattr(optimizer, "_lightning_so", None) is not None:
         raise ConfigError("attach: this optimizer already has a method attached; call `engine.detach()` first.")
     checks = Checks(verify_every, compare_every)
-    engine = Attached(model, optimizer, method, roles=route, min_coverage=min_coverage, checks=checks, comm=ambient())
+    engine = Attached(
+        model,
+        optimizer,
+        method,
+        roles=route,
+        min_coverage=min_coverage,
+        checks=checks,
+        comm=ambient(),
+        reduction=reduction,
+    )
     engine.hook()
     return engine

@@ -16,9 +16,9 @@ from lightning_so.core import act, bases, budget, proof, windows
 from lightning_so.core.batch import Batch, refuse_sparse, split
 from lightning_so.core.block import Scratch, Stack, stack_blocks
 from lightning_so.core.checks import Checks, Watch
-from lightning_so.core.errors import ConfigError
+from lightning_so.core.errors import ConfigError, check_choice
 from lightning_so.core.guard import Guard
-from lightning_so.core.method import Action, Method, Observer, Rotator, Solver, Taps
+from lightning_so.core.method import Action, Method, Rotator, Solver, Taps
 from lightning_so.core.report import Report
 from lightning_so.core.routing import route
 from lightning_so.core.schedule import Schedule
@@ -56,6 +56,7 @@ class Engine:
         min_coverage: float = 0.0,
         checks: Checks | None = None,
         comm: Local | None = None,
+        reduction: str | None = None,
     ) -> None:
         """Route the parameters and create all state.
 
@@ -67,6 +68,7 @@ class Engine:
             min_coverage: Smallest share of elements that must be covered.
             checks: Optional checks of the running engine.
             comm: How ranks talk to each other; one process by default.
+            reduction: See `attach`.
 
         Raises:
             ConfigError: If the optimizer, the method and the model do not fit together.
@@ -75,7 +77,8 @@ class Engine:
             raise ConfigError(f"method={method!r} is not a method; use SOAP(), KFAC() or Muon().")
         self.model, self.optimizer, self.method = model, optimizer, method
         self.comm, self.checks = comm or Local(), checks or Checks()
-        self.roles, self.min_coverage = roles, min_coverage
+        check_choice(type(self).__name__, "reduction", reduction, (None, "mean", "sum"))
+        self.roles, self.min_coverage, self.reduction = roles, min_coverage, reduction
         self.base = moments.lookup(optimizer)
         self.guard, self.report, self.scratch, self.stopwatch = Guard(self.comm), Report(), Scratch(), Stopwatch()
         self.acting: list[Batch] = []
@@ -138,6 +141,11 @@ class Engine:
         if self.recorder is not None:
             self.recorder.arm(self.report.step + 1)
 
+    def before_backward(self, loss: Tensor) -> None:
+        """Show a loss, as it goes backward, to methods that observe layers; nothing for others."""
+        if self.recorder is not None:
+            self.recorder.before_backward(loss)
+
     def disarm(self) -> None:
         """Take the hooks on layers back."""
         if self.recorder is not None:
@@ -192,12 +200,7 @@ class Engine:
             self._regroup(index, stack)
         due = budget.due(self)
         with self.stopwatch.stage("observe"):
-            if self.recorder is not None:
-                windows.fold(self, self.recorder.blocks(), self.recorder.factor())
-            elif isinstance(self.method, Observer):
-                for index, stack in enumerate(self.stacks):
-                    if self.live[index]:
-                        self._observe(index, stack, self.method)
+            windows.observe(self)
         with self.stopwatch.stage("solve"):
             if due:
                 bases.solve(self, due)
@@ -223,7 +226,7 @@ class Engine:
 
     def regroup(self) -> None:
         """Rebuild all batches, after the warm blocks changed from outside."""
-        for index in range(len(self.stacks)):
+        for index, _ in enumerate(self.stacks):
             self.split(index)
 
     def _regroup(self, index: int, stack: Stack) -> None:
@@ -246,12 +249,6 @@ class Engine:
                 for row in live
             ],
         )
-
-    def _observe(self, index: int, stack: Stack, method: Observer) -> None:
-        live = self.live[index]
-        grads = [stack.blocks[row].param.grad for row in live]
-        gradient = self.scratch.gather(stack, grads, 0)  # type: ignore[arg-type]
-        method.observe(stack.stats, gradient, None if len(live) == len(stack.blocks) else live)
 
     # ---------------------------------------------------------------- after the base's step
 

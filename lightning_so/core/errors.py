@@ -32,3 +32,19 @@ def check_range(owner: str, name: str, value: float, low: float, high: float, *,
         return
     bracket = "]" if closed else ")"
     raise ConfigError(f"{owner}({name}={value!r}): {name} must be a number in [{low:g}, {high:g}{bracket}.")
+
+
+def check_choice(owner: str, name: str, value: object, allowed: tuple) -> None:
+    """Raise if a value is none of those that are allowed.
+
+    Args:
+        owner: Whose argument it is.
+        name: The argument.
+        value: What was given.
+        allowed: What may be given.
+
+    Raises:
+        ConfigError: If it is none of them.
+    """
+    if value not in allowed:
+        raise ConfigError(f"{owner}({name}={value!r}): {name} must be one of {list(allowed)}.")

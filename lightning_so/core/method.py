@@ -116,7 +116,20 @@ class Observer(Method, Protocol):
 
 @runtime_checkable
 class Tapped(Method, Protocol):
-    """A method that observes rows (`Taps.ROWS`): windows of sums, which are reduced to the owner and folded there."""
+    """A method that observes rows (`Taps.ROWS`): windows of sums, which are reduced to the owner and folded there.
+
+    Attributes:
+        fisher: Whose output gradients: "empirical", those of the loss; "sampled" or "exact", see `core.fisher`.
+    """
+
+    @property
+    def fisher(self) -> str:
+        """See above."""
+        ...
+
+    def absolute(self, base: Base) -> bool:
+        """Whether it depends on the unit of one sample's loss, so that a mean must be told from a sum."""
+        ...
 
     def terms(self, module: nn.Module, x: Tensor, g: Tensor) -> Tensor | float:
         """Loss terms of a backward pass, from the layer whose output gradient comes first in it."""
@@ -150,8 +163,8 @@ class RowWise(Tapped, Protocol):
         """Whether it can in this configuration."""
         ...
 
-    def of_rows(self, stats: Any, row: int, a: Tensor, g: Tensor) -> Tensor:
-        """`P (g' a)` of one block, from input rows (N, I) and output gradients (N, O)."""
+    def of_rows(self, stats: Any, row: int, a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows b and h with `P (g' a) = h' b` of one block, from input rows a (N, I) and output gradients g (N, O)."""
         ...
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_so.actions.moments import Base
-from lightning_so.core import taps
+from lightning_so.core import tappable
 from lightning_so.core.block import Block, Tap
 from lightning_so.core.errors import ConfigError
 from lightning_so.core.method import Method, Taps
@@ -107,7 +107,7 @@ def route(
     # A tied weight appears once, under its first name: named_parameters removes duplicates.
     names = {param: clean(name) for name, param in model.named_parameters()}
     found = structural_roles(model)
-    tapped = taps.find(model) if method.taps is Taps.ROWS else None
+    tapped = tappable.find(model) if method.taps is Taps.ROWS else None
     rows, blocks = [], []
     overrides = _overrides(roles, list(names.values()))
     for index, group in enumerate(optimizer.param_groups):

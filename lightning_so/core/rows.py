@@ -56,36 +56,68 @@ class Rows:
         )
 
 
-def direction(engine: "Engine", batch: Batch, source_BMN: Tensor) -> Tensor | None:
-    """P g of a batch from its rows, or None where they are not there or do not give the gradients.
+def precondition(engine: "Engine", batch: Batch) -> Tensor | None:
+    """`g <- P g` for a batch from its rows, if they are there and do give the gradients.
 
     Args:
         engine: The engine.
         batch: The batch.
-        source_BMN: Its gradients g.
 
     Returns:
-        P g, shape (B, M, N). One host read.
+        `<P g, g>` of each block, shape (B,); None if nothing was done. One host read.
     """
     recorder, method = engine.recorder, engine.method
     if recorder is None or not isinstance(method, RowWise):
         return None
     found = [recorder.rows.kept.get(block) for block in batch.blocks]
-    rows = [(a.to(source_BMN.dtype), g.to(source_BMN.dtype)) for a, g in (pair for pair in found if pair is not None)]
+    rows = [(a.to(batch.stack.dtype), g.to(batch.stack.dtype)) for a, g in (pair for pair in found if pair is not None)]
     if len(rows) < len(found):
         return None
-    probe = _probe(source_BMN.shape[2], source_BMN.dtype, source_BMN.device)
-    seen = source_BMN @ probe
-    made = torch.stack([g.mT @ (a @ probe) for a, g in rows])
-    factor = torch.linalg.vecdot(seen, made) / torch.linalg.vecdot(made, made)
-    error = torch.linalg.vector_norm(seen - factor[:, None] * made, dim=1)
-    bound = ROUNDING * torch.finfo(seen.dtype).eps * torch.linalg.vector_norm(seen, dim=1)
-    if not bool((error <= bound).all()):
+    factors = _factors(batch, rows)
+    if factors is None:
         return None
-    numbers = batch.rows if batch.rows is not None else range(len(batch.blocks))
-    return torch.stack(
-        [c * method.of_rows(batch.stack.stats, row, a, g) for c, row, (a, g) in zip(factor, numbers, rows, strict=True)]
-    )
+    numbers, products = batch.rows if batch.rows is not None else range(len(batch.blocks)), []
+    for block, row, (a, g), factor in zip(batch.blocks, numbers, rows, factors, strict=True):
+        b, h = method.of_rows(batch.stack.stats, row, a, g)
+        # With g = f sum_n g_n a_n', <P g, g> = f^2 sum_nm (h_n . g_m) (b_n . a_m).
+        products.append(factor.square() * torch.linalg.vecdot((h @ g.mT).flatten(), (b @ a.mT).flatten()))
+        _write(block, factor * h, b)
+    return torch.stack(products)
+
+
+def _factors(batch: Batch, rows: list[tuple[Tensor, Tensor]]) -> Tensor | None:
+    """By what the rows' products must be multiplied to be the gradients, (B,); None if they are others."""
+    probe = _probe(batch.stack.shape[1], batch.stack.dtype, batch.stack.device)
+    seen = torch.stack([_applied(block, probe) for block in batch.blocks])
+    made = torch.stack([g.mT @ (a @ probe) for a, g in rows])
+    factors = torch.linalg.vecdot(seen, made) / torch.linalg.vecdot(made, made)
+    error = torch.linalg.vector_norm(seen - factors[:, None] * made, dim=1)
+    bound = ROUNDING * torch.finfo(seen.dtype).eps * torch.linalg.vector_norm(seen, dim=1)
+    return factors if bool((error <= bound).all()) else None
+
+
+def _applied(block: Block, vector: Tensor) -> Tensor:
+    """The gradient of a block, its bias' one as last column, times a vector."""
+    weight, bias = block.param.grad, block.bias
+    assert weight is not None
+    columns = block.cols - (bias is not None)
+    found = weight.flatten(1).to(vector.dtype) @ vector[:columns]
+    if bias is not None and bias.grad is not None:
+        found += bias.grad * vector[-1]
+    return found
+
+
+def _write(block: Block, h: Tensor, b: Tensor) -> None:
+    """Make `h' b` the gradient of a block, in place and, where memory allows, at once."""
+    weight, bias = block.param.grad, block.bias
+    assert weight is not None
+    columns = block.cols - (bias is not None)
+    if weight.is_contiguous() and weight.dtype is h.dtype:
+        torch.mm(h.mT, b[:, :columns], out=weight.view(block.rows, columns))
+    else:
+        weight.copy_((h.mT @ b[:, :columns]).view(weight.shape))
+    if bias is not None and bias.grad is not None:
+        bias.grad.copy_(h.mT @ b[:, -1])
 
 
 @cache

@@ -5,48 +5,44 @@ whatever checkpointing does to the forward pass, and before an in-place activati
 """
 
 import warnings
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from lightning_so.core.block import Block, Tap
+from lightning_so.core import fisher
+from lightning_so.core.block import Block
+from lightning_so.core.errors import ConfigError, TrustError
 from lightning_so.core.method import RowWise, Tapped
 from lightning_so.core.rows import Rows
-from lightning_so.layers import common as common
-from lightning_so.layers.registry import lookup, names
+from lightning_so.layers.registry import lookup
+from lightning_so.losses.graph import joined
 
 if TYPE_CHECKING:
     from lightning_so.core.engine import Engine
 
 
-def find(model: nn.Module) -> dict[Tensor, Tap | str]:
-    """The layer of every weight that a registered layer holds, or the reason why it cannot be tapped.
+@dataclass
+class Use:
+    """One call of a hooked layer.
 
-    Args:
-        model: The model.
-
-    Returns:
-        By parameter; parameters of other modules are not in it.
+    Attributes:
+        where: Stack, row and block, if the block is watched or its rows are kept.
+        module: The layer.
+        x: Its input, where a pass of ours needs it; else None.
+        shape: Of its output.
+        edge: Where the gradient of its output arrives.
+        samples: How many its input has.
     """
-    found: dict[Tensor, Tap | str] = {}
-    owners: dict[Tensor, str] = {}
-    for name, module in model.named_modules():
-        weight = getattr(module, "weight", None)
-        if not isinstance(weight, nn.Parameter):
-            continue
-        layer = lookup(module)
-        if weight in owners:
-            found[weight] = f"tied: {owners[weight]} and {name} share it"
-        elif layer is None:
-            found[weight] = f"no rows for {type(module).__name__}; known: {', '.join(names())}"
-        else:
-            found[weight] = layer.refuse(module) or Tap(module, layer, layer.groups(module))
-        owners[weight] = name
-    for name, module in model.named_modules():
-        if isinstance(module, nn.MultiheadAttention):
-            found[module.out_proj.weight] = f"{name} uses it functionally: its hooks never fire"
-    return found
+
+    where: tuple[int, int, Block] | None
+    module: nn.Module
+    x: Tensor | None
+    shape: torch.Size
+    edge: GradientEdge
+    samples: int
 
 
 class Recorder:
@@ -57,6 +53,11 @@ class Recorder:
         loss_scale: By what the loss was multiplied (a GradScaler's scale).
         silent: Names of blocks with a gradient whose layer has not fired.
         rows: Rows of this step, kept where gradients are preconditioned through them.
+        watched: Blocks whose rows this step observes, by stack and row.
+        fired: Of those that were observed, in how many micro-batches, and in which pass last.
+        uses: Calls of hooked layers since the optimizer stepped.
+        passes: Backward passes since then.
+        mean: Whether the loss is a mean over samples.
     """
 
     def __init__(self, engine: "Engine") -> None:
@@ -69,14 +70,20 @@ class Recorder:
         self.rows = Rows()
         single = engine.comm.ranks == 1 and engine.base.linear
         self._rowwise = isinstance(engine.method, RowWise) and engine.method.rowwise and single
-        self._watched: dict[tuple[int, int], Block] = {}
+        self._empirical = self.method.fisher == "empirical"
+        self.watched: dict[tuple[int, int], Block] = {}
         self._handles: list[Any] = []
         self._output: nn.Module | None = None
         self._latest: nn.Module | None = None
         self._terms: Tensor | float | None = None
-        self._passes = 0
+        self.passes = 0
         self._running = False
-        self._fired: dict[Block, tuple[int, int]] = {}
+        self.fired: dict[Block, tuple[int, int]] = {}
+        self.uses: list[Use] = []
+        self.mean = engine.reduction != "sum"
+        # Whether the coming backward pass is that of a loss; None until a loss was shown for the first time.
+        self._announced: bool | None = None
+        self._counts, self._ours = True, False
 
     # ---------------------------------------------------------------- when
 
@@ -90,14 +97,15 @@ class Recorder:
         engine = self.engine
         self.rows = Rows()
         units = [engine.schedule.units[number] for number in engine.schedule.watched(step)]
-        self._watched = {(u.stack, u.row): engine.stacks[u.stack].blocks[u.row] for u in units}
-        self._fired, self._passes, self._terms, self._running = {}, 0, None, False
+        for (index, row), block in self.watched.items():
+            if block in self.fired:  # and not folded: the step was skipped, or the block has no gradient
+                self.method.clear(engine.stacks[index].stats, row)
+        self.watched = {(u.stack, u.row): engine.stacks[u.stack].blocks[u.row] for u in units}
+        self.fired, self.passes, self._terms, self._running, self.uses = {}, 0, None, False, []
         modules = []
         for index, stack in enumerate(engine.stacks):
             for row, block in enumerate(stack.blocks):
-                if (index, row) in self._watched:
-                    self.method.clear(stack.stats, row)
-                elif not self._rowwise:
+                if (index, row) not in self.watched and not self._rowwise:
                     continue
                 assert block.tap is not None
                 self._hook(block.tap.module, (index, row, block))
@@ -116,11 +124,14 @@ class Recorder:
     def _hook(self, module: nn.Module, where: tuple[int, int, Block] | None) -> None:
         @torch.compiler.disable
         def forward(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+            if self._ours:
+                return  # a checkpoint's recomputation in a pass of our own
             if torch._C._current_graph_task_id() == -1:
                 self._running = False  # also after a backward pass that raised
             else:
                 # A checkpoint's recomputation: its own backward, nested in this pass, must not count as another.
                 self._begin_pass()
+                self._check_recomputed(where)
             if not (torch.is_grad_enabled() and module.training and output.requires_grad):
                 return
             x = args[0] if args else kwargs["input"]
@@ -128,11 +139,13 @@ class Recorder:
 
             @torch.compiler.disable
             def backward(g: Tensor) -> None:
+                if self._ours:
+                    return
                 with torch.no_grad():
                     self._begin_pass()
                     if self._terms is None:
                         self._terms = self.method.terms(module, x, g.reshape(shape))
-                    if where is not None:
+                    if where is not None and self._counts:
                         self._commit(*where, x.detach(), g.reshape(shape))
 
             # An in-place operation behind a view leads the gradient past it, through what it is a view of.
@@ -140,9 +153,60 @@ class Recorder:
             behind = base is not None and base.shape.numel() == shape.numel() and base.is_contiguous()
             tensor: Tensor = base if base is not None and behind and output.is_contiguous() else output
             tensor.register_hook(backward)
+            if torch._C._current_graph_task_id() == -1:
+                layer = lookup(module)
+                samples = 1 if layer is None or layer.single(x) else x.shape[0]
+                kept = None if self._empirical else x.detach()
+                self.uses.append(Use(where, module, kept, shape, get_gradient_edge(tensor), samples))
 
         hook: Any = forward
         self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
+
+    # ---------------------------------------------------------------- what the loss tells
+
+    def before_backward(self, loss: Tensor) -> None:
+        """Read from the graph of a loss how it joins its samples; take passes of our own through it.
+
+        Args:
+            loss: The loss, scaled and divided as it goes backward.
+
+        Raises:
+            ConfigError: If what the method must know cannot be read.
+        """
+        self._announced = True
+        if not self.uses or not loss.requires_grad:
+            return
+        samples = self.uses[-1].samples
+        self.mean = self._is_mean(loss, samples)
+        if not self._empirical:
+            self.passes += 1
+            self._ours = True
+            try:
+                self.uses = fisher.observe(self, loss, samples)
+            finally:
+                self._ours = False
+
+    def _is_mean(self, loss: Tensor, samples: int) -> bool:
+        engine = self.engine
+        if engine.reduction is not None:
+            return engine.reduction == "mean"
+        scale = self.loss_scale / (self.accumulate or 1)
+        told = joined(loss, {use.edge.node for use in self.uses}, samples, scale)
+        if told.mean is None and self.method.absolute(engine.base):
+            raise ConfigError(
+                f"{self.method}: its damping is in units of one sample's loss, and whether this loss ({told.where}) is "
+                f"a mean or a sum over samples cannot be read from its graph: say reduction='mean' or reduction='sum' "
+                f"beside the method, or give damping=Relative(...)."
+            )
+        return told.mean is not False
+
+    def _check_recomputed(self, where: tuple[int, int, Block] | None) -> None:
+        """Refuse a layer that runs with gradients only inside the backward pass, which ours cannot enter."""
+        if not self._empirical and where is not None and where[:2] in self.watched and where[2] not in self.fired:
+            raise ConfigError(
+                f"{where[2].name}: {type(self.method).__name__}(fisher={self.method.fisher!r}) cannot reach into "
+                f"checkpoint(..., use_reentrant=True): use use_reentrant=False, or fisher='empirical'."
+            )
 
     # ---------------------------------------------------------------- what
 
@@ -151,10 +215,13 @@ class Recorder:
         if self._running:
             return
         self._running, self._terms = True, None
-        self._passes += 1
+        self._counts = self._announced is not False  # Once losses are shown, other passes are none of theirs.
+        self.passes += self._empirical
 
         def done() -> None:
             self._running = False
+            if self._announced:
+                self._announced = False
 
         torch.autograd.Variable._execution_engine.queue_callback(done)  # type: ignore[attr-defined]
 
@@ -163,19 +230,19 @@ class Recorder:
             return
         if self._rowwise:
             self.rows.keep(block, x, g)
-        if (index, row) not in self._watched:
+        if (index, row) not in self.watched or not self._empirical:
             return
         stats = self.engine.stacks[index].stats
-        count, last = self._fired.get(block, (0, 0))
-        if block.param.grad is None and last != self._passes:
+        count, last = self.fired.get(block, (0, 0))
+        if block.param.grad is None and last != self.passes:
             # Gradients were set to none since: what is in the window belongs to them (another optimizer's turn).
             self.method.clear(stats, row)
             count = 0
-        self._fired[block] = (count + (last != self._passes), self._passes)
+        self.fired[block] = (count + (last != self.passes), self.passes)
         assert self._terms is not None
-        g = g * (self._terms / self.loss_scale)
+        g = g * ((self._terms if self.mean else 1.0) / self.loss_scale)
         # Several uses in one pass are positions of the same terms.
-        terms = self._terms if last != self._passes else 0.0
+        terms = self._terms if last != self.passes else 0.0
         self.method.collect(stats, row, block, x, g, terms, self.engine.report.step)
 
     # ---------------------------------------------------------------- at the step
@@ -184,9 +251,23 @@ class Recorder:
         """Name watched blocks that have a gradient although their layer's hooks have not fired, once each.
 
         Without rows they are never solved: they stay on the base.
+
+        Raises:
+            TrustError: If no loss was shown to a method that needs it.
         """
-        for block in self._watched.values():
-            if block.live and block not in self._fired and block.name not in self.silent:
+        if (
+            not self._empirical
+            and self.watched
+            and self._announced is None
+            and any(b.live for b in self.watched.values())
+        ):
+            raise TrustError(
+                f"{type(self.method).__name__}(fisher={self.method.fisher!r}) has not seen the loss: call "
+                f"`engine.before_backward(loss)` before `loss.backward()` (in a LightningModule: "
+                f"`self.manual_backward(loss)`), or use fisher='empirical'."
+            )
+        for block in self.watched.values():
+            if block.live and block not in self.fired and block.name not in self.silent:
                 self.silent.add(block.name)
                 warnings.warn(
                     f"{block.name} has a gradient, but its layer was not called in training mode: its weight is used "
@@ -197,9 +278,15 @@ class Recorder:
 
     def blocks(self) -> list[tuple[int, int]]:
         """(stack, row) of the watched blocks whose gradient is there."""
-        return [place for place, block in self._watched.items() if block.live]
+        return [place for place, block in self.watched.items() if block.live]
+
+    def spend(self) -> None:
+        """Forget which blocks have fired, once their windows are folded."""
+        for block in self.watched.values():
+            if block.live:
+                self.fired.pop(block, None)
 
     def factor(self) -> float:
-        """K^2 over micro-batches: each loss was divided by K before its gradients were squared."""
-        passes = max((count for count, _ in self._fired.values()), default=1)
-        return float(self.accumulate or passes) ** 2
+        """K^2 over micro-batches, whose losses are divided by K before gradients are squared; K of a Hessian."""
+        passes = max((count for count, _ in self.fired.values()), default=1)
+        return float(self.accumulate or passes) ** (2 if self._empirical else 1)

@@ -1,4 +1,4 @@
-"""From rows to factors: windows of sums travel to their owners in flat buckets and are folded there.
+"""From what a step observed to factors: windows of rows travel to their owners in flat buckets and are folded there.
 
 Only the owner of a block has its factors; what it solves goes to all. Before a save they go to all, too.
 """
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lightning_so.core.method import Solver, Tapped
+from lightning_so.core.method import Observer, Solver, Tapped
 from lightning_so.core.schedule import FOLDS
 from lightning_so.linalg.triangle import compact_shape, pack, unpack
 
@@ -23,6 +23,20 @@ def owner_of(engine: "Engine", place: Place) -> int:
     """The rank that folds and solves a block."""
     index, row = place
     return engine.schedule.owner[engine.units_of[index][row][0]]
+
+
+def observe(engine: "Engine") -> None:
+    """Fold what the method observes, rows or gradients; nothing for methods that observe none."""
+    method = engine.method
+    if engine.recorder is not None:
+        fold(engine, engine.recorder.blocks(), engine.recorder.factor())
+        engine.recorder.spend()
+    elif isinstance(method, Observer):
+        for live, stack in zip(engine.live, engine.stacks, strict=True):
+            if live:
+                grads = [grad for row in live if (grad := stack.blocks[row].param.grad) is not None]
+                rows = None if len(live) == len(stack.blocks) else live
+                method.observe(stack.stats, engine.scratch.gather(stack, grads, 0), rows)
 
 
 def fold(engine: "Engine", places: list[Place], scale: float) -> None:
@@ -45,9 +59,11 @@ def fold(engine: "Engine", places: list[Place], scale: float) -> None:
             comm.reduce(bucket, owner)
             if comm.rank == owner:
                 unpack(bucket, tensors)
-        if comm.rank == owner:
-            for index, row in mine:
+        for index, row in mine:
+            if comm.rank == owner:
                 method.fold(engine.stacks[index].stats, row, engine.report.step, scale)
+            else:
+                method.clear(engine.stacks[index].stats, row)
 
 
 def traffic(engine: "Engine") -> float:

@@ -56,14 +56,14 @@ class Side:
         """Precision of the factors."""
         return self.factors[0].dtype
 
-    def add(self, row: int, total: Tensor) -> None:
-        """Add a sum over rows, (Q, length, length) or the diagonal (length,), to a block's window."""
+    def add(self, row: int, rows: Tensor, scale: float = 1.0) -> None:
+        """Add `scale` times the outer products of rows (Q, P, length), or a diagonal (length,), to a block's window."""
         if not self.shape.cuts:
-            diagonal = total if total.ndim == 1 else total.diagonal(dim1=1, dim2=2)
-            self.windows[0][row].add_(diagonal.reshape(self.windows[0][row].shape))
+            diagonal = rows if rows.ndim == 1 else torch.linalg.vector_norm(rows, dim=1).square()
+            self.windows[0][row].add_(diagonal.reshape(self.windows[0][row].shape), alpha=scale)
             return
         for window, cut in zip(self.windows, self.shape.cuts, strict=True):
-            window[row].add_(total[:, cut, cut])
+            window[row].baddbmm_(rows[..., cut].mT, rows[..., cut], alpha=scale)
 
     def fold(self, row: int, keep: Tensor, weight: Tensor) -> None:
         """`F <- keep F + weight window`; the window is spent."""
@@ -104,6 +104,8 @@ class Side:
         return self._turn_columns(X_BMN, self._of(self.solved, rows))
 
     def _of(self, tensors: list[Tensor], rows: list[int] | None) -> list[Tensor]:
+        if rows is not None and len(rows) == 1:
+            return [tensor[rows[0] : rows[0] + 1] for tensor in tensors]  # a view: inverses are large
         return tensors if rows is None else [tensor[rows] for tensor in tensors]
 
     def _turn(self, X_BMN: Tensor, solved: list[Tensor], *, transpose: bool = False) -> Tensor:

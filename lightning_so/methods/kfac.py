@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from lightning_so.actions.moments import Base
 from lightning_so.core.block import Block, Stack
-from lightning_so.core.errors import ConfigError, check_range
+from lightning_so.core.errors import check_choice, check_range
 from lightning_so.core.method import Action, Taps
 from lightning_so.core.schedule import Spread, Staggered, Unit
-from lightning_so.layers.registry import lookup
-from lightning_so.layers.sums import sums, thin
+from lightning_so.layers.factor_rows import factor_rows, loss_terms, thin
 from lightning_so.linalg import kron
 from lightning_so.linalg.damping import Relative, split, strength
 from lightning_so.linalg.kron import Side
@@ -60,15 +59,18 @@ class KFAC:
         P X = (G + sqrt(l) / pi I)^-1 X (A + pi sqrt(l) I)^-1,  pi^2 = mean(A) / mean(G),  mean(F) = tr F / dim F
 
     SGD is preconditioned: `g <- nu P g` with the clip nu. Adam is bent: its own length along P m, so that its learning
-    rate stays. Statistics are those of one sample's loss, whatever the batch, accumulation, ranks or scaling. The loss
-    is taken for a mean over samples: for a sum use `Relative` damping.
+    rate stays. Statistics are those of one sample's loss, whatever the batch, accumulation, ranks or scaling; whether
+    the loss is a mean or a sum over samples is read from its graph.
 
     Source: Martens and Grosse 2015, arXiv 1503.05671, sections 3 and 6; Eschenhagen et al. 2023, arXiv 2311.00636, for
-    shared weights.
+    shared weights; Botev, Ritter and Barber 2017, arXiv 1706.03662, for the exact output factor.
 
     Attributes:
         damping: l, in the units of the curvature of one sample's loss; or `Relative(d)`: d mean(A) mean(G). None takes
             `Relative(0.1)` where updates are bent and 0.003 where gradients are preconditioned.
+        fisher: Whose g: "empirical", of the labels at hand, at no cost; "sampled", of labels drawn from the model's own
+            distribution, one more backward pass where layers are watched; "exact", the Gauss-Newton matrix, a pass for
+            each prediction of a sample. Both know cross-entropy, squared and logistic losses.
         exact: Damp the product, `(G x A + l I)^-1`, in the eigenbases, instead of each side.
         sharing: "expand": every position is a sample; "reduce": positions of a sample are summed first, right where the
             model pools them.
@@ -83,6 +85,7 @@ class KFAC:
     """
 
     damping: float | Relative | None = None
+    fisher: str = "empirical"
     exact: bool = False
     sharing: str = "expand"
     clip: float | None = 3e-5
@@ -99,8 +102,8 @@ class KFAC:
             check_range("KFAC", "damping", times, 1e-12, 1e12)
         check_range("KFAC", "period", self.period, 1, 100_000)
         check_range("KFAC", "rows", self.rows, 1, 1_000_000_000)
-        if self.sharing not in ("expand", "reduce"):
-            raise ConfigError(f"KFAC(sharing={self.sharing!r}): sharing must be 'expand' or 'reduce'.")
+        check_choice("KFAC", "fisher", self.fisher, ("empirical", "sampled", "exact"))
+        check_choice("KFAC", "sharing", self.sharing, ("expand", "reduce"))
         if self.clip is not None:
             check_range("KFAC", "clip", self.clip, 1e-12, 1e12)
         if self.cap is not None:
@@ -141,6 +144,14 @@ class KFAC:
 
     # ---------------------------------------------------------------- statistics
 
+    def absolute(self, base: Base) -> bool:
+        """See `core.method.Tapped.absolute`."""
+        return not isinstance(self._rule(base), Relative)
+
+    def _rule(self, base: Base) -> Relative | float:
+        """How lambda is found under a base."""
+        return self.damping or (PRECONDITIONED if base.linear else BENT)
+
     def _sides(self, block: Block) -> tuple[kron.Shape, kron.Shape]:
         """Input side and output side of a block."""
         tap = block.tap
@@ -160,17 +171,11 @@ class KFAC:
         assert first.tap is not None
         zeros = torch.zeros(count, **place)
         counts, transposed = torch.zeros(count, 2, **place), first.tap.layer.input_side == 0
-        rule = self.damping or (PRECONDITIONED if base.linear else BENT)
-        return Stats((a, g), torch.zeros(count), zeros, counts, zeros.clone(), rule, transposed)
+        return Stats((a, g), torch.zeros(count), zeros, counts, zeros.clone(), self._rule(base), transposed)
 
     def terms(self, module: nn.Module, x: Tensor, g: Tensor) -> Tensor | float:
-        """See `core.method.Tapped.terms`: samples, or, of a sequence that is not reduced, positions with a gradient."""
-        layer = lookup(module)
-        if layer is None or layer.single(x):
-            return 1.0
-        if self.sharing == "reduce" or not isinstance(module, nn.Linear) or g.ndim < 3:
-            return float(g.shape[0])
-        return (g != 0).any(-1).sum()
+        """See `core.method.Tapped.terms`."""
+        return loss_terms(module, x, g, reduce=self.sharing == "reduce")
 
     def clear(self, stats: Stats, row: int) -> None:
         """Forget a block's window."""
@@ -185,12 +190,12 @@ class KFAC:
         """See `core.method.Tapped.collect`."""
         tap, (inputs, outputs) = block.tap, stats.sides
         assert tap is not None
-        outputs_side = block.rows if tap.layer.input_side else block.cols
-        x, g, share = thin(tap.layer, x, g, positions=g.numel() // outputs_side, most=self.rows, step=step)
-        reduce = self.sharing == "reduce"
-        found = sums(tap.layer, tap.module, x, g, bias=block.bias is not None, reduce=reduce, dtype=inputs.dtype)
-        inputs.add(row, found.A)
-        outputs.add(row, found.G / share)
+        positions = g.numel() // (block.rows if tap.layer.input_side else block.cols)
+        x, g, share = thin(tap.layer, x, g, positions=positions, most=self.rows, step=step)
+        bias, reduce = block.bias is not None, self.sharing == "reduce"
+        found = factor_rows(tap.layer, tap.module, x, g, bias=bias, reduce=reduce, dtype=inputs.dtype)
+        inputs.add(row, found.a)
+        outputs.add(row, found.g, 1 / share)
         stats.counts[row, 0] += found.count
         stats.counts[row, 1] += terms
 
@@ -270,10 +275,10 @@ class KFAC:
         """See `core.method.RowWise`: damping the product needs the matrix."""
         return not self.exact
 
-    def of_rows(self, stats: Stats, row: int, a: Tensor, g: Tensor) -> Tensor:
-        """See `core.method.RowWise.of_rows`: `(g G^-1)' (a A^-1)`."""
+    def of_rows(self, stats: Stats, row: int, a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """See `core.method.RowWise.of_rows`: `a A^-1` and `g G^-1`."""
         inputs, outputs = stats.sides
-        return outputs.right(g[None], [row])[0].mT @ inputs.right(a[None], [row])[0]
+        return inputs.right(a[None], [row])[0], outputs.right(g[None], [row])[0]
 
     def tensors(self, stats: Stats) -> Iterator[tuple[str, Tensor]]:
         """See `core.method.Method.tensors`."""

@@ -1,6 +1,6 @@
-"""What one use of a layer in one micro-batch adds to its two factors.
+"""The rows of one use of a layer in one micro-batch, whose outer products sum to its two factors.
 
-Legend: Q groups, N samples, T positions, I inputs of a group (the bias' one included), O outputs of a group.
+Legend: Q groups, P terms, T positions, I inputs of a group (the bias' one included), O outputs of a group.
 
     expand:  A = sum_nt a a',  G = sum_nt g g'          (every position is a sample of its own; count N T)
     reduce:  A = sum_n (mean_t a)(mean_t a)',  G = sum_n (sum_t g)(sum_t g)'                       (count N)
@@ -14,28 +14,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_so.layers.registry import Layer
+from lightning_so.layers.registry import Layer, lookup
 
 
 @dataclass(frozen=True)
-class Sums:
-    """Unnormalised factors of one use.
+class FactorRows:
+    """What one use adds to the factors.
 
     Attributes:
-        A: Of the input side, shape (Q, I, I); the diagonal, shape (rows of the weight,), where indices choose rows.
-        G: Of the output side, shape (Q, O, O).
+        a: Rows of the input side, shape (Q, P, I); or, where indices choose rows of the weight, how often each was
+            chosen, the diagonal of A, shape (rows of the weight,).
+        g: Rows of the output side, shape (Q, P, O).
         count: Terms of A's sum, a scalar tensor.
     """
 
-    A: Tensor
-    G: Tensor
+    a: Tensor
+    g: Tensor
     count: Tensor
 
 
-def sums(
+def factor_rows(
     layer: Layer, module: nn.Module, x: Tensor, g: Tensor, *, bias: bool, reduce: bool, dtype: torch.dtype
-) -> Sums:
-    """Both sums of one use of a layer.
+) -> FactorRows:
+    """The rows of one use of a layer on both sides.
 
     Args:
         layer: The layer's description.
@@ -47,7 +48,7 @@ def sums(
         dtype: Precision of the sums.
 
     Returns:
-        The sums.
+        The rows.
     """
     g_QNTO = layer.outputs(module, g).to(dtype)
     if layer.indices:
@@ -57,26 +58,24 @@ def sums(
         a_QNTI = F.pad(a_QNTI, (0, 1), value=1.0)
     if reduce:
         a_QNI, g_QNO = a_QNTI.mean(2), g_QNTO.sum(2)
-        return Sums(a_QNI.mT @ a_QNI, g_QNO.mT @ g_QNO, torch.as_tensor(float(a_QNI.shape[1]), device=g.device))
-    a, g2 = a_QNTI.flatten(1, 2), g_QNTO.flatten(1, 2)
+        return FactorRows(a_QNI, g_QNO, torch.as_tensor(float(a_QNI.shape[1]), device=g.device))
+    a_QPI, g_QPO = a_QNTI.flatten(1, 2), g_QNTO.flatten(1, 2)
     if a_QNTI.shape[2] == 1 or a_QNTI.shape[0] > 1 or not isinstance(module, nn.Linear):
-        return Sums(a.mT @ a, g2.mT @ g2, torch.as_tensor(float(a.shape[1]), device=g.device))
+        return FactorRows(a_QPI, g_QPO, torch.as_tensor(float(a_QPI.shape[1]), device=g.device))
     # Positions without a gradient are padding: they are no samples of the input either.
-    real = (g2 != 0).any(-1, keepdim=True)
-    a = a * real
-    return Sums(a.mT @ a, g2.mT @ g2, real.sum().to(dtype))
+    real = (g_QPO != 0).any(-1, keepdim=True)
+    return FactorRows(a_QPI * real, g_QPO, real.sum().to(dtype))
 
 
-def _chosen(layer: Layer, module: nn.Module, x: Tensor, g_QNTO: Tensor) -> Sums:
+def _chosen(layer: Layer, module: nn.Module, x: Tensor, g_QNTO: Tensor) -> FactorRows:
     """An Embedding: inputs are one-hot, so that A is a diagonal of frequencies."""
     indices = layer.inputs(module, x).flatten()
     g = g_QNTO.flatten(1, 2)
     real = (g[0] != 0).any(-1) & (indices >= 0)
-    g = g * real[:, None]
     assert isinstance(module.weight, Tensor)
     counts = torch.zeros(module.weight.shape[0], dtype=g.dtype, device=g.device)
     counts.index_add_(0, indices.clamp_min(0), real.to(g.dtype))
-    return Sums(counts, g.mT @ g, real.sum().to(g.dtype))
+    return FactorRows(counts, g * real[:, None], real.sum().to(g.dtype))
 
 
 def thin(layer: Layer, x: Tensor, g: Tensor, *, positions: int, most: int, step: int) -> tuple[Tensor, Tensor, float]:
@@ -101,3 +100,23 @@ def thin(layer: Layer, x: Tensor, g: Tensor, *, positions: int, most: int, step:
         return x, g, 1.0
     kept = slice(step * 7919 % stride, None, stride)
     return x[kept], g[kept], len(g[kept]) / len(g)
+
+
+def loss_terms(module: nn.Module, x: Tensor, g: Tensor, *, reduce: bool) -> Tensor | float:
+    """Terms of a loss: samples, or, of a sequence that is not reduced, positions with a gradient.
+
+    Args:
+        module: The layer whose output gradient comes first.
+        x: Its input.
+        g: Gradient of its output.
+        reduce: Whether positions share one term.
+
+    Returns:
+        Their number.
+    """
+    layer = lookup(module)
+    if layer is None or layer.single(x):
+        return 1.0
+    if reduce or not isinstance(module, nn.Linear) or g.ndim < 3:
+        return float(g.shape[0])
+    return (g != 0).any(-1).sum()
