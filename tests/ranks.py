@@ -26,6 +26,7 @@ def train(
     shard=True,
     dtype=torch.float32,
     hook=None,
+    reduction="mean",
 ):
     """Train Net; the ranks see strided shards of the global batch. Gives weights, report, bytes sent and predicted."""
     several = dist.is_initialized() and shard
@@ -35,12 +36,17 @@ def train(
     wrapped = DDP(model) if several else model
     if hook and several:
         wrapped.register_comm_hook(None, fp16_compress_hook if hook == "fp16" else allreduce_hook)
+    if reduction == "sum":
+        # A sum over 8 samples is 8 means; DDP averages the sums of its ranks.
+        arguments = {**arguments, "lr": arguments["lr"] * ranks / 8}
     optimizer = base(model.parameters(), **arguments)
     engine = attach(model, optimizer, method)
     sent = []
     for step in range(steps * accumulate):
         x, y = batch(step, dtype)
-        loss = torch.nn.functional.cross_entropy(wrapped(x[rank::ranks]), y[rank::ranks]) / accumulate
+        f = wrapped(x[rank::ranks])
+        loss = torch.nn.functional.cross_entropy(f, y[rank::ranks], reduction=reduction) / accumulate
+        engine.before_backward(loss)
         loss.backward()
         if (step + 1) % accumulate:
             continue

@@ -66,7 +66,11 @@ def test_muon_equals_one_process(world, precision, tolerance):
 
 @pytest.mark.parametrize("base", [SGD, ADAMW], ids=["sgd", "adamw"])
 @pytest.mark.parametrize("more", [{}, {"accumulate": 2}, {"clip": 0.1}], ids=["", "accumulate", "clip"])
-@pytest.mark.parametrize("method", [KFAC4, KFAC(period=4, exact=True, cap=5)], ids=["factored", "exact-tiles"])
+@pytest.mark.parametrize(
+    "method",
+    [KFAC4, KFAC(period=4, exact=True, cap=5), KFAC(period=4, fisher="exact")],
+    ids=["factored", "exact-tiles", "gauss-newton"],
+)
 def test_kfac_equals_one_process(world, base, more, method):
     one = ranks.train(method, *base, 24, shard=False, dtype=torch.float64, **more)
     many = world.run(ranks.train, method, *base, 24, dtype=torch.float64, **more)
@@ -74,6 +78,12 @@ def test_kfac_equals_one_process(world, base, more, method):
     assert many[0][1].preconditioned + many[0][1].bent == 3
     assert many[0][1].failures == 0
     assert sum(report.solved_here for _, report, *_ in many) == one[1].solves > 0
+
+
+def test_kfac_of_a_sum_equals_that_of_a_mean(world):
+    base = (torch.optim.SGD, {"lr": 0.05, "momentum": 0.9})
+    one = ranks.train(KFAC4, *base, 24, shard=False, dtype=torch.float64)
+    close(world.run(ranks.train, KFAC4, *base, 24, dtype=torch.float64, reduction="sum"), one, 1e-10)
 
 
 @pytest.mark.parametrize("method", [SOAP10, KFAC4], ids=["soap", "kfac"])

@@ -4,7 +4,8 @@ import pytest
 import torch
 from pytorch_lightning.plugins.precision import MixedPrecision
 
-from lightning_so import KFAC, SecondOrder, attach
+from lightning_so import KFAC, ConfigError, SecondOrder, TrustError, attach
+from tests.problems import batch
 from tests.test_callback import fit
 from tests.test_situations import Plain, loss_of, net, same
 
@@ -61,3 +62,89 @@ def test_the_scale_of_a_scaler_does_not_matter(cls, fused):
         ends.append(model.net)
         assert ours.engines[0].report.failures == ours.engines[0].report.skipped == 0
     same(*ends, atol=1e-3)  # what float16 rounds; with the scale in the factors it is a hundred times more
+
+
+def trained(loss, method=METHOD, cls=torch.optim.SGD, lr=0.1, **arguments):
+    model, ours = Plain(lambda parameters: cls(parameters, lr=lr), loss), SecondOrder(method)
+    fit(model, [ours], **arguments)
+    return model.net, ours.engines[0]
+
+
+def summed(net, number):
+    x, y = batch(number)
+    return torch.nn.functional.cross_entropy(net(x), y, reduction="sum")
+
+
+SIZE = len(batch(0)[0])
+
+
+@pytest.mark.parametrize("fisher", ["empirical", "sampled", "exact"])
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_a_summed_loss_trains_as_its_mean_with_the_default_damping(accumulate, fisher):
+    method = KFAC(period=4, fisher=fisher)
+    mean, _ = trained(loss_of, method, accumulate_grad_batches=accumulate)
+    other, engine = trained(summed, method, lr=0.1 / SIZE, accumulate_grad_batches=accumulate)
+    assert engine.report.preconditioned == 3
+    same(other, mean, atol=1e-6)
+
+
+@pytest.mark.parametrize("fisher", ["empirical", "sampled"])
+def test_gradients_taken_inside_the_training_step_are_no_statistics(fisher):
+    def penalised(net, number):
+        torch.autograd.grad(loss_of(net, number + 1), list(net.parameters()))
+        return loss_of(net, number)
+
+    method = KFAC(period=4, fisher=fisher)
+    same(trained(penalised, method)[0], trained(loss_of, method)[0])
+
+
+@pytest.mark.parametrize("fisher", ["sampled", "exact"])
+def test_a_scaler_does_not_change_the_model_s_own_fisher(fisher):
+    ends = []
+    for scale in (64.0, 1024.0):
+        plugin = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=scale))
+        model, engine = trained(loss_of, KFAC(period=4, fisher=fisher), lr=1e-2, plugins=[plugin])
+        assert engine.report.failures == engine.report.skipped == 0
+        ends.append(model)
+    same(*ends, atol=1e-3)
+
+
+def test_a_backward_pass_past_the_trainer_is_refused_where_the_loss_must_be_seen():
+    class Manual(Plain):
+        automatic_optimization = False
+
+        def training_step(self, data, index):
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            self.loss(self.net, index).backward()
+            optimizer.step()
+
+    with pytest.raises(TrustError, match=r"self\.manual_backward"):
+        fit(Manual(BASES["sgd"]), [SecondOrder(KFAC(fisher="sampled"))])
+
+
+def test_a_loss_that_does_not_tell_is_refused_by_name_and_said_beside_the_method():
+    class Own(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, losses):
+            ctx.count = len(losses)
+            return losses.mean()
+
+        @staticmethod
+        def backward(ctx, g):
+            return (g / ctx.count).expand(ctx.count)
+
+    def own(net, number):
+        x, y = batch(number)
+        return Own.apply(torch.nn.functional.cross_entropy(net(x), y, reduction="none"))
+
+    with pytest.raises(ConfigError, match=r"OwnBackward.*reduction='mean'"):
+        trained(own)
+    model, ours = (
+        Plain(lambda parameters: torch.optim.SGD(parameters, lr=0.1), own),
+        SecondOrder(METHOD, reduction="mean"),
+    )
+    fit(model, [ours])
+    same(model.net, trained(loss_of)[0], atol=1e-6)
+    with pytest.raises(ConfigError, match=r"SecondOrder\(reduction='avg'\)"):
+        SecondOrder(METHOD, reduction="avg")

@@ -189,6 +189,8 @@ class SecondOrder(Callback):
             if engine.recorder is not None:
                 engine.recorder.accumulate = divided
                 engine.recorder.loss_scale = scaler.get_scale() if scaler is not None else 1.0
+                if engine.recorder.announced is None and pl_module.automatic_optimization:
+                    engine.recorder.announced = False
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
         """Show the loss to the engines that observe layers."""

@@ -58,6 +58,7 @@ class Recorder:
         uses: Calls of hooked layers since the optimizer stepped.
         passes: Backward passes since then.
         mean: Whether the loss is a mean over samples.
+        announced: Whether the coming backward pass is that of a loss; None if losses are not shown.
     """
 
     def __init__(self, engine: "Engine") -> None:
@@ -81,8 +82,7 @@ class Recorder:
         self.fired: dict[Block, tuple[int, int]] = {}
         self.uses: list[Use] = []
         self.mean = engine.reduction != "sum"
-        # Whether the coming backward pass is that of a loss; None until a loss was shown for the first time.
-        self._announced: bool | None = None
+        self.announced: bool | None = None
         self._counts, self._ours = True, False
 
     # ---------------------------------------------------------------- when
@@ -173,7 +173,7 @@ class Recorder:
         Raises:
             ConfigError: If what the method must know cannot be read.
         """
-        self._announced = True
+        self.announced = True
         if not self.uses or not loss.requires_grad:
             return
         samples = self.uses[-1].samples
@@ -215,13 +215,13 @@ class Recorder:
         if self._running:
             return
         self._running, self._terms = True, None
-        self._counts = self._announced is not False  # Once losses are shown, other passes are none of theirs.
+        self._counts = self.announced is not False  # Once losses are shown, other passes are none of theirs.
         self.passes += self._empirical
 
         def done() -> None:
             self._running = False
-            if self._announced:
-                self._announced = False
+            if self.announced:
+                self.announced = False
 
         torch.autograd.Variable._execution_engine.queue_callback(done)  # type: ignore[attr-defined]
 
@@ -258,7 +258,7 @@ class Recorder:
         if (
             not self._empirical
             and self.watched
-            and self._announced is None
+            and self.announced is None
             and any(b.live for b in self.watched.values())
         ):
             raise TrustError(

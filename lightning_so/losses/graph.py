@@ -40,7 +40,7 @@ def kind(node: Node) -> str:
 def joined(loss: Tensor, stops: set[Node], samples: int, scale: float = 1.0) -> Joined:
     """Whether a loss is a mean or a sum over samples: what the deepest reduction over its first dimension does.
 
-    A sum that is multiplied by at most 1 / samples is a mean: `loss.sum() / len(x)`.
+    A sum that is divided by a number nearer to that of the samples than to one is a mean, as in `loss.sum() / len(x)`.
 
     Args:
         loss: The loss.
@@ -59,7 +59,7 @@ def joined(loss: Tensor, stops: set[Node], samples: int, scale: float = 1.0) -> 
     known = [mean for mean in found if mean is not None]
     if len(known) == 1:
         return Joined(known[0], found[known[0]])
-    return Joined(None, loss.grad_fn.name() if not known else "both a mean and a sum")
+    return Joined(None, "both a mean and a sum" if known else found.get(None, loss.grad_fn.name()))
 
 
 def _verdicts(root: Node, stops: set[Node], samples: int, scale: float) -> Iterator[tuple[bool | None, str]]:
@@ -77,7 +77,8 @@ def _verdicts(root: Node, stops: set[Node], samples: int, scale: float) -> Itera
             continue
         verdict = _reduces(node, samples)
         if verdict is not None:
-            mean = verdict or factor * samples <= 1 + 1e-6
+            mean, where = verdict or factor * samples**0.5 < 1, node.name()
+        elif not where and kind(node) not in ("Mul", "Div"):
             where = node.name()
         factor *= _factor(node)
         pending += [(child, factor, mean, where) for child, _ in node.next_functions if child is not None]
