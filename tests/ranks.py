@@ -79,24 +79,26 @@ def resumed(method, base, arguments, steps, stop):
         optimizer = base(model.parameters(), **arguments)
         return model, wrapped, optimizer, attach(model, optimizer, method)
 
-    def walk(wrapped, optimizer, numbers):
+    def walk(engine, wrapped, optimizer, numbers):
         for step in numbers:
             x, y = batch(step)
             optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(wrapped(x[rank::ranks]), y[rank::ranks]).backward()
+            loss = torch.nn.functional.cross_entropy(wrapped(x[rank::ranks]), y[rank::ranks])
+            engine.before_backward(loss)
+            loss.backward()
             optimizer.step()
 
     model, wrapped, optimizer, engine = make()
-    walk(wrapped, optimizer, range(stop))
+    walk(engine, wrapped, optimizer, range(stop))
     files = [io.BytesIO() for _ in range(3)]
     for file, part in zip(files, (model, optimizer, engine), strict=True):
         torch.save(part.state_dict(), file)
         file.seek(0)
-    walk(wrapped, optimizer, range(stop, steps))
+    walk(engine, wrapped, optimizer, range(stop, steps))
     again, wrapped, optimizer, other = make()
     for file, part in zip(files, (again, optimizer, other), strict=True):
         part.load_state_dict(torch.load(file, weights_only=True))
-    walk(wrapped, optimizer, range(stop, steps))
+    walk(other, wrapped, optimizer, range(stop, steps))
     ends = [{name: p.detach().clone() for name, p in m.named_parameters()} for m in (model, again)]
     engine.detach()
     other.detach()

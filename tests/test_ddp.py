@@ -113,8 +113,9 @@ def test_a_gradient_that_one_rank_lacks_is_withheld_on_all(world):
         (SOAP10, ADAMW, 17),
         (KFAC4, ADAMW, 9),
         (KFAC4, SGD, 9),
+        (KFAC(period=4, fisher="sampled"), SGD, 9),
     ],
-    ids=["soap-bent", "soap-switch", "soap-rotated", "kfac-bent", "kfac-preconditioned"],
+    ids=["soap-bent", "soap-switch", "soap-rotated", "kfac-bent", "kfac-preconditioned", "kfac-sampled"],
 )
 def test_resuming_equals_not_having_stopped(world, method, base, stop):
     ends = world.run(ranks.resumed, method, *base, 24, stop)

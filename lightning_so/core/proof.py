@@ -85,9 +85,12 @@ def staleness(engine: "Engine") -> tuple[int, int]:
 def summary(engine: "Engine") -> str:
     """What was done, in one line, and the blocks of which nothing was seen."""
     idle = [done.name for done in work(engine) if not done.observed]
+    loss = (
+        "" if engine.recorder is None else f"; the loss is a {'mean' if engine.recorder.mean else 'sum'} over samples"
+    )
     return (
         f"{engine.plan.method} on {engine.plan.base}: {engine.report}, the oldest basis {staleness(engine)[0]} "
-        f"steps old" + (f"; never a gradient: {', '.join(idle)}" if idle else "")
+        f"steps old" + loss + (f"; never a gradient: {', '.join(idle)}" if idle else "")
     )
 
 
