@@ -26,14 +26,16 @@ from benchmarks.methods import Settings
 from benchmarks.problems import PROBLEMS, load
 from benchmarks.train import Run, train
 from lightning_so import Relative
+from lightning_so.methods.kfac import BENT, PRECONDITIONED
 
 #: The defaults that are tried, and what multiplies them.
-DEFAULTS = {"kfac": Relative(0.1), "kfac_sgd": 0.003}
+DEFAULTS = {"kfac": BENT, "kfac_sgd": PRECONDITIONED}
 TIMES = [0.1, 0.3, 1.0, 3.0, 10.0]
 #: Learning rates of each base: tuned with the default at the problem's own batch size.
 RATES = {
     ("autoencoder", "kfac"): 1e-2,
     ("cnn", "kfac"): 5e-3,
+    ("cnn_fashion", "kfac"): 5e-3,
     ("byte_lm", "kfac"): 5e-3,
     ("regression", "kfac"): 5e-3,
 }

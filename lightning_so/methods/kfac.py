@@ -25,7 +25,7 @@ from lightning_so.linalg.result import Result
 BETA = 0.95
 #: Damping where none is given: of bent updates, whose length is the base's, and of preconditioned gradients, whose
 #: length it sets. There a block's own scale will not do: layers whose gradients vanish at first would run away.
-BENT, PRECONDITIONED = Relative(0.1), 0.003
+BENT, PRECONDITIONED = Relative(0.1), 0.002
 
 
 @dataclass
@@ -67,7 +67,7 @@ class KFAC:
 
     Attributes:
         damping: l, in the units of the curvature of one sample's loss; or `Relative(d)`: d mean(A) mean(G). None takes
-            `Relative(0.1)` where updates are bent and 0.003 where gradients are preconditioned.
+            `Relative(0.1)` where updates are bent and 0.002 where gradients are preconditioned.
         fisher: Whose g: "empirical", of the labels at hand, at no cost; "sampled", of labels drawn from the model's own
             distribution, one more backward pass where layers are watched; "exact", the Gauss-Newton matrix, a pass for
             each prediction of a sample. Both know cross-entropy, squared and logistic losses.
