@@ -253,6 +253,7 @@ def test_positions_that_are_ignored_are_no_terms():
         (lambda f, y, c: by_hand(f, y, c).sqrt(), "Sqrt"),
         (lambda f, y, c: F.cross_entropy(f, c, label_smoothing=0.1), "Softmax"),
         (lambda f, y, c: ((f - y) ** 3).mean(), "Pow"),
+        (lambda f, y, c: by_hand(f, y, c).sqrt().square(), "Pow.*no prediction a sample"),
     ],
 )
 @pytest.mark.parametrize("fisher", ["exact", "sampled"])

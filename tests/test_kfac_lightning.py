@@ -148,3 +148,30 @@ def test_a_loss_that_does_not_tell_is_refused_by_name_and_said_beside_the_method
     same(model.net, trained(loss_of)[0], atol=1e-6)
     with pytest.raises(ConfigError, match=r"SecondOrder\(reduction='avg'\)"):
         SecondOrder(METHOD, reduction="avg")
+
+
+@pytest.mark.parametrize("fisher", ["empirical", "sampled"])
+def test_the_loss_of_another_optimizer_is_none_of_ours(fisher):
+    method = KFAC(period=4, fisher=fisher)
+
+    class Two(Plain):
+        automatic_optimization = False
+
+        def __init__(self):
+            super().__init__()
+            self.other = net()
+
+        def training_step(self, data, index):
+            losses = [loss_of(self.net, index), summed(self.other, index)]
+            for loss, optimizer in zip(losses, self.optimizers(), strict=True):
+                optimizer.zero_grad()
+                self.manual_backward(loss)
+                optimizer.step()
+
+        def configure_optimizers(self):
+            return [torch.optim.SGD(part.parameters(), lr=0.1) for part in (self.net, self.other)]
+
+    model, ours = Two(), SecondOrder(method)
+    fit(model, [ours])
+    same(model.net, trained(loss_of, method)[0], atol=1e-6)
+    assert [engine.recorder.mean for engine in ours.engines] == [True, False]

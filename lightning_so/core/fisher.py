@@ -103,6 +103,9 @@ class Passes:
         stops: set[Node] = {edge.node for edge in outputs}
         self.loss, self.outputs, self.samples, self.method = loss, list(outputs), samples, method
         self.heads, unknown = heads(loss, stops)
+        for head in self.heads:
+            if not head.curvature.shape or head.curvature.shape[0] % samples:
+                unknown = f"{head.node.name()} of no prediction a sample"
         if unknown is not None or not self.heads:
             raise ConfigError(
                 f"{method} must know the loss function, and this loss is made with {unknown or 'a constant'}; known: "
@@ -121,7 +124,7 @@ class Passes:
         Raises:
             ConfigError: If there are too many.
         """
-        counts = [head.curvature.columns(self._samples(head)) for head in self.heads]
+        counts = [head.curvature.columns(self.samples) for head in self.heads]
         if sum(counts) > MOST:
             raise ConfigError(
                 f"{self.method} needs a backward pass for each of the {sum(counts):,} predictions of a sample; allowed "
@@ -129,12 +132,7 @@ class Passes:
             )
         for head, count in zip(self.heads, counts, strict=True):
             for index in range(count):
-                yield self._run({head: _column(head.curvature, self._samples(head), index)})
-
-    def _samples(self, head: Head) -> int:
-        """Samples of a head: its own first dimension, where that is no multiple of the micro-batch."""
-        first = head.curvature.shape[0]
-        return self.samples if first % self.samples == 0 else first
+                yield self._run({head: _column(head.curvature, self.samples, index)})
 
     def _run(self, gradients: dict[Head, Callable[[Tensor], Tensor]]) -> Gradients:
         """Backward from the loss, where every head sends something else than its gradient; none where not given."""

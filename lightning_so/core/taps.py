@@ -18,7 +18,7 @@ from lightning_so.core.errors import ConfigError, TrustError
 from lightning_so.core.method import RowWise, Tapped
 from lightning_so.core.rows import Rows
 from lightning_so.layers.registry import lookup
-from lightning_so.losses.graph import joined
+from lightning_so.losses.graph import joined, reaches
 
 if TYPE_CHECKING:
     from lightning_so.core.engine import Engine
@@ -173,8 +173,9 @@ class Recorder:
         Raises:
             ConfigError: If what the method must know cannot be read.
         """
-        self.announced = True
-        if not self.uses or not loss.requires_grad:
+        # Another optimizer's loss is none of ours.
+        self.announced = reaches(loss.grad_fn, {use.edge.node for use in self.uses})
+        if not self.announced:
             return
         samples = self.uses[-1].samples
         self.mean = self._is_mean(loss, samples)

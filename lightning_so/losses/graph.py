@@ -133,16 +133,16 @@ def heads(loss: Tensor, stops: set[Node]) -> tuple[list[Head], str | None]:
         head = lookup(node)
         if head is not None:
             found.append(head)
-        elif node in stops or (kind(node) not in LINEAR and _leads(node, stops)):
+        elif node in stops or (kind(node) not in LINEAR and reaches(node, stops)):
             return found, node.name()
         else:
             pending += [child for child, _ in node.next_functions]
     return found, None
 
 
-def _leads(node: Node, stops: set[Node]) -> bool:
+def reaches(node: Node | None, stops: set[Node]) -> bool:
     """Whether a stop lies behind a node."""
-    pending, seen = [node], set()
+    pending, seen = [] if node is None else [node], set()
     while pending:
         at = pending.pop()
         if at in stops:
