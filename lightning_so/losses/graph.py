@@ -132,7 +132,7 @@ def heads(loss: Tensor, stops: set[Node]) -> tuple[list[Head], str | None]:
         seen.add(node)
         head = lookup(node)
         if head is not None:
-            found.append(head)
+            found += [head] if reaches(node, stops) else []  # The square of a weight is no loss of a prediction.
         elif node in stops or (kind(node) not in LINEAR and reaches(node, stops)):
             return found, node.name()
         else:
