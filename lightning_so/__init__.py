@@ -10,6 +10,7 @@ from lightning_so.core.schedule import Synchronous as Synchronous
 from lightning_so.linalg.damping import Relative as Relative
 from lightning_so.methods.kfac import KFAC as KFAC
 from lightning_so.methods.muon import Muon as Muon
+from lightning_so.methods.shampoo import Shampoo as Shampoo
 from lightning_so.methods.soap import SOAP as SOAP
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Muon",
     "Relative",
     "SecondOrder",
+    "Shampoo",
     "Staggered",
     "StateError",
     "Synchronous",

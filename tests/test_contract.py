@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_so import KFAC, SOAP, ConfigError, Muon, Relative, Synchronous, attach
+from lightning_so import KFAC, SOAP, ConfigError, Muon, Relative, Shampoo, Synchronous, attach
 from lightning_so.core.method import Taps
 from lightning_so.layers.registry import lookup
 
@@ -19,6 +19,9 @@ METHODS = [
     KFAC(period=2),
     KFAC(period=1, damping=Relative(0.1), exact=True, cap=4),
     KFAC(period=2, sharing="reduce"),
+    Shampoo(period=2),
+    Shampoo(period=1, merge=True, cap=3, schedule=Synchronous()),
+    Shampoo(period=2, beta=1.0, power=2),
 ]
 #: By layer, how it is made and the shape of its input.
 LAYERS = {
@@ -30,7 +33,8 @@ LAYERS = {
     "conv3d": (lambda: nn.Conv3d(2, 3, 2), (2, 2, 4, 4, 4)),
     "convtranspose": (lambda: nn.ConvTranspose2d(3, 4, 2), (2, 3, 4, 4)),
     "lstm": (lambda: nn.LSTM(4, 3), (5, 2, 4)),
-    "attention": (lambda: nn.MultiheadAttention(8, 2), (5, 2, 8)),
+    # Without biases: the gradient of the keys' is rounding alone, which Adam makes steps of.
+    "attention": (lambda: nn.MultiheadAttention(8, 2, bias=False), (5, 2, 8)),
     "linear-sequence": (lambda: nn.Linear(7, 5), (2, 3, 7)),
     "embedding": (lambda: nn.Embedding(9, 5), (4, 3)),
     "transposed-weight": (lambda: transposed(), (6, 7)),

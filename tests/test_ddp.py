@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from lightning_so import KFAC, SOAP, Muon
+from lightning_so import KFAC, SOAP, Muon, Shampoo
 from tests import ranks
 from tests.world import World
 
@@ -80,6 +80,17 @@ def test_kfac_equals_one_process(world, base, more, method):
     assert sum(report.solved_here for _, report, *_ in many) == one[1].solves > 0
 
 
+@pytest.mark.parametrize("base", [SGD, ADAMW], ids=["sgd", "adamw"])
+@pytest.mark.parametrize("more", [{}, {"accumulate": 2}], ids=["", "accumulate"])
+def test_shampoo_equals_one_process(world, base, more):
+    # A factor's null space is damped by a millionth: its root magnifies rounding a thousand times.
+    one = ranks.train(Shampoo(period=4), *base, 24, shard=False, dtype=torch.float64, **more)
+    many = world.run(ranks.train, Shampoo(period=4), *base, 24, dtype=torch.float64, **more)
+    close(many, one, 1e-9)
+    assert many[0][1].preconditioned + many[0][1].bent == 3
+    assert sum(report.solved_here for _, report, *_ in many) == one[1].solves > 0
+
+
 def test_kfac_of_a_sum_equals_that_of_a_mean(world):
     base = (torch.optim.SGD, {"lr": 0.05, "momentum": 0.9})
     one = ranks.train(KFAC4, *base, 24, shard=False, dtype=torch.float64)
@@ -114,8 +125,19 @@ def test_a_gradient_that_one_rank_lacks_is_withheld_on_all(world):
         (KFAC4, ADAMW, 9),
         (KFAC4, SGD, 9),
         (KFAC(period=4, fisher="sampled"), SGD, 9),
+        (Shampoo(period=4), SGD, 9),
+        (Shampoo(period=4), ADAMW, 9),
     ],
-    ids=["soap-bent", "soap-switch", "soap-rotated", "kfac-bent", "kfac-preconditioned", "kfac-sampled"],
+    ids=[
+        "soap-bent",
+        "soap-switch",
+        "soap-rotated",
+        "kfac-bent",
+        "kfac-preconditioned",
+        "kfac-sampled",
+        "shampoo",
+        "shampoo-bent",
+    ],
 )
 def test_resuming_equals_not_having_stopped(world, method, base, stop):
     ends = world.run(ranks.resumed, method, *base, 24, stop)

@@ -108,7 +108,7 @@ def stack_blocks(blocks: list[Block]) -> list[Stack]:
     for block in blocks:
         p = block.param
         layer = block.tap and (id(block.tap.layer), block.tap.groups)
-        key = (block.rows, block.cols, p.dtype, p.device, block.edge, block.bias is None, layer)
+        key = (block.rows, block.cols, p.shape, p.dtype, p.device, block.edge, block.bias is None, layer)
         groups.setdefault(key, []).append(block)
     stacks = []
     for members in groups.values():

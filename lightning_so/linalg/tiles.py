@@ -23,8 +23,10 @@ def tiles(side: int, cap: int) -> list[slice]:
     return [slice(a, b) for a, b in pairwise(edges)]
 
 
-def fold(factors: list[Tensor], cuts: list[slice], G_BMN: Tensor, weight: float, *, column: bool) -> None:
-    """Fold G G' (or G' G for the column side) into the factors in place: F <- (1 - w) F + w G G'.
+def fold(
+    factors: list[Tensor], cuts: list[slice], G_BMN: Tensor, weight: float, *, column: bool, keep: float | None = None
+) -> None:
+    """Fold G G' (or G' G for the column side) into the factors in place: F <- k F + w G G'.
 
     Args:
         factors: One (B, T, T) tensor a tile; for a side without tiles one (B, side) diagonal.
@@ -32,14 +34,16 @@ def fold(factors: list[Tensor], cuts: list[slice], G_BMN: Tensor, weight: float,
         G_BMN: Gradients, shape (B, M, N).
         weight: w, the weight of the newest.
         column: Whether the side is the columns.
+        keep: k, what stays of the old; None takes 1 - w.
     """
+    keep = 1 - weight if keep is None else keep
     G = G_BMN.mT if column else G_BMN
     if not cuts:
-        factors[0].mul_(1 - weight).add_(G.square().sum(-1), alpha=weight)
+        factors[0].mul_(keep).add_(G.square().sum(-1), alpha=weight)
         return
     for F, cut in zip(factors, cuts, strict=True):
         part = G[:, cut]
-        F.baddbmm_(part, part.mT, beta=1 - weight, alpha=weight)
+        F.baddbmm_(part, part.mT, beta=keep, alpha=weight)
 
 
 def turn(bases: list[Tensor], cuts: list[slice], X_BMN: Tensor, *, column: bool, leave: bool) -> Tensor:

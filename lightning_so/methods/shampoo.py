@@ -1,0 +1,249 @@
+"""Shampoo: one factor a dimension of a tensor, and the product of their inverse roots.
+
+Legend: B blocks of a stack, T side of a tile, R entries along all other dimensions.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lightning_so.actions.moments import Base
+from lightning_so.core.block import Block, Stack
+from lightning_so.core.errors import ConfigError, check_range
+from lightning_so.core.method import Action, Taps
+from lightning_so.core.schedule import Spread, Staggered, Unit
+from lightning_so.linalg import tiles
+from lightning_so.linalg.result import Result
+from lightning_so.linalg.roots import inverse_root, root_cost
+
+
+@dataclass
+class Side:
+    """One dimension of every tensor of a stack; inert.
+
+    Attributes:
+        dim: The dimension, counted without the blocks'.
+        cuts: Its tiles; none for a side that keeps only its diagonal.
+        factors: One (B, T, T) tensor a tile, or one (B, length) diagonal. Replicated over ranks, saved.
+        roots: Inverse roots, one (B, T, T) tensor a tile, or none. Replicated over ranks, saved.
+    """
+
+    dim: int
+    cuts: list[slice]
+    factors: list[Tensor]
+    roots: list[Tensor]
+
+
+@dataclass
+class Stats:
+    """What Shampoo keeps of a stack.
+
+    Attributes:
+        shape: Of the tensors.
+        power: p of the roots F^(-1/p).
+        sides: Those of more than one entry.
+    """
+
+    shape: tuple[int, ...]
+    power: float
+    sides: list[Side]
+
+
+@dataclass(frozen=True)
+class Shampoo:
+    """Multiply gradients (SGD), or turn updates (Adam), by an inverse root of the second moments of every dimension.
+
+        F_i <- b F_i + (1 - b) g_(i) g_(i)',    P x = x *_1 F_1^(-1/p) ... *_k F_k^(-1/p),    p = 2 k
+
+    with g_(i) the unfolding of the gradient along dimension i, of k. Under SGD the result has the gradient's own
+    length, block by block (SGD grafting), so that learning rate, momentum and decay keep their meaning; Adam is bent
+    along P m at its own length. Until its first solve a block is on the base. `beta=1` is a sum and no average.
+
+    Source: Gupta, Koren and Singer 2018, arXiv 1802.09568, algorithm 2; Anil et al. 2020, arXiv 2002.09018, for
+    grafting and the relative epsilon; Shi et al. 2023, arXiv 2309.06497, for tiles.
+
+    Attributes:
+        beta: Decay b of the factors; 1 adds them up.
+        epsilon: What is added to a factor before its root, relative to its largest diagonal entry.
+        power: p; None takes 2 k.
+        merge: Fold all dimensions but the first into one, so that kernels are matrices.
+        period: Largest interval between two solves of one unit, in steps.
+        cap: Largest tile of a side; None takes 256 on CPU and 1024 on other devices.
+        schedule: `Staggered()`, or `Synchronous()` for the textbook burst.
+
+    Example:
+        >>> Shampoo(power=2).power
+        2
+    """
+
+    beta: float = 0.95
+    epsilon: float = 1e-6
+    power: float | None = None
+    merge: bool = False
+    period: int = 20
+    cap: int | None = None
+    schedule: Spread = field(default_factory=Staggered)
+
+    taps: ClassVar[Taps] = Taps.GRADS
+    trust: ClassVar[float | None] = None
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        check_range("Shampoo", "beta", self.beta, 0.0, 1.0)
+        check_range("Shampoo", "epsilon", self.epsilon, 1e-12, 1.0)
+        check_range("Shampoo", "period", self.period, 1, 100_000)
+        if self.power is not None:
+            check_range("Shampoo", "power", self.power, 0.5, 64)
+        if self.cap is not None:
+            check_range("Shampoo", "cap", self.cap, 2, 65_536)
+        if not isinstance(self.schedule, Spread):
+            raise ConfigError(f"Shampoo(schedule={self.schedule!r}): schedule must be Staggered() or Synchronous().")
+
+    # ---------------------------------------------------------------- which blocks, which action
+
+    def refuse(self, base: Base, group: dict) -> str | None:
+        """See `core.method.Method.refuse`."""
+        if base.linear or base.has_first_moment(group):
+            return None
+        return "Shampoo preconditions SGD or bends a first moment, and this optimizer has none: use SGD, Adam or AdamW."
+
+    def exclude(self, block: Block) -> str | None:
+        """See `core.method.Method.exclude`."""
+        cap = self._cap(block.param.device)
+        if all(not tiles.tiles(length, cap) for length in self._lengths(block).values()):
+            return f"every dimension is longer than {tiles.LONG} tiles of {cap}: raise Shampoo(cap=...)"
+        return None
+
+    def describe(self, base: Base, group: dict, block: Block) -> str:
+        """See `core.method.Method.describe`."""
+        cap, sides = self._cap(block.param.device), []
+        for length in self._lengths(block).values():
+            cuts = tiles.tiles(length, cap)
+            sides.append(f"{len(cuts)}x{cuts[0].stop}" if cuts else "diagonal")
+        action = self.action(base, group, block, True).value
+        return f"{action} by roots 1/{self._power(block):g}; tiles {' and '.join(sides)}"
+
+    def action(self, base: Base, group: dict, block: Block, warm: bool) -> Action:
+        """See `core.method.Method.action`."""
+        if not warm:
+            return Action.BASE
+        return Action.PRECONDITION if base.linear else Action.BEND
+
+    def ready(self, step: int, solved: list[int]) -> bool:
+        """See `core.method.Method.ready`: from the first solve of every side on."""
+        return bool(solved) and min(solved) > 0
+
+    # ---------------------------------------------------------------- statistics
+
+    def init(self, stack: Stack, base: Base) -> Stats:
+        """See `core.method.Method.init`."""
+        count, block = len(stack.blocks), stack.blocks[0]
+        place, sides = {"dtype": stack.dtype, "device": stack.device}, []
+        for dim, length in self._lengths(block).items():
+            cuts = tiles.tiles(length, self._cap(stack.device))
+            widths = [cut.stop - cut.start for cut in cuts]
+            factors = [torch.zeros(count, w, w, **place) for w in widths] or [torch.zeros(count, length, **place)]
+            sides.append(Side(dim, cuts, factors, [torch.eye(w, **place).repeat(count, 1, 1) for w in widths]))
+        return Stats(self._shape(block), self._power(block), sides)
+
+    def observe(self, stats: Stats, gradients: Tensor, rows: list[int] | None) -> None:
+        """See `core.method.Observer.observe`."""
+        X = gradients.view(-1, *stats.shape)
+        for side in stats.sides:
+            factors = side.factors if rows is None else [F[rows] for F in side.factors]
+            unfolded = X.movedim(side.dim + 1, 1).flatten(2)
+            tiles.fold(factors, side.cuts, unfolded, 1 - self.beta or 1.0, column=False, keep=self.beta)
+            if rows is not None:
+                for F, part in zip(side.factors, factors, strict=True):
+                    F[rows] = part
+
+    # ---------------------------------------------------------------- solve and apply
+
+    def units(self, index: int, stack: Stack) -> list[Unit]:
+        """See `core.method.Method.units`: a tile of a dimension."""
+        cap = self._cap(stack.device)
+        return [
+            Unit(index, row, side, tile, root_cost(cut.stop - cut.start), (cut.stop - cut.start,) * 2, ordered=False)
+            for row in range(len(stack.blocks))
+            for side, length in enumerate(self._lengths(stack.blocks[0]).values())
+            for tile, cut in enumerate(tiles.tiles(length, cap))
+        ]
+
+    def timing(self) -> tuple[int, Spread]:
+        """See `core.method.Method.timing`."""
+        return self.period, self.schedule
+
+    def work(self, stack: Stack, action: Action) -> float:
+        """See `core.method.Method.work`."""
+        block, cap = stack.blocks[0], self._cap(stack.device)
+        turn = float(block.param.numel() * sum(min(length, cap) for length in self._lengths(block).values()))
+        return turn if action is Action.BASE else 2 * turn
+
+    def solve(self, stats: Stats, unit: Unit) -> Result:
+        """See `core.method.Method.solve`."""
+        F = stats.sides[unit.side].factors[unit.tile][unit.row : unit.row + 1]
+        damping = self.epsilon * F.diagonal(dim1=1, dim2=2).amax(1)
+        if not bool(damping > 0):  # No gradient yet, or none that is a number: there is no root to keep.
+            return Result(F[0], ok=False)
+        found = inverse_root(F, damping, stats.power)
+        return Result(found.value[0], found.ok, attempts=found.attempts, residual=found.residual)
+
+    settle = solve
+
+    def accept(self, stats: Stats, unit: Unit, result: Result) -> None:
+        """See `core.method.Solver.accept`."""
+        stats.sides[unit.side].roots[unit.tile][unit.row].copy_(result.value)
+
+    def direction(self, stats: Stats, X: Tensor, rows: list[int] | None) -> Tensor:
+        """See `core.method.Method.direction`: P X at the length of X."""
+        Y = X.view(-1, *stats.shape)
+        for side in stats.sides:
+            Y = self._multiply(stats, side, Y, rows)
+        Y = Y.reshape(X.shape)
+        lengths = torch.linalg.vector_norm(Y, dim=(1, 2), keepdim=True)
+        tiny = torch.finfo(X.dtype).tiny
+        return Y * (torch.linalg.vector_norm(X, dim=(1, 2), keepdim=True) / lengths.clamp_min(tiny))
+
+    def _multiply(self, stats: Stats, side: Side, X: Tensor, rows: list[int] | None) -> Tensor:
+        """`X *_i F_i^(-1/p)` along one dimension."""
+        moved = X.movedim(side.dim + 1, 1)
+        if not side.cuts:
+            F = side.factors[0] if rows is None else side.factors[0][rows]
+            roots = (F + self.epsilon * F.amax(1, keepdim=True)).clamp_min(torch.finfo(F.dtype).tiny)
+            scaled = moved * roots.pow(-1 / stats.power).view(*F.shape, *[1] * (X.ndim - 2))
+            return scaled.movedim(1, side.dim + 1)
+        flat = moved.flatten(2)
+        roots = side.roots if rows is None else [R[rows] for R in side.roots]
+        parts = [R @ flat[:, cut] for R, cut in zip(roots, side.cuts, strict=True)]
+        return torch.cat(parts, 1).view(moved.shape).movedim(1, side.dim + 1)
+
+    def tensors(self, stats: Stats) -> Iterator[tuple[str, Tensor]]:
+        """See `core.method.Method.tensors`."""
+        yield from self.factors(stats)
+        for side in stats.sides:
+            for tile, root in enumerate(side.roots):
+                yield f"{side.dim}.root.{tile}", root
+
+    def factors(self, stats: Stats) -> Iterator[tuple[str, Tensor]]:
+        """See `core.method.Solver.factors`."""
+        for side in stats.sides:
+            for tile, F in enumerate(side.factors):
+                yield f"{side.dim}.factor.{tile}", F
+
+    # ---------------------------------------------------------------- shapes
+
+    def _shape(self, block: Block) -> tuple[int, ...]:
+        return (block.rows, block.cols) if self.merge else tuple(block.param.shape)
+
+    def _lengths(self, block: Block) -> dict[int, int]:
+        """Dimension -> length, of those with more than one entry."""
+        return {dim: length for dim, length in enumerate(self._shape(block)) if length > 1}
+
+    def _power(self, block: Block) -> float:
+        return self.power if self.power is not None else 2.0 * len(self._lengths(block))
+
+    def _cap(self, device: torch.device) -> int:
+        return self.cap or (256 if device.type == "cpu" else 1024)
