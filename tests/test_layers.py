@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_so import KFAC, Relative, attach
+from lightning_so.layers.registry import lookup
 from tests.test_kfac import EXACT, close, columns, dense, error, factors, gradient, linears, matrix, product, sgd, step
 
 DOUBLE = {"dtype": torch.float64}
@@ -221,6 +222,70 @@ def test_one_sample_and_one_pixel_give_the_dense_fisher_of_every_group_and_its_i
             expected = torch.linalg.solve(G[q] + math.sqrt(lam) / pi * g_eye, g)
             expected = torch.linalg.solve(A[q] + math.sqrt(lam) * pi * a_eye, expected, left=False)
         close(U, expected, 1e-9)
+
+
+# ---------------------------------------------------------------- every dimension, plain and transposed
+
+KERNELS = {
+    "conv1d": (nn.Conv1d(4, 6, 3, stride=2, padding=1, groups=2, **DOUBLE), (3, 4, 9)),
+    "conv1d-same": (nn.Conv1d(4, 6, 4, padding="same", dilation=2, padding_mode="circular", **DOUBLE), (3, 4, 9)),
+    "conv1d-lone": (nn.Conv1d(4, 6, 3, **DOUBLE), (4, 9)),
+    "conv2d": (nn.Conv2d(4, 6, (3, 2), stride=(1, 2), dilation=(2, 1), **DOUBLE), (3, 4, 6, 5)),
+    "conv2d-depthwise": (nn.Conv2d(4, 8, 3, groups=4, padding=1, **DOUBLE), (3, 4, 6, 5)),
+    "conv3d": (nn.Conv3d(2, 4, (2, 3, 1), stride=(1, 2, 1), padding=1, groups=2, **DOUBLE), (2, 2, 4, 5, 3)),
+    "transposed1d": (nn.ConvTranspose1d(4, 6, 3, stride=2, padding=1, output_padding=1, **DOUBLE), (3, 4, 5)),
+    "transposed1d-grouped": (nn.ConvTranspose1d(4, 6, 3, stride=3, groups=2, dilation=2, **DOUBLE), (3, 4, 5)),
+    "transposed2d": (nn.ConvTranspose2d(4, 6, (3, 2), (2, 3), (1, 0), (1, 2), **DOUBLE), (3, 4, 5, 4)),
+    "transposed2d-lone": (nn.ConvTranspose2d(4, 6, 3, 2, **DOUBLE), (4, 5, 4)),
+    "transposed3d": (nn.ConvTranspose3d(2, 4, 2, 2, padding=1, groups=2, bias=False, **DOUBLE), (2, 2, 3, 4, 3)),
+}
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_rows_make_the_gradient_of_the_weight(name):
+    layer, shape = KERNELS[name]
+    x, described = randn(*shape), lookup(layer)
+    out = layer(x)
+    g = randn(*out.shape, seed=4)
+    (grad,) = torch.autograd.grad(out, layer.weight, g)
+    inputs, outputs = described.inputs(layer, x), described.outputs(layer, g)
+    if described.input_side:
+        made = torch.einsum("qnto,qnti->qoi", outputs, inputs)
+    else:
+        made = torch.einsum("qnti,qnto->qio", inputs, outputs)
+    close(made.flatten(0, 1), grad.flatten(1))
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@EXACT
+def test_kernels_of_every_dimension_train_under_either_base(name, exact):
+    layer, shape = KERNELS[name]
+    x = randn(*shape)
+    for cls in (torch.optim.SGD, torch.optim.AdamW):
+        model = nn.Sequential(copy.deepcopy(layer), nn.Tanh())
+        engine = attach(model, cls(model.parameters(), lr=1e-2), KFAC(period=1, exact=exact, cap=8))
+        before = float(model(x).square().mean())
+        for _ in range(5):
+            step(engine, model(x).square().mean())
+        assert float(model(x).square().mean()) < before
+        assert engine.report.preconditioned + engine.report.bent == 1
+        assert engine.report.failures == 0
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_one_pixel_of_a_transposed_convolution_has_the_dense_fisher_and_its_inverse(groups):
+    layer, x, lam = nn.ConvTranspose2d(4, 6, 2, groups=groups, **DOUBLE), randn(1, 4, 1, 1), 0.1
+    before = layer.weight.detach().flatten(1).clone()
+    (grad,) = torch.autograd.grad(layer(x).tanh().square().sum(), layer.weight)
+    model = nn.Sequential(layer, nn.Tanh())
+    engine = sgd(model, KFAC(damping=lam, exact=True, clip=None, period=1))
+    step(engine, model(x).square().sum((1, 2, 3)).mean())
+    A, G = factors(engine, "0.weight")
+    moved = before - layer.weight.detach().flatten(1)
+    for q, (g, U) in enumerate(zip(grad.flatten(1).chunk(groups), moved.chunk(groups))):
+        close(torch.kron(A[q], G[q]), torch.outer(g.flatten(), g.flatten()))
+        full = torch.outer(g.flatten(), g.flatten()) + lam * torch.eye(g.numel(), **DOUBLE)
+        close(U, torch.linalg.solve(full, g.flatten()).view_as(g), 1e-9)
 
 
 # ---------------------------------------------------------------- embeddings

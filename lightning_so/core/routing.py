@@ -154,7 +154,7 @@ def _block(
     tap = tapped.get(param, "not the weight of a layer")
     if isinstance(tap, str):
         return tap
-    block.tap, bias = tap, getattr(tap.module, "bias", None)
+    block.tap, bias = tap, getattr(tap.module, "bias", None) if tap.layer.biased else None
     if isinstance(bias, nn.Parameter) and any(bias is p for p in group["params"]) and bias.requires_grad:
         block.bias = bias
         block.cols += 1

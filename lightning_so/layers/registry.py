@@ -22,6 +22,7 @@ class Layer:
         input_side: Side of the weight that faces the input: 1 for columns, 0 for rows.
         indices: Whether the input chooses rows: its factor is then a diagonal.
         single: Input -> whether it has no sample dimension.
+        biased: Whether a bias is one more input, always one.
         refuse: Module -> the reason why it cannot be seen so, or None.
     """
 
@@ -31,6 +32,7 @@ class Layer:
     input_side: int = 1
     indices: bool = False
     single: Callable[[Tensor], bool] = lambda x: x.ndim < 2
+    biased: bool = True
     refuse: Callable[[nn.Module], str | None] = lambda module: None
 
 

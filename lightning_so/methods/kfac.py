@@ -154,13 +154,13 @@ class KFAC:
 
     def _sides(self, block: Block) -> tuple[kron.Shape, kron.Shape]:
         """Input side and output side of a block."""
-        tap = block.tap
+        tap, cap = block.tap, self.cap or 1024
         assert tap is not None
-        inputs, outputs = (block.cols, block.rows) if tap.layer.input_side else (block.rows, block.cols)
-        cap = self.cap or 1024
+        rows = block.rows // tap.groups  # Groups lie one below the other, whichever side that is.
+        inputs, outputs = (block.cols, rows) if tap.layer.input_side else (rows, block.cols)
         return (
-            kron.shape(inputs, 1 if tap.layer.indices else tap.groups, cap, diagonal=tap.layer.indices),
-            kron.shape(outputs // tap.groups, tap.groups, cap, diagonal=False),
+            kron.shape(inputs, tap.groups, cap, diagonal=tap.layer.indices),
+            kron.shape(outputs, tap.groups, cap, diagonal=False),
         )
 
     def init(self, stack: Stack, base: Base) -> Stats:
@@ -261,14 +261,12 @@ class KFAC:
 
     def direction(self, stats: Stats, X: Tensor, rows: list[int] | None) -> Tensor:
         """See `core.method.Method.direction`: P X."""
-        X = X.mT if stats.transposed else X
         a, g = stats.sides
+        rows_side, columns_side = (a, g) if stats.transposed else (g, a)
         if self.exact:
             damping = stats.damping if rows is None else stats.damping[rows]
-            P = kron.exact(g, a, X, damping, rows)
-        else:
-            P = g.left(a.right(X, rows), rows)
-        return (P.mT if stats.transposed else P).contiguous()
+            return kron.exact(rows_side, columns_side, X, damping, rows).contiguous()
+        return rows_side.left(columns_side.right(X, rows), rows).contiguous()
 
     @property
     def rowwise(self) -> bool:
