@@ -144,9 +144,23 @@ def kfac_sgd(model: nn.Module, settings: Settings) -> dict[str, Any]:
     return _attached(model, settings, KFAC(**dict(settings.options)), base=sgd)
 
 
-METHODS: dict[str, Callable[[nn.Module, Settings], dict[str, Any]]] = {
-    f.__name__: f for f in (adamw, sgd, torch_muon, torch_muon_fp32, soap, soap_sync, muon, muon_bf16, kfac, kfac_sgd)
-}
+def shampoo(model: nn.Module, settings: Settings) -> dict[str, Any]:
+    """AdamW bent by Shampoo."""
+    from lightning_so import Shampoo
+
+    return _attached(model, settings, Shampoo(**dict(settings.options)))
+
+
+def shampoo_sgd(model: nn.Module, settings: Settings) -> dict[str, Any]:
+    """SGD with momentum, preconditioned by Shampoo."""
+    from lightning_so import Shampoo
+
+    return _attached(model, settings, Shampoo(**dict(settings.options)), base=sgd)
+
+
+CONTENDERS = (adamw, sgd, torch_muon, torch_muon_fp32, soap, soap_sync, muon, muon_bf16)
+CONTENDERS += (kfac, kfac_sgd, shampoo, shampoo_sgd)
+METHODS: dict[str, Callable[[nn.Module, Settings], dict[str, Any]]] = {f.__name__: f for f in CONTENDERS}
 
 
 def build(method: str, model: nn.Module, settings: Settings) -> Contender:

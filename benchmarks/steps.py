@@ -15,7 +15,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from benchmarks.methods import METHODS, Contender, Settings, build
+from benchmarks.methods import Contender, Settings, build
 from benchmarks.problems import PROBLEMS, Batch, Problem, load
+from benchmarks.train import option
 from lightning_so.core.stopwatch import Stopwatch
 from lightning_so.core.telemetry import state_bytes
 
@@ -80,8 +81,9 @@ def repeat(problem: Problem, variants: list[str], settings: Settings) -> list[La
     """All variants side by side for `settings.steps` steps; who goes first changes with every step."""
     lanes = []
     for variant in variants:
-        model = problem.model(0)
-        lanes.append(Lane(model, build(variant, model, settings), clock(problem.device)))
+        model, (method, *options) = problem.model(0), variant.split(":")
+        chosen = replace(settings, options=tuple(option(text) for text in options))
+        lanes.append(Lane(model, build(method, model, chosen), clock(problem.device)))
     generator = torch.Generator().manual_seed(0)
     for i in range(settings.steps):
         batch = problem.batch(generator)
@@ -181,7 +183,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--problem", choices=list(PROBLEMS), default="byte_lm")
-    add("--variants", choices=list(METHODS), nargs="+", default=VARIANTS, help="the first is what ratios refer to")
+    add("--variants", nargs="+", default=VARIANTS, help="kfac or kfac:cap=256:period=10; ratios refer to the first")
     add("--steps", type=int, default=200)
     add("--repeats", type=int, default=3)
     add("--lr", type=float, default=3e-3)

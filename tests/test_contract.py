@@ -37,6 +37,10 @@ LAYERS = {
     "attention": (lambda: nn.MultiheadAttention(8, 2, bias=False), (5, 2, 8)),
     "linear-sequence": (lambda: nn.Linear(7, 5), (2, 3, 7)),
     "embedding": (lambda: nn.Embedding(9, 5), (4, 3)),
+    "layernorm": (lambda: nn.LayerNorm(5), (4, 3, 5)),
+    "rmsnorm": (lambda: nn.RMSNorm(5), (4, 5)),
+    "groupnorm": (lambda: nn.GroupNorm(2, 4), (3, 4, 5)),
+    "batchnorm": (lambda: nn.BatchNorm2d(4), (3, 4, 5, 5)),
     "transposed-weight": (lambda: transposed(), (6, 7)),
 }
 
@@ -85,9 +89,9 @@ def made(name):
 
 def refused(name, method):
     """Whether a method can do nothing for a layer: then it says so by name."""
-    if isinstance(method, Muon):
-        return name == "embedding"
-    return method.taps is Taps.ROWS and lookup(made(name)) is None
+    if method.taps is Taps.ROWS:
+        return lookup(made(name)) is None
+    return "norm" in name or (isinstance(method, Muon) and name == "embedding")
 
 
 PAIRINGS = [(name, method) for name in LAYERS for method in METHODS]
@@ -117,8 +121,8 @@ def method(pairing):
 
 @pytest.mark.parametrize(("name", "method"), BAD, ids=map(label, BAD))
 def test_a_pairing_that_cannot_work_is_refused_by_name(name, method):
-    reason = r"no rows for \w+; known:|not the weight of a layer|functionally|Muon bends hidden matrices only"
-    with pytest.raises(ConfigError, match=reason):
+    reason = r"fewer than two dimensions|no rows for \w+; known:|not the weight of a layer|functionally"
+    with pytest.raises(ConfigError, match=reason + "|Muon bends hidden matrices only"):
         attached(made(name), method)
 
 
@@ -151,7 +155,7 @@ def test_zero_gradients_change_nothing(layer, method):
     before = copy.deepcopy(layer.state_dict())
     optimizer, _ = attached(layer, method)
     walk(layer, optimizer, 8, scale=0.0)
-    for key, value in layer.state_dict().items():
+    for key, value in layer.named_parameters():
         assert torch.equal(value, before[key]), key
 
 
@@ -175,6 +179,7 @@ def test_the_first_step_descends(layer, method):
         zip(layer.parameters(), torch.autograd.grad(loss(layer, seeded()), list(layer.parameters())), strict=True)
     )
     walk(layer, optimizer, 1)
-    for p, old in zip(layer.parameters(), before, strict=True):
-        # A rotated gradient is plain again only through the change: compare with the one that was drawn.
-        assert float(((p - old).detach() * grads[p]).sum()) < 0
+    # A rotated gradient is plain again only through the change: compare with the one that was drawn. A weight and its
+    # bias are one block, which descends as a whole.
+    changes = [(p - old).detach() * grads[p] for p, old in zip(layer.parameters(), before, strict=True)]
+    assert sum(float(change.sum()) for change in changes) < 0

@@ -288,6 +288,91 @@ def test_one_pixel_of_a_transposed_convolution_has_the_dense_fisher_and_its_inve
         close(U, torch.linalg.solve(full, g.flatten()).view_as(g), 1e-9)
 
 
+# ---------------------------------------------------------------- normalisations
+
+NORMS = {
+    "layer": (lambda: nn.LayerNorm(4, **DOUBLE), (5, 4)),
+    "layer-scale": (lambda: nn.LayerNorm(4, bias=False, **DOUBLE), (5, 4)),
+    "rms": (lambda: nn.RMSNorm(4, **DOUBLE), (5, 4)),
+    "group": (lambda: nn.GroupNorm(2, 4, **DOUBLE), (5, 4, 3)),
+    "batch": (lambda: nn.BatchNorm1d(4, **DOUBLE), (5, 4)),
+    "batch-images": (lambda: nn.BatchNorm2d(4, **DOUBLE), (5, 4, 3, 2)),
+}
+
+
+class Normed(nn.Module):
+    """A normalisation with scales away from one, one of them zero, and something behind it."""
+
+    def __init__(self, name):
+        super().__init__()
+        make, shape = NORMS[name]
+        self.norm, self.x = make(), randn(*shape)
+        with torch.no_grad():
+            self.norm.weight.copy_(torch.tensor([1.0, -0.5, 0.0, 2.0]))
+        self.behind = randn(math.prod(shape[1:]), 2, seed=5)
+
+    def forward(self):
+        return (torch.tanh(self.norm(self.x)).flatten(1) @ self.behind).square().sum(1)
+
+
+def unit_gradients(model):
+    """(N, D, parts): the gradient of every sample's loss in the scale and the shift of every unit."""
+    found = []
+    for value in model():
+        parts = torch.autograd.grad(value, list(model.norm.parameters()), retain_graph=True)
+        found.append(torch.stack(parts, -1))
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("name", NORMS)
+@EXACT
+def test_a_normalisation_has_the_blocks_of_the_dense_fisher_of_its_units(name, exact):
+    model, lam = Normed(name), 0.1
+    # Of a batch's statistics every sample depends on all: a unit's gradient is taken with them held.
+    G = unit_gradients(model) if "batch" not in name else held(model)
+    expected = torch.einsum("nup,nuq->upq", G, G) / len(G)
+    before, grad = matrix(model.norm), torch.autograd.grad(model().mean(), list(model.norm.parameters()))
+    engine = sgd(model, KFAC(damping=lam, exact=exact, clip=None, period=1))
+    step(engine, model().mean())
+    ones, blocks = factors(engine, "norm.weight")
+    close(ones, torch.ones_like(ones))
+    close(blocks, expected)
+    g = torch.stack(grad, -1)[..., None]
+    eye = torch.eye(g.shape[1], **DOUBLE)
+    if exact:
+        U = torch.linalg.solve(expected + lam * eye, g)
+    else:
+        root = math.sqrt(lam * float(expected.diagonal(dim1=1, dim2=2).mean()))
+        U = torch.linalg.solve(expected + root * eye, g) / (1 + lam / root)
+    close(before - matrix(model.norm), U[..., 0], 1e-9)
+
+
+def held(model):
+    """The same with the batch's statistics held."""
+    x_hat = F.batch_norm(model.x, None, None, training=True)
+    out = model.norm(model.x).detach().requires_grad_()
+    total = (torch.tanh(out).flatten(1) @ model.behind).square().sum()
+    (g,) = torch.autograd.grad(total, out)
+    return torch.stack([(x_hat * g).reshape(5, 4, -1).sum(2), g.reshape(5, 4, -1).sum(2)], -1)
+
+
+def test_positions_of_a_sequence_are_terms_of_its_normalisation():
+    layer, x = nn.LayerNorm(4, **DOUBLE), randn(5, 3, 4)
+    engine = sgd(nn.Sequential(layer, nn.Tanh()), KFAC(period=1))
+    out = engine.model(x)
+    step(engine, out.square().sum(2).mean())
+    y = layer(x).detach().requires_grad_()
+    (g,) = torch.autograd.grad(torch.tanh(y).square().sum(), y)
+    pairs = torch.stack([(F.layer_norm(x, (4,)) * g).sum(1), g.sum(1)], -1)  # of a sample's sum over positions
+    close(factors(engine, "0.weight")[1], torch.einsum("nup,nuq->upq", pairs, pairs) / 15, 1e-2)
+
+
+def test_a_normalisation_of_several_dimensions_is_refused_by_name():
+    model = nn.Sequential(nn.LayerNorm((3, 4)), nn.Flatten(), nn.Linear(12, 2))
+    engine = attach(model, torch.optim.AdamW(model.parameters()), KFAC())
+    assert "it normalises several dimensions" in str(engine.plan)
+
+
 # ---------------------------------------------------------------- embeddings
 
 

@@ -126,7 +126,8 @@ def route(
             if param not in names:
                 verdict = "not a parameter of the model"
             else:
-                verdict = _unsuitable(param, role) or (_thin(param) if tapped is None else None)
+                vector = isinstance((tapped or {}).get(param), Tap)  # a scale, whose layer says what it is
+                verdict = _unsuitable(param, role, vector) or (_thin(param) if tapped is None else None)
             block = None if verdict else _block(name, param, index, role, group, tapped)
             verdict = block if isinstance(block, str) else verdict
             if isinstance(block, Block):
@@ -203,7 +204,7 @@ def _overrides(roles: Mapping[str, Sequence[str]] | None, names: list[str]) -> d
     return chosen
 
 
-def _unsuitable(param: Tensor, role: str) -> str | None:
+def _unsuitable(param: Tensor, role: str, vector: bool) -> str | None:
     """The reason why no method of matrices can work on the parameter, or None."""
     if role == "base":
         return "routed to the base"
@@ -213,7 +214,7 @@ def _unsuitable(param: Tensor, role: str) -> str | None:
         return "complex"
     if not param.is_floating_point():
         return f"dtype {param.dtype}"
-    if param.ndim < 2:
+    if param.ndim < 2 and not vector:
         return "fewer than two dimensions"
     return None
 

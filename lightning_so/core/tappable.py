@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from lightning_so.core.block import Tap
 from lightning_so.layers import common as common
 from lightning_so.layers import conv as conv
+from lightning_so.layers import norm as norm
 from lightning_so.layers.registry import lookup, names
 
 

@@ -50,11 +50,11 @@ def factor_rows(
     Returns:
         The rows.
     """
-    g_QNTO = layer.outputs(module, g).to(dtype)
+    g_QNTO = (layer.outputs(module, g, x) if layer.joint else layer.outputs(module, g)).to(dtype)
     if layer.indices:
         return _chosen(layer, module, x, g_QNTO)
     a_QNTI = layer.inputs(module, x).to(dtype)
-    if bias:
+    if bias and layer.input_side:
         a_QNTI = F.pad(a_QNTI, (0, 1), value=1.0)
     if reduce:
         a_QNI, g_QNO = a_QNTI.mean(2), g_QNTO.sum(2)
@@ -96,7 +96,7 @@ def thin(layer: Layer, x: Tensor, g: Tensor, *, positions: int, most: int, step:
         The kept samples of x and g, and their share.
     """
     stride = min(g.shape[0], -(-positions // most)) if g.ndim > 1 else 1
-    if stride <= 1 or layer.single(x):
+    if stride <= 1 or layer.single(x) or layer.joint:
         return x, g, 1.0
     kept = slice(step * 7919 % stride, None, stride)
     return x[kept], g[kept], len(g[kept]) / len(g)
@@ -117,6 +117,6 @@ def loss_terms(module: nn.Module, x: Tensor, g: Tensor, *, reduce: bool) -> Tens
     layer = lookup(module)
     if layer is None or layer.single(x):
         return 1.0
-    if reduce or not isinstance(module, nn.Linear) or g.ndim < 3:
+    if reduce or not isinstance(module, nn.Linear | nn.LayerNorm | nn.RMSNorm) or g.ndim < 3:
         return float(g.shape[0])
     return (g != 0).any(-1).sum()

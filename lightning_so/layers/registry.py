@@ -17,22 +17,24 @@ class Layer:
     Attributes:
         inputs: Module and input -> rows of the input, shape (Q, N, T, I), the bias' one left out; or, for a layer whose
             input chooses rows of the weight, indices of shape (N, T).
-        outputs: Module and gradient of the output -> its rows, shape (Q, N, T, O).
+        outputs: Module and gradient of the output, of a `joint` layer the input too -> rows, shape (Q, N, T, O).
         groups: Module -> Q, how many equal matrices the weight holds along its first dimension.
         input_side: Side of the weight that faces the input: 1 for columns, 0 for rows.
         indices: Whether the input chooses rows: its factor is then a diagonal.
         single: Input -> whether it has no sample dimension.
-        biased: Whether a bias is one more input, always one.
+        biased: Whether a bias is one more column of the weight; of an input side that is columns, an input of one.
+        joint: Whether rows of the output depend on the whole input: then no samples are left out.
         refuse: Module -> the reason why it cannot be seen so, or None.
     """
 
     inputs: Callable[[nn.Module, Tensor], Tensor]
-    outputs: Callable[[nn.Module, Tensor], Tensor]
+    outputs: Callable[..., Tensor]
     groups: Callable[[nn.Module], int] = lambda module: 1
     input_side: int = 1
     indices: bool = False
     single: Callable[[Tensor], bool] = lambda x: x.ndim < 2
     biased: bool = True
+    joint: bool = False
     refuse: Callable[[nn.Module], str | None] = lambda module: None
 
 

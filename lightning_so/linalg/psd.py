@@ -28,6 +28,11 @@ def inverse(F_QTT: Tensor, damping_Q: Tensor) -> Result:
             attempts += 1
             F = F_QTT.to(dtype, copy=True)
             F.diagonal(dim1=1, dim2=2).add_((raised * damping_Q).to(dtype)[:, None])
+            if F.shape[-1] <= 2:
+                value, whole = _small(F)
+                if whole and bool((damping_Q > 0).all()):
+                    return Result(value.to(F_QTT.dtype), ok=True, attempts=attempts)
+                continue
             L, info = torch.linalg.cholesky_ex(F)
             # An unfinished decomposition must not go on: inverting it raises.
             if not bool((info == 0).all() & L.isfinite().all() & (damping_Q > 0).all()):
@@ -36,6 +41,16 @@ def inverse(F_QTT: Tensor, damping_Q: Tensor) -> Result:
             if bool(value.isfinite().all()):
                 return Result(value, ok=True, attempts=attempts)
     return Result(F_QTT, ok=False, attempts=attempts)
+
+
+def _small(F_QTT: Tensor) -> tuple[Tensor, bool]:
+    """Inverses of many matrices of one or two rows in closed form, and whether all are positive definite."""
+    if F_QTT.shape[-1] == 1:
+        return F_QTT.reciprocal(), bool((F_QTT > 0).all() & F_QTT.isfinite().all())
+    (a, b), (_, c) = (row.unbind(-1) for row in F_QTT.unbind(-2))
+    determinant = a * c - b * b
+    value = torch.stack([torch.stack([c, -b], -1), torch.stack([-b, a], -1)], -2) / determinant[..., None, None]
+    return value, bool((a > 0).all() & (determinant > 0).all() & value.isfinite().all())
 
 
 def eigenbasis(F_QTT: Tensor) -> tuple[Tensor, Tensor, bool]:
