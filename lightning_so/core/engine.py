@@ -144,7 +144,8 @@ class Engine:
     def before_backward(self, loss: Tensor) -> None:
         """Show a loss, as it goes backward, to methods that observe layers; nothing for others."""
         if self.recorder is not None:
-            self.recorder.before_backward(loss)
+            with self.stopwatch.stage("observe"):
+                self.recorder.before_backward(loss)
 
     def disarm(self) -> None:
         """Take the hooks on layers back."""

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from lightning_so.core.engine import Engine
 
 
+#: Calls of a hooked layer that are remembered to find the loss that they belong to.
+USES = 16
+
+
 @dataclass
 class Use:
     """One call of a hooked layer.
@@ -158,6 +162,8 @@ class Recorder:
                 samples = 1 if layer is None or layer.single(x) else x.shape[0]
                 kept = None if self._empirical else x.detach()
                 self.uses.append(Use(where, module, kept, shape, get_gradient_edge(tensor), samples))
+                if self._empirical:  # A use keeps the graph of a forward pass that may never go backward.
+                    del self.uses[: -USES * len(self._handles)]
 
         hook: Any = forward
         self._handles.append(module.register_forward_hook(hook, with_kwargs=True))

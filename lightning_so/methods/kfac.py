@@ -130,7 +130,8 @@ class KFAC:
         """See `core.method.Method.describe`."""
         sides = [f"{len(s.cuts)}x{s.cuts[0].stop}" if s.cuts else "diagonal" for s in self._sides(block)]
         bias = " with its bias" if block.bias is not None else ""
-        return f"{self.action(base, group, block, True).value}{bias}; inputs {sides[0]}, outputs {sides[1]}"
+        groups = f"{block.tap.groups} groups, " if block.tap is not None and block.tap.groups > 1 else ""
+        return f"{self.action(base, group, block, True).value}{bias}; {groups}inputs {sides[0]}, outputs {sides[1]}"
 
     def action(self, base: Base, group: dict, block: Block, warm: bool) -> Action:
         """See `core.method.Method.action`."""
