@@ -27,6 +27,7 @@ def train(
     dtype=torch.float32,
     hook=None,
     reduction="mean",
+    set_to_none=True,
 ):
     """Train Net; the ranks see strided shards of the global batch. Gives weights, report, bytes sent and predicted."""
     several = dist.is_initialized() and shard
@@ -58,7 +59,7 @@ def train(
         if clip:
             torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
-        optimizer.zero_grad()
+        optimizer.zero_grad(set_to_none)
         sent.append(engine.comm.sent)
     weights = {name: p.detach().clone() for name, p in model.named_parameters()}
     report, predicted = engine.report, traffic(engine)

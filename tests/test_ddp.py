@@ -91,6 +91,11 @@ def test_shampoo_equals_one_process(world, base, more):
     assert sum(report.solved_here for _, report, *_ in many) == one[1].solves > 0
 
 
+def test_kfac_equals_one_process_where_gradients_are_zeroed_in_place(world):
+    one = ranks.train(KFAC4, *SGD, 24, shard=False, dtype=torch.float64)
+    close(world.run(ranks.train, KFAC4, *SGD, 24, dtype=torch.float64, set_to_none=False), one, 1e-10)
+
+
 def test_kfac_of_a_sum_equals_that_of_a_mean(world):
     base = (torch.optim.SGD, {"lr": 0.05, "momentum": 0.9})
     one = ranks.train(KFAC4, *base, 24, shard=False, dtype=torch.float64)

@@ -234,6 +234,7 @@ KERNELS = {
     "conv2d-depthwise": (nn.Conv2d(4, 8, 3, groups=4, padding=1, **DOUBLE), (3, 4, 6, 5)),
     "conv3d": (nn.Conv3d(2, 4, (2, 3, 1), stride=(1, 2, 1), padding=1, groups=2, **DOUBLE), (2, 2, 4, 5, 3)),
     "transposed1d": (nn.ConvTranspose1d(4, 6, 3, stride=2, padding=1, output_padding=1, **DOUBLE), (3, 4, 5)),
+    "transposed1d-longer": (nn.ConvTranspose1d(4, 6, 2, dilation=3, output_padding=2, **DOUBLE), (3, 4, 5)),
     "transposed1d-grouped": (nn.ConvTranspose1d(4, 6, 3, stride=3, groups=2, dilation=2, **DOUBLE), (3, 4, 5)),
     "transposed2d": (nn.ConvTranspose2d(4, 6, (3, 2), (2, 3), (1, 0), (1, 2), **DOUBLE), (3, 4, 5, 4)),
     "transposed2d-lone": (nn.ConvTranspose2d(4, 6, 3, 2, **DOUBLE), (4, 5, 4)),

@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_so import KFAC, attach
+from lightning_so.core.taps import USES
 from tests.test_kfac import close, factors, linears, matrix, sgd, step
 from tests.test_layers import DOUBLE, randn, spied, with_one
 
@@ -138,6 +139,35 @@ def test_a_backward_pass_that_failed_leaves_no_statistics():
     for name in linears(model):
         for found, expected in zip(factors(engines[1], name), factors(engines[0], name)):
             close(found, expected)
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_a_step_that_was_skipped_leaves_no_statistics(set_to_none):
+    plain = nn.Sequential(nn.Linear(3, 4, **DOUBLE), nn.Tanh(), nn.Linear(4, 2, **DOUBLE))
+    model = copy.deepcopy(plain)
+    engines = [sgd(m, KFAC(damping=0.01, period=1), lr=0.05) for m in (plain, model)]
+    for engine in engines:
+        for t in range(4):
+            x = randn(6, 3, seed=t) * (torch.inf if t == 1 else 1.0)
+            if t == 1 and engine.model is plain:
+                continue
+            engine.optimizer.zero_grad(set_to_none=set_to_none)
+            engine.model(x).square().sum(1).mean().backward()
+            engine.optimizer.step()
+    assert engines[1].report.skipped == 1
+    for name in linears(model):
+        for found, expected in zip(factors(engines[1], name), factors(engines[0], name)):
+            close(found, expected)
+
+
+def test_forward_passes_that_never_go_backward_are_forgotten():
+    model = nn.Sequential(nn.Linear(3, 4, **DOUBLE), nn.Tanh(), nn.Linear(4, 2, **DOUBLE))
+    engine = sgd(model, KFAC(period=1))
+    for _ in range(100):
+        model(randn(6, 3))
+    assert len(engine.recorder.uses) <= 2 * USES
+    step(engine, model(randn(6, 3)).square().sum(1).mean())
+    assert engine.report.preconditioned == 2
 
 
 def test_a_sample_of_the_rows_builds_the_factors():

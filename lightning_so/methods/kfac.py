@@ -215,6 +215,7 @@ class KFAC:
         positions, terms = stats.counts[row].clamp_min(1)
         stats.sides[0].fold(row, kept, added / positions)
         stats.sides[1].fold(row, kept, added * scale / terms)
+        stats.counts[row] = 0
 
     # ---------------------------------------------------------------- solve and apply
 
