@@ -3,6 +3,8 @@
 from typing import TYPE_CHECKING
 
 from lightning_so.core import bases
+from lightning_so.core.batch import Batch
+from lightning_so.core.method import Action, Rotator
 
 if TYPE_CHECKING:
     from lightning_so.core.engine import Engine
@@ -11,7 +13,7 @@ if TYPE_CHECKING:
 def due(engine: "Engine") -> list[int]:
     """Numbers of the units to solve at this step, within the budget; equal on all ranks."""
     busy = sum(
-        len(batch.blocks) * engine.method.work(batch.stack, batch.action)
+        len(batch.blocks) * engine.method.work(batch.stack, _settled(engine, batch))
         for batches in engine.batches
         for batch in batches
     )
@@ -28,6 +30,14 @@ def due(engine: "Engine") -> list[int]:
         else:
             schedule.skip(number)
     return worth
+
+
+def _settled(engine: "Engine", batch: Batch) -> Action:
+    """What a batch counts as. Blocks that wait for their first solve count as solved, or all would be at one step."""
+    block, groups = batch.blocks[0], engine.optimizer.param_groups
+    if batch.action is not Action.BASE or isinstance(engine.method, Rotator):
+        return batch.action
+    return engine.method.action(engine.base, groups[block.group], block, True)
 
 
 def dearest(engine: "Engine") -> float:
