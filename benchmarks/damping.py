@@ -31,7 +31,7 @@ from lightning_so.methods.kfac import BENT, PRECONDITIONED
 #: The defaults that are tried, and what multiplies them.
 DEFAULTS = {"kfac": BENT, "kfac_sgd": PRECONDITIONED}
 TIMES = [0.1, 0.3, 1.0, 3.0, 10.0]
-#: Learning rates of each base: tuned with the default at the problem's own batch size.
+#: Learning rates of each base: those of the other benchmarks, the same at every batch size.
 RATES = {
     ("autoencoder", "kfac"): 1e-2,
     ("cnn", "kfac"): 5e-3,

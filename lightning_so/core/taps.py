@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from lightning_so.core import fisher
 from lightning_so.core.block import Block
@@ -126,11 +126,14 @@ class Recorder:
             self._output = self._latest
 
     def _hook(self, module: nn.Module, where: tuple[int, int, Block] | None) -> None:
+        layer = lookup(module)
+
         @torch.compiler.disable
         def forward(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
             if self._ours:
                 return  # a checkpoint's recomputation in a pass of our own
-            if torch._C._current_graph_task_id() == -1:
+            outside = torch._C._current_graph_task_id() == -1
+            if outside:
                 self._running = False  # also after a backward pass that raised
             else:
                 # A checkpoint's recomputation: its own backward, nested in this pass, must not count as another.
@@ -157,8 +160,7 @@ class Recorder:
             behind = base is not None and base.shape.numel() == shape.numel() and base.is_contiguous()
             tensor: Tensor = base if base is not None and behind and output.is_contiguous() else output
             tensor.register_hook(backward)
-            if torch._C._current_graph_task_id() == -1:
-                layer = lookup(module)
+            if outside:
                 samples = 1 if layer is None or layer.single(x) else x.shape[0]
                 kept = None if self._empirical else x.detach()
                 self.uses.append(Use(where, module, kept, shape, get_gradient_edge(tensor), samples))
@@ -180,11 +182,12 @@ class Recorder:
             ConfigError: If what the method must know cannot be read.
         """
         # Another optimizer's loss is none of ours.
-        self.announced = reaches(loss.grad_fn, {use.edge.node for use in self.uses})
+        stops = {use.edge.node for use in self.uses}
+        self.announced = reaches(loss.grad_fn, stops)
         if not self.announced:
             return
         samples = self.uses[-1].samples
-        self.mean = self._is_mean(loss, samples)
+        self.mean = self._is_mean(loss, stops, samples)
         if not self._empirical:
             self.passes += 1
             self._ours = True
@@ -193,12 +196,12 @@ class Recorder:
             finally:
                 self._ours = False
 
-    def _is_mean(self, loss: Tensor, samples: int) -> bool:
+    def _is_mean(self, loss: Tensor, stops: set[Node], samples: int) -> bool:
         engine = self.engine
         if engine.reduction is not None:
             return engine.reduction == "mean"
         scale = self.loss_scale / (self.accumulate or 1)
-        told = joined(loss, {use.edge.node for use in self.uses}, samples, scale)
+        told = joined(loss, stops, samples, scale)
         if told.mean is None and self.method.absolute(engine.base):
             raise ConfigError(
                 f"{self.method}: its damping is in units of one sample's loss, and whether this loss ({told.where}) is "
@@ -262,12 +265,7 @@ class Recorder:
         Raises:
             TrustError: If no loss was shown to a method that needs it.
         """
-        if (
-            not self._empirical
-            and self.watched
-            and self.announced is None
-            and any(b.live for b in self.watched.values())
-        ):
+        if not self._empirical and self.announced is None and any(b.live for b in self.watched.values()):
             raise TrustError(
                 f"{type(self.method).__name__}(fisher={self.method.fisher!r}) has not seen the loss: call "
                 f"`engine.before_backward(loss)` before `loss.backward()` (in a LightningModule: "

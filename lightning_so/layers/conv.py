@@ -21,14 +21,10 @@ def patches(module: nn.Module, x: Tensor) -> Tensor:
     return _windows(module, x)
 
 
-def pixels(module: nn.Module, g: Tensor) -> Tensor:
-    """Gradients of a convolution's output pixels, (Q, N, T, O/Q)."""
-    return _channels(module, g)
-
-
-def pixels_in(module: nn.Module, x: Tensor) -> Tensor:
-    """Input pixels of a transposed convolution, (Q, N, T, C/Q)."""
-    return _channels(module, x)
+def pixels(module: nn.Module, x: Tensor) -> Tensor:
+    """Gradients of output pixels, or input pixels of a transposed convolution, (Q, N, T, C/Q)."""
+    assert isinstance(module, Conv | Transposed)
+    return _batched(module, x).flatten(2).unflatten(1, (module.groups, -1)).permute(1, 0, 3, 2)
 
 
 def patches_out(module: nn.Module, g: Tensor) -> Tensor:
@@ -38,11 +34,6 @@ def patches_out(module: nn.Module, g: Tensor) -> Tensor:
     ends = zip(reversed(module.padding), reversed(module.output_padding), strict=True)
     sides = [side for p, extra in ends for side in (int(p), int(p) - extra)]
     return _windows(module, F.pad(_batched(module, g), sides))
-
-
-def _channels(module: nn.Module, x: Tensor) -> Tensor:
-    assert isinstance(module, Conv | Transposed)
-    return _batched(module, x).flatten(2).unflatten(1, (module.groups, -1)).permute(1, 0, 3, 2)
 
 
 def _windows(module: nn.Module, x: Tensor) -> Tensor:
@@ -57,12 +48,8 @@ def _windows(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def _batched(module: nn.Module, x: Tensor) -> Tensor:
-    return x[None] if _single(module, x) else x
-
-
-def _single(module: nn.Module, x: Tensor) -> bool:
     assert isinstance(module, Conv | Transposed)
-    return x.ndim < len(module.kernel_size) + 2
+    return x[None] if x.ndim < len(module.kernel_size) + 2 else x
 
 
 def groups(module: nn.Module) -> int:
@@ -82,5 +69,5 @@ for dims, (conv, transposed) in enumerate(
     register(conv, Layer(patches, pixels, groups=groups, single=single))
     register(
         transposed,
-        Layer(pixels_in, patches_out, groups=groups, input_side=0, single=single, biased=False),
+        Layer(pixels, patches_out, groups=groups, input_side=0, single=single, biased=False),
     )

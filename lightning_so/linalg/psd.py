@@ -3,6 +3,8 @@
 Legend: Q matrices of one shape, T side.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,23 @@ from lightning_so.linalg.result import Result
 
 #: Damping is raised by these factors where a Cholesky decomposition fails; then the same in float64.
 RUNGS = (1.0, 10.0, 100.0)
+
+
+def ladder(F_QTT: Tensor, damping_Q: Tensor) -> Iterator[Tensor]:
+    """`F + d I` rung by rung: more damping, then the same in float64.
+
+    Args:
+        F_QTT: Factors, shape (Q, T, T).
+        damping_Q: d of each, shape (Q,).
+
+    Yields:
+        The damped factors of the next rung, a copy.
+    """
+    for dtype in dict.fromkeys((F_QTT.dtype, torch.float64)):
+        for raised in RUNGS:
+            F = F_QTT.to(dtype, copy=True)
+            F.diagonal(dim1=1, dim2=2).add_((raised * damping_Q).to(dtype)[:, None])
+            yield F
 
 
 def inverse(F_QTT: Tensor, damping_Q: Tensor) -> Result:
@@ -23,23 +42,19 @@ def inverse(F_QTT: Tensor, damping_Q: Tensor) -> Result:
         The inverses; `ok=False` if the factors are not finite, are zero, or every rung failed.
     """
     attempts = 0
-    for dtype in dict.fromkeys((F_QTT.dtype, torch.float64)):
-        for raised in RUNGS:
-            attempts += 1
-            F = F_QTT.to(dtype, copy=True)
-            F.diagonal(dim1=1, dim2=2).add_((raised * damping_Q).to(dtype)[:, None])
-            if F.shape[-1] <= 2:
-                value, whole = _small(F)
-                if whole and bool((damping_Q > 0).all()):
-                    return Result(value.to(F_QTT.dtype), ok=True, attempts=attempts)
-                continue
-            L, info = torch.linalg.cholesky_ex(F)
-            # An unfinished decomposition must not go on: inverting it raises.
-            if not bool((info == 0).all() & L.isfinite().all() & (damping_Q > 0).all()):
-                continue
-            value = torch.cholesky_inverse(L).to(F_QTT.dtype)
-            if bool(value.isfinite().all()):
-                return Result(value, ok=True, attempts=attempts)
+    for attempts, F in enumerate(ladder(F_QTT, damping_Q), start=1):
+        if F.shape[-1] <= 2:
+            value, whole = _small(F)
+            if whole and bool((damping_Q > 0).all()):
+                return Result(value.to(F_QTT.dtype), ok=True, attempts=attempts)
+            continue
+        L, info = torch.linalg.cholesky_ex(F)
+        # An unfinished decomposition must not go on: inverting it raises.
+        if not bool((info == 0).all() & L.isfinite().all() & (damping_Q > 0).all()):
+            continue
+        value = torch.cholesky_inverse(L).to(F_QTT.dtype)
+        if bool(value.isfinite().all()):
+            return Result(value, ok=True, attempts=attempts)
     return Result(F_QTT, ok=False, attempts=attempts)
 
 

@@ -9,16 +9,15 @@ section 6.3 (Newton-Schulz); Anil et al. 2020, arXiv 2002.09018, for their use.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from lightning_so.core.errors import ConfigError
+from lightning_so.linalg.psd import ladder
 from lightning_so.linalg.result import Result
 
-#: Damping is raised by these factors where a solve fails; then the same in float64.
-RUNGS = (1.0, 10.0, 100.0)
 #: Largest residual of a good solve, of a decomposition and of an iteration.
 DECOMPOSED, ITERATED = 1e-3, 0.1
 WAYS = ("eigen", "newton", "schulz")
@@ -44,17 +43,12 @@ def inverse_root(
         ConfigError: If the way cannot take this root or cutoff.
     """
     check_way(way, p, cutoff)
-    attempts, found = 0, Result(F_QTT, ok=False)
+    attempts = 0
     if bool(F_QTT.isfinite().all() & damping_Q.isfinite().all() & (damping_Q >= 0).all()):
-        for dtype in dict.fromkeys((F_QTT.dtype, torch.float64)):
-            for raised in RUNGS:
-                attempts += 1
-                F = F_QTT.to(dtype, copy=True)
-                F.diagonal(dim1=1, dim2=2).add_((raised * damping_Q).to(dtype)[:, None])
-                found = _once(F, p, way, cutoff, last)
-                if found.ok:
-                    value = found.value.to(F_QTT.dtype)
-                    return Result(value, True, attempts=attempts, iterations=found.iterations, residual=found.residual)
+        for attempts, F in enumerate(ladder(F_QTT, damping_Q), start=1):
+            found = _once(F, p, way, cutoff, last)
+            if found.ok:
+                return replace(found, value=found.value.to(F_QTT.dtype), attempts=attempts)
     return Result(F_QTT, ok=False, attempts=attempts, residual=math.inf)
 
 

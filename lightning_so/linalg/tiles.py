@@ -23,6 +23,16 @@ def tiles(side: int, cap: int) -> list[slice]:
     return [slice(a, b) for a, b in pairwise(edges)]
 
 
+def label(cuts: list[slice] | tuple[slice, ...]) -> str:
+    """How a plan names the tiles of a side: their number and the first one's length."""
+    return f"{len(cuts)}x{cuts[0].stop}" if cuts else "diagonal"
+
+
+def default_cap(device: torch.device) -> int:
+    """The largest tile where none is asked for: what a refresh costs little of on a device."""
+    return 256 if device.type == "cpu" else 1024
+
+
 def fold(
     factors: list[Tensor], cuts: list[slice], G_BMN: Tensor, weight: float, *, column: bool, keep: float | None = None
 ) -> None:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from lightning_so.actions.moments import Base
 from lightning_so.core.block import Block, Stack
 from lightning_so.core.errors import check_choice, check_range
-from lightning_so.core.method import Action, Taps
+from lightning_so.core.method import Action, Taps, all_solved, on_curvature, refuse_momentless
 from lightning_so.core.schedule import Spread, Staggered, Unit
 from lightning_so.layers.factor_rows import factor_rows, loss_terms, thin
-from lightning_so.linalg import kron
+from lightning_so.linalg import kron, tiles
 from lightning_so.linalg.damping import Relative, split, strength
 from lightning_so.linalg.kron import Side
 from lightning_so.linalg.result import Result
@@ -118,9 +118,7 @@ class KFAC:
 
     def refuse(self, base: Base, group: dict) -> str | None:
         """See `core.method.Method.refuse`."""
-        if base.linear or base.has_first_moment(group):
-            return None
-        return "K-FAC preconditions SGD or bends a first moment, and this optimizer has none: use SGD, Adam or AdamW."
+        return refuse_momentless("K-FAC", base, group)
 
     def exclude(self, block: Block) -> str | None:
         """See `core.method.Method.exclude`."""
@@ -128,20 +126,18 @@ class KFAC:
 
     def describe(self, base: Base, group: dict, block: Block) -> str:
         """See `core.method.Method.describe`."""
-        sides = [f"{len(s.cuts)}x{s.cuts[0].stop}" if s.cuts else "diagonal" for s in self._sides(block)]
+        sides = [tiles.label(side.cuts) for side in self._sides(block)]
         bias = " with its bias" if block.bias is not None else ""
         groups = f"{block.tap.groups} groups, " if block.tap is not None and block.tap.groups > 1 else ""
         return f"{self.action(base, group, block, True).value}{bias}; {groups}inputs {sides[0]}, outputs {sides[1]}"
 
     def action(self, base: Base, group: dict, block: Block, warm: bool) -> Action:
         """See `core.method.Method.action`."""
-        if not warm:
-            return Action.BASE
-        return Action.PRECONDITION if base.linear else Action.BEND
+        return on_curvature(base, warm)
 
     def ready(self, step: int, solved: list[int]) -> bool:
         """See `core.method.Method.ready`: from the first solve on."""
-        return bool(solved) and min(solved) > 0
+        return all_solved(solved)
 
     # ---------------------------------------------------------------- statistics
 

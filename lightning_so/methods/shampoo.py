@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_so.actions.moments import Base
 from lightning_so.core.block import Block, Stack
 from lightning_so.core.errors import ConfigError, check_range
-from lightning_so.core.method import Action, Taps
+from lightning_so.core.method import Action, Taps, all_solved, on_curvature, refuse_momentless
 from lightning_so.core.schedule import Spread, Staggered, Unit
 from lightning_so.linalg import tiles
 from lightning_so.linalg.result import Result
@@ -106,9 +106,7 @@ class Shampoo:
 
     def refuse(self, base: Base, group: dict) -> str | None:
         """See `core.method.Method.refuse`."""
-        if base.linear or base.has_first_moment(group):
-            return None
-        return "Shampoo preconditions SGD or bends a first moment, and this optimizer has none: use SGD, Adam or AdamW."
+        return refuse_momentless("Shampoo", base, group)
 
     def exclude(self, block: Block) -> str | None:
         """See `core.method.Method.exclude`."""
@@ -119,22 +117,18 @@ class Shampoo:
 
     def describe(self, base: Base, group: dict, block: Block) -> str:
         """See `core.method.Method.describe`."""
-        cap, sides = self._cap(block.param.device), []
-        for length in self._lengths(block).values():
-            cuts = tiles.tiles(length, cap)
-            sides.append(f"{len(cuts)}x{cuts[0].stop}" if cuts else "diagonal")
+        cap = self._cap(block.param.device)
+        sides = [tiles.label(tiles.tiles(length, cap)) for length in self._lengths(block).values()]
         action = self.action(base, group, block, True).value
         return f"{action} by roots 1/{self._power(block):g}; tiles {' and '.join(sides)}"
 
     def action(self, base: Base, group: dict, block: Block, warm: bool) -> Action:
         """See `core.method.Method.action`."""
-        if not warm:
-            return Action.BASE
-        return Action.PRECONDITION if base.linear else Action.BEND
+        return on_curvature(base, warm)
 
     def ready(self, step: int, solved: list[int]) -> bool:
         """See `core.method.Method.ready`: from the first solve of every side on."""
-        return bool(solved) and min(solved) > 0
+        return all_solved(solved)
 
     # ---------------------------------------------------------------- statistics
 
@@ -246,4 +240,4 @@ class Shampoo:
         return self.power if self.power is not None else 2.0 * len(self._lengths(block))
 
     def _cap(self, device: torch.device) -> int:
-        return self.cap or (256 if device.type == "cpu" else 1024)
+        return self.cap or tiles.default_cap(device)

@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_so.actions.moments import Base
 from lightning_so.core.block import Block, Stack
 from lightning_so.core.errors import ConfigError, check_range
-from lightning_so.core.method import Action, Taps
+from lightning_so.core.method import Action, Taps, all_solved
 from lightning_so.core.schedule import Spread, Staggered, Unit
 from lightning_so.linalg import tiles
 from lightning_so.linalg.basis import CALLS, decompose, refresh, refresh_cost
@@ -108,8 +108,7 @@ class SOAP:
         cold = self.action(base, group, block, False)
         cap, sides = self._cap(block.param.device), []
         for side in (block.rows, block.cols):
-            cuts = tiles.tiles(side, cap)
-            sides.append(f"{len(cuts)}x{cuts[0].stop}" if cuts else "diagonal")
+            sides.append(tiles.label(tiles.tiles(side, cap)))
         return f"{cold.value} until step {self.start}, then rotate; tiles {' and '.join(sides)}"
 
     def action(self, base: Base, group: dict, block: Block, warm: bool) -> Action:
@@ -182,7 +181,7 @@ class SOAP:
 
     def ready(self, step: int, solved: list[int]) -> bool:
         """See `core.method.Method.ready`: past the start, every basis solved, and there is a basis at all."""
-        return step >= self.start and bool(solved) and min(solved) > 0
+        return step >= self.start and all_solved(solved)
 
     def tensors(self, stats: Stats) -> Iterator[tuple[str, Tensor]]:
         """See `core.method.Method.tensors`."""
@@ -230,4 +229,4 @@ class SOAP:
         return estimates[0], estimates[1]
 
     def _cap(self, device: torch.device) -> int:
-        return self.cap or (256 if device.type == "cpu" else 1024)
+        return self.cap or tiles.default_cap(device)
