@@ -5,8 +5,9 @@ from lightning_so.core.attach import attach as attach
 from lightning_so.core.errors import ConfigError as ConfigError
 from lightning_so.core.errors import StateError as StateError
 from lightning_so.core.errors import TrustError as TrustError
-from lightning_so.core.schedule import Staggered as Staggered
-from lightning_so.core.schedule import Synchronous as Synchronous
+from lightning_so.core.mixture import Mixture as Mixture
+from lightning_so.core.spread import Staggered as Staggered
+from lightning_so.core.spread import Synchronous as Synchronous
 from lightning_so.linalg.damping import Relative as Relative
 from lightning_so.methods.kfac import KFAC as KFAC
 from lightning_so.methods.muon import Muon as Muon
@@ -17,6 +18,7 @@ __all__ = [
     "KFAC",
     "SOAP",
     "ConfigError",
+    "Mixture",
     "Muon",
     "Relative",
     "SecondOrder",

@@ -194,10 +194,11 @@ def test_twice_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "name"), [({"method": "soap"}, "method"), ({"method": METHOD, "min_coverage": 2}, "min_coverage")]
+    ("arguments", "name"),
+    [({"method": "soap"}, "method="), ({"method": METHOD, "min_coverage": 2}, r"SecondOrder\(min_coverage=")],
 )
 def test_bad_arguments_are_named(arguments, name):
-    with pytest.raises(ConfigError, match=rf"SecondOrder\({name}="):
+    with pytest.raises(ConfigError, match=name):
         SecondOrder(**arguments)
 
 

@@ -7,7 +7,7 @@ from pytorch_lightning.cli import LightningCLI
 
 from examples.autoencoder import Autoencoder, Digits
 from examples.byte_lm import ByteLM, ByteText
-from lightning_so import KFAC, SOAP, Muon, SecondOrder, Synchronous
+from lightning_so import KFAC, SOAP, Mixture, Muon, SecondOrder, Synchronous
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -17,7 +17,10 @@ def parse(*arguments):
     return next(c for c in cli.trainer.callbacks if isinstance(c, SecondOrder)), cli
 
 
-@pytest.mark.parametrize(("name", "method"), [("soap", SOAP()), ("muon", Muon())])
+RULES = Mixture({"LayerNorm": "base", "Linear": KFAC(), "*": SOAP()})
+
+
+@pytest.mark.parametrize(("name", "method"), [("soap", SOAP()), ("muon", Muon()), ("mixture", RULES)])
 def test_shipped_configurations(name, method):
     callback, _ = parse("--config", str(CONFIGS / f"{name}_byte_lm.yaml"))
     assert callback.method == method
@@ -53,9 +56,10 @@ def test_a_bad_value_is_named(capsys):
 
 
 @pytest.mark.slow
-def test_fit_from_yaml(tmp_path):
+@pytest.mark.parametrize("name", ["soap", "mixture"])
+def test_fit_from_yaml(tmp_path, name):
     callback, cli = parse(
-        "--config", str(CONFIGS / "soap_byte_lm.yaml"), "--trainer.max_steps=6", "--trainer.val_check_interval=6",
+        "--config", str(CONFIGS / f"{name}_byte_lm.yaml"), "--trainer.max_steps=6", "--trainer.val_check_interval=6",
         "--trainer.limit_val_batches=1", "--trainer.logger=false", "--trainer.enable_progress_bar=false",
         "--trainer.enable_checkpointing=false", f"--trainer.default_root_dir={tmp_path}",
     )  # fmt: skip

@@ -5,12 +5,13 @@ import re
 import pytest
 import torch
 
-from lightning_so import KFAC, SOAP, Muon, Shampoo
+from lightning_so import KFAC, SOAP, Mixture, Muon, Shampoo
 from tests import ranks
 from tests.world import World
 
 SOAP10 = SOAP(start=10, period=4)
 KFAC4 = KFAC(period=4)
+MIXED = Mixture({"tall.*": KFAC(period=4), "*": SOAP(start=10, period=8)})
 ADAMW = (torch.optim.AdamW, {"lr": 3e-3, "weight_decay": 0.1})
 SGD = (torch.optim.SGD, {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01})
 ADAM = (torch.optim.Adam, {"lr": 3e-3, "weight_decay": 0.1})
@@ -102,10 +103,18 @@ def test_kfac_of_a_sum_equals_that_of_a_mean(world):
     close(world.run(ranks.train, KFAC4, *base, 24, dtype=torch.float64, reduction="sum"), one, 1e-10)
 
 
-@pytest.mark.parametrize("method", [SOAP10, KFAC4], ids=["soap", "kfac"])
-def test_bytes_are_as_predicted(world, method):
+def test_a_mixture_equals_one_process(world):
+    method = Mixture({"tall.*": KFAC(period=4), "wide.*": Muon(), "*": SOAP(start=10, period=8)})
+    one = ranks.train(method, *ADAMW, 24, shard=False, dtype=torch.float64)
+    close(world.run(ranks.train, method, *ADAMW, 24, dtype=torch.float64), one, 1e-10)
+
+
+@pytest.mark.parametrize(
+    ("method", "rel"), [(SOAP10, 0.05), (KFAC4, 0.05), (MIXED, 0.1)], ids=["soap", "kfac", "mixture"]
+)
+def test_bytes_are_as_predicted(world, method, rel):
     for _, _, sent, predicted in world.run(ranks.train, method, *ADAMW, 80):
-        assert (sent[-1] - sent[-33]) / 32 == pytest.approx(predicted, rel=0.05)
+        assert (sent[-1] - sent[-33]) / 32 == pytest.approx(predicted, rel=rel)
 
 
 def test_a_non_finite_gradient_on_one_rank_is_withheld_on_all(world):
@@ -132,6 +141,7 @@ def test_a_gradient_that_one_rank_lacks_is_withheld_on_all(world):
         (KFAC(period=4, fisher="sampled"), SGD, 9),
         (Shampoo(period=4), SGD, 9),
         (Shampoo(period=4), ADAMW, 9),
+        (MIXED, ADAMW, 17),
     ],
     ids=[
         "soap-bent",
@@ -142,6 +152,7 @@ def test_a_gradient_that_one_rank_lacks_is_withheld_on_all(world):
         "kfac-sampled",
         "shampoo",
         "shampoo-bent",
+        "mixture",
     ],
 )
 def test_resuming_equals_not_having_stopped(world, method, base, stop):

@@ -26,10 +26,10 @@ def five_steps(cls, method, way, lr=0.02):
             for rows in torch.arange(8).chunk(4):
                 (losses(model, x[rows], y[rows]).mean() / 4).backward()
         elif way == "scaled":
-            engine.recorder.loss_scale = 1000.0 * 3**t
-            (losses(model, x, y).mean() * engine.recorder.loss_scale).backward()
+            engine.recorders[0].loss_scale = 1000.0 * 3**t
+            (losses(model, x, y).mean() * engine.recorders[0].loss_scale).backward()
             for p in model.parameters():
-                p.grad /= engine.recorder.loss_scale
+                p.grad /= engine.recorders[0].loss_scale
         else:
             getattr(losses(model, x, y), way)().backward()
         optimizer.step()

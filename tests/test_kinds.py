@@ -94,7 +94,7 @@ def test_compact_finds_the_eigenbases_of_the_factors_and_keeps_the_first_moment(
                     D = Q[row].mT @ F[row] @ Q[row]
                     assert float((D - D.diag().diag()).abs().max()) < 1e-2 * float(D.diag().mean())  # the ridge's size
                     assert torch.equal(F[row], F[row].mT)
-            turned = again.rotator.turn(stack.stats, moments[block.name].reshape(1, *stack.shape), [row], leave=False)
+            turned = stack.method.turn(stack.stats, moments[block.name].reshape(1, *stack.shape), [row], leave=False)
             held = again.optimizer.state[block.param]
             torch.testing.assert_close(held["exp_avg"].reshape(turned[0].shape), turned[0], rtol=1e-5, atol=1e-9)
             torch.testing.assert_close(held["exp_avg_sq"].sum(), sums[block.name], rtol=1e-4, atol=0)

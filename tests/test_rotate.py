@@ -15,7 +15,7 @@ def frozen_at_identity(model, optimizer):
     """An engine whose blocks all rotate in the basis they start with, the identity."""
     engine = attach(model, optimizer, SOAP())
     engine.warm = [[True] * len(flags) for flags in engine.warm]
-    engine.schedule = Schedule([], 1)
+    engine.schedule = Schedule([])
     engine.regroup()
     return engine
 

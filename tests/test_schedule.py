@@ -14,8 +14,8 @@ COSTS = st.lists(st.floats(0.1, 1e3), min_size=1, max_size=40)
 
 @given(COSTS, st.integers(1, 16), st.integers(1, 8))
 def test_packing_is_complete_balanced_and_deterministic(costs, slots, ranks):
-    place = pack(costs, slots)
-    owner = owners(costs, place, ranks)
+    place = pack(costs, [slots] * len(costs))
+    owner = owners(costs, place, [slots] * len(costs), ranks)
     assert len(place) == len(owner) == len(costs)
     assert all(0 <= slot < slots for slot in place)
     assert all(0 <= rank < ranks for rank in owner)
@@ -27,16 +27,21 @@ def test_packing_is_complete_balanced_and_deterministic(costs, slots, ranks):
     assert max(slot_loads) <= sum(costs) / slots + max(costs) + 1e-6
     for (slot, _), load in loads.items():
         assert load <= slot_loads[slot] / ranks + max(costs) + 1e-6
-    assert (place, owner) == (pack(list(costs), slots), owners(list(costs), list(place), ranks))
+    assert (place, owner) == (
+        pack(costs, [slots] * len(costs)),
+        owners(costs, list(place), [slots] * len(costs), ranks),
+    )
 
 
 def test_packing_uses_different_steps_before_different_ranks():
-    assert sorted(pack([1.0] * 4, 4)) == [0, 1, 2, 3]
+    assert sorted(pack([1.0] * 4, [4] * 4)) == [0, 1, 2, 3]
 
 
 @given(COSTS, st.integers(2, 8))
 def test_ranks_share_the_work_of_all_slots(costs, ranks):
-    owner = owners(costs, list(range(len(costs))), ranks)  # one unit a slot: only the sums can be balanced
+    owner = owners(
+        costs, list(range(len(costs))), [64] * len(costs), ranks
+    )  # one unit a slot: only the sums can be balanced
     loads = [sum(cost for cost, own in zip(costs, owner, strict=True) if own == rank) for rank in range(ranks)]
     assert max(loads) <= sum(costs) / ranks + max(costs) + 1e-6
 
@@ -44,7 +49,7 @@ def test_ranks_share_the_work_of_all_slots(costs, ranks):
 @settings(deadline=None, max_examples=20)
 @given(COSTS, st.integers(1, 64), st.integers(2, 8), st.floats(0.0, 3000.0))
 def test_when_a_unit_is_due_does_not_depend_on_the_world_size(costs, period, ranks, budget):
-    one, many = Schedule(units(costs), period), Schedule(units(costs), period, ranks=ranks)
+    one, many = Schedule(units(costs, period)), Schedule(units(costs, period), ranks=ranks)
     assert all(one.due(step, budget) == many.due(step, budget) for step in range(1, 120))
 
 
@@ -57,26 +62,26 @@ def test_interval_is_a_power_of_two_within_the_period(step, period):
     assert every > min(period, max(2, step / 10)) / 2
 
 
-def units(costs):
-    return [Unit(0, row, 0, 0, cost) for row, cost in enumerate(costs)]
+def units(costs, period=1, **options):
+    return [Unit(0, row, 0, 0, cost, period=period, **options) for row, cost in enumerate(costs)]
 
 
 @settings(deadline=None, max_examples=40)
 @given(COSTS, st.integers(1, 64), st.integers(1, 4), st.floats(0.0, 3000.0))
 def test_every_unit_is_solved_within_its_bound_and_no_step_over_budget(costs, period, ranks, budget):
-    schedule = Schedule(units(costs), period, ranks=ranks)
+    schedule = Schedule(units(costs, period), ranks=ranks)
     for step in range(1, 200):
         due = schedule.due(step, budget)
         assert len(due) == len(set(due))
         # One unit is always let through; beyond it the budget holds.
         assert sum(costs[u] for u in due) <= max(budget, max((costs[u] for u in due), default=0.0)) + 1e-6
         # Packing spreads a round over 1.5 intervals; a slip adds at most one round of single units.
-        assert max(step - tried for tried in schedule.tried) <= 1.5 * schedule.every + 2 * len(costs) + 1
+        assert max(step - tried for tried in schedule.tried) <= 1.5 * schedule.every[0] + 2 * len(costs) + 1
         assert schedule.overdue(step) == []
 
 
 def test_without_a_bound_a_unit_is_solved_once_an_interval():
-    schedule = Schedule(units([1.0] * 8), 8)
+    schedule = Schedule(units([1.0] * 8, 8))
     for step in range(1, 201):
         schedule.due(step, math.inf)
     counts = [0] * 8
@@ -88,13 +93,13 @@ def test_without_a_bound_a_unit_is_solved_once_an_interval():
 
 
 def test_synchronous_solves_all_on_one_step():
-    schedule = Schedule(units([1.0] * 8), 8, staggered=False)
+    schedule = Schedule(units([1.0] * 8, 8, staggered=False))
     sizes = [len(schedule.due(step, math.inf)) for step in range(1, 201)]
     assert set(sizes) == {0, 8}
 
 
 def test_what_does_not_fit_slips_oldest_first():
-    schedule = Schedule(units([5.0, 5.0, 5.0]), 1)
+    schedule = Schedule(units([5.0, 5.0, 5.0]))
     assert [schedule.due(step, 6.0) for step in (1, 2, 3, 4)] == [[0], [1], [2], [0]]
 
 

@@ -165,7 +165,7 @@ def test_forward_passes_that_never_go_backward_are_forgotten():
     engine = sgd(model, KFAC(period=1))
     for _ in range(100):
         model(randn(6, 3))
-    assert len(engine.recorder.uses) <= 2 * USES
+    assert len(engine.recorders[0].uses) <= 2 * USES
     step(engine, model(randn(6, 3)).square().sum(1).mean())
     assert engine.report.preconditioned == 2
 

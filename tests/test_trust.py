@@ -33,7 +33,7 @@ def test_work_is_counted_by_block():
     for done in work.values():
         assert done.bent + done.rotated == done.observed
         assert done.solves > 0
-        assert 0 <= done.age <= engine.schedule.bound()
+        assert 0 <= done.age <= engine.schedule.bound(0)
     assert work["conv.weight"].rotated > work["conv.weight"].bent > 0
     assert proof.staleness(engine)[0] == max(done.age for done in work.values())
 

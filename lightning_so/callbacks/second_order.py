@@ -18,6 +18,7 @@ from lightning_so.core.engine import Engine
 from lightning_so.core.errors import ConfigError, StateError, check_choice, check_range
 from lightning_so.core.kinds import KINDS
 from lightning_so.core.method import Method
+from lightning_so.core.mixture import Mixture
 from lightning_so.core.telemetry import Telemetry
 
 #: How a run goes on from each kind of state.
@@ -34,7 +35,7 @@ class SecondOrder(Callback):
     Optimizer, learning rate, schedule, clipping by norm, accumulation, precision and checkpoints keep working.
 
     Args:
-        method: `SOAP()`, `KFAC()`, `Muon()`, ...
+        method: `SOAP()`, `KFAC()`, `Muon()`, ..., or a `Mixture` of rules.
         route: Overrides, role ("base", "hidden", "embedding", "head") -> globs on parameter names.
         min_coverage: Smallest share of an optimizer's elements that must be covered.
         print_plan: Print where every parameter went when training starts, and what was done when it ends.
@@ -55,7 +56,7 @@ class SecondOrder(Callback):
 
     def __init__(
         self,
-        method: Method,
+        method: Method | Mixture,
         route: dict[str, list[str]] | None = None,
         min_coverage: float = 0.0,
         print_plan: bool = True,
@@ -65,10 +66,7 @@ class SecondOrder(Callback):
         reduction: str | None = None,
     ) -> None:
         """Check the arguments; everything else happens when training starts."""
-        if not isinstance(method, Method):
-            raise ConfigError(
-                f"SecondOrder(method={method!r}): method must be an object such as SOAP(), KFAC() or Muon()."
-            )
+        Mixture.of(method)
         check_range("SecondOrder", "min_coverage", min_coverage, 0.0, 1.0)
         check_choice("SecondOrder", "state", state, KINDS)
         self.method, self.route, self.min_coverage, self.print_plan = method, route, min_coverage, print_plan
@@ -186,11 +184,11 @@ class SecondOrder(Callback):
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         divided = trainer.accumulate_grad_batches if pl_module.automatic_optimization else None
         for engine in self.engines:
-            if engine.recorder is not None:
-                engine.recorder.accumulate = divided
-                engine.recorder.loss_scale = scaler.get_scale() if scaler is not None else 1.0
-                if engine.recorder.announced is None and pl_module.automatic_optimization:
-                    engine.recorder.announced = False
+            for recorder in engine.recorders:
+                recorder.accumulate = divided
+                recorder.loss_scale = scaler.get_scale() if scaler is not None else 1.0
+                if recorder.announced is None and pl_module.automatic_optimization:
+                    recorder.announced = False
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
         """Show the loss to the engines that observe layers."""
@@ -219,7 +217,7 @@ class SecondOrder(Callback):
 
     def _kind(self, engine: Engine) -> str:
         """Gathering factors from their owners is a collective, which a signal's handler must not begin."""
-        owned = engine.comm.ranks > 1 and engine.recorder is not None
+        owned = engine.comm.ranks > 1 and bool(engine.recorders)
         return "rebuild" if owned and inside_handler() else self.state
 
     def on_save_checkpoint(self, trainer: Any, pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:

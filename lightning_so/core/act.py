@@ -11,7 +11,7 @@ from lightning_so.actions.precondition import Clip
 from lightning_so.core import rows
 from lightning_so.core.batch import Batch
 from lightning_so.core.block import scatter
-from lightning_so.core.method import Action
+from lightning_so.core.method import Action, rotator
 
 if TYPE_CHECKING:
     from lightning_so.core.engine import Engine
@@ -24,13 +24,19 @@ def begin(engine: "Engine", batches: list[Batch]) -> None:
         engine: The engine; its `acting` gets every batch whose parameters are hidden.
         batches: Those whose action is not BASE.
     """
-    clip = Clip(engine.method.trust)
+    clips = _clips(engine)
     for batch in batches:
         if batch.action is Action.PRECONDITION:
-            _precondition(engine, batch, clip)
+            _precondition(engine, batch, clips[id(batch.stack.method)])
         else:
             _hide(engine, batch)
-    clip.apply()
+    for clip in clips.values():
+        clip.apply()
+
+
+def _clips(engine: "Engine") -> dict[int, Clip]:
+    """One clip a method."""
+    return {id(method): Clip(method.trust) for method in engine.methods}
 
 
 def waiting(engine: "Engine", batch: Batch) -> bool:
@@ -38,17 +44,19 @@ def waiting(engine: "Engine", batch: Batch) -> bool:
     block, groups = batch.blocks[0], engine.optimizer.param_groups
     if batch.action is not Action.BASE:
         return False
-    return engine.method.action(engine.base, groups[block.group], block, True) is Action.PRECONDITION
+    return block.method.action(engine.base, groups[block.group], block, True) is Action.PRECONDITION
 
 
 def bound(engine: "Engine", batches: list[Batch]) -> None:
     """Bound the step of waiting batches: `lr |g| <= sqrt(kappa)`."""
-    clip, groups = Clip(engine.method.trust), engine.optimizer.param_groups
+    clips, groups = _clips(engine), engine.optimizer.param_groups
     for batch in batches:
         grads = batch.gradients()
         source = engine.scratch.gather(batch.stack, grads, 0)
-        clip.add(_products(source, source), [groups[b.group]["lr"] for b in batch.blocks], grads)
-    clip.apply()
+        lrs = [groups[b.group]["lr"] for b in batch.blocks]
+        clips[id(batch.stack.method)].add(_products(source, source), lrs, grads)
+    for clip in clips.values():
+        clip.apply()
 
 
 def _precondition(engine: "Engine", batch: Batch, clip: Clip) -> None:
@@ -57,7 +65,7 @@ def _precondition(engine: "Engine", batch: Batch, clip: Clip) -> None:
     products = rows.precondition(engine, batch)
     if products is None:
         source = engine.scratch.gather(batch.stack, grads, 0)
-        update = engine.method.direction(batch.stack.stats, source, batch.rows)
+        update = batch.stack.method.direction(batch.stack.stats, source, batch.rows)
         products = _products(update, source)
         scatter(update, grads)
     clip.add(products, [engine.optimizer.param_groups[block.group]["lr"] for block in batch.blocks], grads)
@@ -76,7 +84,7 @@ def _hide(engine: "Engine", batch: Batch) -> None:
             hide.couple_decay([grads[i] for i in positions], [batch.params[i] for i in positions], groups[group])
     if batch.action is Action.ROTATE:
         source = engine.scratch.gather(batch.stack, grads, 0)
-        scatter(engine.rotator.turn(batch.stack.stats, source, batch.rows, leave=False), grads)
+        scatter(rotator(batch.stack).turn(batch.stack.stats, source, batch.rows, leave=False), grads)
     hide.save(batch.params, batch.saved)
     # Listed before it is hidden: an interrupt between the two lines must not lose a weight.
     engine.acting.append(batch)
@@ -88,9 +96,9 @@ def finish(engine: "Engine", batch: Batch) -> None:
     stack, groups = batch.stack, engine.optimizer.param_groups
     update = engine.scratch.gather(stack, batch.params, 0)
     if batch.action is Action.ROTATE:
-        update = engine.rotator.turn(stack.stats, update, batch.rows, leave=True)
+        update = rotator(stack).turn(stack.stats, update, batch.rows, leave=True)
     else:
-        update = bend(update, engine.method.direction(stack.stats, _lookahead(engine, batch), batch.rows))
+        update = bend(update, stack.method.direction(stack.stats, _lookahead(engine, batch), batch.rows))
     p0 = stack.hidden if batch.rows is None else stack.hidden[batch.rows]
     room = engine.scratch.like(stack, len(batch.blocks), 1)
     factors = [hide.shrink(groups[b.group], decoupled=engine.base.decoupled(groups[b.group])) for b in batch.blocks]

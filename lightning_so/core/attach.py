@@ -14,6 +14,7 @@ from lightning_so.core.checks import Checks
 from lightning_so.core.engine import Engine
 from lightning_so.core.errors import ConfigError
 from lightning_so.core.method import Method
+from lightning_so.core.mixture import Mixture
 from lightning_so.core.state import load_state_dict, state_dict
 
 
@@ -114,7 +115,7 @@ def _guarded(engine: Engine, original: Any) -> Any:
 def attach(
     model: nn.Module,
     optimizer: Optimizer,
-    method: Method,
+    method: Method | Mixture,
     *,
     route: Mapping[str, Sequence[str]] | None = None,
     min_coverage: float = 0.0,
@@ -130,7 +131,7 @@ def attach(
     Args:
         model: The model whose parameter names are used.
         optimizer: The base optimizer; it stays the only one.
-        method: `SOAP()`, `KFAC()`, `Muon()`, ...
+        method: `SOAP()`, `KFAC()`, `Muon()`, ..., or a `Mixture` of rules.
         route: Overrides, role ("base", "hidden", "embedding", "head") -> globs on names.
         min_coverage: Smallest share of the optimizer's elements that must be covered.
         reduction: Whether the loss is a "mean" or a "sum" over samples, for methods that observe layers. None reads it

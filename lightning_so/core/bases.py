@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_so.actions import rotate
 from lightning_so.core import share
 from lightning_so.core.block import Block, Stack
-from lightning_so.core.method import Rotator
+from lightning_so.core.method import Rotator, rotator, solver
 
 if TYPE_CHECKING:
     from lightning_so.core.engine import Engine
@@ -33,7 +33,8 @@ def solve(engine: "Engine", due: list[int]) -> None:
         due: Numbers of units in the schedule.
     """
     report, schedule = engine.report, engine.schedule
-    for number, result in zip(due, share.solve(engine, due, engine.method.solve), strict=True):
+    results = share.solve(engine, due, lambda stack, unit: stack.method.solve(stack.stats, unit))
+    for number, result in zip(due, results, strict=True):
         unit = schedule.units[number]
         stack = engine.stacks[unit.stack]
         report.solves += 1
@@ -45,7 +46,7 @@ def solve(engine: "Engine", due: list[int]) -> None:
                 report.cooled += 1
                 cool(engine, unit.stack, unit.row)
             continue
-        swapped = engine.solver.accept(stack.stats, unit, result)
+        swapped = solver(stack).accept(stack.stats, unit, result)
         if swapped is not None and result.order is not None and engine.warm[unit.stack][unit.row]:
             cut, old, new = swapped
             state = engine.optimizer.state.get(stack.blocks[unit.row].param, {})
@@ -58,13 +59,17 @@ def ready(engine: "Engine", index: int, row: int) -> bool:
     if engine.warm[index][row]:
         return False
     solved = [engine.schedule.solved[number] for number in engine.units_of[index][row]]
-    return engine.method.ready(engine.report.step - engine.schedule.origin - (index + row) % ENTRIES, solved)
+    age = engine.report.step - engine.schedule.origin - (index + row) % ENTRIES
+    return engine.stacks[index].method.ready(age, solved)
 
 
 def entering(engine: "Engine") -> bool:
     """Whether the moments of any block will move into its basis at this step."""
-    return isinstance(engine.method, Rotator) and any(
-        ready(engine, index, row) for index, rows in enumerate(engine.live) for row in rows
+    return any(
+        ready(engine, index, row)
+        for index, rows in enumerate(engine.live)
+        if isinstance(engine.stacks[index].method, Rotator)
+        for row in rows
     )
 
 
@@ -84,7 +89,7 @@ def enter(engine: "Engine", index: int, stack: Stack) -> bool:
         if not ready(engine, index, row):
             continue
         engine.warm[index][row] = entered = True
-        if isinstance(engine.method, Rotator):
+        if isinstance(stack.method, Rotator):
             turn_moments(engine, stack, row, block)
     return entered
 
@@ -93,10 +98,10 @@ def turn_moments(engine: "Engine", stack: Stack, row: int, block: Block) -> None
     """Move one block's plain moments into its basis: the first exactly, the second from the factors."""
 
     def turn(x: Tensor) -> Tensor:
-        return engine.rotator.turn(stack.stats, x[None], [row], leave=False)[0]
+        return rotator(stack).turn(stack.stats, x[None], [row], leave=False)[0]
 
     state = engine.optimizer.state.get(block.param, {})
-    spectrum = engine.rotator.spectrum(stack.stats, row)
+    spectrum = rotator(stack).spectrum(stack.stats, row)
     rotate.enter(engine.base, state, stack.shape, turn, *spectrum, least_variance(engine, block))
 
 
@@ -107,11 +112,9 @@ def least_variance(engine: "Engine", block: Block) -> float:
 
 def rotating(engine: "Engine") -> Iterator[tuple[int, int, Block]]:
     """(stack, row, block) of all blocks that rotate."""
-    if not isinstance(engine.method, Rotator):
-        return
     for index, stack in enumerate(engine.stacks):
         for row, block in enumerate(stack.blocks):
-            if engine.warm[index][row]:
+            if isinstance(stack.method, Rotator) and engine.warm[index][row]:
                 yield index, row, block
 
 
@@ -128,7 +131,7 @@ def plain(engine: "Engine", index: int, row: int, state: dict) -> None:
 
     def turn(x: Tensor, square: bool) -> Tensor:
         batch = x.to(stack.dtype)[None]
-        return engine.rotator.turn(stack.stats, batch, [row], leave=True, square=square)[0]
+        return rotator(stack).turn(stack.stats, batch, [row], leave=True, square=square)[0]
 
     least = least_variance(engine, stack.blocks[row])
     rotate.depart(engine.base, state, stack.shape, lambda x: turn(x, False), lambda x: turn(x, True), least)
@@ -136,7 +139,7 @@ def plain(engine: "Engine", index: int, row: int, state: dict) -> None:
 
 def cool(engine: "Engine", index: int, row: int) -> None:
     """Take one block out of its basis: it is cold, and enters again once all its units are solved anew."""
-    if isinstance(engine.method, Rotator):
+    if isinstance(engine.stacks[index].method, Rotator):
         plain(engine, index, row, engine.optimizer.state.get(engine.stacks[index].blocks[row].param, {}))
     engine.warm[index][row] = False
     for unit in engine.units_of[index][row]:
@@ -164,10 +167,11 @@ def settle(engine: "Engine") -> None:
         engine: The engine, whose factors and warm flags were loaded.
     """
     numbers = [n for n, unit in enumerate(engine.schedule.units) if engine.schedule.solved[n] > 0]
-    for number, result in zip(numbers, share.solve(engine, numbers, engine.solver.settle), strict=True):
+    results = share.solve(engine, numbers, lambda stack, unit: solver(stack).settle(stack.stats, unit))
+    for number, result in zip(numbers, results, strict=True):
         unit = engine.schedule.units[number]
         if result.ok:
-            engine.solver.accept(engine.stacks[unit.stack].stats, unit, result)
+            solver(engine.stacks[unit.stack]).accept(engine.stacks[unit.stack].stats, unit, result)
         else:
             engine.report.failures += 1
             engine.warm[unit.stack][unit.row] = False

@@ -1,11 +1,15 @@
 """One matrix of one parameter, by its fully qualified name, and stacks of equal ones."""
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_so.layers.registry import Layer
+
+if TYPE_CHECKING:
+    from lightning_so.core.method import Method
 
 
 @dataclass(eq=False)
@@ -36,6 +40,7 @@ class Block:
         role: "hidden", "embedding" or "head".
         rows: Rows of the matrix.
         cols: Columns of the matrix.
+        method: What works on it.
         bias: The parameter that is the last column, or None.
         tap: The layer, for methods that need its rows.
     """
@@ -46,6 +51,7 @@ class Block:
     role: str
     rows: int
     cols: int
+    method: "Method"
     bias: nn.Parameter | None = None
     tap: Tap | None = None
 
@@ -67,7 +73,7 @@ class Block:
 
 @dataclass(eq=False)
 class Stack:
-    """Blocks of one shape, dtype, device and role, whose tensors live in one batch so that one call serves them all.
+    """Blocks of one method, shape, dtype, device and role: their tensors live in one batch, one call serves them all.
 
     Attributes:
         blocks: The blocks, in registration order; B of them.
@@ -79,12 +85,17 @@ class Stack:
     blocks: list[Block]
     hidden: Tensor
     saved: list[list[Tensor]] = field(default_factory=list)
-    stats: object = None
+    stats: Any = None
 
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns of every matrix of the stack."""
         return self.blocks[0].rows, self.blocks[0].cols
+
+    @property
+    def method(self) -> "Method":
+        """The method of all its blocks."""
+        return self.blocks[0].method
 
     @property
     def parts(self) -> int:
@@ -108,7 +119,8 @@ def stack_blocks(blocks: list[Block]) -> list[Stack]:
     for block in blocks:
         p = block.param
         layer = block.tap and (id(block.tap.layer), block.tap.groups)
-        key = (block.rows, block.cols, p.shape, p.dtype, p.device, block.edge, block.bias is None, layer)
+        matrix = (block.rows, block.cols, p.shape, p.dtype, p.device)
+        key = (id(block.method), *matrix, block.edge, block.bias is None, layer)
         groups.setdefault(key, []).append(block)
     stacks = []
     for members in groups.values():

@@ -1,5 +1,6 @@
 """What the solves of a step may cost: the work of a step is bounded, and what does not fit slips to the next."""
 
+import math
 from typing import TYPE_CHECKING
 
 from lightning_so.core import bases
@@ -13,13 +14,13 @@ if TYPE_CHECKING:
 def due(engine: "Engine") -> list[int]:
     """Numbers of the units to solve at this step, within the budget; equal on all ranks."""
     busy = sum(
-        len(batch.blocks) * engine.method.work(batch.stack, _settled(engine, batch))
+        len(batch.blocks) * batch.stack.method.work(batch.stack, _settled(engine, batch))
         for batches in engine.batches
         for batch in batches
     )
     schedule, step, worth = engine.schedule, engine.report.step, []
-    room, least = engine.spread.budget(engine.peak, busy), 1
-    if engine.spread.staggered and ((step == 1 and schedule.period > 1) or bases.entering(engine)):
+    room, least = min((spread.budget(engine.peak, busy) for spread in engine.spreads), default=math.inf), 1
+    if (step == 1 and schedule.cycle > 1) or bases.entering(engine):
         # What the first step allocates and what entries cost is enough for a step.
         room, least = 0.0, 0
     for number in schedule.due(step, room, least):
@@ -35,9 +36,9 @@ def due(engine: "Engine") -> list[int]:
 def _settled(engine: "Engine", batch: Batch) -> Action:
     """What a batch counts as. Blocks that wait for their first solve count as solved, or all would be at one step."""
     block, groups = batch.blocks[0], engine.optimizer.param_groups
-    if batch.action is not Action.BASE or isinstance(engine.method, Rotator):
+    if batch.action is not Action.BASE or isinstance(block.method, Rotator):
         return batch.action
-    return engine.method.action(engine.base, groups[block.group], block, True)
+    return block.method.action(engine.base, groups[block.group], block, True)
 
 
 def dearest(engine: "Engine") -> float:
@@ -46,10 +47,11 @@ def dearest(engine: "Engine") -> float:
     for stack in engine.stacks:
         for block in stack.blocks:
             for warm in (False, True):
-                action = engine.method.action(engine.base, groups[block.group], block, warm)
-                phases[warm] += engine.method.work(stack, action)
+                action = stack.method.action(engine.base, groups[block.group], block, warm)
+                phases[warm] += stack.method.work(stack, action)
     loads: dict[int, float] = {}
-    for unit, slot in zip(engine.schedule.units, engine.schedule.final_slot, strict=True):
-        loads[slot] = loads.get(slot, 0.0) + unit.cost
+    for number, unit in enumerate(engine.schedule.units):
+        for step in engine.schedule.loads(number):
+            loads[step] = loads.get(step, 0.0) + unit.cost
     phases[1] += max(loads.values(), default=0.0)
     return max(phases)

@@ -11,7 +11,7 @@ from lightning_so.actions import hide
 from lightning_so.core.batch import Batch
 from lightning_so.core.block import Stack
 from lightning_so.core.errors import TrustError, check_range
-from lightning_so.core.method import Action
+from lightning_so.core.method import Action, rotator
 from lightning_so.core.state import named_tensors
 
 if TYPE_CHECKING:
@@ -108,17 +108,15 @@ class Watch:
         """The block as a stack of its own in float64, with its statistics."""
         stack, row = self.batch.stack, self.position if self.batch.rows is None else self.batch.rows[self.position]
         alone = Stack([self.block], self.p0)
-        alone.stats = engine.method.init(alone, engine.base)
-        for (_, mine), (_, theirs) in zip(
-            named_tensors(engine.method, alone), named_tensors(engine.method, stack), strict=True
-        ):
+        alone.stats = stack.method.init(alone, engine.base)
+        for (_, mine), (_, theirs) in zip(named_tensors(alone), named_tensors(stack), strict=True):
             mine.copy_(theirs[row : row + 1])
         return alone
 
     def entered(self, engine: "Engine") -> None:
         """Compare the gradient that the base will see, if it is rotated; and note that the parameter is hidden."""
         if self.batch.action is Action.PRECONDITION:
-            expected = engine.method.direction(self._reference(engine).stats, self.gradient, None)
+            expected = self.block.method.direction(self._reference(engine).stats, self.gradient, None)
             seen = self._gradient()
             # The clip of all blocks together scales it; what is left is its direction.
             expected = expected * (seen.norm() / expected.norm().clamp_min(1e-300))
@@ -131,7 +129,7 @@ class Watch:
             hide.couple_decay([self.gradient], [self.p0], group)
         if self.batch.action is Action.ROTATE:
             alone = self._reference(engine)
-            expected = engine.rotator.turn(alone.stats, self.gradient, None, leave=False)
+            expected = rotator(alone).turn(alone.stats, self.gradient, None, leave=False)
             self._require(engine, "its rotated gradient", self._gradient(), expected, expected.norm())
 
     def stepped(self, engine: "Engine") -> None:
@@ -141,11 +139,11 @@ class Watch:
         group = engine.optimizer.param_groups[self.block.group]
         alone, update = self._reference(engine), self._double(self.block.params)
         if self.batch.action is Action.ROTATE:
-            change = engine.rotator.turn(alone.stats, update, None, leave=True)
+            change = rotator(alone).turn(alone.stats, update, None, leave=True)
         else:
             a, b = engine.base.lookahead(group)
             moment = self._double([engine.optimizer.state[p][engine.base.first[0]] for p in self.block.params])
-            direction = engine.method.direction(alone.stats, a * moment + b * self._gradient(), None)
+            direction = self.block.method.direction(alone.stats, a * moment + b * self._gradient(), None)
             change = -update.norm() / direction.norm() * direction if bool(direction.norm() > 0) else update
         self.change = change
         self.expected = self.p0 * hide.shrink(group, decoupled=engine.base.decoupled(group)) + change

@@ -18,10 +18,11 @@ from lightning_so.core.block import Scratch, Stack, stack_blocks
 from lightning_so.core.checks import Checks, Watch
 from lightning_so.core.errors import ConfigError, check_choice
 from lightning_so.core.guard import Guard
-from lightning_so.core.method import Action, Method, Rotator, Solver, Taps
+from lightning_so.core.method import Action, Method, Tapped
+from lightning_so.core.mixture import Mixture
 from lightning_so.core.report import Report
 from lightning_so.core.routing import route
-from lightning_so.core.schedule import Schedule
+from lightning_so.core.schedule import Schedule, Unit
 from lightning_so.core.state import state_dict, take_over
 from lightning_so.core.stopwatch import Stopwatch
 from lightning_so.core.taps import Recorder
@@ -29,9 +30,11 @@ from lightning_so.core.telemetry import costs
 
 
 class Engine:
-    """Puts one method in front of one base optimizer.
+    """Puts one method, or several by rules, in front of one base optimizer.
 
     Attributes:
+        methods: The methods that work on something, in order of their first stack.
+        recorders: One for each of them that observes layers.
         plan: Where every parameter went.
         report: What was done.
         warm: By stack and row, whether the block rotates.
@@ -50,7 +53,7 @@ class Engine:
         self,
         model: nn.Module,
         optimizer: Optimizer,
-        method: Method,
+        method: Method | Mixture,
         *,
         roles: Mapping[str, Sequence[str]] | None = None,
         min_coverage: float = 0.0,
@@ -63,7 +66,7 @@ class Engine:
         Args:
             model: The model whose names are used.
             optimizer: The base optimizer.
-            method: The method.
+            method: The method, or rules that choose one for every parameter.
             roles: See `routing.route`.
             min_coverage: Smallest share of elements that must be covered.
             checks: Optional checks of the running engine.
@@ -73,9 +76,7 @@ class Engine:
         Raises:
             ConfigError: If the optimizer, the method and the model do not fit together.
         """
-        if not isinstance(method, Method):
-            raise ConfigError(f"method={method!r} is not a method; use SOAP(), KFAC() or Muon().")
-        self.model, self.optimizer, self.method = model, optimizer, method
+        self.model, self.optimizer, self.mixture = model, optimizer, Mixture.of(method)
         self.comm, self.checks = comm or Local(), checks or Checks()
         check_choice(type(self).__name__, "reduction", reduction, (None, "mean", "sum"))
         self.roles, self.min_coverage, self.reduction = roles, min_coverage, reduction
@@ -90,7 +91,7 @@ class Engine:
     def _build(self) -> None:
         """Route the parameters and create all state that depends on which there are."""
         self._layout = self._groups()
-        self.plan = route(self.model, self.optimizer, self.method, self.base, self.roles)
+        self.plan = route(self.model, self.optimizer, self.mixture, self.base, self.roles)
         if self.plan.coverage < self.min_coverage:
             raise ConfigError(
                 f"coverage {self.plan.coverage:.3f} is below min_coverage={self.min_coverage}: lower it or change the "
@@ -99,11 +100,12 @@ class Engine:
         self.report.coverage = self.plan.coverage
         self.stacks = stack_blocks(self.plan.blocks)
         for stack in self.stacks:
-            stack.stats = self.method.init(stack, self.base)
+            stack.stats = stack.method.init(stack, self.base)
         self.warm = [[False] * len(stack.blocks) for stack in self.stacks]
-        units = [unit for index, stack in enumerate(self.stacks) for unit in self.method.units(index, stack)]
-        period, self.spread = self.method.timing()
-        self.schedule = Schedule(units, period, ranks=self.comm.ranks, staggered=self.spread.staggered)
+        self.methods = list({id(stack.method): stack.method for stack in self.stacks}.values())
+        self.spreads = [spread for spread in (method.timing()[1] for method in self.methods) if spread.staggered]
+        units = [unit for index, stack in enumerate(self.stacks) for unit in _timed(index, stack)]
+        self.schedule = Schedule(units, ranks=self.comm.ranks)
         self.units_of: list[list[list[int]]] = [[[] for _ in stack.blocks] for stack in self.stacks]
         for number, unit in enumerate(units):
             self.units_of[unit.stack][unit.row].append(number)
@@ -112,7 +114,7 @@ class Engine:
         self.live: list[list[int]] = [[] for _ in self.stacks]
         self.batches: list[list[Batch]] = [[] for _ in self.stacks]
         self.proof = proof.Ledger([len(stack.blocks) for stack in self.stacks])
-        self.recorder = Recorder(self) if self.method.taps is Taps.ROWS else None
+        self.recorders = [Recorder(self, method) for method in self.methods if isinstance(method, Tapped)]
 
     def follow(self) -> None:
         """Take in parameters that were added to the optimizer since; what is known of the others stays.
@@ -138,31 +140,19 @@ class Engine:
 
     def arm(self) -> None:
         """Hook the layers whose rows the coming step observes; nothing for methods that observe none."""
-        if self.recorder is not None:
-            self.recorder.arm(self.report.step + 1)
+        for recorder in self.recorders:
+            recorder.arm(self.report.step + 1)
 
     def before_backward(self, loss: Tensor) -> None:
         """Show a loss, as it goes backward, to methods that observe layers; nothing for others."""
-        if self.recorder is not None:
+        for recorder in self.recorders:
             with self.stopwatch.stage("observe"):
-                self.recorder.before_backward(loss)
+                recorder.before_backward(loss)
 
     def disarm(self) -> None:
         """Take the hooks on layers back."""
-        if self.recorder is not None:
-            self.recorder.disarm()
-
-    @property
-    def solver(self) -> Solver:
-        """The method, where it is one that solves."""
-        assert isinstance(self.method, Solver), f"{type(self.method).__name__} has no units"
-        return self.method
-
-    @property
-    def rotator(self) -> Rotator:
-        """The method, where it is one that rotates."""
-        assert isinstance(self.method, Rotator), f"{type(self.method).__name__} has no bases"
-        return self.method
+        for recorder in self.recorders:
+            recorder.disarm()
 
     # ---------------------------------------------------------------- before the base's step
 
@@ -182,8 +172,8 @@ class Engine:
         self.prepared = True
         with self.stopwatch.stage("guard"):
             admitted = self.guard.admit(self.params)
-        if self.recorder is not None:
-            self.recorder.name_silent()
+        for recorder in self.recorders:
+            recorder.name_silent()
         self.report.withheld = self.guard.withheld
         if not admitted:
             self.report.skipped += 1
@@ -242,14 +232,9 @@ class Engine:
         """Rebuild a stack's batches."""
         groups, stack, live = self.optimizer.param_groups, self.stacks[index], self.live[index]
         self.proof.close(index, self.batches[index])
-        self.batches[index] = split(
-            stack,
-            live,
-            [
-                self.method.action(self.base, groups[stack.blocks[row].group], stack.blocks[row], self.warm[index][row])
-                for row in live
-            ],
-        )
+        found = [(stack.blocks[row], self.warm[index][row]) for row in live]
+        actions = [stack.method.action(self.base, groups[block.group], block, warm) for block, warm in found]
+        self.batches[index] = split(stack, live, actions)
 
     # ---------------------------------------------------------------- after the base's step
 
@@ -291,3 +276,9 @@ class Engine:
         while self.acting:
             batch = self.acting.pop()
             hide.restore(batch.params, batch.saved)
+
+
+def _timed(index: int, stack: Stack) -> list[Unit]:
+    """The units of a stack, with its method's interval and spread."""
+    period, spread = stack.method.timing()
+    return [replace(unit, period=period, staggered=spread.staggered) for unit in stack.method.units(index, stack)]

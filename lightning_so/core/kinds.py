@@ -37,7 +37,7 @@ def write(engine: "Engine", kind: str) -> dict[str, Any]:
         Plain tensors and numbers.
     """
     if kind == "rebuild":
-        state = {"format": FORMAT, "method": str(engine.method), "report": engine.report.portable()}
+        state = {"format": FORMAT, "method": engine.plan.method, "report": engine.report.portable()}
     else:
         state = state_dict(engine)
         if kind == "full":
@@ -72,8 +72,7 @@ def read(engine: "Engine", state: dict[str, Any]) -> None:
                 "tensors": {k: expanded(packed[k], tensor) for k, tensor in tensors.items()},
             }
         load_blocks(engine, {**state, "blocks": blocks})
-        if isinstance(engine.method, Solver):
-            bases.settle(engine)
+        bases.settle(engine)
     else:
         load_state_dict(engine, state)
         files.restore_moments(engine, state.get("moments", {}))
@@ -84,7 +83,7 @@ def _factors(engine: "Engine") -> dict[str, dict[str, Tensor]]:
     return {
         block.name: {
             name: tensor[row]
-            for name, tensor in (engine.method.factors(stack.stats) if isinstance(engine.method, Solver) else ())
+            for name, tensor in (stack.method.factors(stack.stats) if isinstance(stack.method, Solver) else ())
         }
         for stack in engine.stacks
         for row, block in enumerate(stack.blocks)

@@ -6,13 +6,14 @@ state of their own and make no collectives.
 
 from collections.abc import Iterator
 from enum import Enum
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor, nn
 
 from lightning_so.actions.moments import Base
 from lightning_so.core.block import Block, Stack
-from lightning_so.core.schedule import Spread, Unit
+from lightning_so.core.schedule import Unit
+from lightning_so.core.spread import Spread
 from lightning_so.linalg.result import Result
 
 
@@ -57,6 +58,18 @@ def refuse_momentless(name: str, base: Base, group: dict) -> str | None:
 def all_solved(solved: list[int]) -> bool:
     """Whether every unit of a block has been solved, and there is one."""
     return bool(solved) and min(solved) > 0
+
+
+#: Methods by lower-case name, as rules call them: see `known`.
+KNOWN: dict[str, type] = {}
+
+M = TypeVar("M", bound=type)
+
+
+def known(cls: M) -> M:
+    """Make a method known to rules by its name; a decorator."""
+    KNOWN[cls.__name__.lower()] = cls
+    return cls
 
 
 @runtime_checkable
@@ -202,6 +215,18 @@ class Solver(Method, Protocol):
     def factors(self, stats: Any) -> Iterator[tuple[str, Tensor]]:
         """Those of `tensors` from which `settle` finds the others."""
         ...
+
+
+def solver(stack: Stack) -> "Solver":
+    """The method of a stack, which has units."""
+    assert isinstance(stack.method, Solver), f"{type(stack.method).__name__} has no units"
+    return stack.method
+
+
+def rotator(stack: Stack) -> "Rotator":
+    """The method of a stack, which rotates."""
+    assert isinstance(stack.method, Rotator), f"{type(stack.method).__name__} has no bases"
+    return stack.method
 
 
 @runtime_checkable

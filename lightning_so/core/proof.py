@@ -85,9 +85,8 @@ def staleness(engine: "Engine") -> tuple[int, int]:
 def summary(engine: "Engine") -> str:
     """What was done, in one line, and the blocks of which nothing was seen."""
     idle = [done.name for done in work(engine) if not done.observed]
-    loss = (
-        "" if engine.recorder is None else f"; the loss is a {'mean' if engine.recorder.mean else 'sum'} over samples"
-    )
+    kinds = {"mean" if recorder.mean else "sum" for recorder in engine.recorders}
+    loss = f"; the loss is a {kinds.pop()} over samples" if kinds else ""
     return (
         f"{engine.plan.method} on {engine.plan.base}: {engine.report}, the oldest basis {staleness(engine)[0]} "
         f"steps old" + loss + (f"; never a gradient: {', '.join(idle)}" if idle else "")
@@ -116,7 +115,7 @@ def check(engine: "Engine") -> None:
         unit = engine.schedule.units[overdue[0]]
         name = engine.stacks[unit.stack].blocks[unit.row].name
         raise TrustError(
-            f"{name}: its basis was not solved within {engine.schedule.bound()} steps ({len(overdue)} of "
+            f"{name}: its basis was not solved within {engine.schedule.bound(overdue[0])} steps ({len(overdue)} of "
             f"{len(engine.schedule.units)} units are overdue). Raise Staggered(headroom=...), or report the plan:\n"
             f"{engine.plan}"
         )
@@ -132,8 +131,9 @@ def check_prepared(engine: "Engine") -> None:
         TrustError: If the step was not prepared.
     """
     if not engine.prepared:
+        names = " and ".join(type(method).__name__ for method in engine.methods)
         raise TrustError(
-            f"{type(engine.optimizer).__name__} has stepped, and {type(engine.method).__name__} was not asked before: "
+            f"{type(engine.optimizer).__name__} has stepped, and {names} was not asked before: "
             f"that step was the plain one. A hook was removed from the optimizer, or its closure was called by "
             f"something else. Let the Trainer or `optimizer.step()` do the step."
         )

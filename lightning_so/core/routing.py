@@ -1,7 +1,6 @@
-"""Which method works on which parameter, and the printed plan that says so: nothing is routed silently."""
+"""Which method works on which parameter."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
@@ -12,71 +11,12 @@ from lightning_so.core import tappable
 from lightning_so.core.block import Block, Tap
 from lightning_so.core.errors import ConfigError
 from lightning_so.core.method import Method, Taps
+from lightning_so.core.mixture import Mixture
+from lightning_so.core.plan import Plan, Row
 
 #: What wrappers put into names; stripped so that keys do not depend on how the model was wrapped.
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_forward_module.", "_checkpoint_wrapped_module.")
 ROLES = ("base", "hidden", "embedding", "head")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One parameter in the plan."""
-
-    name: str
-    shape: tuple[int, ...]
-    numel: int
-    role: str
-    verdict: str
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Where every parameter of one optimizer went, and why.
-
-    Attributes:
-        method: The method, as text.
-        base: Class name of the base optimizer.
-        rows: One a parameter.
-        blocks: Those that the method works on.
-        costs: By block name, extra bytes held for it and the ranks that solve its units.
-    """
-
-    method: str
-    base: str
-    rows: list[Row]
-    blocks: list[Block]
-    costs: Mapping[str, tuple[int, list[int]]] = field(default_factory=dict)
-
-    @property
-    def coverage(self) -> float:
-        """Share of the optimizer's elements that the method works on."""
-        total = sum(row.numel for row in self.rows)
-        return sum(p.numel() for block in self.blocks for p in block.params) / total if total else 0.0
-
-    def __str__(self) -> str:
-        """The plan as a table."""
-        width = max([len(row.name) for row in self.rows] + [9])
-        extra = sum(size for size, _ in self.costs.values())
-        lines = [
-            f"{self.method} on {self.base}: {len(self.blocks)} of {len(self.rows)} parameters, "
-            f"{100 * self.coverage:.1f} % of the elements, {megabytes(extra)} of extra state"
-        ]
-        for row in self.rows:
-            shape = "x".join(map(str, row.shape)) or "scalar"
-            lines.append(f"  {row.name:<{width}}  {shape:>14}  {row.verdict}{self._cost(row.name)}")
-        return "\n".join(lines)
-
-    def _cost(self, name: str) -> str:
-        if name not in self.costs:
-            return ""
-        size, owners = self.costs[name]
-        solvers = f", solved by rank {' and '.join(map(str, owners))}" if owners else ""
-        return f"; {megabytes(size)}{solvers}"
-
-
-def megabytes(size: float) -> str:
-    """A number of bytes, in MB."""
-    return f"{size / 1e6:.2g} MB" if size < 1e7 else f"{size / 1e6:.0f} MB"
 
 
 def clean(name: str) -> str:
@@ -87,14 +27,18 @@ def clean(name: str) -> str:
 
 
 def route(
-    model: nn.Module, optimizer: Optimizer, method: Method, base: Base, roles: Mapping[str, Sequence[str]] | None = None
+    model: nn.Module,
+    optimizer: Optimizer,
+    mixture: Mixture,
+    base: Base,
+    roles: Mapping[str, Sequence[str]] | None = None,
 ) -> Plan:
     """Decide for every parameter of the optimizer.
 
     Args:
         model: The model whose names are used.
         optimizer: The base optimizer.
-        method: The method.
+        mixture: The rules that choose a method.
         base: The optimizer's entry in the registry.
         roles: Overrides, role -> globs on names; a role is "base" (leave alone), "hidden", "embedding" or "head".
 
@@ -102,64 +46,115 @@ def route(
         The plan.
 
     Raises:
-        ConfigError: If an override names no role or no parameter, the base cannot be used, or nothing is covered.
+        ConfigError: If an override names no role or no parameter, a rule decides nothing, the base cannot be used, or
+            nothing is covered.
     """
-    # A tied weight appears once, under its first name: named_parameters removes duplicates.
-    names = {param: clean(name) for name, param in model.named_parameters()}
-    found = structural_roles(model)
-    tapped = tappable.find(model) if method.taps is Taps.ROWS else None
-    rows, blocks = [], []
-    overrides = _overrides(roles, list(names.values()))
-    for index, group in enumerate(optimizer.param_groups):
-        reason = method.refuse(base, group)
-        if reason:
-            raise ConfigError(
-                f"{type(method).__name__} on {type(optimizer).__name__} (param_groups[{index}]): {reason}"
-            )
-        for position, param in enumerate(group["params"]):
-            name = names.get(param, f"optimizer.param_groups[{index}][{position}]")
-            role = overrides.get(name) or found.get(param, "hidden")
-            owner = next((block for block in blocks if block.bias is param), None)
-            if owner is not None:
-                rows.append(Row(name, tuple(param.shape), param.numel(), role, f"with {owner.name}"))
-                continue
-            if param not in names:
-                verdict = "not a parameter of the model"
-            else:
-                vector = isinstance((tapped or {}).get(param), Tap)  # a scale, whose layer says what it is
-                verdict = _unsuitable(param, role, vector) or (_thin(param) if tapped is None else None)
-            block = None if verdict else _block(name, param, index, role, group, tapped)
-            verdict = block if isinstance(block, str) else verdict
-            if isinstance(block, Block):
-                verdict = method.exclude(block)
-                if not verdict:
-                    blocks.append(block)
-            verdict = f"base: {verdict}" if verdict else f"{role}: {method.describe(base, group, blocks[-1])}"
-            rows.append(Row(name, tuple(param.shape), param.numel(), role, verdict))
-    plan = Plan(str(method), type(optimizer).__name__, rows, blocks)
-    if not blocks:
+    router = Router(model, type(optimizer).__name__, mixture, base, roles)
+    groups = enumerate(optimizer.param_groups)
+    rows = [
+        router.row(param, index, group, f"optimizer.param_groups[{index}][{position}]")
+        for index, group in groups
+        for position, param in enumerate(group["params"])
+    ]
+    plan = Plan(str(mixture), type(optimizer).__name__, rows, router.blocks)
+    if not router.blocks:
         raise ConfigError(
-            f"coverage is 0: {type(method).__name__} works on none of the {len(rows)} parameters of "
-            f"{type(optimizer).__name__}. Remove the callback, or route parameters to it.\n{plan}"
+            f"coverage is 0: {mixture} works on none of the {len(rows)} parameters of {type(optimizer).__name__}. "
+            f"Remove the callback, or route parameters to it.\n{plan}"
         )
     return plan
 
 
-def _block(
-    name: str, param: nn.Parameter, index: int, role: str, group: dict, tapped: dict[Tensor, Tap | str] | None
-) -> Block | str:
-    """The block of a weight, with its bias where rows are needed and both are in one group; or why there is none."""
-    block = Block(name, param, index, role, param.shape[0], param.numel() // param.shape[0])
-    if tapped is None:
-        return block
-    tap = tapped.get(param, "not the weight of a layer")
-    if isinstance(tap, str):
-        return tap
-    block.tap, bias = tap, getattr(tap.module, "bias", None) if tap.layer.biased else None
-    if isinstance(bias, nn.Parameter) and any(bias is p for p in group["params"]) and bias.requires_grad:
-        block.bias = bias
-        block.cols += 1
-    return block
+class Router:
+    """Decides parameter by parameter, and collects the blocks.
+
+    Attributes:
+        blocks: Those that a method works on.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: str,
+        mixture: Mixture,
+        base: Base,
+        roles: Mapping[str, Sequence[str]] | None,
+    ) -> None:
+        """Look at the model."""
+        # A tied weight appears once, under its first name: named_parameters removes duplicates.
+        self.names = {param: clean(name) for name, param in model.named_parameters()}
+        self.holders: dict[Tensor, nn.Module] = {}
+        for module in model.modules():
+            for param in module.parameters(recurse=False):
+                self.holders.setdefault(param, module)
+        self.optimizer, self.mixture, self.base = optimizer, mixture, base
+        mixture.check({name: self.holders[param] for param, name in self.names.items()})
+        self.roles: dict[Tensor, str] = structural_roles(model)
+        self.overrides = _overrides(roles, list(self.names.values()))
+        self.tapped, self.blocks = tappable.find(model), list[Block]()
+
+    def row(self, param: nn.Parameter, index: int, group: dict, fallback: str) -> Row:
+        """Decide for one parameter.
+
+        Args:
+            param: The parameter.
+            index: Index of its param group.
+            group: The group.
+            fallback: What to call it if it is not the model's.
+
+        Returns:
+            Its row in the plan.
+
+        Raises:
+            ConfigError: If its method cannot use the base.
+        """
+        name = self.names.get(param, fallback)
+        role = self.overrides.get(name) or self.roles.get(param, "hidden")
+        kind = type(self.holders[param]).__name__ if param in self.names else "none"
+        owner = next((block for block in self.blocks if block.bias is param), None)
+        verdict = f"with {owner.name}" if owner else self._verdict(param, name, role, index, group)
+        return Row(name, kind, tuple(param.shape), param.numel(), role, verdict)
+
+    def _verdict(self, param: nn.Parameter, name: str, role: str, index: int, group: dict) -> str:
+        if param not in self.names:
+            return "base: not a parameter of the model"
+        method = self._method(param)
+        if method is None:
+            key = self.mixture.key(name, self.holders[param])
+            return "base: no rule matches it" if key is None else f"base: rule {key!r}"
+        reason = method.refuse(self.base, group)
+        if reason:
+            raise ConfigError(f"{type(method).__name__} on {self.optimizer} (param_groups[{index}]): {reason}")
+        found = self._block(param, name, role, index, group, method)
+        if isinstance(found, str):
+            return f"base: {found}"
+        self.blocks.append(found)
+        label = f"{type(method).__name__} " if len(self.mixture.rules) > 1 else ""
+        return f"{role}: {label}{method.describe(self.base, group, found)}"
+
+    def _method(self, param: nn.Parameter) -> Method | None:
+        return self.mixture.choose(self.names[param], self.holders[param])
+
+    def _block(self, param: nn.Parameter, name: str, role: str, index: int, group: dict, method: Method) -> Block | str:
+        """The block of a weight, or why there is none."""
+        tap = self.tapped.get(param, "not the weight of a layer") if method.taps is Taps.ROWS else None
+        vector = isinstance(tap, Tap)  # a scale, whose layer says what it is
+        reason = _unsuitable(param, role, vector) or (_thin(param) if tap is None else None)
+        if reason or isinstance(tap, str):
+            return reason or str(tap)
+        block = Block(name, param, index, role, param.shape[0], param.numel() // param.shape[0], method)
+        if tap is not None:
+            self._join(block, tap, group)
+        return method.exclude(block) or block
+
+    def _join(self, block: Block, tap: Tap, group: dict) -> None:
+        """Where rows are needed, a bias in the same group and under the same rule is the last column."""
+        block.tap, bias = tap, getattr(tap.module, "bias", None) if tap.layer.biased else None
+        if not isinstance(bias, nn.Parameter) or not bias.requires_grad or not any(bias is p for p in group["params"]):
+            return
+        if self._method(bias) is block.method and self.overrides.get(self.names[bias]) != "base":
+            block.bias = bias
+            block.cols += 1
 
 
 def structural_roles(model: nn.Module) -> dict[Tensor, str]:

@@ -66,7 +66,8 @@ def precondition(engine: "Engine", batch: Batch) -> Tensor | None:
     Returns:
         `<P g, g>` of each block, shape (B,); None if nothing was done. One host read.
     """
-    recorder, method = engine.recorder, engine.method
+    method = batch.stack.method
+    recorder = next((recorder for recorder in engine.recorders if recorder.method is method), None)
     if recorder is None or not isinstance(method, RowWise):
         return None
     found = [recorder.rows.kept.get(block) for block in batch.blocks]

@@ -6,12 +6,13 @@ the rungs that were tried as int32.
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lightning_so.core import windows
+from lightning_so.core.block import Stack
 from lightning_so.core.schedule import Unit
 from lightning_so.linalg.result import Result
 
@@ -19,13 +20,13 @@ if TYPE_CHECKING:
     from lightning_so.core.engine import Engine
 
 
-def solve(engine: "Engine", due: list[int], how: Callable[[Any, Unit], Result]) -> list[Result]:
+def solve(engine: "Engine", due: list[int], how: Callable[[Stack, Unit], Result]) -> list[Result]:
     """The results of the due units on every rank; each was solved by its owner alone.
 
     Args:
         engine: The engine.
         due: Numbers of units in the schedule, equal on all ranks.
-        how: Solves a unit from the statistics of its stack.
+        how: Solves a unit of a stack.
 
     Returns:
         One result a unit.
@@ -34,7 +35,7 @@ def solve(engine: "Engine", due: list[int], how: Callable[[Any, Unit], Result]) 
     mine: dict[int, Result] = {}
     for number in due:
         if owner[number] == comm.rank:
-            mine[number] = how(engine.stacks[units[number].stack].stats, units[number])
+            mine[number] = how(engine.stacks[units[number].stack], units[number])
     engine.report.solved_here += len(mine)
     if comm.ranks == 1 or not due:
         return [mine[number] for number in due]
@@ -68,9 +69,10 @@ def traffic(engine: "Engine") -> float:
         return 0.0
     wires: dict[int, list[int]] = {}
     for number in range(len(schedule.units)):
-        loads = wires.setdefault(schedule.final_slot[number], [0] * ranks)
-        loads[schedule.owner[number]] += unit_bytes(engine, number)
-    solved = sum(max(loads) for loads in wires.values()) / schedule.final
+        for step in schedule.loads(number):
+            loads = wires.setdefault(step, [0] * ranks)
+            loads[schedule.owner[number]] += unit_bytes(engine, number)
+    solved = sum(max(loads) for loads in wires.values()) / schedule.cycle
     return engine.guard.wire(engine.params) + solved + windows.traffic(engine)
 
 

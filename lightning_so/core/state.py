@@ -7,19 +7,18 @@ from torch import Tensor
 
 from lightning_so.core.block import Stack
 from lightning_so.core.errors import StateError
-from lightning_so.core.method import Method
 from lightning_so.core.windows import everywhere
 
 if TYPE_CHECKING:
     from lightning_so.core.engine import Engine
 
-FORMAT = 2
+FORMAT = 3
 
 
-def named_tensors(method: Method, stack: Stack) -> Iterator[tuple[str, Tensor]]:
+def named_tensors(stack: Stack) -> Iterator[tuple[str, Tensor]]:
     """The tensors a method keeps of a stack, each of shape (B, ...), under names that do not depend on the stack."""
     if stack.stats is not None:
-        yield from method.tensors(stack.stats)
+        yield from stack.method.tensors(stack.stats)
 
 
 def state_dict(engine: "Engine") -> dict[str, Any]:
@@ -43,10 +42,9 @@ def state_dict(engine: "Engine") -> dict[str, Any]:
     units = {_unit_key(engine, number): schedule.history(number) for number in range(len(schedule.units))}
     return {
         "format": FORMAT,
-        "method": str(engine.method),
+        "method": engine.plan.method,
         "blocks": blocks,
         "units": units,
-        "every": schedule.every,
         "origin": schedule.origin,
         "report": engine.report.portable(),
     }
@@ -70,9 +68,9 @@ def load_state_dict(engine: "Engine", state: dict[str, Any]) -> None:
 def load_blocks(engine: "Engine", state: dict[str, Any]) -> None:
     """Load a state that was checked."""
     take_over(engine, state)
-    engine.schedule.place(state["every"])
-    engine.schedule.origin = state["origin"]
     load_report(engine, state["report"])
+    engine.schedule.origin = state["origin"]
+    engine.schedule.place(engine.report.step)
 
 
 def check_blocks(engine: "Engine", state: dict[str, Any], mine: dict[str, dict[str, Tensor]]) -> None:
@@ -97,9 +95,7 @@ def check_blocks(engine: "Engine", state: dict[str, Any], mine: dict[str, dict[s
         }
         if wrong:
             text = ", ".join(f"{key}: state {a}, model {b}" for key, (a, b) in wrong.items())
-            raise StateError(
-                f"{name} has other shapes: {text}. The model or {type(engine.method).__name__}(cap=...) changed."
-            )
+            raise StateError(f"{name} has other shapes: {text}. The model or the method's cap= changed.")
     numbers = range(len(engine.schedule.units))
     _compare("units", set(state["units"]), {_unit_key(engine, number) for number in numbers})
 
@@ -145,9 +141,9 @@ def check_header(engine: "Engine", state: dict[str, Any]) -> None:
         raise StateError(
             f"state format is {found!r}, this version reads {FORMAT}: load it with the version that wrote it."
         )
-    if state["method"] != str(engine.method):
+    if state["method"] != engine.plan.method:
         raise StateError(
-            f"the state is of {state['method']}, this run uses {engine.method}: use the same arguments, or "
+            f"the state is of {state['method']}, this run uses {engine.plan.method}: use the same arguments, or "
             f"start without the state."
         )
 
@@ -155,7 +151,7 @@ def check_header(engine: "Engine", state: dict[str, Any]) -> None:
 def block_tensors(engine: "Engine") -> dict[str, dict[str, Tensor]]:
     """Every block's tensors by name: views of the live state, not copies."""
     return {
-        block.name: {name: tensor[row] for name, tensor in named_tensors(engine.method, stack)}
+        block.name: {name: tensor[row] for name, tensor in named_tensors(stack)}
         for stack in engine.stacks
         for row, block in enumerate(stack.blocks)
     }

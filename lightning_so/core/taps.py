@@ -50,7 +50,7 @@ class Use:
 
 
 class Recorder:
-    """Hooks the layers that the coming step watches, and adds their rows to the windows.
+    """Hooks the layers of one method that the coming step watches, and adds their rows to the windows.
 
     Attributes:
         accumulate: By how many micro-batches the loss of each was divided; None for as many as come.
@@ -65,16 +65,15 @@ class Recorder:
         announced: Whether the coming backward pass is that of a loss; None if losses are not shown.
     """
 
-    def __init__(self, engine: "Engine") -> None:
+    def __init__(self, engine: "Engine", method: Tapped) -> None:
         """Nothing is hooked yet."""
-        assert isinstance(engine.method, Tapped)
-        self.engine, self.method = engine, engine.method
+        self.engine, self.method = engine, method
         self.accumulate: int | None = None
         self.loss_scale = 1.0
         self.silent: set[str] = set()
         self.rows = Rows()
         single = engine.comm.ranks == 1 and engine.base.linear
-        self._rowwise = isinstance(engine.method, RowWise) and engine.method.rowwise and single
+        self._rowwise = isinstance(method, RowWise) and method.rowwise and single
         self._empirical = self.method.fisher == "empirical"
         self.watched: dict[tuple[int, int], Block] = {}
         self._handles: list[Any] = []
@@ -101,6 +100,7 @@ class Recorder:
         engine = self.engine
         self.rows = Rows()
         units = [engine.schedule.units[number] for number in engine.schedule.watched(step)]
+        units = [unit for unit in units if engine.stacks[unit.stack].method is self.method]
         for (index, row), block in self.watched.items():
             if block in self.fired:  # and not folded: the step was skipped, or the block has no gradient
                 self.method.clear(engine.stacks[index].stats, row)
@@ -109,7 +109,7 @@ class Recorder:
         modules = []
         for index, stack in enumerate(engine.stacks):
             for row, block in enumerate(stack.blocks):
-                if (index, row) not in self.watched and not self._rowwise:
+                if stack.method is not self.method or ((index, row) not in self.watched and not self._rowwise):
                     continue
                 assert block.tap is not None
                 self._hook(block.tap.module, (index, row, block))

@@ -47,7 +47,7 @@ class Telemetry:
             "so/rotated_blocks": float(report.rotated),
             "so/bent_blocks": float(report.bent),
             "so/preconditioned_blocks": float(report.preconditioned),
-            "so/silent_layers": float(len(self.engine.recorder.silent) if self.engine.recorder else 0),
+            "so/silent_layers": float(sum(len(recorder.silent) for recorder in self.engine.recorders)),
             "so/solves": float(report.solves),
             "so/solve_fallbacks": float(report.retries + report.failures),
             "so/cooled_blocks": float(report.cooled),
@@ -61,15 +61,15 @@ def state_bytes(engine: "Engine") -> int:
     """Extra memory held: factors, windows, bases, saved parameters and work space."""
     tensors = [stack.hidden for stack in engine.stacks]
     for stack in engine.stacks:
-        tensors += _held(engine, stack)
+        tensors += _held(stack)
     return sum(tensor.nbytes for tensor in tensors) + engine.scratch.nbytes()
 
 
-def _held(engine: "Engine", stack: Stack) -> list[Tensor]:
+def _held(stack: Stack) -> list[Tensor]:
     """Statistics of a stack, with the windows of a method that has some."""
-    held = [tensor for _, tensor in named_tensors(engine.method, stack)]
-    if isinstance(engine.method, Tapped):
-        held += [window for row in range(len(stack.blocks)) for window in engine.method.windows(stack.stats, row)]
+    held = [tensor for _, tensor in named_tensors(stack)]
+    if isinstance(stack.method, Tapped):
+        held += [window for row in range(len(stack.blocks)) for window in stack.method.windows(stack.stats, row)]
     return held
 
 
@@ -77,7 +77,7 @@ def costs(engine: "Engine") -> dict[str, tuple[int, list[int]]]:
     """By block name, the extra bytes held for it (work space apart) and, where there are several, its units' owners."""
     found = {}
     for index, stack in enumerate(engine.stacks):
-        held = stack.hidden.nbytes + sum(tensor.nbytes for tensor in _held(engine, stack))
+        held = stack.hidden.nbytes + sum(tensor.nbytes for tensor in _held(stack))
         for row, block in enumerate(stack.blocks):
             owners = sorted({engine.schedule.owner[unit] for unit in engine.units_of[index][row]})
             found[block.name] = held // len(stack.blocks), owners if engine.comm.ranks > 1 else []

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lightning_so.core.block import Stack
 from lightning_so.core.method import Observer, Solver, Tapped
 from lightning_so.core.schedule import FOLDS
 from lightning_so.linalg.triangle import compact_shape, pack, unpack
@@ -26,17 +27,15 @@ def owner_of(engine: "Engine", place: Place) -> int:
 
 
 def observe(engine: "Engine") -> None:
-    """Fold what the method observes, rows or gradients; nothing for methods that observe none."""
-    method = engine.method
-    if engine.recorder is not None:
-        fold(engine, engine.recorder.blocks(), engine.recorder.factor())
-        engine.recorder.spend()
-    elif isinstance(method, Observer):
-        for live, stack in zip(engine.live, engine.stacks, strict=True):
-            if live:
-                grads = [grad for row in live if (grad := stack.blocks[row].param.grad) is not None]
-                rows = None if len(live) == len(stack.blocks) else live
-                method.observe(stack.stats, engine.scratch.gather(stack, grads, 0), rows)
+    """Fold what the methods observe, rows or gradients; nothing for methods that observe none."""
+    for recorder in engine.recorders:
+        fold(engine, recorder.blocks(), recorder.factor())
+        recorder.spend()
+    for live, stack in zip(engine.live, engine.stacks, strict=True):
+        if live and isinstance(stack.method, Observer):
+            grads = [grad for row in live if (grad := stack.blocks[row].param.grad) is not None]
+            rows = None if len(live) == len(stack.blocks) else live
+            stack.method.observe(stack.stats, engine.scratch.gather(stack, grads, 0), rows)
 
 
 def fold(engine: "Engine", places: list[Place], scale: float) -> None:
@@ -47,49 +46,58 @@ def fold(engine: "Engine", places: list[Place], scale: float) -> None:
         places: (stack, row) of the blocks, equal on all ranks.
         scale: K^2 over micro-batches.
     """
-    method, comm = engine.method, engine.comm
-    assert isinstance(method, Tapped)
+    comm = engine.comm
     for owner in range(comm.ranks):
         mine = [place for place in places if owner_of(engine, place) == owner]
         if not mine:
             continue
         if comm.ranks > 1:
-            tensors = [t for index, row in mine for t in method.windows(engine.stacks[index].stats, row)]
+            stacks = [(engine.stacks[index], row) for index, row in mine]
+            tensors = [window for stack, row in stacks for window in _tapped(stack).windows(stack.stats, row)]
             bucket = pack(tensors)
             comm.reduce(bucket, owner)
             if comm.rank == owner:
                 unpack(bucket, tensors)
         for index, row in mine:
+            stack = engine.stacks[index]
             if comm.rank == owner:
-                method.fold(engine.stacks[index].stats, row, engine.report.step, scale)
+                _tapped(stack).fold(stack.stats, row, engine.report.step, scale)
             else:
-                method.clear(engine.stacks[index].stats, row)
+                _tapped(stack).clear(stack.stats, row)
+
+
+def _tapped(stack: Stack) -> Tapped:
+    """The method of a stack whose layers are watched."""
+    assert isinstance(stack.method, Tapped)
+    return stack.method
 
 
 def traffic(engine: "Engine") -> float:
     """Predicted bytes of windows that this rank sends to other owners per step, at the largest interval."""
-    method, schedule = engine.method, engine.schedule
-    if not isinstance(method, Tapped) or engine.comm.ranks == 1:
-        return 0.0
-    total = 0
+    total = 0.0
     for index, stack in enumerate(engine.stacks):
+        if engine.comm.ranks == 1 or not isinstance(stack.method, Tapped):
+            continue
         for row in range(len(stack.blocks)):
             if owner_of(engine, (index, row)) != engine.comm.rank:
-                for window in method.windows(stack.stats, row):
-                    total += window.itemsize * math.prod(compact_shape(window))
-    return total / max(1, schedule.final // FOLDS)
+                every = engine.schedule.units[engine.units_of[index][row][0]].final
+                for window in stack.method.windows(stack.stats, row):
+                    total += window.itemsize * math.prod(compact_shape(window)) / max(1, every // FOLDS)
+    return total
 
 
 def everywhere(engine: "Engine") -> None:
     """Give every rank the owners' factors: a collective, for saving at the boundary of a step."""
-    if engine.comm.ranks == 1 or not isinstance(engine.method, Tapped):
+    if engine.comm.ranks == 1 or not engine.recorders:
         return
-    assert isinstance(engine.method, Solver)
     factors: list[list[Tensor]] = [[] for _ in range(engine.comm.ranks)]
     for index, stack in enumerate(engine.stacks):
+        if not isinstance(stack.method, Tapped):
+            continue
+        assert isinstance(stack.method, Solver)
         for row in range(len(stack.blocks)):
             owner = owner_of(engine, (index, row))
-            factors[owner] += [tensor[row] for _, tensor in engine.method.factors(stack.stats)]
+            factors[owner] += [tensor[row] for _, tensor in stack.method.factors(stack.stats)]
     sizes = [sum(tensor.nbytes for tensor in tensors) for tensors in factors]
     nothing = torch.empty(0, dtype=torch.uint8, device=engine.stacks[0].device)
     own = [tensor.contiguous().flatten().view(torch.uint8) for tensor in factors[engine.comm.rank]]

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from lightning_so.actions.moments import Base
 from lightning_so.core.block import Block, Stack
 from lightning_so.core.errors import check_choice, check_range
-from lightning_so.core.method import Action, Taps, all_solved, on_curvature, refuse_momentless
-from lightning_so.core.schedule import Spread, Staggered, Unit
+from lightning_so.core.method import Action, Taps, all_solved, known, on_curvature, refuse_momentless
+from lightning_so.core.schedule import Unit
+from lightning_so.core.spread import Spread, Staggered
 from lightning_so.layers.factor_rows import factor_rows, loss_terms, thin
 from lightning_so.linalg import kron, tiles
 from lightning_so.linalg.damping import Relative, split, strength
@@ -51,6 +52,7 @@ class Stats:
     transposed: bool
 
 
+@known
 @dataclass(frozen=True)
 class KFAC:
     """Multiply gradients (SGD), or turn updates (Adam), by the inverse of F = G x A, one layer at a time.

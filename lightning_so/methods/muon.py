@@ -10,14 +10,16 @@ from torch import Tensor
 from lightning_so.actions.moments import Base
 from lightning_so.core.block import Block, Stack
 from lightning_so.core.errors import ConfigError, check_range
-from lightning_so.core.method import Action, Taps
-from lightning_so.core.schedule import Spread, Staggered, Unit
+from lightning_so.core.method import Action, Taps, known
+from lightning_so.core.schedule import Unit
+from lightning_so.core.spread import Spread, Staggered
 from lightning_so.linalg.polar import polar, polar_cost
 from lightning_so.linalg.result import Result
 
 _PRECISION = {"fp32": None, "bf16": torch.bfloat16}
 
 
+@known
 @dataclass(frozen=True)
 class Muon:
     """Bend every hidden matrix by the polar factor of its look-ahead first moment.

@@ -13,8 +13,9 @@ from torch import Tensor
 from lightning_so.actions.moments import Base
 from lightning_so.core.block import Block, Stack
 from lightning_so.core.errors import ConfigError, check_range
-from lightning_so.core.method import Action, Taps, all_solved, on_curvature, refuse_momentless
-from lightning_so.core.schedule import Spread, Staggered, Unit
+from lightning_so.core.method import Action, Taps, all_solved, known, on_curvature, refuse_momentless
+from lightning_so.core.schedule import Unit
+from lightning_so.core.spread import Spread, Staggered
 from lightning_so.linalg import tiles
 from lightning_so.linalg.result import Result
 from lightning_so.linalg.roots import inverse_root, root_cost
@@ -52,6 +53,7 @@ class Stats:
     sides: list[Side]
 
 
+@known
 @dataclass(frozen=True)
 class Shampoo:
     """Multiply gradients (SGD), or turn updates (Adam), by an inverse root of the second moments of every dimension.

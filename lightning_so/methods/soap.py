@@ -10,8 +10,9 @@ from torch import Tensor
 from lightning_so.actions.moments import Base
 from lightning_so.core.block import Block, Stack
 from lightning_so.core.errors import ConfigError, check_range
-from lightning_so.core.method import Action, Taps, all_solved
-from lightning_so.core.schedule import Spread, Staggered, Unit
+from lightning_so.core.method import Action, Taps, all_solved, known
+from lightning_so.core.schedule import Unit
+from lightning_so.core.spread import Spread, Staggered
 from lightning_so.linalg import tiles
 from lightning_so.linalg.basis import CALLS, decompose, refresh, refresh_cost
 from lightning_so.linalg.polar import polar, polar_cost
@@ -42,6 +43,7 @@ class Stats:
     sides: tuple[Side, Side]
 
 
+@known
 @dataclass(frozen=True)
 class SOAP:
     """Run the base optimizer in the eigenbasis of L = EMA(G G') and R = EMA(G' G), bent until that basis is warm.
