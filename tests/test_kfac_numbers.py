@@ -100,12 +100,12 @@ def test_a_factor_that_is_not_finite_is_counted_and_the_last_inverse_stays(cls, 
         if t == 2:
             stats, row = stats_of(engine, "0.weight")
             stats.sides[0].factors[0][row, 0, 1, 1] = math.nan
-            solved = [part[row].clone() for side in stats.sides for part in side.solved]
+            solved = [part[row].clone() for side in stats.solved for part in side.tensors]
         step(engine, losses(model, *data(seed=t)).mean())
         assert engine.report.failures == max(0, t - 1)
         assert all(bool(p.isfinite().all()) for p in model.parameters())
     assert engine.report.cooled == 1  # after three failures in a row
-    for old, new in zip(solved, (part[row] for side in stats.sides for part in side.solved)):
+    for old, new in zip(solved, (part[row] for side in stats.solved for part in side.tensors)):
         assert torch.equal(old, new)
     assert engine.report.preconditioned + engine.report.bent == 2
 

@@ -41,5 +41,12 @@ class Local:
             owner: The rank that gets the sum.
         """
 
+    def sum(self, total: Tensor) -> None:
+        """Sum a tensor over ranks in place, everywhere.
+
+        Args:
+            total: This rank's part; equal shape and dtype everywhere.
+        """
+
     def close(self) -> None:
         """Give back what was set up; the communicator is not used afterwards."""

@@ -49,9 +49,9 @@ def solve(engine: "Engine", due: list[int]) -> None:
         swapped = solver(stack).accept(stack.stats, unit, result)
         if swapped is not None and result.order is not None and engine.warm[unit.stack][unit.row]:
             cut, old, new = swapped
-            state = engine.optimizer.state.get(stack.blocks[unit.row].param, {})
-            least = least_variance(engine, stack.blocks[unit.row])
-            rotate.carry(engine.base, state, stack.shape, cut, unit.side, old, new, result.order, least)
+            block, order = stack.blocks[unit.row], result.order.view(len(old), -1)
+            states, least = block.states(engine.optimizer), least_variance(engine, block)
+            rotate.carry(engine.base, states, block.grouped, cut, unit.side, old, new, order, least)
 
 
 def ready(engine: "Engine", index: int, row: int) -> bool:
@@ -100,9 +100,9 @@ def turn_moments(engine: "Engine", stack: Stack, row: int, block: Block) -> None
     def turn(x: Tensor) -> Tensor:
         return rotator(stack).turn(stack.stats, x[None], [row], leave=False)[0]
 
-    state = engine.optimizer.state.get(block.param, {})
     spectrum = rotator(stack).spectrum(stack.stats, row)
-    rotate.enter(engine.base, state, stack.shape, turn, *spectrum, least_variance(engine, block))
+    states = block.states(engine.optimizer)
+    rotate.enter(engine.base, states, block.grouped, turn, *spectrum, least_variance(engine, block))
 
 
 def least_variance(engine: "Engine", block: Block) -> float:
@@ -118,14 +118,14 @@ def rotating(engine: "Engine") -> Iterator[tuple[int, int, Block]]:
                 yield index, row, block
 
 
-def plain(engine: "Engine", index: int, row: int, state: dict) -> None:
-    """Move the moments in `state` out of a block's basis, in place: first exactly, second by squared overlap.
+def plain(engine: "Engine", index: int, row: int, states: list[dict]) -> None:
+    """Move the moments in `states` out of a block's basis, in place: first exactly, second by squared overlap.
 
     Args:
         engine: The engine.
         index: Index of the stack.
         row: Row of the block, which rotates.
-        state: The optimizer's state of the parameter, or a copy of it.
+        states: The optimizer's states of its parameters, or copies of them.
     """
     stack = engine.stacks[index]
 
@@ -133,14 +133,15 @@ def plain(engine: "Engine", index: int, row: int, state: dict) -> None:
         batch = x.to(stack.dtype)[None]
         return rotator(stack).turn(stack.stats, batch, [row], leave=True, square=square)[0]
 
-    least = least_variance(engine, stack.blocks[row])
-    rotate.depart(engine.base, state, stack.shape, lambda x: turn(x, False), lambda x: turn(x, True), least)
+    block = stack.blocks[row]
+    shape, least = block.grouped, least_variance(engine, block)
+    rotate.depart(engine.base, states, shape, lambda x: turn(x, False), lambda x: turn(x, True), least)
 
 
 def cool(engine: "Engine", index: int, row: int) -> None:
     """Take one block out of its basis: it is cold, and enters again once all its units are solved anew."""
     if isinstance(engine.stacks[index].method, Rotator):
-        plain(engine, index, row, engine.optimizer.state.get(engine.stacks[index].blocks[row].param, {}))
+        plain(engine, index, row, engine.stacks[index].blocks[row].states(engine.optimizer))
     engine.warm[index][row] = False
     for unit in engine.units_of[index][row]:
         engine.schedule.solved[unit] = 0

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from lightning_so.layers.registry import Layer
 
@@ -59,6 +60,16 @@ class Block:
     def params(self) -> list[nn.Parameter]:
         """The parameters of the matrix, in the order of its columns."""
         return [self.param] if self.bias is None else [self.param, self.bias]
+
+    @property
+    def grouped(self) -> tuple[int, int, int]:
+        """Groups, rows of each, columns."""
+        groups = self.tap.groups if self.tap else 1
+        return groups, self.rows // groups, self.cols
+
+    def states(self, optimizer: Optimizer) -> list[dict]:
+        """The optimizer's states of its parameters."""
+        return [optimizer.state.get(p, {}) for p in self.params]
 
     @property
     def live(self) -> bool:

@@ -5,6 +5,7 @@ train badly. So files hold plain coordinates (the first moment exactly, the seco
 tensors ride in our own state, and a stamp in `param_groups` refuses a start that has lost that state.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_so.core import bases
+from lightning_so.core.block import Block
 from lightning_so.core.errors import StateError
 from lightning_so.core.method import rotator
 
@@ -35,13 +37,18 @@ class Leaving:
 
 
 def moments(engine: "Engine") -> dict[str, dict[str, Tensor]]:
-    """The exact rotated moments by block and key, copied."""
-    keys = (*engine.base.first, *engine.base.second)
-    found = {}
-    for _, _, block in bases.rotating(engine):
-        state = engine.optimizer.state.get(block.param, {})
-        found[block.name] = {key: state[key].clone() for key in keys if torch.is_tensor(state.get(key))}
-    return found
+    """The exact rotated moments by block and key, copied; those of a bias are called "bias." and the key."""
+    return {
+        block.name: {name: state[key].clone() for name, state, key in _moments(engine, block) if key in state}
+        for _, _, block in bases.rotating(engine)
+    }
+
+
+def _moments(engine: "Engine", block: Block) -> Iterator[tuple[str, dict, str]]:
+    """Name, state and key of every moment that a block's parameters may have."""
+    for prefix, state in zip(("", "bias."), block.states(engine.optimizer), strict=False):
+        for key in (*engine.base.first, *engine.base.second):
+            yield prefix + key, {k: v for k, v in state.items() if torch.is_tensor(v)}, key
 
 
 def restore_moments(engine: "Engine", exact: dict[str, dict[str, Tensor]]) -> None:
@@ -55,18 +62,19 @@ def restore_moments(engine: "Engine", exact: dict[str, dict[str, Tensor]]) -> No
         StateError: If a rotating block has no moments in the state, or the optimizer none to put them in.
     """
     for _, _, block in bases.rotating(engine):
-        state = engine.optimizer.state.get(block.param, {})
-        for key, tensor in exact.get(block.name, {}).items():
-            if not torch.is_tensor(state.get(key)) or state[key].shape != tensor.shape:
+        live = {name: state[key] for name, state, key in _moments(engine, block) if key in state}
+        for name, tensor in exact.get(block.name, {}).items():
+            if name not in live or live[name].shape != tensor.shape:
                 raise StateError(
-                    f"{block.name}: the state has {key} {tuple(tensor.shape)}, the optimizer has not: its own state "
+                    f"{block.name}: the state has {name} {tuple(tensor.shape)}, the optimizer has not: its own state "
                     f"was not loaded, or is of another optimizer."
                 )
         if block.name not in exact:
             raise StateError(f"{block.name} rotates, but the state has no moments of it: the file is incomplete.")
     for _, _, block in bases.rotating(engine):
-        for key, tensor in exact[block.name].items():
-            engine.optimizer.state[block.param][key].copy_(tensor)
+        for name, state, key in _moments(engine, block):
+            if name in exact[block.name]:
+                state[key].copy_(exact[block.name][name])
 
 
 @torch.no_grad()
@@ -84,36 +92,41 @@ def plain_optimizer_state(engine: "Engine", state_dict: dict[str, Any]) -> dict[
     index_of = dict(zip(engine.params, [i for group in groups for i in group["params"]], strict=True))
     state = dict(state_dict["state"])
     for index, row, block in bases.rotating(engine):
-        if (number := index_of[block.param]) in state:
-            state[number] = _plain_copy(engine, index, row, state[number])
+        numbers = [index_of[p] for p in block.params]
+        if all(number in state for number in numbers):
+            copies = _plain_copies(engine, index, row, [state[number] for number in numbers])
+            state.update(zip(numbers, copies, strict=True))
     return {**state_dict, "state": state, "param_groups": groups}
 
 
-def _plain_copy(engine: "Engine", index: int, row: int, state: dict[str, Any]) -> dict[str, Any]:
-    copy = {key: value.clone() if torch.is_tensor(value) else value for key, value in state.items()}
-    bases.plain(engine, index, row, copy)
-    return copy
+def _plain_copies(engine: "Engine", index: int, row: int, states: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    copies = [{key: v.clone() if torch.is_tensor(v) else v for key, v in state.items()} for state in states]
+    bases.plain(engine, index, row, copies)
+    return copies
 
 
 @torch.no_grad()
 def leaving(engine: "Engine") -> Leaving | None:
     """What going on without the engine would change now; None if nothing rotates."""
     bumps = [
-        _bump(engine, index, row, state, _plain_copy(engine, index, row, state))
+        _bump(engine, index, row, states, _plain_copies(engine, index, row, states))
         for index, row, block in bases.rotating(engine)
-        if (state := engine.optimizer.state.get(block.param))
+        if all(states := block.states(engine.optimizer))
     ]
     return Leaving(*(sum(values) / len(bumps) for values in zip(*bumps, strict=True))) if bumps else None
 
 
-def _bump(engine: "Engine", index: int, row: int, rotated: dict, plain: dict) -> tuple[float, float]:
+def _bump(engine: "Engine", index: int, row: int, rotated: list[dict], plain: list[dict]) -> tuple[float, float]:
     """Cosine and length ratio of m / sqrt(v) from plain moments against the one from rotated moments."""
     stack, second = engine.stacks[index], engine.base.second[0]
-    first = next((key for key in engine.base.first if torch.is_tensor(plain.get(key))), None)
+    first = next((key for key in engine.base.first if torch.is_tensor(plain[0].get(key))), None)
 
-    def update(state: dict) -> Tensor:
-        v = state[second].to(stack.dtype).reshape(stack.shape)
-        m = torch.ones_like(v) if first is None else state[first].to(stack.dtype).reshape(stack.shape)
+    def matrix(states: list[dict], key: str) -> Tensor:
+        return torch.cat([state[key].to(stack.dtype).reshape(stack.shape[0], -1) for state in states], 1)
+
+    def update(states: list[dict]) -> Tensor:
+        v = matrix(states, second)
+        m = torch.ones_like(v) if first is None else matrix(states, first)
         return m / v.sqrt().clamp_min(torch.finfo(v.dtype).tiny ** 0.5)
 
     there = rotator(stack).turn(stack.stats, update(rotated)[None], [row], leave=True)[0].flatten()

@@ -185,6 +185,14 @@ class Tapped(Method, Protocol):
         """Fold a block's window into its moving averages; `scale` is K^2 over micro-batches. The owner alone."""
         ...
 
+    def common(self, stats: Any, row: int) -> list[Tensor]:
+        """Of a block's window, what every rank needs the sum of."""
+        ...
+
+    def fold_common(self, stats: Any, row: int, step: int, scale: float) -> None:
+        """Fold that, on every rank."""
+        ...
+
 
 @runtime_checkable
 class RowWise(Tapped, Protocol):
@@ -205,7 +213,7 @@ class Solver(Method, Protocol):
     """A method with units: what was solved is swapped in, and can be found again from the factors."""
 
     def accept(self, stats: Any, unit: Unit, result: Result) -> tuple[slice, Tensor, Tensor] | None:
-        """Swap a good result in; of a basis, its tile, the basis that was and the basis that is."""
+        """Swap a good result in; of a basis, its tile, the basis that was and the one that is, (Q, T, T) each."""
         ...
 
     def settle(self, stats: Any, unit: Unit) -> Result:
@@ -238,5 +246,5 @@ class Rotator(Solver, Protocol):
         ...
 
     def spectrum(self, stats: Any, row: int) -> tuple[Tensor, Tensor]:
-        """Eigenvalue estimates of one block's two factors."""
+        """Eigenvalue estimates of one block's row and column factors, shapes (Q, M) and (Q, N)."""
         ...

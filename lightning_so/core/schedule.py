@@ -21,7 +21,7 @@ class Unit:
         tile: Index of the tile on that side.
         cost: Modelled cost of one solve, in multiply-adds of a matrix product.
         shape: Shape of the solved value.
-        ordered: Whether a solve permutes columns.
+        columns: How many columns a solve permutes; 0 for none.
         period: Largest interval between two solves.
         staggered: Whether it has a slot of its own; otherwise it is solved with all others of its kind.
     """
@@ -32,7 +32,7 @@ class Unit:
     tile: int
     cost: float
     shape: tuple[int, ...] = (0, 0)
-    ordered: bool = True
+    columns: int = 0
     period: int = 1
     staggered: bool = True
 

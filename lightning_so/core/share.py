@@ -43,7 +43,7 @@ def solve(engine: "Engine", due: list[int], how: Callable[[Stack, Unit], Result]
     for number in due:
         sizes[owner[number]] += unit_bytes(engine, number)
     device = engine.stacks[units[due[0]].stack].device
-    packed = [pack(result, unit_bytes(engine, n), ordered=units[n].ordered) for n, result in mine.items()]
+    packed = [pack(result, unit_bytes(engine, n), units[n].columns) for n, result in mine.items()]
     wires = comm.gather(torch.cat(packed) if packed else torch.empty(0, dtype=torch.uint8, device=device), sizes)
     offsets, results = [0] * comm.ranks, []
     for number in due:
@@ -58,8 +58,7 @@ def unit_bytes(engine: "Engine", number: int) -> int:
     """Bytes of a unit on the wire."""
     unit = engine.schedule.units[number]
     itemsize = engine.stacks[unit.stack].dtype.itemsize
-    order = 4 * unit.shape[-1] if unit.ordered else 0
-    return -(-(math.prod(unit.shape) * itemsize + order + 8) // 8) * 8
+    return -(-(math.prod(unit.shape) * itemsize + 4 * unit.columns + 8) // 8) * 8
 
 
 def traffic(engine: "Engine") -> float:
@@ -76,13 +75,13 @@ def traffic(engine: "Engine") -> float:
     return engine.guard.wire(engine.params) + solved + windows.traffic(engine)
 
 
-def pack(result: Result, size: int, *, ordered: bool) -> Tensor:
+def pack(result: Result, size: int, columns: int) -> Tensor:
     """The bytes of a result, shape (size,)."""
     tail = torch.tensor([result.ok, result.attempts], dtype=torch.int32, device=result.value.device)
     order = result.order
-    if order is None and ordered:
-        order = torch.zeros(result.value.shape[-1], dtype=torch.int32, device=tail.device)  # A failed solve.
-    numbers = tail if order is None else torch.cat([order.to(torch.int32), tail])
+    if order is None:
+        order = torch.zeros(columns, dtype=torch.int32, device=tail.device)  # A failed solve.
+    numbers = torch.cat([order.flatten().to(torch.int32), tail])
     parts = [result.value.contiguous().view(-1).view(torch.uint8), numbers.view(torch.uint8)]
     wire = torch.zeros(size, dtype=torch.uint8, device=result.value.device)
     torch.cat(parts, out=wire[: sum(part.numel() for part in parts)])
@@ -92,8 +91,7 @@ def pack(result: Result, size: int, *, ordered: bool) -> Tensor:
 def unpack(wire: Tensor, unit: Unit, dtype: torch.dtype) -> Result:
     """The result in the bytes of one unit."""
     cut = math.prod(unit.shape) * dtype.itemsize
-    length = unit.shape[-1] if unit.ordered else 0
-    numbers = wire[cut : cut + 4 * (length + 2)].clone().view(torch.int32)
+    numbers = wire[cut : cut + 4 * (unit.columns + 2)].clone().view(torch.int32)
     ok, attempts = numbers[-2:].tolist()
-    order = numbers[:-2].long() if unit.ordered else None
+    order = numbers[:-2].long() if unit.columns else None
     return Result(wire[:cut].clone().view(dtype).view(unit.shape), bool(ok), order, attempts)

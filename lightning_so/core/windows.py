@@ -41,6 +41,8 @@ def observe(engine: "Engine") -> None:
 def fold(engine: "Engine", places: list[Place], scale: float) -> None:
     """Reduce the windows of watched blocks to their owners, one bucket an owner, and fold them there.
 
+    What every rank needs is summed in one more bucket, and folded everywhere.
+
     Args:
         engine: The engine.
         places: (stack, row) of the blocks, equal on all ranks.
@@ -65,6 +67,21 @@ def fold(engine: "Engine", places: list[Place], scale: float) -> None:
             else:
                 _tapped(stack).clear(stack.stats, row)
 
+    _fold_common(engine, places, scale)
+
+
+def _fold_common(engine: "Engine", places: list[Place], scale: float) -> None:
+    """Sum over ranks what every rank needs of the windows, and fold it."""
+    stacks = [(engine.stacks[index], row) for index, row in places]
+    tensors = [window for stack, row in stacks for window in _tapped(stack).common(stack.stats, row)]
+    if engine.comm.ranks > 1 and tensors:
+        bucket = torch.cat([tensor.flatten() for tensor in tensors])
+        engine.comm.sum(bucket)
+        for tensor, part in zip(tensors, bucket.split([t.numel() for t in tensors]), strict=True):
+            tensor.copy_(part.view(tensor.shape))
+    for stack, row in stacks:
+        _tapped(stack).fold_common(stack.stats, row, engine.report.step, scale)
+
 
 def _tapped(stack: Stack) -> Tapped:
     """The method of a stack whose layers are watched."""
@@ -73,16 +90,17 @@ def _tapped(stack: Stack) -> Tapped:
 
 
 def traffic(engine: "Engine") -> float:
-    """Predicted bytes of windows that this rank sends to other owners per step, at the largest interval."""
+    """Predicted bytes of windows that this rank sends per step, at the largest interval."""
     total = 0.0
     for index, stack in enumerate(engine.stacks):
         if engine.comm.ranks == 1 or not isinstance(stack.method, Tapped):
             continue
         for row in range(len(stack.blocks)):
+            every = max(1, engine.schedule.units[engine.units_of[index][row][0]].final // FOLDS)
+            total += sum(window.nbytes for window in stack.method.common(stack.stats, row)) / every
             if owner_of(engine, (index, row)) != engine.comm.rank:
-                every = engine.schedule.units[engine.units_of[index][row][0]].final
                 for window in stack.method.windows(stack.stats, row):
-                    total += window.itemsize * math.prod(compact_shape(window)) / max(1, every // FOLDS)
+                    total += window.itemsize * math.prod(compact_shape(window)) / every
     return total
 
 

@@ -1,5 +1,6 @@
 """The eigenbasis of a factor: one warm QR iteration, or a full eigendecomposition when that fails.
 
+All take one factor or a batch of them.
 Legend: T side of a tile; F factor, Q basis (columns, sorted by falling eigenvalue).
 """
 
@@ -13,25 +14,25 @@ CALLS = 1e7
 
 
 def ridge(F_TT: Tensor, strength: float) -> Tensor:
-    """An ordered ridge that breaks ties, `strength * mean(diag F) * linspace(1, .5)`, shape (T,).
+    """An ordered ridge that breaks ties, `strength * mean(diag F) * linspace(1, .5)`, shape (..., T).
 
     Inside a null space a basis is whatever rounding says, and one ulp on the weights then changes the run;
     the slope makes the null directions ordered axes.
 
     Args:
-        F_TT: The factor, shape (T, T).
+        F_TT: The factor, shape (..., T, T).
         strength: Relative size; 0 adds nothing.
 
     Returns:
-        The diagonal to add, shape (T,).
+        The diagonal to add, shape (..., T).
     """
-    slope = torch.linspace(1.0, 0.5, F_TT.shape[0], dtype=F_TT.dtype, device=F_TT.device)
-    return strength * F_TT.diagonal().mean() * slope
+    slope = torch.linspace(1.0, 0.5, F_TT.shape[-1], dtype=F_TT.dtype, device=F_TT.device)
+    return strength * F_TT.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True) * slope
 
 
 def fix_signs(Q_TT: Tensor, signs_T: Tensor) -> Tensor:
     """Flip the columns of Q whose sign is negative: LAPACK may flip any column from call to call."""
-    return Q_TT * torch.where(signs_T < 0, -1.0, 1.0).to(Q_TT.dtype)
+    return Q_TT * torch.where(signs_T < 0, -1.0, 1.0).to(Q_TT.dtype)[..., None, :]
 
 
 def refresh(F_TT: Tensor, Q_TT: Tensor, *, strength: float) -> Result:
@@ -40,20 +41,21 @@ def refresh(F_TT: Tensor, Q_TT: Tensor, *, strength: float) -> Result:
     Climbs the ladder: the dtype of F, then eigh in float64, then gives up (`ok=False`: keep the last basis).
 
     Args:
-        F_TT: The factor, symmetric positive semi-definite, shape (T, T).
-        Q_TT: The last basis, orthogonal, shape (T, T).
+        F_TT: The factor, symmetric positive semi-definite, shape (..., T, T).
+        Q_TT: The last basis, orthogonal, shape (..., T, T).
         strength: Relative size of the tie-breaking ridge.
 
     Returns:
-        The new basis, the permutation `order` (column j of the new basis continues column `order[j]` of the last),
+        The new basis, the permutation `order` (column j of the new basis continues column `order[..., j]` of the last),
         and how many rungs were needed.
     """
-    FQ = torch.addcmul(F_TT @ Q_TT, ridge(F_TT, strength)[:, None], Q_TT)
-    order = (Q_TT * FQ).sum(0).argsort(descending=True, stable=True)
-    Q, R = torch.linalg.qr(FQ[:, order])
-    Q = fix_signs(Q, R.diagonal())
+    FQ = (F_TT @ Q_TT).addcmul(ridge(F_TT, strength)[..., None], Q_TT)
+    order = (Q_TT * FQ).sum(-2).argsort(dim=-1, descending=True, stable=True)
+    Q, R = torch.linalg.qr(FQ.gather(-1, order[..., None, :].expand(FQ.shape)))
+    sizes = R.diagonal(dim1=-2, dim2=-1)
+    Q = fix_signs(Q, sizes)
     # A factor of zeros leaves R = 0 and Q arbitrary but orthogonal: keep the basis we had. One host read for all.
-    checks = torch.stack([F_TT.isfinite().all(), Q.isfinite().all(), R.diagonal().abs().amax() > 0])
+    checks = torch.stack([F_TT.isfinite().all(), Q.isfinite().all(), (sizes.abs().amax(-1) > 0).all()])
     sound, finite, nonzero = checks.tolist()
     if not sound:
         return Result(Q_TT, ok=False, attempts=0)
@@ -66,24 +68,24 @@ def decompose(F_TT: Tensor, Q_TT: Tensor, strength: float) -> Result:
     """A basis from the factor alone, and the second rung of the ladder: eigh of F + ridge in float64.
 
     Args:
-        F_TT: The factor, symmetric positive semi-definite, shape (T, T).
-        Q_TT: A basis that decides the signs, shape (T, T).
+        F_TT: The factor, symmetric positive semi-definite, shape (..., T, T).
+        Q_TT: A basis that decides the signs, shape (..., T, T).
         strength: Relative size of the tie-breaking ridge.
 
     Returns:
-        The basis, columns sorted by falling eigenvalue; `ok=False` for a factor of zeros or one that fails.
+        The basis, columns sorted by falling eigenvalue; `ok=False` for factors of zeros or one that fails.
     """
     F = F_TT.double()
     if not bool(F.abs().amax() > 0):
         return Result(Q_TT, ok=False, attempts=2)
     try:
-        values, Q = torch.linalg.eigh(F + ridge(F, strength).diag())
+        values, Q = torch.linalg.eigh(F + torch.diag_embed(ridge(F, strength)))
     except torch.linalg.LinAlgError:
         return Result(Q_TT, ok=False, attempts=2)
-    Q = Q.flip(1)
+    Q = Q.flip(-1)
     # Continue the old columns: the sign in which most of each column's old self points.
-    Q = fix_signs(Q, (Q * Q_TT.double()).sum(0))
-    identity = torch.arange(F.shape[0], device=F.device)
+    Q = fix_signs(Q, (Q * Q_TT.double()).sum(-2))
+    identity = torch.arange(F.shape[-1], device=F.device).expand(F.shape[:-1])
     return Result(Q.to(Q_TT.dtype), ok=bool(values.isfinite().all() and Q.isfinite().all()), order=identity, attempts=2)
 
 

@@ -1,6 +1,6 @@
-"""One side of a Kronecker product of factors: windows, moving averages, inverses or eigenbases, tile by tile.
+"""One side of a Kronecker product of factors, tile by tile: what is observed of it, and what was solved.
 
-Legend: B blocks of a stack, Q groups, T side of a tile, N other side.
+Legend: B blocks of a stack, Q groups, T side of a tile, M rows and N columns of a matrix.
 """
 
 from dataclasses import dataclass
@@ -26,6 +26,11 @@ class Shape:
     groups: int
     cuts: tuple[slice, ...]
 
+    @property
+    def widths(self) -> list[int]:
+        """The side of each tile; none for a diagonal."""
+        return [cut.stop - cut.start for cut in self.cuts]
+
 
 def shape(length: int, groups: int, cap: int, *, diagonal: bool) -> Shape:
     """The shape of a side: tiles of at most `cap` entries; a diagonal where asked, or for a very long side."""
@@ -34,22 +39,17 @@ def shape(length: int, groups: int, cap: int, *, diagonal: bool) -> Shape:
 
 @dataclass
 class Side:
-    """Tensors of one side of every block of a stack, in the order of its tiles; inert but for in-place folding.
+    """Second moments of one side of every block of a stack, in the order of its tiles; inert but for in-place folding.
 
     Attributes:
         shape: What it looks like.
-        exact: Whether eigenbases and eigenvalues are kept instead of inverses.
         windows: Sums since the last fold, (B, Q, T, T) a tile or (B, Q, length). Summed over ranks, not saved.
         factors: Moving averages, same shapes. At the owner, saved.
-        solved: Inverses, same shapes; or eigenvectors (B, Q, T, T) and eigenvalues (B, Q, T) in turn. Replicated,
-            saved.
     """
 
     shape: Shape
-    exact: bool
     windows: list[Tensor]
     factors: list[Tensor]
-    solved: list[Tensor]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -81,93 +81,134 @@ class Side:
         if not self.shape.cuts:
             F = self.factors[0][row] / weight + damping
             return Result(F.reciprocal().flatten(), bool((damping > 0) & damping.isfinite() & F.isfinite().all()))
-        results = [psd.inverse(F[row] / weight, damping.expand(self.shape.groups)) for F in self.factors]
-        return _joined(results)
+        return joined([psd.inverse(F[row] / weight, damping.expand(self.shape.groups)) for F in self.factors])
 
     def eigen(self, row: int, weight: Tensor) -> Result:
-        """Eigenvectors and eigenvalues of a block's tiles, flattened in turn; a diagonal has ones for vectors."""
+        """Eigenvectors of a block's tiles, flattened one after the other, then all eigenvalues (Q, length)."""
         if not self.shape.cuts:
             F = self.factors[0][row] / weight
-            return Result(torch.cat([torch.ones_like(F).flatten(), F.flatten()]), bool(F.isfinite().all()))
-        results = []
-        for F in self.factors:
-            values, vectors, ok = psd.eigenbasis(F[row] / weight)
-            results.append(Result(torch.cat([vectors.flatten(), values.flatten()]), ok))
-        return _joined(results)
-
-    def left(self, X_BMN: Tensor, rows: list[int] | None) -> Tensor:
-        """`F^-1 X` for every block of a batch, on its first side; groups lie side by side on it."""
-        return self._turn(X_BMN, self._of(self.solved, rows))
-
-    def right(self, X_BMN: Tensor, rows: list[int] | None) -> Tensor:
-        """`X F^-1` on the second side, which every group of rows shares or has its own of."""
-        return self._turn_columns(X_BMN, self._of(self.solved, rows))
-
-    def _of(self, tensors: list[Tensor], rows: list[int] | None) -> list[Tensor]:
-        if rows is not None and len(rows) == 1:
-            return [tensor[rows[0] : rows[0] + 1] for tensor in tensors]  # a view: inverses are large
-        return tensors if rows is None else [tensor[rows] for tensor in tensors]
-
-    def _turn(self, X_BMN: Tensor, solved: list[Tensor], *, transpose: bool = False) -> Tensor:
-        X = X_BMN.unflatten(1, (self.shape.groups, -1))
-        if not self.shape.cuts:
-            return (X * solved[0][..., None]).flatten(1, 2)
-        parts = [(Q.mT if transpose else Q) @ X[:, :, cut] for Q, cut in zip(solved, self.shape.cuts, strict=True)]
-        return (parts[0] if len(parts) == 1 else torch.cat(parts, 2)).flatten(1, 2)
-
-    def _turn_columns(self, X_BMN: Tensor, solved: list[Tensor], *, transpose: bool = False) -> Tensor:
-        X = X_BMN.unflatten(1, (self.shape.groups, -1))
-        if not self.shape.cuts:
-            return (X * solved[0][:, :, None]).flatten(1, 2)
-        parts = [X[..., cut] @ (Q.mT if transpose else Q) for Q, cut in zip(solved, self.shape.cuts, strict=True)]
-        return (parts[0] if len(parts) == 1 else torch.cat(parts, 3)).flatten(1, 2)
-
-    def basis(self, rows: list[int] | None) -> tuple[list[Tensor], Tensor]:
-        """Eigenvectors of the tiles, and all eigenvalues, (B, Q, length)."""
-        solved = self._of(self.solved, rows)
-        return solved[::2], torch.cat(solved[1::2], 2)
+            return Result(F.flatten(), bool(F.isfinite().all()))
+        found = [psd.eigenbasis(F[row] / weight) for F in self.factors]
+        values = torch.cat([values for values, _, _ in found], 1)
+        ok = all(ok for _, _, ok in found)
+        return Result(torch.cat([*(vectors.flatten() for _, vectors, _ in found), values.flatten()]), ok)
 
 
-def _joined(results: list[Result]) -> Result:
+def joined(results: list[Result]) -> Result:
+    """Several results as one flat one, which is good if all are."""
     value = torch.cat([result.value.flatten() for result in results])
     return Result(value, all(r.ok for r in results), attempts=max(r.attempts for r in results))
 
 
-def side(shape: Shape, count: int, *, exact: bool, dtype: torch.dtype, device: torch.device) -> Side:
+@dataclass
+class Tiles:
+    """Block-diagonal matrices of one side of every block of a stack: inverses, or bases.
+
+    Attributes:
+        shape: What the side looks like.
+        tensors: (B, Q, T, T) a tile; one (B, Q, length) for a diagonal; none for the identity. Replicated, saved.
+    """
+
+    shape: Shape
+    tensors: list[Tensor]
+
+    def left(self, X_BMN: Tensor, rows: list[int] | None, *, transpose: bool = False, square: bool = False) -> Tensor:
+        """`S X`, or `S' X`, for every block of a batch on its first side, where groups lie side by side.
+
+        Args:
+            X_BMN: The batch.
+            rows: Its blocks, None for all.
+            transpose: With S' instead of S.
+            square: With the elementwise square.
+
+        Returns:
+            The product, shape (B, M, N).
+        """
+        if not self.tensors:
+            return X_BMN
+        X = X_BMN.unflatten(1, (self.shape.groups, -1))
+        solved = self._of(rows, square=square)
+        if not self.shape.cuts:
+            return (X * solved[0][..., None]).flatten(1, 2)
+        parts = [(S.mT if transpose else S) @ X[:, :, cut] for S, cut in zip(solved, self.shape.cuts, strict=True)]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, 2)).flatten(1, 2)
+
+    def right(self, X_BMN: Tensor, rows: list[int] | None, *, transpose: bool = False, square: bool = False) -> Tensor:
+        """`X S`, or `X S'`, on the second side, which every group of rows has its own of; see `left`."""
+        if not self.tensors:
+            return X_BMN
+        X = X_BMN.unflatten(1, (self.shape.groups, -1))
+        solved = self._of(rows, square=square)
+        if not self.shape.cuts:
+            return (X * solved[0][:, :, None]).flatten(1, 2)
+        parts = [X[..., cut] @ (S.mT if transpose else S) for S, cut in zip(solved, self.shape.cuts, strict=True)]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, 3)).flatten(1, 2)
+
+    def _of(self, rows: list[int] | None, *, square: bool) -> list[Tensor]:
+        found = self.tensors
+        if rows is not None and len(rows) == 1:
+            found = [tensor[rows[0] : rows[0] + 1] for tensor in found]  # a view: inverses are large
+        elif rows is not None:
+            found = [tensor[rows] for tensor in found]
+        return [tensor.square() for tensor in found] if square else found
+
+
+def statistics(shape: Shape, count: int, dtype: torch.dtype, device: torch.device) -> Side:
     """A side of zeros for `count` blocks."""
-
-    def zeros(*sizes: int) -> Tensor:
-        return torch.zeros(count, shape.groups, *sizes, dtype=dtype, device=device)
-
-    widths = [cut.stop - cut.start for cut in shape.cuts]
-    squares = [[zeros(w, w) for w in widths] or [zeros(shape.length)] for _ in range(2)]
-    solved = []
-    for w in widths or [0]:
-        solved.append(zeros(w, w) if w else zeros(shape.length))
-        if exact:
-            solved.append(zeros(w or shape.length))
-    return Side(shape, exact, squares[0], squares[1], solved)
+    windows, factors = ([*_zeros(shape, count, dtype, device)] for _ in range(2))
+    return Side(shape, windows, factors)
 
 
-def exact(left: Side, right: Side, X_BMN: Tensor, damping_B: Tensor, rows: list[int] | None) -> Tensor:
-    """`(L x R + d I)^-1 X` in the eigenbases of both sides: `Q_L [(Q_L' X Q_R) / (l r' + d)] Q_R'`."""
-    (QL, l_BQM), (QR, r_BQN) = left.basis(rows), right.basis(rows)
-    Y = right._turn_columns(left._turn(X_BMN, QL, transpose=bool(left.shape.cuts)), QR)
-    groups = max(left.shape.groups, right.shape.groups)
-    values = l_BQM[..., None] * r_BQN[:, :, None] + damping_B[:, None, None, None]
-    Y = (Y.unflatten(1, (groups, -1)) / values).flatten(1, 2)
-    return right._turn_columns(left._turn(Y, QL), QR, transpose=bool(right.shape.cuts))
+def inverses(shape: Shape, count: int, dtype: torch.dtype, device: torch.device) -> Tiles:
+    """Room for the inverses of `count` blocks' sides."""
+    return Tiles(shape, _zeros(shape, count, dtype, device))
 
 
-def solved_size(shape: Shape, *, exact: bool) -> int:
-    """Numbers of a block's solved side."""
-    widths = [cut.stop - cut.start for cut in shape.cuts]
-    squares = sum(w * w for w in widths) if widths else shape.length
-    return shape.groups * (squares + (shape.length if exact else 0))
+def bases(shape: Shape, count: int, dtype: torch.dtype, device: torch.device) -> Tiles:
+    """Bases of `count` blocks' sides: identities, which a diagonal's stays for ever."""
+    found = _zeros(shape, count, dtype, device) if shape.cuts else []
+    for Q in found:
+        Q.diagonal(dim1=2, dim2=3).fill_(1)
+    return Tiles(shape, found)
 
 
-def cost(shape: Shape, rows: int, *, exact: bool) -> float:
-    """Modelled cost of building and solving a block's side, in multiply-adds of a matrix product."""
-    widths = [cut.stop - cut.start for cut in shape.cuts]
-    solve = sum((25.0 * w**3 if exact else psd.inverse_cost(w)) + rows * w * w for w in widths)
-    return shape.groups * solve + 1e6
+def _zeros(shape: Shape, count: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    sizes = [(w, w) for w in shape.widths] or [(shape.length,)]
+    return [torch.zeros(count, shape.groups, *size, dtype=dtype, device=device) for size in sizes]
+
+
+def divided(left: Tiles, right: Tiles, X_BMN: Tensor, values_BQMN: Tensor, rows: list[int] | None) -> Tensor:
+    """`Q_L [(Q_L' X Q_R) / values] Q_R'`, group by group: an inverse in the bases of both sides."""
+    Y = right.right(left.left(X_BMN, rows, transpose=True), rows)
+    Y = (Y.unflatten(1, values_BQMN.shape[1:3]) / values_BQMN).flatten(1, 2)
+    return right.right(left.left(Y, rows), rows, transpose=True)
+
+
+def product(left_BQM: Tensor, right_BQN: Tensor) -> Tensor:
+    """The eigenvalues `l r'` of a Kronecker product, group by group, (B, Q, M, N)."""
+    return left_BQM[..., None] * right_BQN[:, :, None]
+
+
+def fill(tensors: list[Tensor], value: Tensor) -> None:
+    """Write a flat value into tensors one after the other, in place."""
+    for tensor, part in zip(tensors, value.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.view(tensor.shape))
+
+
+def solved_size(shape: Shape) -> int:
+    """Numbers of a block's inverses or bases."""
+    return shape.groups * sum(w * w for w in shape.widths) if shape.cuts else shape.groups * shape.length
+
+
+def cost(shape: Shape, rows: int, solve: float) -> float:
+    """Modelled cost of building and solving a block's side, in multiply-adds of a matrix product.
+
+    Args:
+        shape: The side.
+        rows: Rows that build a factor.
+        solve: Cost of solving its tiles.
+
+    Returns:
+        The cost.
+    """
+    return shape.groups * sum(rows * w * w for w in shape.widths) + solve + 1e6

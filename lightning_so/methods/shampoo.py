@@ -162,7 +162,7 @@ class Shampoo:
         """See `core.method.Method.units`: a tile of a dimension."""
         cap = self._cap(stack.device)
         return [
-            Unit(index, row, side, tile, root_cost(cut.stop - cut.start), (cut.stop - cut.start,) * 2, ordered=False)
+            Unit(index, row, side, tile, root_cost(cut.stop - cut.start), (cut.stop - cut.start,) * 2)
             for row in range(len(stack.blocks))
             for side, length in enumerate(self._lengths(stack.blocks[0]).values())
             for tile, cut in enumerate(tiles.tiles(length, cap))

@@ -135,10 +135,10 @@ class SOAP:
         """See `core.method.Method.units`."""
         cap = self._cap(stack.device)
         return [
-            Unit(index, row, side, tile, refresh_cost(cut.stop - cut.start), (cut.stop - cut.start,) * 2)
+            Unit(index, row, side, tile, refresh_cost(width), (width, width), columns=width)
             for row in range(len(stack.blocks))
             for side, length in enumerate(stack.shape)
-            for tile, cut in enumerate(tiles.tiles(length, cap))
+            for tile, width in enumerate(cut.stop - cut.start for cut in tiles.tiles(length, cap))
         ]
 
     def timing(self) -> tuple[int, Spread]:
@@ -174,12 +174,12 @@ class SOAP:
         return decompose(side.factors[unit.tile][unit.row], side.bases[unit.tile][unit.row], self.ridge)
 
     def accept(self, stats: Stats, unit: Unit, result: Result) -> tuple[slice, Tensor, Tensor]:
-        """Swap a solved basis in; returns its tile, the basis that was and the basis that is."""
+        """See `core.method.Solver.accept`."""
         side = stats.sides[unit.side]
         basis = side.bases[unit.tile][unit.row]
         old = basis.clone()
         basis.copy_(result.value)
-        return side.cuts[unit.tile], old, basis
+        return side.cuts[unit.tile], old[None], basis[None]
 
     def ready(self, step: int, solved: list[int]) -> bool:
         """See `core.method.Method.ready`: past the start, every basis solved, and there is a basis at all."""
@@ -223,11 +223,11 @@ class SOAP:
         return X
 
     def spectrum(self, stats: Stats, row: int) -> tuple[Tensor, Tensor]:
-        """Eigenvalue estimates of one block's row and column factors, shapes (M,) and (N,)."""
+        """See `core.method.Rotator.spectrum`."""
         estimates = []
         for side in stats.sides:
             factors, bases = [F[row : row + 1] for F in side.factors], [Q[row : row + 1] for Q in side.bases]
-            estimates.append(tiles.eigenvalues(factors, bases)[0])
+            estimates.append(tiles.eigenvalues(factors, bases))
         return estimates[0], estimates[1]
 
     def _cap(self, device: torch.device) -> int:
