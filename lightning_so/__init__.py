@@ -9,12 +9,14 @@ from lightning_so.core.mixture import Mixture as Mixture
 from lightning_so.core.spread import Staggered as Staggered
 from lightning_so.core.spread import Synchronous as Synchronous
 from lightning_so.linalg.damping import Relative as Relative
+from lightning_so.methods.ekfac import EKFAC as EKFAC
 from lightning_so.methods.kfac import KFAC as KFAC
 from lightning_so.methods.muon import Muon as Muon
 from lightning_so.methods.shampoo import Shampoo as Shampoo
 from lightning_so.methods.soap import SOAP as SOAP
 
 __all__ = [
+    "EKFAC",
     "KFAC",
     "SOAP",
     "ConfigError",

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_so import KFAC, SOAP, ConfigError, Muon, Relative, Shampoo, Synchronous, attach
+from lightning_so import EKFAC, KFAC, SOAP, ConfigError, Muon, Relative, Shampoo, Synchronous, attach
 from lightning_so.core.method import Taps
 from lightning_so.layers.registry import lookup
 
@@ -19,6 +19,8 @@ METHODS = [
     KFAC(period=2),
     KFAC(period=1, damping=Relative(0.1), exact=True, cap=4),
     KFAC(period=2, sharing="reduce"),
+    EKFAC(start=4, period=2),
+    EKFAC(start=0, period=1, cap=4, sharing="reduce"),
     Shampoo(period=2),
     Shampoo(period=1, merge=True, cap=3, schedule=Synchronous()),
     Shampoo(period=2, beta=1.0, power=2),
@@ -90,7 +92,7 @@ def made(name):
 def refused(name, method):
     """Whether a method can do nothing for a layer: then it says so by name."""
     if method.taps is Taps.ROWS:
-        return lookup(made(name)) is None
+        return lookup(made(name)) is None or (isinstance(method, EKFAC) and name == "rmsnorm")
     return "norm" in name or (isinstance(method, Muon) and name == "embedding")
 
 
@@ -122,7 +124,7 @@ def method(pairing):
 @pytest.mark.parametrize(("name", "method"), BAD, ids=map(label, BAD))
 def test_a_pairing_that_cannot_work_is_refused_by_name(name, method):
     reason = r"fewer than two dimensions|no rows for \w+; known:|not the weight of a layer|functionally"
-    with pytest.raises(ConfigError, match=reason + "|Muon bends hidden matrices only"):
+    with pytest.raises(ConfigError, match=reason + "|Muon bends hidden matrices only|neither side has a basis"):
         attached(made(name), method)
 
 

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from lightning_so import KFAC, SOAP, Mixture, Muon, Shampoo
+from lightning_so import EKFAC, KFAC, SOAP, Mixture, Muon, Shampoo
 from tests import ranks
 from tests.world import World
 
@@ -92,6 +92,18 @@ def test_shampoo_equals_one_process(world, base, more):
     assert sum(report.solved_here for _, report, *_ in many) == one[1].solves > 0
 
 
+@pytest.mark.parametrize("base", [SGD, ADAMW], ids=["sgd", "adamw"])
+@pytest.mark.parametrize("more", [{}, {"accumulate": 2}], ids=["", "accumulate"])
+@pytest.mark.parametrize("fisher", ["empirical", "exact"])
+def test_ekfac_equals_one_process(world, base, more, fisher):
+    method = EKFAC(start=10, period=4, fisher=fisher)
+    one = ranks.train(method, *base, 24, shard=False, dtype=torch.float64, **more)
+    many = world.run(ranks.train, method, *base, 24, dtype=torch.float64, **more)
+    close(many, one, 1e-10)
+    assert many[0][1].solves == one[1].solves > 0
+    assert many[0][1].rotated + many[0][1].preconditioned > 0
+
+
 def test_kfac_equals_one_process_where_gradients_are_zeroed_in_place(world):
     one = ranks.train(KFAC4, *SGD, 24, shard=False, dtype=torch.float64)
     close(world.run(ranks.train, KFAC4, *SGD, 24, dtype=torch.float64, set_to_none=False), one, 1e-10)
@@ -110,7 +122,9 @@ def test_a_mixture_equals_one_process(world):
 
 
 @pytest.mark.parametrize(
-    ("method", "rel"), [(SOAP10, 0.05), (KFAC4, 0.05), (MIXED, 0.1)], ids=["soap", "kfac", "mixture"]
+    ("method", "rel"),
+    [(SOAP10, 0.05), (KFAC4, 0.05), (EKFAC(period=4), 0.05), (MIXED, 0.1)],
+    ids=["soap", "kfac", "ekfac", "mixture"],
 )
 def test_bytes_are_as_predicted(world, method, rel):
     for _, _, sent, predicted in world.run(ranks.train, method, *ADAMW, 80):
@@ -139,6 +153,8 @@ def test_a_gradient_that_one_rank_lacks_is_withheld_on_all(world):
         (KFAC4, ADAMW, 9),
         (KFAC4, SGD, 9),
         (KFAC(period=4, fisher="sampled"), SGD, 9),
+        (EKFAC(start=10, period=4), ADAMW, 17),
+        (EKFAC(period=4), SGD, 9),
         (Shampoo(period=4), SGD, 9),
         (Shampoo(period=4), ADAMW, 9),
         (MIXED, ADAMW, 17),
@@ -150,6 +166,8 @@ def test_a_gradient_that_one_rank_lacks_is_withheld_on_all(world):
         "kfac-bent",
         "kfac-preconditioned",
         "kfac-sampled",
+        "ekfac-rotated",
+        "ekfac-preconditioned",
         "shampoo",
         "shampoo-bent",
         "mixture",

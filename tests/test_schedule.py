@@ -15,7 +15,7 @@ COSTS = st.lists(st.floats(0.1, 1e3), min_size=1, max_size=40)
 @given(COSTS, st.integers(1, 16), st.integers(1, 8))
 def test_packing_is_complete_balanced_and_deterministic(costs, slots, ranks):
     place = pack(costs, [slots] * len(costs))
-    owner = owners(costs, place, [slots] * len(costs), ranks)
+    owner = owners(units(costs), place, [slots] * len(costs), ranks)
     assert len(place) == len(owner) == len(costs)
     assert all(0 <= slot < slots for slot in place)
     assert all(0 <= rank < ranks for rank in owner)
@@ -29,7 +29,7 @@ def test_packing_is_complete_balanced_and_deterministic(costs, slots, ranks):
         assert load <= slot_loads[slot] / ranks + max(costs) + 1e-6
     assert (place, owner) == (
         pack(costs, [slots] * len(costs)),
-        owners(costs, list(place), [slots] * len(costs), ranks),
+        owners(units(costs), list(place), [slots] * len(costs), ranks),
     )
 
 
@@ -40,7 +40,7 @@ def test_packing_uses_different_steps_before_different_ranks():
 @given(COSTS, st.integers(2, 8))
 def test_ranks_share_the_work_of_all_slots(costs, ranks):
     owner = owners(
-        costs, list(range(len(costs))), [64] * len(costs), ranks
+        units(costs), list(range(len(costs))), [64] * len(costs), ranks
     )  # one unit a slot: only the sums can be balanced
     loads = [sum(cost for cost, own in zip(costs, owner, strict=True) if own == rank) for rank in range(ranks)]
     assert max(loads) <= sum(costs) / ranks + max(costs) + 1e-6

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_so import KFAC, SOAP, Muon, Shampoo, attach
+from lightning_so import EKFAC, KFAC, SOAP, Muon, Shampoo, attach
 
 ADAMW = (torch.optim.AdamW, {"lr": 1e-3})
 SGD = (torch.optim.SGD, {"lr": 1e-2, "momentum": 0.9})
@@ -15,6 +15,8 @@ METHODS = {
     "kfac": (KFAC(period=4), ADAMW),
     "kfac-sgd": (KFAC(period=4), SGD),
     "kfac-sampled": (KFAC(period=4, fisher="sampled"), SGD),
+    "ekfac": (EKFAC(start=4, period=4), ADAMW),
+    "ekfac-sgd": (EKFAC(period=4), SGD),
     "shampoo": (Shampoo(period=4), ADAMW),
     "shampoo-sgd": (Shampoo(period=4), SGD),
 }

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_so.actions.moments import Base
+from lightning_so.linalg.kron import permuted
 
 States = list[dict]
 Move = Callable[[Tensor], Tensor]
@@ -57,12 +58,6 @@ def carry(
                 part = v[:, cut] if side == 0 else v[:, :, cut]
                 part.copy_(permuted(part, order, side))
     _keep_possible(states, least)
-
-
-def permuted(part_QMN: Tensor, order_QT: Tensor, side: int) -> Tensor:
-    """Rows (side 0) or columns (side 1) of every group in a new order."""
-    index = order_QT[:, :, None] if side == 0 else order_QT[:, None]
-    return part_QMN.gather(1 + side, index.expand(part_QMN.shape))
 
 
 def enter(

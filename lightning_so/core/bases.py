@@ -60,7 +60,7 @@ def ready(engine: "Engine", index: int, row: int) -> bool:
         return False
     solved = [engine.schedule.solved[number] for number in engine.units_of[index][row]]
     age = engine.report.step - engine.schedule.origin - (index + row) % ENTRIES
-    return engine.stacks[index].method.ready(age, solved)
+    return engine.stacks[index].method.ready(engine.base, age, solved)
 
 
 def entering(engine: "Engine") -> bool:

@@ -5,7 +5,7 @@ Legend: B blocks of a stack, Q groups.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,14 @@ class Factors:
     weight: Tensor
     counts: Tensor
     transposed: bool
+
+
+T = TypeVar("T")
+
+
+def oriented(pair: tuple[T, T], *, transposed: bool) -> tuple[T, T]:
+    """What belongs to the rows and what to the columns of a matrix, of (input side, output side)."""
+    return pair if transposed else (pair[1], pair[0])
 
 
 class Layerwise:
@@ -90,8 +98,8 @@ class Layerwise:
         rows = block.rows // tap.groups  # Groups lie one below the other, whichever side that is.
         inputs, outputs = (block.cols, rows) if tap.layer.input_side else (rows, block.cols)
         return (
-            kron.shape(inputs, tap.groups, cap, diagonal=tap.layer.indices),
-            kron.shape(outputs, tap.groups, cap, diagonal=False),
+            kron.shape(inputs, tap.groups, cap, diagonal=tap.layer.indices or inputs == 1),
+            kron.shape(outputs, tap.groups, cap, diagonal=outputs == 1),
         )
 
     def statistics(self, stack: Stack) -> Factors:

@@ -124,7 +124,7 @@ class Method(Protocol):
         """Solve one unit from its last value: slow, the owner alone, pure."""
         ...
 
-    def ready(self, step: int, solved: list[int]) -> bool:
+    def ready(self, base: Base, step: int, solved: list[int]) -> bool:
         """Whether a cold block may become warm at this step, given the good solves of each of its units."""
         ...
 

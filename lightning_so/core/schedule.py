@@ -22,6 +22,7 @@ class Unit:
         cost: Modelled cost of one solve, in multiply-adds of a matrix product.
         shape: Shape of the solved value.
         columns: How many columns a solve permutes; 0 for none.
+        together: Whether all units of its block have one owner, where the block's factors are.
         period: Largest interval between two solves.
         staggered: Whether it has a slot of its own; otherwise it is solved with all others of its kind.
     """
@@ -33,6 +34,7 @@ class Unit:
     cost: float
     shape: tuple[int, ...] = (0, 0)
     columns: int = 0
+    together: bool = False
     period: int = 1
     staggered: bool = True
 
@@ -69,14 +71,14 @@ def pack(costs: list[float], slots: list[int]) -> list[int]:
     return place
 
 
-def owners(costs: list[float], slot: list[int], slots: list[int], ranks: int) -> list[int]:
+def owners(units: list[Unit], slot: list[int], slots: list[int], ranks: int) -> list[int]:
     """Give the units of each slot to ranks, longest first: to the least loaded in the slot, then over all slots.
 
     When a unit is due does not depend on the world size, only who solves it: so any number of ranks gives the weights
     of one process.
 
     Args:
-        costs: Cost of each unit.
+        units: The units.
         slot: Slot of each unit.
         slots: As of `pack`.
         ranks: World size.
@@ -86,13 +88,16 @@ def owners(costs: list[float], slot: list[int], slots: list[int], ranks: int) ->
     """
     cycle = max(slots, default=1)
     here = [[0.0] * cycle for _ in range(ranks)]
-    whole, owner = [0.0] * ranks, [0] * len(costs)
-    for unit in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
-        spots = slice(slot[unit], cycle, slots[unit])
+    whole, owner = [0.0] * ranks, [0] * len(units)
+    of_block: dict[tuple[int, int], int] = {}
+    for number in sorted(range(len(units)), key=lambda i: (-units[i].cost, i)):
+        unit, spots = units[number], slice(slot[number], cycle, slots[number])
         rank = min(range(ranks), key=lambda r: (max(here[r][spots]), whole[r], r))
-        here[rank][spots] = [load + costs[unit] for load in here[rank][spots]]
-        whole[rank] += costs[unit] * len(here[rank][spots])
-        owner[unit] = rank
+        if unit.together:
+            rank = of_block.setdefault((unit.stack, unit.row), rank)
+        here[rank][spots] = [load + unit.cost for load in here[rank][spots]]
+        whole[rank] += unit.cost * len(here[rank][spots])
+        owner[number] = rank
     return owner
 
 
@@ -151,7 +156,7 @@ class Schedule:
         self.next = [1] * count
         costs, slots = [unit.cost for unit in self.units], self._slots([unit.final for unit in self.units])
         self.final_slot = pack(costs, slots)
-        self.owner = owners(costs, self.final_slot, slots, self.ranks)
+        self.owner = owners(self.units, self.final_slot, slots, self.ranks)
 
     @property
     def cycle(self) -> int:

@@ -69,7 +69,8 @@ def _held(stack: Stack) -> list[Tensor]:
     """Statistics of a stack, with the windows of a method that has some."""
     held = [tensor for _, tensor in named_tensors(stack)]
     if isinstance(stack.method, Tapped):
-        held += [window for row in range(len(stack.blocks)) for window in stack.method.windows(stack.stats, row)]
+        for row in range(len(stack.blocks)):
+            held += [*stack.method.windows(stack.stats, row), *stack.method.common(stack.stats, row)]
     return held
 
 

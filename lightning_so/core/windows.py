@@ -118,7 +118,7 @@ def everywhere(engine: "Engine") -> None:
             factors[owner] += [tensor[row] for _, tensor in stack.method.factors(stack.stats)]
     sizes = [sum(tensor.nbytes for tensor in tensors) for tensors in factors]
     nothing = torch.empty(0, dtype=torch.uint8, device=engine.stacks[0].device)
-    own = [tensor.contiguous().flatten().view(torch.uint8) for tensor in factors[engine.comm.rank]]
+    own = [tensor.contiguous().flatten().view(torch.uint8).to(nothing.device) for tensor in factors[engine.comm.rank]]
     flat = torch.cat([nothing, *own])
     for tensors, wire in zip(factors, engine.comm.gather(flat, sizes), strict=True):
         at = 0

@@ -144,6 +144,10 @@ class Tiles:
         parts = [X[..., cut] @ (S.mT if transpose else S) for S, cut in zip(solved, self.shape.cuts, strict=True)]
         return (parts[0] if len(parts) == 1 else torch.cat(parts, 3)).flatten(1, 2)
 
+    def rows(self, row: int, X_QPL: Tensor) -> Tensor:
+        """Rows of a block's groups times its matrices, `X S`."""
+        return self.right(X_QPL.flatten(0, 1)[None], [row]).view(X_QPL.shape)
+
     def _of(self, rows: list[int] | None, *, square: bool) -> list[Tensor]:
         found = self.tensors
         if rows is not None and len(rows) == 1:
@@ -187,6 +191,12 @@ def divided(left: Tiles, right: Tiles, X_BMN: Tensor, values_BQMN: Tensor, rows:
 def product(left_BQM: Tensor, right_BQN: Tensor) -> Tensor:
     """The eigenvalues `l r'` of a Kronecker product, group by group, (B, Q, M, N)."""
     return left_BQM[..., None] * right_BQN[:, :, None]
+
+
+def permuted(part_QMN: Tensor, order_QT: Tensor, side: int) -> Tensor:
+    """Rows (side 0) or columns (side 1) of every group in a new order."""
+    index = order_QT[:, :, None] if side == 0 else order_QT[:, None]
+    return part_QMN.gather(1 + side, index.expand(part_QMN.shape))
 
 
 def fill(tensors: list[Tensor], value: Tensor) -> None:

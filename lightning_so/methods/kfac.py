@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_so.actions.moments import Base
 from lightning_so.core.block import Block, Stack
-from lightning_so.core.layerwise import SIDES, Factors, Layerwise
+from lightning_so.core.layerwise import SIDES, Factors, Layerwise, oriented
 from lightning_so.core.method import Action, all_solved, known, on_curvature, refuse_momentless
 from lightning_so.core.schedule import Unit
 from lightning_so.core.spread import Spread, Staggered
@@ -31,13 +31,13 @@ class Stats(Factors):
 
     Attributes:
         solved: Inverses of the damped sides; or eigenbases where the product is damped.
-        values: Eigenvalues of both sides, (B, Q, length), with eigenbases.
+        values: Eigenvalues of both sides, (B, Q, length), with eigenbases; else of no use.
         damping: lambda of each block at its last solve, shape (B,).
         rule: How lambda is found.
     """
 
     solved: tuple[Tiles, Tiles]
-    values: list[Tensor]
+    values: tuple[Tensor, Tensor]
     damping: Tensor
     rule: Relative | float
 
@@ -115,7 +115,7 @@ class KFAC(Layerwise):
         """See `core.method.Method.action`."""
         return on_curvature(base, warm)
 
-    def ready(self, step: int, solved: list[int]) -> bool:
+    def ready(self, base: Base, step: int, solved: list[int]) -> bool:
         """See `core.method.Method.ready`: from the first solve on."""
         return all_solved(solved)
 
@@ -134,9 +134,11 @@ class KFAC(Layerwise):
         count, shapes = len(stack.blocks), self.shapes(stack.blocks[0])
         place = {"dtype": stack.dtype, "device": stack.device}
         a, g = ((kron.bases if self.exact else kron.inverses)(shape, count, **place) for shape in shapes)
-        values = [torch.zeros(count, s.groups, s.length, **place) for s in shapes] if self.exact else []
+        of_a, of_g = (torch.zeros(count, s.groups, s.length if self.exact else 0, **place) for s in shapes)
         zeros = torch.zeros(count, **place)
-        return Stats(**vars(self.statistics(stack)), solved=(a, g), values=values, damping=zeros, rule=self._rule(base))
+        return Stats(
+            **vars(self.statistics(stack)), solved=(a, g), values=(of_a, of_g), damping=zeros, rule=self._rule(base)
+        )
 
     # ---------------------------------------------------------------- solve and apply
 
@@ -188,12 +190,12 @@ class KFAC(Layerwise):
 
     def direction(self, stats: Stats, X: Tensor, rows: list[int] | None) -> Tensor:
         """See `core.method.Method.direction`: P X."""
-        order = slice(None) if stats.transposed else slice(None, None, -1)
-        left, right = stats.solved[order]
+        left, right = oriented(stats.solved, transposed=stats.transposed)
         if not self.exact:
             return left.left(right.right(X, rows), rows).contiguous()
         chosen = slice(None) if rows is None else rows
-        values = kron.product(*(values[chosen] for values in stats.values[order]))
+        of_rows, of_columns = oriented(stats.values, transposed=stats.transposed)
+        values = kron.product(of_rows[chosen], of_columns[chosen])
         return kron.divided(left, right, X, values + stats.damping[chosen, None, None, None], rows).contiguous()
 
     @property

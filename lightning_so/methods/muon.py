@@ -94,7 +94,7 @@ class Muon:
         """Nothing to save."""
         return iter(())
 
-    def ready(self, step: int, solved: list[int]) -> bool:
+    def ready(self, base: Base, step: int, solved: list[int]) -> bool:
         """Never warm: there is no basis."""
         return False
 

@@ -128,7 +128,7 @@ class Shampoo:
         """See `core.method.Method.action`."""
         return on_curvature(base, warm)
 
-    def ready(self, step: int, solved: list[int]) -> bool:
+    def ready(self, base: Base, step: int, solved: list[int]) -> bool:
         """See `core.method.Method.ready`: from the first solve of every side on."""
         return all_solved(solved)
 

@@ -181,7 +181,7 @@ class SOAP:
         basis.copy_(result.value)
         return side.cuts[unit.tile], old[None], basis[None]
 
-    def ready(self, step: int, solved: list[int]) -> bool:
+    def ready(self, base: Base, step: int, solved: list[int]) -> bool:
         """See `core.method.Method.ready`: past the start, every basis solved, and there is a basis at all."""
         return step >= self.start and all_solved(solved)
 

@@ -1,0 +1,300 @@
+"""EKFAC: K-FAC's eigenbases, with second moments in them that are fresher than the bases.
+
+Legend: B blocks of a stack, Q groups, T side of a tile, M rows and N columns of a group's matrix.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from lightning_so.actions.moments import Base
+from lightning_so.core.block import Block, Stack
+from lightning_so.core.errors import check_range
+from lightning_so.core.layerwise import BETA, SIDES, Factors, Layerwise, oriented
+from lightning_so.core.method import Action, all_solved, known
+from lightning_so.core.schedule import Unit
+from lightning_so.core.spread import Spread, Staggered
+from lightning_so.layers.squares import squares
+from lightning_so.linalg import kron, tiles
+from lightning_so.linalg.basis import CALLS, decompose, refresh, refresh_cost
+from lightning_so.linalg.damping import Relative, strength
+from lightning_so.linalg.diagonal import Diagonal, diagonal
+from lightning_so.linalg.kron import Tiles
+from lightning_so.linalg.polar import polar, polar_cost
+from lightning_so.linalg.result import Result
+
+#: Damping of preconditioned gradients where none is given.
+DAMPING = 0.002
+#: Tie-breaking ridge of every solve, relative to the factor's mean diagonal.
+RIDGE = 1e-2
+
+
+@dataclass
+class Stats(Factors):
+    """What EKFAC keeps of a stack beside its factors; inert.
+
+    Attributes:
+        bases: Of the input side and the output side.
+        values: Eigenvalue estimates of both, (B, Q, length).
+        solved: Which units have been solved, (B, units), on the CPU.
+        moments: Second moments, under a base that has none.
+        rule: How the damping is found.
+    """
+
+    bases: tuple[Tiles, Tiles]
+    values: tuple[Tensor, Tensor]
+    solved: Tensor
+    moments: Diagonal | None
+    rule: Relative | float
+
+
+@known
+@dataclass(frozen=True)
+class EKFAC(Layerwise):
+    """Run Adam in K-FAC's eigenbases (rotate), or divide SGD's gradients there by fresh second moments (precondition).
+
+        A = E[a a'] = Q_A diag(r) Q_A',   G = E[g g'] = Q_G diag(l) Q_G'
+        SGD:   P X = Q_G [(Q_G' X Q_A) / (s + d)] Q_A',   s = E[(Q_G' (sum_t g a') Q_A)^2] over samples
+        Adam:  g' = Q_G' g Q_A;   u = base(g');   p <- p0 (1 - lr wd) + Q_G u Q_A'
+
+    s is the diagonal of the Fisher matrix in the bases, never farther from it than K-FAC's l r'. It is averaged four
+    times an interval while the bases are refreshed once, starts from l r', and is permuted with the eigenvalues where a
+    basis changes. Adam brings second moments of its own: they start from l r' at entry. Until step `start` hidden
+    matrices are bent by their first moment's polar factor under Adam; SGD is preconditioned from the first solve on.
+
+    Source: George et al. 2018, arXiv 1806.03884, equation 8; the start, the carried moments and the staggered
+    refreshes are this project's.
+
+    Attributes:
+        damping: d, in the units of the curvature of one sample's loss; or `Relative(c)`: c mean(A) mean(G). None takes
+            0.002. Under Adam there is none.
+        fisher: Whose g: "empirical", "sampled" or "exact", as of `KFAC`.
+        sharing: Of the factors: "expand": every position is a sample; "reduce": positions of a sample are summed first.
+        clip: Bound of `lr^2 <P g, g>` summed over blocks where gradients are preconditioned; None for none.
+        period: Largest interval between two refreshes of one basis, in steps.
+        start: Step at which blocks begin to rotate.
+        rows: Most rows of a micro-batch that are observed; a sample of them is drawn beyond it.
+        cap: Largest tile of a side; None takes 1024.
+
+    Example:
+        >>> EKFAC(period=10).start
+        50
+    """
+
+    damping: float | Relative | None = None
+    fisher: str = "empirical"
+    sharing: str = "expand"
+    clip: float | None = 3e-5
+    period: int = 20
+    start: int = 50
+    rows: int = 4096
+    cap: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        self.check_statistics(self.damping, self.clip, self.period)
+        check_range("EKFAC", "start", self.start, 0, 1_000_000)
+
+    @property
+    def trust(self) -> float | None:
+        """See `core.method.Method`."""
+        return self.clip
+
+    # ---------------------------------------------------------------- which blocks, which action
+
+    def refuse(self, base: Base, group: dict) -> str | None:
+        """See `core.method.Method.refuse`: every base will do."""
+        return None
+
+    def exclude(self, block: Block) -> str | None:
+        """See `core.method.Method.exclude`."""
+        if any(shape.cuts for shape in self.shapes(block)):
+            return None
+        return "neither side has a basis: EKFAC would be the base itself"
+
+    def describe(self, base: Base, group: dict, block: Block) -> str:
+        """See `core.method.Method.describe`."""
+        sides = [tiles.label(shape.cuts) for shape in self.shapes(block)]
+        bias = " with its bias" if block.bias is not None else ""
+        groups = f"{block.tap.groups} groups, " if block.tap is not None and block.tap.groups > 1 else ""
+        cold = f"{self.action(base, group, block, False).value} until step {self.start}, then "
+        action = self.action(base, group, block, True).value
+        return f"{'' if base.linear else cold}{action}{bias}; {groups}inputs {sides[0]}, outputs {sides[1]}"
+
+    def action(self, base: Base, group: dict, block: Block, warm: bool) -> Action:
+        """See `core.method.Method.action`."""
+        if warm:
+            return Action.PRECONDITION if base.linear else Action.ROTATE
+        matrix = block.tap is not None and block.tap.groups == 1 and not block.edge
+        return Action.BEND if matrix and not base.linear and base.has_first_moment(group) else Action.BASE
+
+    def ready(self, base: Base, step: int, solved: list[int]) -> bool:
+        """See `core.method.Method.ready`."""
+        return all_solved(solved) and (base.linear or step >= self.start)
+
+    # ---------------------------------------------------------------- statistics
+
+    def absolute(self, base: Base) -> bool:
+        """See `core.method.Tapped.absolute`."""
+        return base.linear and not isinstance(self.damping, Relative)
+
+    def init(self, stack: Stack, base: Base) -> Stats:
+        """See `core.method.Method.init`."""
+        count, shapes = len(stack.blocks), self.shapes(stack.blocks[0])
+        place = {"dtype": stack.dtype, "device": stack.device}
+        a, g = (kron.bases(shape, count, **place) for shape in shapes)
+        of_a, of_g = (torch.zeros(count, shape.groups, shape.length, **place) for shape in shapes)
+        solved = torch.zeros(count, sum(max(1, len(shape.cuts)) for shape in shapes))
+        moments = diagonal(count, stack.blocks[0].grouped, **place) if base.linear else None
+        rule = DAMPING if self.damping is None else self.damping
+        return Stats(
+            **vars(self.statistics(stack)), bases=(a, g), values=(of_a, of_g), solved=solved, moments=moments, rule=rule
+        )
+
+    def clear(self, stats: Stats, row: int) -> None:
+        """See `core.method.Tapped.clear`."""
+        super().clear(stats, row)
+        if stats.moments is not None:
+            stats.moments.spend(row)
+
+    def collect(
+        self, stats: Stats, row: int, block: Block, x: Tensor, g: Tensor, terms: Tensor | float, step: int
+    ) -> None:
+        """See `core.method.Tapped.collect`."""
+        super().collect(stats, row, block, x, g, terms, step)
+        tap = block.tap
+        if tap is None or stats.moments is None or not bool(stats.solved[row].all()):
+            return
+        x, g, share = self.thinned(block, x, g, step)
+        inputs, outputs = (partial(basis.rows, row) for basis in stats.bases)
+        bias, dtype = block.bias is not None, stats.moments.mean.dtype
+        found = squares(tap.layer, tap.module, x, g, bias=bias, dtype=dtype, inputs=inputs, outputs=outputs)
+        stats.moments.window[row].add_(found, alpha=1 / share)
+        stats.moments.terms[row] += terms
+
+    def common(self, stats: Stats, row: int) -> list[Tensor]:
+        """See `core.method.Tapped.common`."""
+        return [] if stats.moments is None else stats.moments.windows(row)
+
+    def fold_common(self, stats: Stats, row: int, step: int, scale: float) -> None:
+        """See `core.method.Tapped.fold_common`."""
+        if stats.moments is not None:
+            stats.moments.fold(row, step, BETA, scale)
+
+    # ---------------------------------------------------------------- solve
+
+    def units(self, index: int, stack: Stack) -> list[Unit]:
+        """See `core.method.Method.units`: every tile of either side; a diagonal is one that costs nothing."""
+        found = []
+        for row, block in enumerate(stack.blocks):
+            for side, shape in enumerate(self._oriented(block)):
+                for tile, width in enumerate(shape.widths or [0]):
+                    numbers = shape.groups * (width * (width + 1) or shape.length)
+                    solve = shape.groups * (refresh_cost(width) - CALLS) + CALLS if width else 0.0
+                    cost = solve + shape.groups * self.rows * width * width + 1e6
+                    columns = shape.groups * width
+                    found.append(Unit(index, row, side, tile, cost, (numbers,), columns=columns, together=True))
+        return found
+
+    def timing(self) -> tuple[int, Spread]:
+        """See `core.method.Method.timing`."""
+        return self.period, Staggered()
+
+    def work(self, stack: Stack, action: Action) -> float:
+        """See `core.method.Method.work`."""
+        m, n = stack.shape
+        turn = m * n * sum(min(side, self.cap or 1024) for side in stack.shape)
+        if action is Action.BEND:
+            return polar_cost(stack.shape, 5)
+        return 2.0 * turn if action is not Action.BASE else 0.0
+
+    def solve(self, stats: Stats, unit: Unit) -> Result:
+        """See `core.method.Method.solve`."""
+        return self._solve(stats, unit, partial(refresh, strength=RIDGE))
+
+    def settle(self, stats: Stats, unit: Unit) -> Result:
+        """See `core.method.Solver.settle`."""
+        return self._solve(stats, unit, partial(decompose, strength=RIDGE))
+
+    def _oriented(self, block: Block) -> tuple[kron.Shape, kron.Shape]:
+        """The side of a block's rows and that of its columns."""
+        assert block.tap is not None
+        return oriented(self.shapes(block), transposed=block.tap.layer.input_side == 0)
+
+    def _solve(self, stats: Stats, unit: Unit, how: Callable[[Tensor, Tensor], Result]) -> Result:
+        side = oriented(stats.sides, transposed=stats.transposed)[unit.side]
+        basis = oriented(stats.bases, transposed=stats.transposed)[unit.side]
+        weight = stats.weight[unit.row].clamp_min(torch.finfo(side.dtype).tiny)
+        F = side.factors[unit.tile][unit.row]
+        if not side.shape.cuts:
+            return Result((F / weight).flatten(), bool(F.isfinite().all() & (F.amax() > 0)))
+        found = how(F, basis.tensors[unit.tile][unit.row])
+        values = (found.value * (F @ found.value)).sum(1).clamp_min(0) / weight
+        return replace(found, value=torch.cat([found.value.flatten(), values.flatten()]))
+
+    def accept(self, stats: Stats, unit: Unit, result: Result) -> tuple[slice, Tensor, Tensor] | None:
+        """See `core.method.Solver.accept`."""
+        basis = oriented(stats.bases, transposed=stats.transposed)[unit.side]
+        values = oriented(stats.values, transposed=stats.transposed)[unit.side][unit.row]
+        self._mark(stats, unit)
+        if not basis.shape.cuts:
+            values.copy_(result.value.view(values.shape))
+            return None
+        cut, Q = basis.shape.cuts[unit.tile], basis.tensors[unit.tile][unit.row]
+        old = Q.clone()
+        Q.copy_(result.value[: Q.numel()].view(Q.shape))
+        values[:, cut] = result.value[Q.numel() :].view(len(Q), -1)
+        if stats.moments is not None and result.order is not None:
+            stats.moments.permute(unit.row, cut, unit.side, result.order.view(len(Q), -1))
+        return cut, old, Q
+
+    def _mark(self, stats: Stats, unit: Unit) -> None:
+        """Note that a unit has been solved; second moments of before the last of them are worth nothing."""
+        rows_side = oriented(stats.sides, transposed=stats.transposed)[0].shape
+        number = unit.tile + (max(1, len(rows_side.cuts)) if unit.side else 0)
+        if not stats.solved[unit.row, number]:
+            stats.solved[unit.row, number] = 1
+            if stats.moments is not None:
+                stats.moments.forget(unit.row)
+
+    # ---------------------------------------------------------------- apply
+
+    def direction(self, stats: Stats, X: Tensor, rows: list[int] | None) -> Tensor:
+        """See `core.method.Method.direction`: P X; under a base with second moments the polar factor, while cold."""
+        if stats.moments is None:
+            return polar(X)
+        chosen = slice(None) if rows is None else rows
+        values = [values[chosen] for values in oriented(stats.values, transposed=stats.transposed)]
+        damping = strength(stats.rule, [value.mean((1, 2)) for value in values])
+        s = stats.moments.estimate(kron.product(*values), chosen) + damping[:, None, None, None]
+        left, right = oriented(stats.bases, transposed=stats.transposed)
+        return kron.divided(left, right, X, s, rows).contiguous()
+
+    def turn(self, stats: Stats, X: Tensor, rows: list[int] | None, *, leave: bool, square: bool = False) -> Tensor:
+        """See `core.method.Rotator.turn`: `Q_L' X Q_R` into the basis, `Q_L X Q_R'` out of it."""
+        left, right = oriented(stats.bases, transposed=stats.transposed)
+        X = left.left(X, rows, transpose=not leave, square=square)
+        return right.right(X, rows, transpose=leave, square=square)
+
+    def spectrum(self, stats: Stats, row: int) -> tuple[Tensor, Tensor]:
+        """See `core.method.Rotator.spectrum`."""
+        of_rows, of_columns = oriented(stats.values, transposed=stats.transposed)
+        return of_rows[row], of_columns[row]
+
+    # ---------------------------------------------------------------- state
+
+    def tensors(self, stats: Stats) -> Iterator[tuple[str, Tensor]]:
+        """See `core.method.Method.tensors`."""
+        yield from self.factors(stats)
+        for name, basis, values in zip(SIDES, stats.bases, stats.values, strict=True):
+            for tile, Q in enumerate(basis.tensors):
+                yield f"{name}.basis.{tile}", Q
+            yield f"{name}.values", values
+        yield "solved", stats.solved
+        if stats.moments is not None:
+            yield "moments", stats.moments.mean
+            yield "moments.weight", stats.moments.weight
+            yield "moments.folded", stats.moments.folded

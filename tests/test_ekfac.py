@@ -1,0 +1,272 @@
+"""EKFAC against dense float64 oracles: second moments in the bases, the step they give, and moments that move."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lightning_so import EKFAC, ConfigError, Relative, attach
+from lightning_so.core.bases import rotating
+from tests.test_fisher import gauss_newton, half
+from tests.test_kfac import close, data, dense, error, factors, gradient, linears, losses, net, product, stats_of
+
+DOUBLE = {"dtype": torch.float64}
+#: By name: the layer and its input.
+LAYERS = {
+    "linear": (lambda: nn.Linear(3, 4, **DOUBLE), lambda: torch.randn(5, 3, **DOUBLE)),
+    "plain": (lambda: nn.Linear(3, 4, bias=False, **DOUBLE), lambda: torch.randn(5, 3, **DOUBLE)),
+    "sequence": (lambda: nn.Linear(3, 4, **DOUBLE), lambda: torch.randn(5, 6, 3, **DOUBLE)),
+    "conv": (lambda: nn.Conv2d(2, 3, 2, **DOUBLE), lambda: torch.randn(5, 2, 4, 4, **DOUBLE)),
+    "grouped": (lambda: nn.Conv2d(4, 4, 3, groups=2, **DOUBLE), lambda: torch.randn(5, 4, 4, 4, **DOUBLE)),
+    "transposed": (lambda: nn.ConvTranspose1d(2, 3, 3, **DOUBLE), lambda: torch.randn(5, 2, 4, **DOUBLE)),
+    "embedding": (lambda: nn.Embedding(7, 4, **DOUBLE), lambda: torch.randint(0, 7, (5, 6))),
+    "layernorm": (lambda: nn.LayerNorm(4, **DOUBLE), lambda: torch.randn(5, 3, 4, **DOUBLE)),
+}
+
+
+def sgd(model, method, lr=0.0, **options):
+    return attach(model, torch.optim.SGD(model.parameters(), lr=lr), method, **options)
+
+
+def stay(engine, loss, count):
+    """Steps at rate 0: statistics and bases move, weights do not."""
+    for _ in range(count):
+        engine.optimizer.zero_grad()
+        value = loss()
+        engine.before_backward(value)
+        value.backward()
+        engine.optimizer.step()
+
+
+def in_bases(stats, row, W):
+    """Q_L' W Q_R group by group, from the dense bases of both sides."""
+    sides = []
+    for basis in stats.bases if stats.transposed else stats.bases[::-1]:
+        eye = torch.eye(basis.shape.length, **DOUBLE).repeat(basis.shape.groups, 1, 1)
+        for Q, cut in zip(basis.tensors, basis.shape.cuts):
+            eye[:, cut, cut] = Q[row]
+        sides.append(eye)
+    return sides[0].mT @ W.view(len(sides[0]), -1, W.shape[-1]) @ sides[1]
+
+
+def seen(engine, name, loss):
+    """What one pass adds to s, over its loss terms."""
+    stay(engine, loss, 4)
+    engine.optimizer.zero_grad()
+    value = loss()
+    engine.before_backward(value)
+    value.backward()
+    stats, row = stats_of(engine, name)
+    assert float(stats.moments.terms[row]) > 0
+    return stats.moments.window[row] / stats.moments.terms[row], stats, row
+
+
+@pytest.mark.parametrize("cap", [None, 2])
+@pytest.mark.parametrize("name", LAYERS)
+def test_s_is_the_second_moment_of_single_samples_gradients_in_the_bases(name, cap):
+    torch.manual_seed(0)
+    make, inputs = LAYERS[name]
+    model, x = nn.Sequential(make(), nn.Tanh()), inputs()
+    y = torch.randn_like(model(x))
+
+    def each():
+        return (model(x) - y).square().flatten(1).sum(1)
+
+    s, stats, row = seen(sgd(model, EKFAC(period=1, cap=cap, sharing="reduce")), "0.weight", lambda: each().mean())
+    biased = name not in ("transposed",)
+    total = 0.0
+    for value in each():
+        found = torch.autograd.grad(value, list(model.parameters()), retain_graph=True)
+        parts = [found[0].reshape(s.shape[0] * s.shape[1], -1), *(g[:, None] for g in found[1:] if biased)]
+        total = total + in_bases(stats, row, torch.cat(parts, 1)).square()
+    close(s, total / len(x))
+
+
+def test_chunks_of_samples_add_up(monkeypatch):
+    test_s_is_the_second_moment_of_single_samples_gradients_in_the_bases("conv", None)
+    monkeypatch.setattr("lightning_so.layers.squares.ROOM", 50)
+    test_s_is_the_second_moment_of_single_samples_gradients_in_the_bases("conv", None)
+
+
+def kronecker(stats, row):
+    """The basis of a plain layer's vec, and K-FAC's eigenvalues in it."""
+    (a, g), (of_a, of_g) = stats.bases, stats.values
+    return torch.kron(g.tensors[0][row, 0], a.tensors[0][row, 0]), torch.outer(of_g[row, 0], of_a[row, 0]).flatten()
+
+
+@pytest.mark.parametrize("fisher", ["empirical", "exact"])
+def test_it_is_the_diagonal_of_the_fisher_matrix_and_nearer_to_it_than_kfac(fisher):
+    model, (x, y) = net(), data(6)
+    for name, layer in linears(model).items():
+        engine = sgd(model, EKFAC(period=1, fisher=fisher))
+        s, stats, row = seen(engine, name, lambda: losses(model, x, y).mean())
+        expected = dense(layer, losses(model, x, y))
+        if fisher == "exact":
+            expected = gauss_newton(model, layer, x, None, half)
+        Q, product_of_values = kronecker(stats, row)
+        close(Q.mT @ Q, torch.eye(len(Q), **DOUBLE))
+        close((Q.mT @ expected @ Q).diagonal(), s.flatten())
+        nearer, farther = ((expected - Q @ torch.diag(v) @ Q.mT).norm() for v in (s.flatten(), product_of_values))
+        kfac = (expected - product(engine, name)).norm()
+        assert nearer <= farther * (1 + 1e-9)
+        if name != "4.weight":
+            assert nearer < 0.98 * kfac
+        engine.detach()
+
+
+@pytest.mark.parametrize("rule", [0.01, Relative(0.5)], ids=["absolute", "relative"])
+def test_the_step_is_the_dense_solution(rule):
+    model, (x, y) = net(), data(6)
+    engine = sgd(model, EKFAC(period=1, clip=None, damping=rule))
+    stay(engine, lambda: losses(model, x, y).mean(), 7)
+    twin = copy.deepcopy(model)
+    grads = {name: gradient(layer, losses(twin, x, y).mean()) for name, layer in linears(twin).items()}
+    stay(engine, lambda: losses(model, x, y).mean(), 1)
+    for name, layer in linears(model).items():
+        stats, row = stats_of(engine, name)
+        Q, eigenvalues = kronecker(stats, row)
+        left = 1 - stats.moments.weight[row]
+        assert 0.1 < float(left) < 0.9
+        s = stats.moments.mean[row].flatten() + left * eigenvalues
+        A, G = factors(engine, name)
+        damping = (
+            rule.times * A[0].trace() / len(A[0]) * G[0].trace() / len(G[0]) if isinstance(rule, Relative) else rule
+        )
+        found = torch.cat([layer.weight.grad, layer.bias.grad[:, None]], 1).flatten()
+        F_ = Q @ torch.diag(s) @ Q.mT + damping * torch.eye(len(Q), **DOUBLE)
+        close(found, torch.linalg.solve(F_, grads[name].flatten()), 1e-8)
+
+
+def test_it_starts_as_kfac_and_forgets_it():
+    model, (x, y) = net(), data(6)
+    engine = sgd(model, EKFAC(period=1))
+    stats, row = stats_of(engine, "2.weight")
+    while not stats.solved[row].all():
+        stay(engine, lambda: losses(model, x, y).mean(), 1)
+    ones = torch.ones(1, 1, 4, 5, **DOUBLE)
+    close(stats.moments.estimate(ones, [row]), ones)  # rows were seen in no basis so far
+    stay(engine, lambda: losses(model, x, y).mean(), 58)
+    assert float(stats.moments.weight[row]) == pytest.approx(1 - 0.95**58, rel=1e-6)
+    close(stats.moments.estimate(ones, [row]), stats.moments.mean[row : row + 1] + 0.95**58, 1e-6)
+
+
+def test_fresh_second_moments_follow_a_change_that_old_bases_do_not():
+    model, (x, y) = net(), data(6)
+    engine = sgd(model, EKFAC(period=64))
+    stay(engine, lambda: losses(model, x, y).mean(), 200)
+    stats, row = stats_of(engine, "2.weight")
+    basis, old = stats.bases[0].tensors[0][row].clone(), stats.moments.mean[row].clone()
+    engine.schedule.next = engine.schedule.tried = [10**9] * len(engine.schedule.units)  # no refresh any more
+    stay(engine, lambda: 10 * losses(model, x, y).mean(), 100)
+    assert torch.equal(basis, stats.bases[0].tensors[0][row])
+    assert float(stats.moments.mean[row].sum() / old.sum()) == pytest.approx(100, rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["linear", "conv", "grouped", "transposed", "embedding", "layernorm"])
+@pytest.mark.parametrize("cls", [torch.optim.AdamW, torch.optim.NAdam, torch.optim.RMSprop, torch.optim.Adagrad])
+def test_the_base_runs_in_the_bases_whatever_it_is(name, cls):
+    torch.manual_seed(0)
+    make, inputs = LAYERS[name]
+    model, x = nn.Sequential(make(), nn.Tanh()), inputs()
+    engine = attach(model, cls(model.parameters(), lr=1e-2), EKFAC(start=3, period=2), verify_every=1)
+    y, values = torch.randn_like(model(x)), []
+    for _ in range(25):
+        engine.optimizer.zero_grad()
+        loss = (model(x) - y).square().mean()
+        loss.backward()
+        engine.optimizer.step()
+        values.append(float(loss.detach()))
+    assert engine.report.rotated == 1
+    assert engine.report.deviation < 1e-9
+    assert values[-1] < values[0]
+
+
+def plain_moment(engine, block, stack, row):
+    m = torch.cat([engine.optimizer.state[p]["exp_avg"].reshape(block.rows, -1) for p in block.params], 1)
+    return stack.method.turn(stack.stats, m[None], [row], leave=True)[0]
+
+
+@pytest.mark.parametrize("name", ["linear", "grouped", "layernorm"])
+def test_first_moments_are_carried_with_the_bias_and_by_group(name):
+    torch.manual_seed(0)
+    make, inputs = LAYERS[name]
+    model, x = nn.Sequential(make(), nn.Tanh()), inputs()
+    engine = attach(model, torch.optim.AdamW(model.parameters()), EKFAC(start=3, period=1))
+    y = torch.randn_like(model(x))
+    for _ in range(12):
+        engine.optimizer.zero_grad()
+        (model(x) - y).square().mean().backward()
+        engine.optimizer.step()
+    ((index, row, block),) = rotating(engine)
+    stack = engine.stacks[index]
+    for _ in range(3):
+        before, basis = plain_moment(engine, block, stack, row), stack.stats.bases[1].tensors[0].clone()
+        engine.optimizer.zero_grad()
+        (0 * model(x)).sum().backward()
+        engine.optimizer.step()
+        assert error(stack.stats.bases[1].tensors[0], basis) > 1e-6
+        close(plain_moment(engine, block, stack, row), 0.9 * before)
+
+
+def test_leaving_puts_the_moments_of_weight_and_bias_back():
+    model, (x, y) = net(), data(6)
+    engine = attach(model, torch.optim.AdamW(model.parameters()), EKFAC(start=3, period=1))
+    for _ in range(12):
+        engine.optimizer.zero_grad()
+        losses(model, x, y).mean().backward()
+        engine.optimizer.step()
+    expected = {}
+    for index, row, block in rotating(engine):
+        expected[block] = plain_moment(engine, block, engine.stacks[index], row)
+    assert len(expected) == 3
+    engine.detach()
+    for block, m in expected.items():
+        found = [engine.optimizer.state[p]["exp_avg"].reshape(block.rows, -1) for p in block.params]
+        close(torch.cat(found, 1), m)
+
+
+def test_the_plan_says_what_happens_and_what_cannot():
+    model = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 4), nn.RMSNorm(4), nn.Linear(4, 7))
+    engine = attach(model, torch.optim.AdamW(model.parameters()), EKFAC())
+    found = {row.name: row.verdict for row in engine.plan.rows}
+    assert found["0.weight"].startswith("embedding: base until step 50, then rotate; inputs diagonal, outputs 1x4")
+    assert found["1.weight"].startswith(
+        "hidden: bend until step 50, then rotate with its bias; inputs 1x5, outputs 1x4"
+    )
+    assert found["2.weight"] == "base: neither side has a basis: EKFAC would be the base itself"
+    assert found["3.weight"].startswith("head: base until step 50, then rotate with its bias")
+    engine.detach()
+    engine = attach(model, torch.optim.SGD(model.parameters(), lr=0.1), EKFAC())
+    assert {row.name: row.verdict for row in engine.plan.rows}["1.weight"].startswith("hidden: precondition with its")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [({"start": -1}, "start"), ({"period": 0}, "period"), ({"damping": 0.0}, "damping"), ({"clip": -1.0}, "clip"),
+     ({"fisher": "true"}, "fisher"), ({"sharing": "sum"}, "sharing"), ({"rows": 0}, "rows"), ({"cap": 1}, "cap")],
+)  # fmt: skip
+def test_bad_arguments_are_named(arguments, name):
+    with pytest.raises(ConfigError, match=rf"EKFAC\({name}="):
+        EKFAC(**arguments)
+
+
+def test_it_reaches_a_lower_loss_than_sgd_on_an_ill_conditioned_regression():
+    torch.manual_seed(0)
+    x = torch.randn(256, 6, **DOUBLE) * torch.logspace(0, -2, 6, **DOUBLE)
+    y, ends = x @ torch.randn(6, 2, **DOUBLE) * 10, []
+    for method in (None, EKFAC(period=4, fisher="exact", damping=1e-9, clip=None)):
+        model = nn.Linear(6, 2, **DOUBLE)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        if method is not None:
+            engine = attach(model, optimizer, method)
+        for _ in range(100):
+            optimizer.zero_grad()
+            loss = F.mse_loss(model(x), y)
+            if method is not None:
+                engine.before_backward(loss)
+            loss.backward()
+            optimizer.step()
+        ends.append(float(loss.detach()))
+    assert ends[1] < 0.1 * ends[0]
