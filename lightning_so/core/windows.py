@@ -49,6 +49,7 @@ def fold(engine: "Engine", places: list[Place], scale: float) -> None:
         scale: K^2 over micro-batches.
     """
     comm = engine.comm
+    _fold_common(engine, places, scale)  # first: a window that went to its owner is forgotten
     for owner in range(comm.ranks):
         mine = [place for place in places if owner_of(engine, place) == owner]
         if not mine:
@@ -66,8 +67,6 @@ def fold(engine: "Engine", places: list[Place], scale: float) -> None:
                 _tapped(stack).fold(stack.stats, row, engine.report.step, scale)
             else:
                 _tapped(stack).clear(stack.stats, row)
-
-    _fold_common(engine, places, scale)
 
 
 def _fold_common(engine: "Engine", places: list[Place], scale: float) -> None:
