@@ -24,6 +24,7 @@ METHODS = [
     Shampoo(period=2),
     Shampoo(period=1, merge=True, cap=3, schedule=Synchronous()),
     Shampoo(period=2, beta=1.0, power=2),
+    Shampoo(period=2, whiten=True),
 ]
 #: By layer, how it is made and the shape of its input.
 LAYERS = {

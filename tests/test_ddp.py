@@ -83,10 +83,11 @@ def test_kfac_equals_one_process(world, base, more, method):
 
 @pytest.mark.parametrize("base", [SGD, ADAMW], ids=["sgd", "adamw"])
 @pytest.mark.parametrize("more", [{}, {"accumulate": 2}], ids=["", "accumulate"])
-def test_shampoo_equals_one_process(world, base, more):
+@pytest.mark.parametrize("method", [Shampoo(period=4), Shampoo(period=4, whiten=True)], ids=["", "whitened"])
+def test_shampoo_equals_one_process(world, method, base, more):
     # A factor's null space is damped by a millionth: its root magnifies rounding a thousand times.
-    one = ranks.train(Shampoo(period=4), *base, 24, shard=False, dtype=torch.float64, **more)
-    many = world.run(ranks.train, Shampoo(period=4), *base, 24, dtype=torch.float64, **more)
+    one = ranks.train(method, *base, 24, shard=False, dtype=torch.float64, **more)
+    many = world.run(ranks.train, method, *base, 24, dtype=torch.float64, **more)
     close(many, one, 1e-9)
     assert many[0][1].preconditioned + many[0][1].bent == 3
     assert sum(report.solved_here for _, report, *_ in many) == one[1].solves > 0

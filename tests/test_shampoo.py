@@ -44,22 +44,29 @@ def along(X, i, R):
 class Reference:
     """Shampoo with SGD grafting and heavy-ball momentum, or along Adam's first moment, for one tensor."""
 
-    def __init__(self, W, beta, epsilon, p):
-        self.W, self.beta, self.epsilon = W.clone(), beta, epsilon
+    def __init__(self, W, beta, epsilon, p, whiten=False):
+        self.W, self.beta, self.epsilon, self.whiten = W.clone(), beta, epsilon, whiten
         self.sides = [i for i, n in enumerate(W.shape) if n > 1]
         self.p = p or 2 * len(self.sides)
         self.F = {i: torch.zeros(W.shape[i], W.shape[i], dtype=W.dtype) for i in self.sides}
+        self.S = {i: torch.eye(W.shape[i], dtype=W.dtype) for i in self.sides}
         self.m, self.v, self.buf, self.t = torch.zeros_like(W), torch.zeros_like(W), torch.zeros_like(W), 0
 
     def fold(self, g):
         for i in self.sides:
             w = 1.0 if self.beta == 1 else 1 - self.beta
-            self.F[i] = self.beta * self.F[i] + w * unfold(g, i) @ unfold(g, i).T
+            seen = g
+            if self.whiten:  # by the roots of the step before
+                for j in self.sides:
+                    seen = along(seen, j, self.S[j]) if j != i else seen
+                seen = seen * g.norm() / seen.norm()
+            self.F[i] = self.beta * self.F[i] + w * unfold(seen, i) @ unfold(seen, i).T
+        self.S = {i: power(F, self.p, self.epsilon) for i, F in self.F.items()}
 
     def turned(self, X):
         Y = X
         for i in self.sides:
-            Y = along(Y, i, power(self.F[i], self.p, self.epsilon))
+            Y = along(Y, i, self.S[i])
         return Y
 
     def sgd(self, g, lr, mu, wd):
@@ -82,12 +89,22 @@ SHAPES = [(4, 3), (5, 4, 3), (3, 2, 3, 2), (4, 1, 3), (6, 2)]
 
 @pytest.mark.parametrize("base", ["sgd", "adamw"])
 @pytest.mark.parametrize(
-    "options", [{}, {"beta": 1.0}, {"beta": 0.5, "power": 2}, {"epsilon": 1e-2, "power": 1.3}], ids=str
+    "options",
+    [
+        {},
+        {"beta": 1.0},
+        {"beta": 0.5, "power": 2},
+        {"epsilon": 1e-2, "power": 1.3},
+        {"whiten": True},
+        {"whiten": True, "power": 2, "beta": 0.5},
+    ],
+    ids=str,
 )
 def test_twenty_steps_are_those_of_the_equations(base, options):
     model = Tensors(*SHAPES)
     method = Shampoo(**EVERY, **options)
-    references = [Reference(p.detach(), method.beta, method.epsilon, method.power) for p in model.tensors]
+    told = (method.beta, method.epsilon, method.power, method.whiten)
+    references = [Reference(p.detach(), *told) for p in model.tensors]
     if base == "sgd":
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
     else:
@@ -119,6 +136,30 @@ def test_tiles_are_blocks_of_their_own_and_long_sides_diagonals():
     blocks = [power(L[tile == t][:, tile == t], 4, 1e-6) for t in range(3)]
     P = torch.block_diag(*blocks) @ g @ torch.diag((R.diagonal() + 1e-6 * R.diagonal().max()) ** -0.25)
     close(before - model.tensors[0].detach(), P * g.norm() / P.norm(), 1e-9)
+
+
+def test_factors_see_gradients_whitened_tile_by_tile_and_by_no_diagonal():
+    shape = (6, 20)  # with tiles of 3: two tiles, and seven; with tiles of 2: three tiles, and a diagonal
+    g, h = (gradients([shape], step)[0] for step in range(2))
+    for cap, columns in ((3, 7), (2, 0)):
+        model = Tensors(shape)
+        engine = attach(model, torch.optim.SGD(model.parameters(), lr=0.0), Shampoo(cap=cap, whiten=True, **EVERY))
+        model.tensors[0].grad = g.clone()
+        engine.optimizer.step()
+        rows, cols = engine.stacks[0].stats.sides
+        S_1 = torch.block_diag(*(root[0] for root in rows.roots))
+        S_2 = torch.block_diag(*(root[0] for root in cols.roots)) if columns else torch.eye(20).double()
+        assert len(cols.roots) == columns
+        before = [F.clone() for side in (rows, cols) for F in side.factors]
+        model.tensors[0].grad = h.clone()
+        engine.optimizer.step()
+        seen = [h @ S_2, S_1 @ h]
+        A, B = (Y * h.norm() / Y.norm() for Y in seen)
+        outer = [A[cut] @ A[cut].T for cut in rows.cuts]
+        outer += [B[:, cut].T @ B[:, cut] for cut in cols.cuts] or [B.square().sum(0)]
+        after = [F for side in (rows, cols) for F in side.factors]
+        for F, old, new in zip(after, before, outer, strict=True):
+            close(F[0], 0.95 * old[0] + 0.05 * new, 1e-12)
 
 
 def test_merging_makes_a_matrix_of_a_kernel():
@@ -179,6 +220,11 @@ def test_a_base_without_a_first_moment_is_refused_by_name(cls):
 def test_a_bad_argument_is_refused_by_name(argument, value):
     with pytest.raises(ConfigError, match=rf"Shampoo\({argument}="):
         Shampoo(**{argument: value})
+
+
+def test_whitened_factors_with_too_small_a_power_are_refused():
+    with pytest.raises(ConfigError, match=r"Shampoo\(power=1.5, whiten=True\).*power=2 or more"):
+        Shampoo(power=1.5, whiten=True)
 
 
 def test_the_plan_says_what_happens():
