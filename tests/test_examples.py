@@ -35,6 +35,9 @@ def test_benchmarks_write_lines(tmp_path):
     run("-m", "benchmarks.train", "--problem", "autoencoder", *grid, "--out", str(out))
     assert len(out.read_text().splitlines()) == 2
     assert "soap" in run("-m", "benchmarks.table", str(out))
+    few = ["--sides", "4", "--counts", "3", "--repeats", "1"]
+    assert "schulz" in run("-m", "benchmarks.solves", *few, "--out", str(out))
+    assert len(out.read_text().splitlines()) == 6
 
 
 @pytest.mark.slow
