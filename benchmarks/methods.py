@@ -144,6 +144,20 @@ def kfac_sgd(model: nn.Module, settings: Settings) -> dict[str, Any]:
     return _attached(model, settings, KFAC(**dict(settings.options)), base=sgd)
 
 
+def ekfac(model: nn.Module, settings: Settings) -> dict[str, Any]:
+    """AdamW in K-FAC's eigenbases."""
+    from lightning_so import EKFAC
+
+    return _attached(model, settings, EKFAC(**dict(settings.options)))
+
+
+def ekfac_sgd(model: nn.Module, settings: Settings) -> dict[str, Any]:
+    """SGD with momentum, divided by fresh second moments in K-FAC's eigenbases."""
+    from lightning_so import EKFAC
+
+    return _attached(model, settings, EKFAC(**dict(settings.options)), base=sgd)
+
+
 def shampoo(model: nn.Module, settings: Settings) -> dict[str, Any]:
     """AdamW bent by Shampoo."""
     from lightning_so import Shampoo
@@ -159,7 +173,7 @@ def shampoo_sgd(model: nn.Module, settings: Settings) -> dict[str, Any]:
 
 
 CONTENDERS = (adamw, sgd, torch_muon, torch_muon_fp32, soap, soap_sync, muon, muon_bf16)
-CONTENDERS += (kfac, kfac_sgd, shampoo, shampoo_sgd)
+CONTENDERS += (kfac, kfac_sgd, ekfac, ekfac_sgd, shampoo, shampoo_sgd)
 METHODS: dict[str, Callable[[nn.Module, Settings], dict[str, Any]]] = {f.__name__: f for f in CONTENDERS}
 
 
