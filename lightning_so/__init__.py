@@ -5,6 +5,8 @@ from lightning_so.core.attach import attach as attach
 from lightning_so.core.errors import ConfigError as ConfigError
 from lightning_so.core.errors import StateError as StateError
 from lightning_so.core.errors import TrustError as TrustError
+from lightning_so.core.export import LayerCurvature as LayerCurvature
+from lightning_so.core.export import curvature as curvature
 from lightning_so.core.mixture import Mixture as Mixture
 from lightning_so.core.spread import Staggered as Staggered
 from lightning_so.core.spread import Synchronous as Synchronous
@@ -20,6 +22,7 @@ __all__ = [
     "KFAC",
     "SOAP",
     "ConfigError",
+    "LayerCurvature",
     "Mixture",
     "Muon",
     "Relative",
@@ -30,4 +33,5 @@ __all__ = [
     "Synchronous",
     "TrustError",
     "attach",
+    "curvature",
 ]

@@ -89,3 +89,13 @@ def test_ddp_shares_the_solves_and_ends_where_one_process_does():
         assert "15 blocks rotated" in out
     losses = [float(found(r"validation loss ([\d.]+)", out)) for out in (two, one)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_laplace_is_less_sure_than_the_noise_alone_and_right():
+    out = run("-m", "examples.laplace")
+    for line in out.splitlines()[-2:]:
+        _, prior, alone, laplace, inside, more = map(float, line.split())
+        assert 1 < prior < 100
+        assert laplace < alone
+        assert inside < more <= 0.95

@@ -20,6 +20,7 @@ from lightning_so.core.kinds import KINDS
 from lightning_so.core.method import Method
 from lightning_so.core.mixture import Mixture
 from lightning_so.core.telemetry import Telemetry
+from lightning_so.core.windows import everywhere
 
 #: How a run goes on from each kind of state.
 RESUMED = {
@@ -151,8 +152,9 @@ class SecondOrder(Callback):
         self._alive = Alive(self.engines, trainer)
 
     def on_train_end(self, trainer: Any, pl_module: nn.Module) -> None:
-        """Say what was done."""
+        """Say what was done; give every rank the factors, so that `curvature` works when the ranks have parted."""
         for engine in self.engines:
+            everywhere(engine)
             engine.tell(proof.summary(engine))
 
     def on_exception(self, trainer: Any, pl_module: nn.Module, exception: BaseException) -> None:

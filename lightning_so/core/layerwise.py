@@ -14,7 +14,7 @@ from lightning_so.core.block import Block, Stack
 from lightning_so.core.errors import check_choice, check_range
 from lightning_so.core.method import Taps
 from lightning_so.layers.factor_rows import factor_rows, loss_terms, thin
-from lightning_so.linalg import kron
+from lightning_so.linalg import kron, tiles
 from lightning_so.linalg.damping import Relative
 from lightning_so.linalg.kron import Side
 
@@ -22,6 +22,14 @@ from lightning_so.linalg.kron import Side
 BETA = 0.95
 #: What both sides are called in files.
 SIDES = ("inputs", "outputs")
+
+
+T = TypeVar("T")
+
+
+def oriented(pair: tuple[T, T], *, transposed: bool) -> tuple[T, T]:
+    """What belongs to the rows and what to the columns of a matrix, of (input side, output side)."""
+    return pair if transposed else (pair[1], pair[0])
 
 
 @dataclass
@@ -42,13 +50,9 @@ class Factors:
     counts: Tensor
     transposed: bool
 
-
-T = TypeVar("T")
-
-
-def oriented(pair: tuple[T, T], *, transposed: bool) -> tuple[T, T]:
-    """What belongs to the rows and what to the columns of a matrix, of (input side, output side)."""
-    return pair if transposed else (pair[1], pair[0])
+    def oriented(self, pair: tuple[T, T]) -> tuple[T, T]:
+        """See the function."""
+        return oriented(pair, transposed=self.transposed)
 
 
 class Layerwise:
@@ -101,6 +105,14 @@ class Layerwise:
             kron.shape(inputs, tap.groups, cap, diagonal=tap.layer.indices or inputs == 1),
             kron.shape(outputs, tap.groups, cap, diagonal=outputs == 1),
         )
+
+    def label(self, block: Block) -> str:
+        """How a plan names both sides of a block."""
+        assert block.tap is not None
+        bias = " with its bias" if block.bias is not None else ""
+        groups = f"{block.tap.groups} groups, " if block.tap.groups > 1 else ""
+        inputs, outputs = (tiles.label(shape.cuts) for shape in self.shapes(block))
+        return f"{bias}; {groups}inputs {inputs}, outputs {outputs}"
 
     def statistics(self, stack: Stack) -> Factors:
         """The factors of a stack, all zero."""
@@ -167,6 +179,10 @@ class Layerwise:
 
     def fold_common(self, stats: Factors, row: int, step: int, scale: float) -> None:
         """See `core.method.Tapped.fold_common`: nothing."""
+
+    def second_moments(self, stats: Factors, row: int) -> tuple[tuple[Tensor, Tensor], Tensor] | None:
+        """Dense bases of both sides and the second moments in them of one block, where a method keeps some; copies."""
+        return None
 
     def factors(self, stats: Factors) -> Iterator[tuple[str, Tensor]]:
         """See `core.method.Solver.factors`."""

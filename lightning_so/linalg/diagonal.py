@@ -3,6 +3,7 @@
 Legend: B blocks of a stack, Q groups, T side of a tile, M rows and N columns of a group's matrix.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -58,6 +59,12 @@ class Diagonal:
         """Move a block along when a tile of its rows (side 0) or columns (side 1) changes its basis."""
         part = self.mean[row][:, cut] if side == 0 else self.mean[row][:, :, cut]
         part.copy_(permuted(part, order_QT, side))
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """What is saved."""
+        yield "moments", self.mean
+        yield "moments.weight", self.weight
+        yield "moments.folded", self.folded
 
     def estimate(self, product_BQMN: Tensor, rows: list[int] | slice) -> Tensor:
         """`s + (1 - w) l r'`, shape (B, Q, M, N): what was not seen yet is as the product of eigenvalues says."""

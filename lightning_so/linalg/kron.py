@@ -148,6 +148,11 @@ class Tiles:
         """Rows of a block's groups times its matrices, `X S`."""
         return self.right(X_QPL.flatten(0, 1)[None], [row]).view(X_QPL.shape)
 
+    def dense(self, row: int) -> Tensor:
+        """A block's matrices with their tiles on the diagonal, (Q, length, length)."""
+        eye = torch.eye(self.shape.length).repeat(self.shape.groups, 1, 1)
+        return self.rows(row, eye.to(self.tensors[0]) if self.tensors else eye)
+
     def _of(self, rows: list[int] | None, *, square: bool) -> list[Tensor]:
         found = self.tensors
         if rows is not None and len(rows) == 1:

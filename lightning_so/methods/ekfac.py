@@ -18,7 +18,7 @@ from lightning_so.core.method import Action, all_solved, known
 from lightning_so.core.schedule import Unit
 from lightning_so.core.spread import Spread, Staggered
 from lightning_so.layers.squares import squares
-from lightning_so.linalg import kron, tiles
+from lightning_so.linalg import kron
 from lightning_so.linalg.basis import CALLS, decompose, refresh, refresh_cost
 from lightning_so.linalg.damping import Relative, strength
 from lightning_so.linalg.diagonal import Diagonal, diagonal
@@ -117,12 +117,8 @@ class EKFAC(Layerwise):
 
     def describe(self, base: Base, group: dict, block: Block) -> str:
         """See `core.method.Method.describe`."""
-        sides = [tiles.label(shape.cuts) for shape in self.shapes(block)]
-        bias = " with its bias" if block.bias is not None else ""
-        groups = f"{block.tap.groups} groups, " if block.tap is not None and block.tap.groups > 1 else ""
-        cold = f"{self.action(base, group, block, False).value} until step {self.start}, then "
-        action = self.action(base, group, block, True).value
-        return f"{'' if base.linear else cold}{action}{bias}; {groups}inputs {sides[0]}, outputs {sides[1]}"
+        cold, warm = (self.action(base, group, block, warm).value for warm in (False, True))
+        return ("" if base.linear else f"{cold} until step {self.start}, then ") + warm + self.label(block)
 
     def action(self, base: Base, group: dict, block: Block, warm: bool) -> Action:
         """See `core.method.Method.action`."""
@@ -225,8 +221,8 @@ class EKFAC(Layerwise):
         return oriented(self.shapes(block), transposed=block.tap.layer.input_side == 0)
 
     def _solve(self, stats: Stats, unit: Unit, how: Callable[[Tensor, Tensor], Result]) -> Result:
-        side = oriented(stats.sides, transposed=stats.transposed)[unit.side]
-        basis = oriented(stats.bases, transposed=stats.transposed)[unit.side]
+        side = stats.oriented(stats.sides)[unit.side]
+        basis = stats.oriented(stats.bases)[unit.side]
         weight = stats.weight[unit.row].clamp_min(torch.finfo(side.dtype).tiny)
         F = side.factors[unit.tile][unit.row]
         if not side.shape.cuts:
@@ -237,8 +233,8 @@ class EKFAC(Layerwise):
 
     def accept(self, stats: Stats, unit: Unit, result: Result) -> tuple[slice, Tensor, Tensor] | None:
         """See `core.method.Solver.accept`."""
-        basis = oriented(stats.bases, transposed=stats.transposed)[unit.side]
-        values = oriented(stats.values, transposed=stats.transposed)[unit.side][unit.row]
+        basis = stats.oriented(stats.bases)[unit.side]
+        values = stats.oriented(stats.values)[unit.side][unit.row]
         self._mark(stats, unit)
         if not basis.shape.cuts:
             values.copy_(result.value.view(values.shape))
@@ -253,7 +249,7 @@ class EKFAC(Layerwise):
 
     def _mark(self, stats: Stats, unit: Unit) -> None:
         """Note that a unit has been solved; second moments of before the last of them are worth nothing."""
-        rows_side = oriented(stats.sides, transposed=stats.transposed)[0].shape
+        rows_side = stats.oriented(stats.sides)[0].shape
         number = unit.tile + (max(1, len(rows_side.cuts)) if unit.side else 0)
         if not stats.solved[unit.row, number]:
             stats.solved[unit.row, number] = 1
@@ -267,22 +263,30 @@ class EKFAC(Layerwise):
         if stats.moments is None:
             return polar(X)
         chosen = slice(None) if rows is None else rows
-        values = [values[chosen] for values in oriented(stats.values, transposed=stats.transposed)]
+        values = [values[chosen] for values in stats.oriented(stats.values)]
         damping = strength(stats.rule, [value.mean((1, 2)) for value in values])
         s = stats.moments.estimate(kron.product(*values), chosen) + damping[:, None, None, None]
-        left, right = oriented(stats.bases, transposed=stats.transposed)
+        left, right = stats.oriented(stats.bases)
         return kron.divided(left, right, X, s, rows).contiguous()
 
     def turn(self, stats: Stats, X: Tensor, rows: list[int] | None, *, leave: bool, square: bool = False) -> Tensor:
         """See `core.method.Rotator.turn`: `Q_L' X Q_R` into the basis, `Q_L X Q_R'` out of it."""
-        left, right = oriented(stats.bases, transposed=stats.transposed)
+        left, right = stats.oriented(stats.bases)
         X = left.left(X, rows, transpose=not leave, square=square)
         return right.right(X, rows, transpose=leave, square=square)
 
     def spectrum(self, stats: Stats, row: int) -> tuple[Tensor, Tensor]:
         """See `core.method.Rotator.spectrum`."""
-        of_rows, of_columns = oriented(stats.values, transposed=stats.transposed)
-        return of_rows[row], of_columns[row]
+        left, right = stats.oriented(stats.values)
+        return left[row], right[row]
+
+    def second_moments(self, stats: Stats, row: int) -> tuple[tuple[Tensor, Tensor], Tensor] | None:
+        """See `core.layerwise.Layerwise.second_moments`."""
+        if stats.moments is None:
+            return None
+        left, right = stats.oriented(stats.values)
+        s = stats.moments.estimate(kron.product(left[[row]], right[[row]]), [row])[0]
+        return (stats.bases[0].dense(row), stats.bases[1].dense(row)), s
 
     # ---------------------------------------------------------------- state
 
@@ -295,6 +299,4 @@ class EKFAC(Layerwise):
             yield f"{name}.values", values
         yield "solved", stats.solved
         if stats.moments is not None:
-            yield "moments", stats.moments.mean
-            yield "moments.weight", stats.moments.weight
-            yield "moments.folded", stats.moments.folded
+            yield from stats.moments.tensors()

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from lightning_so.actions.moments import Base
 from lightning_so.core.block import Block, Stack
-from lightning_so.core.layerwise import SIDES, Factors, Layerwise, oriented
+from lightning_so.core.layerwise import SIDES, Factors, Layerwise
 from lightning_so.core.method import Action, all_solved, known, on_curvature, refuse_momentless
 from lightning_so.core.schedule import Unit
 from lightning_so.core.spread import Spread, Staggered
-from lightning_so.linalg import kron, psd, tiles
+from lightning_so.linalg import kron, psd
 from lightning_so.linalg.damping import Relative, split, strength
 from lightning_so.linalg.kron import Tiles
 from lightning_so.linalg.result import Result
@@ -106,10 +106,7 @@ class KFAC(Layerwise):
 
     def describe(self, base: Base, group: dict, block: Block) -> str:
         """See `core.method.Method.describe`."""
-        sides = [tiles.label(side.cuts) for side in self.shapes(block)]
-        bias = " with its bias" if block.bias is not None else ""
-        groups = f"{block.tap.groups} groups, " if block.tap is not None and block.tap.groups > 1 else ""
-        return f"{self.action(base, group, block, True).value}{bias}; {groups}inputs {sides[0]}, outputs {sides[1]}"
+        return self.action(base, group, block, True).value + self.label(block)
 
     def action(self, base: Base, group: dict, block: Block, warm: bool) -> Action:
         """See `core.method.Method.action`."""
@@ -190,11 +187,11 @@ class KFAC(Layerwise):
 
     def direction(self, stats: Stats, X: Tensor, rows: list[int] | None) -> Tensor:
         """See `core.method.Method.direction`: P X."""
-        left, right = oriented(stats.solved, transposed=stats.transposed)
+        left, right = stats.oriented(stats.solved)
         if not self.exact:
             return left.left(right.right(X, rows), rows).contiguous()
         chosen = slice(None) if rows is None else rows
-        of_rows, of_columns = oriented(stats.values, transposed=stats.transposed)
+        of_rows, of_columns = stats.oriented(stats.values)
         values = kron.product(of_rows[chosen], of_columns[chosen])
         return kron.divided(left, right, X, values + stats.damping[chosen, None, None, None], rows).contiguous()
 
