@@ -249,8 +249,7 @@ class EKFAC(Layerwise):
 
     def _mark(self, stats: Stats, unit: Unit) -> None:
         """Note that a unit has been solved; second moments of before the last of them are worth nothing."""
-        rows_side = stats.oriented(stats.sides)[0].shape
-        number = unit.tile + (max(1, len(rows_side.cuts)) if unit.side else 0)
+        number = unit.tile + (max(1, len(stats.oriented(stats.sides)[0].shape.cuts)) if unit.side else 0)
         if not stats.solved[unit.row, number]:
             stats.solved[unit.row, number] = 1
             if stats.moments is not None:
@@ -277,8 +276,7 @@ class EKFAC(Layerwise):
 
     def spectrum(self, stats: Stats, row: int) -> tuple[Tensor, Tensor]:
         """See `core.method.Rotator.spectrum`."""
-        left, right = stats.oriented(stats.values)
-        return left[row], right[row]
+        return stats.oriented(stats.values)[0][row], stats.oriented(stats.values)[1][row]
 
     def second_moments(self, stats: Stats, row: int) -> tuple[tuple[Tensor, Tensor], Tensor] | None:
         """See `core.layerwise.Layerwise.second_moments`."""
