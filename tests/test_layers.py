@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_so import KFAC, Relative, attach
+from lightning_so import KFAC, SOAP, Muon, Relative, Shampoo, attach
 from lightning_so.layers.registry import lookup
 from tests.test_kfac import EXACT, close, columns, dense, error, factors, gradient, linears, matrix, product, sgd, step
 
@@ -245,7 +245,7 @@ KERNELS = {
 @pytest.mark.parametrize("name", KERNELS)
 def test_rows_make_the_gradient_of_the_weight(name):
     layer, shape = KERNELS[name]
-    x, described = randn(*shape), lookup(layer)
+    x, (described,) = randn(*shape), lookup(layer)
     out = layer(x)
     g = randn(*out.shape, seed=4)
     (grad,) = torch.autograd.grad(out, layer.weight, g)
@@ -287,6 +287,80 @@ def test_one_pixel_of_a_transposed_convolution_has_the_dense_fisher_and_its_inve
         close(torch.kron(A[q], G[q]), torch.outer(g.flatten(), g.flatten()))
         full = torch.outer(g.flatten(), g.flatten()) + lam * torch.eye(g.numel(), **DOUBLE)
         close(U, torch.linalg.solve(full, g.flatten()).view_as(g), 1e-9)
+
+
+# ---------------------------------------------------------------- a linear layer the other way round
+
+
+@EXACT
+@pytest.mark.parametrize("cls", [torch.optim.SGD, torch.optim.AdamW])
+def test_a_hugging_face_layer_trains_as_a_linear_layer_whose_bias_is_no_column(cls, exact):
+    Conv1D = pytest.importorskip("transformers.pytorch_utils").Conv1D
+    x, mask = randn(4, 5, 3), torch.arange(5) < torch.tensor([[5], [3], [1], [4]])
+    model = nn.Sequential(Conv1D(4, 3), nn.Tanh(), Conv1D(2, 4)).double()
+    twin = nn.Sequential(nn.Linear(3, 4, **DOUBLE), nn.Tanh(), nn.Linear(4, 2, **DOUBLE))
+    for n in (0, 2):
+        twin[n].load_state_dict({"weight": model[n].weight.mT, "bias": model[n].bias})
+    method, engines = KFAC(damping=0.1, exact=exact, period=1), []
+    for net, route in ((model, None), (twin, {"base": ["*.bias"]})):
+        engines.append(attach(net, cls(net.parameters(), lr=0.05), method, route=route))
+        for _ in range(4):
+            step(engines[-1], net(x).square().sum(2)[mask].mean())
+    verdicts = {row.name: row.verdict for row in engines[0].plan.rows}
+    for n in (0, 2):
+        assert verdicts[f"{n}.bias"] == "base: bias of Conv1D is not a column of its matrix"
+        close(model[n].weight.detach(), twin[n].weight.detach().mT, 1e-8)
+        close(model[n].bias.detach(), twin[n].bias.detach(), 1e-8)
+        for found, expected in zip(factors(engines[0], f"{n}.weight"), factors(engines[1], f"{n}.weight")):
+            close(found, expected, 1e-8)
+
+
+def test_a_type_is_known_by_its_name_alone():
+    kind = type("Conv1D", (nn.Linear,), {"__module__": "transformers.pytorch_utils", "forward": lambda m, x: x})
+    (found,) = lookup(kind(3, 4))
+    assert found.input_side == 0
+    assert found.bias is None
+    assert lookup(type("Conv1D", (nn.Linear,), {"forward": lambda m, x: x})(3, 4)) == ()
+
+
+# ---------------------------------------------------------------- what stays on the base, and why
+
+
+def verdicts(model, optimizer=torch.optim.AdamW):
+    """Of every parameter beside a layer that is covered."""
+    model = nn.ModuleDict({"covered": nn.Linear(2, 2), **model})
+    engine = attach(model, optimizer(model.parameters(), lr=1e-3), KFAC())
+    return {row.name: row.verdict for row in engine.plan.rows}
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell])
+def test_recurrent_layers_are_refused_with_what_works_on_them(kind):
+    found = verdicts({"cell": kind(3, 4)})
+    weights = {name: verdict for name, verdict in found.items() if name.startswith("cell.weight")}
+    assert len(weights) == 2
+    assert set(weights.values()) == {"base: one fused call: no rows; SOAP, Shampoo or Muon work on it"}
+    model = kind(3, 4)
+    for method in (SOAP(), Shampoo(), Muon()):
+        engine = attach(model, torch.optim.AdamW(model.parameters()), method)
+        assert len(engine.plan.blocks) == 2
+        engine.detach()
+
+
+def test_a_bias_that_is_no_column_is_named_with_the_reason():
+    found = verdicts({"up": nn.ConvTranspose2d(2, 3, 2), "own": nn.Bilinear(2, 3, 4)})
+    assert found["up.bias"] == "base: bias of ConvTranspose2d is not a column of its matrix"
+    assert found["own.weight"].startswith("base: no rows for Bilinear; known: BatchNorm1d, ")
+
+
+def test_what_is_tied_is_named_with_both_layers():
+    model = {name: nn.Linear(3, 3) for name in ("one", "two", "three", "four")}
+    model["two"].weight, model["four"].bias = model["one"].weight, model["three"].bias
+    found = verdicts(model)
+    assert found["one.weight"] == "base: tied: one and two share it"
+    assert found["three.bias"] == "base: tied: three and four share it"
+    assert "two.weight" not in found
+    assert found["three.weight"].startswith("hidden: ")
+    assert "bias" not in found["three.weight"]
 
 
 # ---------------------------------------------------------------- normalisations

@@ -213,8 +213,8 @@ def test_what_has_no_rows_is_named_and_trains_on_the_base(cls):
     verdicts = {row.name: row.verdict for row in engine.plan.rows}
     for name, reason in {
         "embed.weight": "base: tied: embed and head share it",
-        "attention.in_proj_weight": "base: not the weight of a layer",
-        "attention.out_proj.weight": "base: attention uses it functionally",
+        "attention.in_proj_weight": "hidden: ",
+        "attention.out_proj.weight": "hidden: ",
         "free": "base: not the weight of a layer",
         "norm.bias": "with norm.weight",
         "first.bias": "with first.weight",
@@ -231,6 +231,6 @@ def test_what_has_no_rows_is_named_and_trains_on_the_base(cls):
     told = [str(w.message) for w in warned if "has a gradient" in str(w.message)]
     assert [text.split()[0] for text in told] == ["functional.weight"]  # once
     assert values[-1] < values[0]
-    assert engine.report.preconditioned + engine.report.bent == 2
+    assert engine.report.preconditioned + engine.report.bent == 4
     still = {k for k, p in model.named_parameters() if torch.equal(p, start[k])}
     assert still == {"frozen.weight", "frozen.bias", "unused.weight", "unused.bias"}

@@ -142,6 +142,9 @@ def test_twenty_steps(name, method):
     rows = {row.name: row.verdict for row in engine.plan.rows}
     assert set(rows) == {key for key, _ in model.named_parameters()}
     assert all(verdict.startswith("base: ") is False or len(verdict) > len("base: ") for verdict in rows.values())
+    if name == "vit":
+        parts = {rows[f"encoder.layers.1.self_attn.{part}"] for part in ("in_proj_weight", "out_proj.weight")}
+        assert not any(verdict.startswith("base") for verdict in parts)
     before = {key: p.detach().clone() for key, p in model.named_parameters()}
     x, y = inputs(generator), torch.randint(0, 5, labels, generator=generator)
     losses = []

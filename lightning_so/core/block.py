@@ -21,11 +21,13 @@ class Tap:
         module: The layer whose weight the block is.
         layer: How its type is seen as matrices.
         groups: How many equal matrices the weight holds along its first dimension.
+        bias: What may be its last column.
     """
 
     module: nn.Module
     layer: Layer
     groups: int
+    bias: nn.Parameter | None
 
 
 @dataclass(eq=False)

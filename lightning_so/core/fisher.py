@@ -57,7 +57,7 @@ def observe(recorder: "Recorder", loss: Tensor, samples: int) -> list["Use"]:
         if reached:
             last, g = reached[-1]
             assert last.x is not None
-            terms = method.terms(last.module, last.x, g.reshape(last.shape))
+            terms = method.terms(last.tap, last.x, last.rows(g))
             _collect(recorder, [drawn] if method.fisher == "sampled" else passes.exact(), terms)
     return [use for use, g in zip(recorder.uses, drawn, strict=True) if g is None]
 
@@ -80,7 +80,7 @@ def _collect(recorder: "Recorder", passes: Iterable[Gradients], terms: Tensor | 
             once = 0.0 if block in counted else terms
             counted.add(block)
             stats = engine.stacks[index].stats
-            g = g.reshape(use.shape).to(torch.promote_types(g.dtype, torch.float32))
+            g = use.rows(g).to(torch.promote_types(g.dtype, torch.float32))
             g = g * (torch.as_tensor(weight, dtype=g.dtype, device=g.device) / recorder.loss_scale).sqrt()
             recorder.method.collect(stats, row, block, use.x, g, once, step)
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_so.core.block import Block, Stack
+from lightning_so.core.block import Block, Stack, Tap
 from lightning_so.core.errors import check_choice, check_range
 from lightning_so.core.method import Taps
 from lightning_so.layers.factor_rows import factor_rows, loss_terms, thin
@@ -125,9 +125,9 @@ class Layerwise:
 
     # ---------------------------------------------------------------- see core.method.Tapped
 
-    def terms(self, module: nn.Module, x: Tensor, g: Tensor) -> Tensor | float:
+    def terms(self, tap: Tap, x: Tensor, g: Tensor) -> Tensor | float:
         """See `core.method.Tapped.terms`."""
-        return loss_terms(module, x, g, reduce=self.sharing == "reduce")
+        return loss_terms(tap.layer, x, g, reduce=self.sharing == "reduce")
 
     def clear(self, stats: Factors, row: int) -> None:
         """See `core.method.Tapped.clear`."""
@@ -145,9 +145,9 @@ class Layerwise:
         x, g, share = self.thinned(block, x, g, step)
         bias, reduce = block.bias is not None, self.sharing == "reduce"
         found = factor_rows(tap.layer, tap.module, x, g, bias=bias, reduce=reduce, dtype=inputs.dtype)
-        inputs.add(row, found.a)
+        inputs.add(row, found.a, 1 / share)
         outputs.add(row, found.g, 1 / share)
-        stats.counts[row, 0] += found.count
+        stats.counts[row, 0] += found.count / share
         stats.counts[row, 1] += terms
 
     def thinned(self, block: Block, x: Tensor, g: Tensor, step: int) -> tuple[Tensor, Tensor, float]:

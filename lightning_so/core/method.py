@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from enum import Enum
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_so.actions.moments import Base
-from lightning_so.core.block import Block, Stack
+from lightning_so.core.block import Block, Stack, Tap
 from lightning_so.core.schedule import Unit
 from lightning_so.core.spread import Spread
 from lightning_so.linalg.result import Result
@@ -163,7 +163,7 @@ class Tapped(Method, Protocol):
         """Whether it depends on the unit of one sample's loss, so that a mean must be told from a sum."""
         ...
 
-    def terms(self, module: nn.Module, x: Tensor, g: Tensor) -> Tensor | float:
+    def terms(self, tap: Tap, x: Tensor, g: Tensor) -> Tensor | float:
         """Loss terms of a backward pass, from the layer whose output gradient comes first in it."""
         ...
 

@@ -138,7 +138,7 @@ class Router:
     def _block(self, param: nn.Parameter, name: str, role: str, index: int, group: dict, method: Method) -> Block | str:
         """The block of a weight, or why there is none."""
         tap = self.tapped.get(param, "not the weight of a layer") if method.taps is Taps.ROWS else None
-        vector = isinstance(tap, Tap)  # a scale, whose layer says what it is
+        vector = tap is not None and param in self.tapped  # a scale or a bias, whose layer says what it is
         reason = _unsuitable(param, role, vector) or (_thin(param) if tap is None else None)
         if reason or isinstance(tap, str):
             return reason or str(tap)
@@ -149,8 +149,8 @@ class Router:
 
     def _join(self, block: Block, tap: Tap, group: dict) -> None:
         """Where rows are needed, a bias in the same group and under the same rule is the last column."""
-        block.tap, bias = tap, getattr(tap.module, "bias", None) if tap.layer.biased else None
-        if not isinstance(bias, nn.Parameter) or not bias.requires_grad or not any(bias is p for p in group["params"]):
+        block.tap, bias = tap, tap.bias
+        if bias is None or not bias.requires_grad or not any(bias is p for p in group["params"]):
             return
         if self._method(bias) is block.method and self.overrides.get(self.names[bias]) != "base":
             block.bias = bias

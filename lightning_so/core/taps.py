@@ -5,19 +5,19 @@ whatever checkpointing does to the forward pass, and before an in-place activati
 """
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from lightning_so.core import fisher
-from lightning_so.core.block import Block
+from lightning_so.core.block import Block, Tap
 from lightning_so.core.errors import ConfigError, TrustError
 from lightning_so.core.method import RowWise, Tapped
 from lightning_so.core.rows import Rows
-from lightning_so.layers.registry import lookup
 from lightning_so.losses.graph import joined, reaches
 
 if TYPE_CHECKING:
@@ -34,17 +34,17 @@ class Use:
 
     Attributes:
         where: Stack, row and block, if the block is watched or its rows are kept.
-        module: The layer.
+        tap: The layer.
         x: Its input, where a pass of ours needs it; else None.
-        shape: Of its output.
+        rows: Gradient of its output, as it arrives -> beside the input's rows.
         edge: Where the gradient of its output arrives.
         samples: How many its input has.
     """
 
     where: tuple[int, int, Block] | None
-    module: nn.Module
+    tap: Tap
     x: Tensor | None
-    shape: torch.Size
+    rows: Callable[[Tensor], Tensor]
     edge: GradientEdge
     samples: int
 
@@ -77,8 +77,8 @@ class Recorder:
         self._empirical = self.method.fisher == "empirical"
         self.watched: dict[tuple[int, int], Block] = {}
         self._handles: list[Any] = []
-        self._output: nn.Module | None = None
-        self._latest: nn.Module | None = None
+        self._output: Tap | None = None
+        self._latest: Tap | None = None
         self._terms: Tensor | float | None = None
         self.passes = 0
         self._running = False
@@ -106,15 +106,15 @@ class Recorder:
                 self.method.clear(engine.stacks[index].stats, row)
         self.watched = {(u.stack, u.row): engine.stacks[u.stack].blocks[u.row] for u in units}
         self.fired, self.passes, self._terms, self._running, self.uses = {}, 0, None, False, []
-        modules = []
+        taps = []
         for index, stack in enumerate(engine.stacks):
             for row, block in enumerate(stack.blocks):
                 if stack.method is not self.method or ((index, row) not in self.watched and not self._rowwise):
                     continue
                 assert block.tap is not None
-                self._hook(block.tap.module, (index, row, block))
-                modules.append(block.tap.module)
-        if self._output is not None and self._output not in modules:
+                self._hook(block.tap, (index, row, block))
+                taps.append(block.tap)
+        if self._output is not None and self._output not in taps:
             self._hook(self._output, None)
 
     def disarm(self) -> None:
@@ -125,11 +125,8 @@ class Recorder:
         if self._output is None:
             self._output = self._latest
 
-    def _hook(self, module: nn.Module, where: tuple[int, int, Block] | None) -> None:
-        layer = lookup(module)
-
-        @torch.compiler.disable
-        def forward(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+    def _hook(self, tap: Tap, where: tuple[int, int, Block] | None) -> None:
+        def told(x: Tensor, output: Tensor, arrange: Callable[[Tensor], Tensor]) -> None:
             if self._ours:
                 return  # a checkpoint's recomputation in a pass of our own
             outside = torch._C._current_graph_task_id() == -1
@@ -139,10 +136,13 @@ class Recorder:
                 # A checkpoint's recomputation: its own backward, nested in this pass, must not count as another.
                 self._begin_pass()
                 self._check_recomputed(where)
-            if not (torch.is_grad_enabled() and module.training and output.requires_grad):
+            if not (torch.is_grad_enabled() and output.requires_grad):
                 return
-            x = args[0] if args else kwargs["input"]
-            self._latest = module
+            self._latest = tap
+            shape, base = output.shape, output._base
+
+            def rows(g: Tensor) -> Tensor:
+                return arrange(g.reshape(shape))
 
             @torch.compiler.disable
             def backward(g: Tensor) -> None:
@@ -151,24 +151,22 @@ class Recorder:
                 with torch.no_grad():
                     self._begin_pass()
                     if self._terms is None:
-                        self._terms = self.method.terms(module, x, g.reshape(shape))
+                        self._terms = self.method.terms(tap, x, rows(g))
                     if where is not None and self._counts:
-                        self._commit(*where, x.detach(), g.reshape(shape))
+                        self._commit(*where, x.detach(), rows(g))
 
             # An in-place operation behind a view leads the gradient past it, through what it is a view of.
-            shape, base = output.shape, output._base
             behind = base is not None and base.shape.numel() == shape.numel() and base.is_contiguous()
             tensor: Tensor = base if base is not None and behind and output.is_contiguous() else output
             tensor.register_hook(backward)
             if outside:
-                samples = 1 if layer is None or layer.single(x) else x.shape[0]
+                samples = 1 if tap.layer.single(x) else x.shape[0]
                 kept = None if self._empirical else x.detach()
-                self.uses.append(Use(where, module, kept, shape, get_gradient_edge(tensor), samples))
+                self.uses.append(Use(where, tap, kept, rows, get_gradient_edge(tensor), samples))
                 if self._empirical:  # A use keeps the graph of a forward pass that may never go backward.
                     del self.uses[: -USES * len(self._handles)]
 
-        hook: Any = forward
-        self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
+        self._handles += tap.layer.listen(tap.module, told)
 
     # ---------------------------------------------------------------- what the loss tells
 

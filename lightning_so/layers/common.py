@@ -1,4 +1,4 @@
-"""Linear and Embedding as rows, (1, N, T, D): samples, positions, features. Source: Martens and Grosse 2015."""
+"""Linear, Conv1D and Embedding as rows, (1, N, T, D): samples, positions, features. Source: Martens and Grosse 2015."""
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,9 @@ def refuse_embedding(module: nn.Module) -> str | None:
     return None
 
 
-register(nn.Linear, Layer(linear_rows, linear_rows))
+register(nn.Linear, Layer(linear_rows, linear_rows, padded=True))
+# Hugging Face's linear layer, `y = x W + b`.
+register("transformers.pytorch_utils.Conv1D", Layer(linear_rows, linear_rows, input_side=0, padded=True, bias=None))
 register(
     nn.Embedding,
     Layer(tokens, embedding_rows, input_side=0, indices=True, single=lambda x: x.ndim < 1, refuse=refuse_embedding),

@@ -69,5 +69,5 @@ for dims, (conv, transposed) in enumerate(
     register(conv, Layer(patches, pixels, groups=groups, single=single))
     register(
         transposed,
-        Layer(pixels, patches_out, groups=groups, input_side=0, single=single, biased=False),
+        Layer(pixels, patches_out, groups=groups, input_side=0, single=single, bias=None),
     )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_so.layers.registry import Layer, lookup
+from lightning_so.layers.registry import Layer
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def factor_rows(
         a_QNI, g_QNO = a_QNTI.mean(2), g_QNTO.sum(2)
         return FactorRows(a_QNI, g_QNO, torch.as_tensor(float(a_QNI.shape[1]), device=g.device))
     a_QPI, g_QPO = a_QNTI.flatten(1, 2), g_QNTO.flatten(1, 2)
-    if a_QNTI.shape[2] == 1 or a_QNTI.shape[0] > 1 or not isinstance(module, nn.Linear):
+    if a_QNTI.shape[2] == 1 or a_QNTI.shape[0] > 1 or not layer.padded:
         return FactorRows(a_QPI, g_QPO, torch.as_tensor(float(a_QPI.shape[1]), device=g.device))
     # Positions without a gradient are padding: they are no samples of the input either.
     real = (g_QPO != 0).any(-1, keepdim=True)
@@ -102,11 +102,11 @@ def thin(layer: Layer, x: Tensor, g: Tensor, *, positions: int, most: int, step:
     return x[kept], g[kept], len(g[kept]) / len(g)
 
 
-def loss_terms(module: nn.Module, x: Tensor, g: Tensor, *, reduce: bool) -> Tensor | float:
+def loss_terms(layer: Layer, x: Tensor, g: Tensor, *, reduce: bool) -> Tensor | float:
     """Terms of a loss: samples, or, of a sequence that is not reduced, positions with a gradient.
 
     Args:
-        module: The layer whose output gradient comes first.
+        layer: The description of that whose output gradient comes first.
         x: Its input.
         g: Gradient of its output.
         reduce: Whether positions share one term.
@@ -114,9 +114,8 @@ def loss_terms(module: nn.Module, x: Tensor, g: Tensor, *, reduce: bool) -> Tens
     Returns:
         Their number.
     """
-    layer = lookup(module)
-    if layer is None or layer.single(x):
+    if layer.single(x):
         return 1.0
-    if reduce or not isinstance(module, nn.Linear | nn.LayerNorm | nn.RMSNorm) or g.ndim < 3:
+    if reduce or not layer.padded or g.ndim < 3:
         return float(g.shape[0])
     return (g != 0).any(-1).sum()

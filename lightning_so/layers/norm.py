@@ -64,4 +64,5 @@ def refuse(module: nn.Module) -> str | None:
 
 
 for kind in (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
-    register(kind, Layer(one, pairs, groups=units, input_side=0, joint=True, refuse=refuse))
+    sequences = issubclass(kind, LastDim)
+    register(kind, Layer(one, pairs, groups=units, input_side=0, joint=True, padded=sequences, refuse=refuse))

@@ -6,13 +6,16 @@ and of the gradient of the output. Legend: Q groups, N samples, T positions, I i
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
+
+from lightning_so.layers.calls import Told, of_module
 
 
 @dataclass(frozen=True)
 class Layer:
-    """How one layer type is seen as matrices.
+    """How one weight of a layer type is seen as matrices.
 
     Attributes:
         inputs: Module and input -> rows of the input, shape (Q, N, T, I), the bias' one left out; or, for a layer whose
@@ -22,8 +25,11 @@ class Layer:
         input_side: Side of the weight that faces the input: 1 for columns, 0 for rows.
         indices: Whether the input chooses rows: its factor is then a diagonal.
         single: Input -> whether it has no sample dimension.
-        biased: Whether a bias is one more column of the weight; of an input side that is columns, an input of one.
         joint: Whether rows of the output depend on the whole input: then no samples are left out.
+        padded: Whether inputs may be sequences, (N, ..., I), whose positions without a gradient are padding.
+        weight: Name of the weight.
+        bias: Name of the bias that is one more column of it; of an input side that is columns, an input of one.
+        listen: Module and whom to tell of its calls -> what to remove for silence.
         refuse: Module -> the reason why it cannot be seen so, or None.
     """
 
@@ -33,32 +39,52 @@ class Layer:
     input_side: int = 1
     indices: bool = False
     single: Callable[[Tensor], bool] = lambda x: x.ndim < 2
-    biased: bool = True
     joint: bool = False
+    padded: bool = False
+    weight: str = "weight"
+    bias: str | None = "bias"
+    listen: Callable[[nn.Module, Told], list[Any]] = of_module
     refuse: Callable[[nn.Module], str | None] = lambda module: None
 
 
-_KNOWN: dict[type[nn.Module], Layer] = {}
+_KNOWN: dict[str, tuple[Layer, ...]] = {}
+_REFUSED: dict[str, str] = {}
 
 
-def register(kind: type[nn.Module], layer: Layer) -> None:
+def register(kind: type[nn.Module] | str, *layers: Layer) -> None:
     """Make a layer type known; subclasses that inherit `forward` count as it.
 
     Args:
-        kind: The type; its parameters are called `weight` and, where there is one, `bias`.
-        layer: Its description.
+        kind: The type, or, where it should not be imported, its module and name, "package.module.Name".
+        layers: The descriptions of its weights.
     """
-    _KNOWN[kind] = layer
+    _KNOWN[_name(kind)] = layers
 
 
-def lookup(module: nn.Module) -> Layer | None:
-    """The description of a module's type, or of the nearest parent whose `forward` it inherits; None if unknown."""
+def refuse(kind: type[nn.Module], reason: str) -> None:
+    """Say why a layer type and its subclasses have no rows.
+
+    Args:
+        kind: The type.
+        reason: The reason, and what works on it.
+    """
+    _REFUSED[_name(kind)] = reason
+
+
+def lookup(module: nn.Module) -> tuple[Layer, ...]:
+    """The descriptions of a module's type, or of the nearest parent whose `forward` it inherits; none if unknown."""
     for kind in type(module).__mro__:
-        if kind in _KNOWN:
-            return _KNOWN[kind] if type(module).forward is kind.forward else None
-    return None
+        if _name(kind) in _KNOWN:
+            return _KNOWN[_name(kind)] if type(module).forward is kind.forward else ()
+    return ()
 
 
-def names() -> list[str]:
-    """Names of the known types."""
-    return sorted(kind.__name__ for kind in _KNOWN)
+def refusal(module: nn.Module) -> str:
+    """Why a module without descriptions has no rows."""
+    reasons = (_REFUSED.get(_name(kind)) for kind in type(module).__mro__)
+    known = ", ".join(sorted(name.rpartition(".")[2] for name in _KNOWN))
+    return next(filter(None, reasons), f"no rows for {type(module).__name__}; known: {known}")
+
+
+def _name(kind: type | str) -> str:
+    return kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
