@@ -198,6 +198,14 @@ def test_factors_of_a_convolution_are_those_of_its_patches(arguments, sharing):
     close(G, torch.einsum("qnti,qntj->qij", g, g) / 3)
 
 
+def test_pixels_without_a_gradient_are_no_padding():
+    conv, x = nn.Conv2d(2, 3, 3, **DOUBLE), randn(4, 2, 5, 5)
+    engine = sgd(conv, KFAC(period=1))
+    step(engine, conv(x)[..., :2].square().sum((1, 2, 3)).mean())
+    a = with_one(walk(conv, x)[0])
+    close(factors(engine, "weight")[0][0], torch.einsum("nti,ntj->ij", a, a) / (4 * 9))
+
+
 @EXACT
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_one_sample_and_one_pixel_give_the_dense_fisher_of_every_group_and_its_inverse(groups, exact):
