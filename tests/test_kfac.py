@@ -45,9 +45,10 @@ def stats_of(engine, name):
 
 
 def factors(engine, name):
-    """A and G of a block, (Q, T, T) each."""
+    """A and G of a block, (Q, T, T) each; (Q, T) of a diagonal."""
     stats, row = stats_of(engine, name)
-    return [side.factors[0][row] / stats.weight[row] for side in stats.sides]
+    found = [side.factors[0][row] / stats.weight[row] for side in stats.sides]
+    return [F[..., None] if F.shape[-1] == 1 and F.ndim == 2 else F for F in found]
 
 
 def product(engine, name):
