@@ -176,3 +176,11 @@ def test_gradients_that_are_not_of_a_loss_that_was_shown_are_no_statistics(set_t
     for name in linears(model):
         for found, expected in zip(factors(engines[1], name), factors(engines[0], name)):
             close(found, expected)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_samples_may_be_anywhere_in_what_is_reduced_whole(reduction):
+    layer, x = nn.Linear(3, 2), torch.randn(4, 5, 3)  # four samples
+    out = layer(x)
+    loss = getattr(out.transpose(0, 1).square(), reduction)()
+    assert joined(loss, {out.grad_fn}, 4).mean is (reduction == "mean")

@@ -44,10 +44,10 @@ def along(X, i, R):
 class Reference:
     """Shampoo with SGD grafting and heavy-ball momentum, or along Adam's first moment, for one tensor."""
 
-    def __init__(self, W, beta, epsilon, p, whiten=False):
+    def __init__(self, W, beta, epsilon, p, whiten=False, bent=False):
         self.W, self.beta, self.epsilon, self.whiten = W.clone(), beta, epsilon, whiten
         self.sides = [i for i, n in enumerate(W.shape) if n > 1]
-        self.p = p or 2 * len(self.sides)
+        self.p = p or (max(2, len(self.sides)) if bent else 2 * len(self.sides))
         self.F = {i: torch.zeros(W.shape[i], W.shape[i], dtype=W.dtype) for i in self.sides}
         self.S = {i: torch.eye(W.shape[i], dtype=W.dtype) for i in self.sides}
         self.m, self.v, self.buf, self.t = torch.zeros_like(W), torch.zeros_like(W), torch.zeros_like(W), 0
@@ -103,7 +103,7 @@ SHAPES = [(4, 3), (5, 4, 3), (3, 2, 3, 2), (4, 1, 3), (6, 2)]
 def test_twenty_steps_are_those_of_the_equations(base, options):
     model = Tensors(*SHAPES)
     method = Shampoo(**EVERY, **options)
-    told = (method.beta, method.epsilon, method.power, method.whiten)
+    told = (method.beta, method.epsilon, method.power, method.whiten, base == "adamw")
     references = [Reference(p.detach(), *told) for p in model.tensors]
     if base == "sgd":
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)

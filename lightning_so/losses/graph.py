@@ -3,6 +3,7 @@
 Two questions: is the loss a mean or a sum over samples, and which known loss functions is it made of?
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -38,7 +39,9 @@ def kind(node: Node) -> str:
 
 
 def joined(loss: Tensor, stops: set[Node], samples: int, scale: float = 1.0) -> Joined:
-    """Whether a loss is a mean or a sum over samples: what the deepest reduction over its first dimension does.
+    """Whether a loss is a mean or a sum over samples: what the deepest reduction over them does.
+
+    They are the first dimension of what is reduced, or somewhere in it where all of it is.
 
     A sum that is divided by a number nearer to that of the samples than to one is a mean, as in `loss.sum() / len(x)`.
 
@@ -93,8 +96,12 @@ def _reduces(node: Node, samples: int) -> bool | None:
     if name not in ("Sum", "Mean"):
         return None
     sizes, dims = node._saved_self_sym_sizes, getattr(node, "_saved_dim", None)  # type: ignore[attr-defined]
-    over_first = not dims or any(dim % 2**64 in (0, (-len(sizes)) % 2**64) for dim in dims)
-    return name == "Mean" if sizes and over_first and sizes[0] % samples == 0 else None
+    if not sizes:
+        return None
+    if not dims or len(dims) == len(sizes):  # over everything, wherever samples are
+        return name == "Mean" if math.prod(sizes) % samples == 0 else None
+    over_first = any(dim % 2**64 in (0, (-len(sizes)) % 2**64) for dim in dims)
+    return name == "Mean" if over_first and sizes[0] % samples == 0 else None
 
 
 def _factor(node: Node) -> float:

@@ -191,8 +191,7 @@ class EKFAC(Layerwise):
                     numbers = shape.groups * (width * (width + 1) or shape.length)
                     solve = shape.groups * (refresh_cost(width) - CALLS) + CALLS if width else 0.0
                     cost = solve + shape.groups * self.rows * width * width + 1e6
-                    columns = shape.groups * width
-                    found.append(Unit(index, row, side, tile, cost, (numbers,), columns=columns, together=True))
+                    found.append(Unit(index, row, side, tile, cost, (numbers,), shape.groups * width, together=True))
         return found
 
     def timing(self) -> tuple[int, Spread]:
@@ -221,13 +220,14 @@ class EKFAC(Layerwise):
         return oriented(self.shapes(block), transposed=block.tap.layer.input_side == 0)
 
     def _solve(self, stats: Stats, unit: Unit, how: Callable[[Tensor, Tensor], Result]) -> Result:
-        side = stats.oriented(stats.sides)[unit.side]
-        basis = stats.oriented(stats.bases)[unit.side]
+        side, basis = stats.oriented(stats.sides)[unit.side], stats.oriented(stats.bases)[unit.side]
         weight = stats.weight[unit.row].clamp_min(torch.finfo(side.dtype).tiny)
         F = side.factors[unit.tile][unit.row]
         if not side.shape.cuts:
             return Result((F / weight).flatten(), bool(F.isfinite().all() & (F.amax() > 0)))
-        found = how(F, basis.tensors[unit.tile][unit.row])
+        # A tile that is rounding beside the others (keys' gradients sum to zero) must have axes that are no accident.
+        floor = torch.finfo(F.dtype).eps * side.mean(unit.row)
+        found = how(F + floor * torch.eye(F.shape[-1]).to(F), basis.tensors[unit.tile][unit.row])
         values = (found.value * (F @ found.value)).sum(1).clamp_min(0) / weight
         return replace(found, value=torch.cat([found.value.flatten(), values.flatten()]))
 

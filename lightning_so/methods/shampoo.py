@@ -58,11 +58,12 @@ class Stats:
 class Shampoo:
     """Multiply gradients (SGD), or turn updates (Adam), by an inverse root of the second moments of every dimension.
 
-        F_i <- b F_i + (1 - b) g_(i) g_(i)',    P x = x *_1 F_1^(-1/p) ... *_k F_k^(-1/p),    p = 2 k
+        F_i <- b F_i + (1 - b) g_(i) g_(i)',    P x = x *_1 F_1^(-1/p) ... *_k F_k^(-1/p)
 
     with g_(i) the unfolding of the gradient along dimension i, of k. Under SGD the result has the gradient's own
     length, block by block (SGD grafting), so that learning rate, momentum and decay keep their meaning; Adam is bent
-    along P m at its own length. Until its first solve a block is on the base. `beta=1` is a sum and no average.
+    along P m at its own length, where p = k was better than the published 2 k. Until its first solve a block is on the
+    base. `beta=1` is a sum and no average.
 
     With `whiten` it is KL-Shampoo: F_i is that of the gradient multiplied along all other dimensions by the roots that
     are in force, S_j = F_j^(-1/p), or I before their first solve; sides that keep a diagonal have none. This is the
@@ -78,7 +79,7 @@ class Shampoo:
     Attributes:
         beta: Decay b of the factors; 1 adds them up.
         epsilon: What is added to a factor before its root, relative to its largest diagonal entry.
-        power: p; None takes 2 k.
+        power: p; None takes 2 k where gradients are preconditioned, and k, at least 2, where updates are bent.
         merge: Fold all dimensions but the first into one, so that kernels are matrices.
         period: Largest interval between two solves of one unit, in steps.
         cap: Largest tile of a side; None takes 256 on CPU and 1024 on other devices.
@@ -138,7 +139,7 @@ class Shampoo:
         sides = [tiles.label(tiles.tiles(length, cap)) for length in self._lengths(block).values()]
         action = self.action(base, group, block, True).value
         whitened = " of whitened factors" if self.whiten else ""
-        return f"{action} by roots 1/{self._power(block):g}{whitened}; tiles {' and '.join(sides)}"
+        return f"{action} by roots 1/{self._power(block, base):g}{whitened}; tiles {' and '.join(sides)}"
 
     def action(self, base: Base, group: dict, block: Block, warm: bool) -> Action:
         """See `core.method.Method.action`."""
@@ -159,7 +160,7 @@ class Shampoo:
             widths = [cut.stop - cut.start for cut in cuts]
             factors = [torch.zeros(count, w, w, **place) for w in widths] or [torch.zeros(count, length, **place)]
             sides.append(Side(dim, cuts, factors, [torch.eye(w, **place).repeat(count, 1, 1) for w in widths]))
-        return Stats(self._shape(block), self._power(block), sides)
+        return Stats(self._shape(block), self._power(block, base), sides)
 
     def observe(self, stats: Stats, gradients: Tensor, rows: list[int] | None) -> None:
         """See `core.method.Observer.observe`."""
@@ -262,8 +263,9 @@ class Shampoo:
         """Dimension -> length, of those with more than one entry."""
         return {dim: length for dim, length in enumerate(self._shape(block)) if length > 1}
 
-    def _power(self, block: Block) -> float:
-        return self.power if self.power is not None else 2.0 * len(self._lengths(block))
+    def _power(self, block: Block, base: Base) -> float:
+        order = len(self._lengths(block))
+        return self.power or (2.0 * order if base.linear else max(2.0, order))
 
     def _cap(self, device: torch.device) -> int:
         return self.cap or tiles.default_cap(device)
