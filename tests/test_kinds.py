@@ -1,12 +1,13 @@
 """How much curvature a checkpoint carries: full is exact, compact goes on rotating, rebuild starts cold."""
 
+import copy
 import io
 
 import pytest
 import torch
 
-from lightning_so import SOAP, ConfigError, Muon, SecondOrder, StateError, attach
-from lightning_so.core import kinds
+from lightning_so import EKFAC, SOAP, ConfigError, Muon, SecondOrder, StateError, attach
+from lightning_so.core import files, kinds
 from lightning_so.linalg.triangle import compact, expanded
 from tests.problems import Net, train
 from tests.test_callback import METHOD, fit, module
@@ -132,3 +133,34 @@ def test_triangles():
     full = full + full.T
     assert torch.equal(expanded(compact(full), full), full)
     assert torch.equal(expanded(compact(full[0]), full[0]), full[0])
+
+
+@pytest.mark.parametrize("kind", kinds.KINDS)
+@pytest.mark.parametrize("cls", [torch.optim.SGD, torch.optim.AdamW])
+def test_every_kind_of_ekfac_is_read_and_goes_on(kind, cls):
+    def made():
+        torch.manual_seed(0)
+        model = Net()
+        optimizer = cls(model.parameters(), lr=1e-2)
+        return model, optimizer, attach(model, optimizer, EKFAC(start=6, period=4))
+
+    straight, optimizer, engine = made()
+    train(straight, optimizer, range(20))
+    file = io.BytesIO()
+    plain = files.plain_optimizer_state(engine, copy.deepcopy(optimizer.state_dict()))
+    torch.save((straight.state_dict(), plain, kinds.write(engine, kind)), file)
+    file.seek(0)
+    weights, moments, state = torch.load(file, weights_only=True)
+    train(straight, optimizer, range(20, 30))
+    again, other, later = made()
+    again.load_state_dict(weights)
+    other.load_state_dict(moments)
+    kinds.read(later, state)
+    first = later.plan.blocks[0].name
+    warm = {True: "full compact", False: "rebuild"}
+    assert kind in warm[bool(later.warm[0][0])], first
+    train(again, other, range(20, 30))
+    for a, b in zip(straight.parameters(), again.parameters(), strict=True):
+        assert bool(b.isfinite().all())
+        assert torch.equal(a, b) is (kind == "full")
+        torch.testing.assert_close(a, b, rtol=0, atol=0.1)
