@@ -10,6 +10,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from lightning_so import TrustError, attach
+from lightning_so.comm.sharded import Pieces, Sharded, even
 from lightning_so.core.share import traffic
 from tests.problems import Net, batch
 
@@ -162,3 +163,34 @@ def dies(method, base, arguments):
     except (RuntimeError, dist.DistError) as error:
         return type(error).__name__
     return "no error"
+
+
+def exchanged(edges, owners, seed, dtype=torch.float32):
+    """Whole random tensors, cut by edges: what owners get, what comes back doubled, and the bytes that were sent."""
+    comm, rank = Sharded(), dist.get_rank()
+    generator = torch.Generator().manual_seed(seed)
+    whole = [torch.randn(cut[-1], generator=generator, dtype=torch.float64).to(dtype) for cut in edges]
+    pieces = [Pieces(tuple(cut), owner) for cut, owner in zip(edges, owners, strict=True)]
+    mine = [t[p.edges[rank] : p.edges[rank + 1]].clone() for t, p in zip(whole, pieces, strict=True)]
+    got = comm.to_owners(mine, pieces)
+    first = comm.sent
+    comm.from_owners([None if t is None else 2 * t for t in got], mine, pieces)
+    sent = (first, comm.sent - first)
+    comm.close()
+    return whole, got, mine, sent
+
+
+def products(sharded):
+    """Gram matrix of three random vectors of four tensors, some of them cut in pieces, and the dense one."""
+    comm, rank = Sharded(), dist.get_rank()
+    generator = torch.Generator().manual_seed(0)
+    rows = [[torch.randn(n, generator=generator) for n in (7, 1, 12, 5)] for _ in range(3)]
+    dense = torch.stack([torch.cat(row) for row in rows]).double()
+    pieces = [even(n, 1, comm.ranks, 0) for n in (7, 1, 12, 5)]
+    cut = [
+        [t[p.edges[rank] : p.edges[rank + 1]] if s else t for t, p, s in zip(row, pieces, sharded, strict=True)]
+        for row in rows
+    ]
+    found = comm.gram(cut, sharded=sharded), comm.inner(cut[0], cut[1], sharded=sharded)
+    comm.close()
+    return found, dense @ dense.mT

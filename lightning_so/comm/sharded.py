@@ -1,0 +1,145 @@
+"""Ranks that hold pieces of parameters: whole tensors at an owner, back as pieces, and sums over a sharded vector.
+
+A piece is a range of a tensor's row-major numbers, so that one description fits rows of a DTensor, FSDP1's flat
+parameters and ZeRO's partitions; pieces lie in the order of the ranks, uneven or empty as they come.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lightning_so.comm.replicated import Replicated
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Where the numbers of one tensor are.
+
+    Attributes:
+        edges: Rank r holds numbers edges[r] to edges[r + 1]; the first edge is 0, the last the tensor's size.
+        owner: The rank that gets them all.
+    """
+
+    edges: tuple[int, ...]
+    owner: int
+
+    @property
+    def numel(self) -> int:
+        """Numbers of the whole tensor."""
+        return self.edges[-1]
+
+    def size(self, rank: int) -> int:
+        """Numbers of a rank's piece."""
+        return self.edges[rank + 1] - self.edges[rank]
+
+
+def even(rows: int, columns: int, ranks: int, owner: int) -> Pieces:
+    """A tensor cut along its first dimension as `torch.chunk` cuts it (DTensor's Shard(0)).
+
+    Args:
+        rows: Length of the first dimension.
+        columns: Numbers of each row.
+        ranks: World size.
+        owner: The rank that gets them all.
+
+    Returns:
+        The pieces; the last ones are smaller or empty.
+    """
+    chunk = -(-rows // ranks)
+    return Pieces(tuple(columns * min(rows, chunk * rank) for rank in range(ranks + 1)), owner)
+
+
+class Sharded(Replicated):
+    """Exchanges between ranks that hold pieces, besides those of `Replicated`.
+
+    The same tensors in the same order on every rank; `sent` counts what goes to others.
+    """
+
+    def to_owners(self, tensors: Sequence[Tensor], pieces: Sequence[Pieces]) -> list[Tensor | None]:
+        """Bring tensors together at their owners: one all-to-all.
+
+        Args:
+            tensors: This rank's pieces, of one dtype and device.
+            pieces: Where the numbers of each tensor are.
+
+        Returns:
+            The whole flat tensors that this rank owns; None for the others.
+        """
+        outgoing = [[t.reshape(-1) for t, p in self._of(tensors, pieces, owner)] for owner in range(self.ranks)]
+        mine = [p for p in pieces if p.owner == self.rank]
+        counts = [sum(p.size(rank) for p in mine) for rank in range(self.ranks)]
+        parts = self._exchange_all(outgoing, counts, tensors)
+        whole = {number: list[Tensor]() for number in range(len(mine))}
+        for rank, part in enumerate(parts):
+            for number, piece in enumerate(part.split([p.size(rank) for p in mine])):
+                whole[number].append(piece)
+        found = iter(whole.values())
+        return [torch.cat(next(found)) if p.owner == self.rank else None for p in pieces]
+
+    def from_owners(self, tensors: Sequence[Tensor | None], into: Sequence[Tensor], pieces: Sequence[Pieces]) -> None:
+        """Take tensors apart at their owners, and write every rank's pieces: one all-to-all.
+
+        Args:
+            tensors: The whole tensors that this rank owns, in any shape; what is given for others is not looked at.
+            into: This rank's pieces, of one dtype and device, written in place.
+            pieces: Where the numbers of each tensor are.
+        """
+        mine = [(t.reshape(-1), p) for t, p in self._of(tensors, pieces, self.rank)]
+        outgoing = [[t[p.edges[rank] : p.edges[rank + 1]] for t, p in mine] for rank in range(self.ranks)]
+        counts = [sum(p.size(self.rank) for p in pieces if p.owner == owner) for owner in range(self.ranks)]
+        parts = self._exchange_all(outgoing, counts, into)
+        for owner, part in enumerate(parts):
+            theirs = self._of(into, pieces, owner)
+            for (target, _), piece in zip(theirs, part.split([p.size(self.rank) for _, p in theirs]), strict=True):
+                target.copy_(piece.view(target.shape))
+
+    def inner(self, xs: Sequence[Tensor], ys: Sequence[Tensor], *, sharded: Sequence[bool] | None = None) -> Tensor:
+        """`<x, y>` of two vectors that are lists of tensors, the same scalar on every rank; see `gram`."""
+        return self.gram([xs], [ys], sharded=sharded)[0, 0]
+
+    def gram(
+        self,
+        rows: Sequence[Sequence[Tensor]],
+        others: Sequence[Sequence[Tensor]] | None = None,
+        *,
+        sharded: Sequence[bool] | None = None,
+    ) -> Tensor:
+        """`<x_i, y_j>` of vectors that are lists of tensors: local sums in float64 and one all-reduce of k x l numbers.
+
+        Args:
+            rows: The k vectors x, this rank's pieces of each.
+            others: The l vectors y; None for x.
+            sharded: Which tensors are pieces; the others are whole, and equal, on every rank. None for all.
+
+        Returns:
+            The products, shape (k, l), float64, equal on every rank.
+        """
+        others = rows if others is None else others
+        pieces = [True] * len(rows[0]) if sharded is None else sharded
+        # Whole tensors are counted by one rank alone, so that the sum is the same on all.
+        counted = [number for number, piece in enumerate(pieces) if piece or self.rank == 0]
+        total = torch.zeros(len(rows), len(others), dtype=torch.float64, device=self._device)
+        for number in counted:
+            X, Y = (torch.stack([v[number].reshape(-1) for v in side]).double() for side in (rows, others))
+            total += (X @ Y.mT).to(total.device)
+        self.sum(total)
+        return total
+
+    def _of(self, tensors: Sequence, pieces: Sequence[Pieces], owner: int) -> list:
+        return [(t, p) for t, p in zip(tensors, pieces, strict=True) if p.owner == owner]
+
+    def _exchange_all(self, outgoing: list[list[Tensor]], counts: list[int], like: Sequence[Tensor]) -> list[Tensor]:
+        """One all-to-all: what goes to each rank, and how much comes from each; what has come from each."""
+        if not like:
+            return [torch.empty(0)] * self.ranks
+        sizes = [sum(part.numel() for part in parts) for parts in outgoing]
+        with self._exchange():
+            nothing = torch.empty(0, dtype=like[0].dtype, device=self._device)
+            wire = torch.cat([nothing, *(part.to(self._device) for parts in outgoing for part in parts)])
+            arrived = torch.empty(sum(counts), dtype=wire.dtype, device=self._device)
+            dist.all_to_all_single(arrived, wire, counts, sizes, group=self._group)
+            self.sent += (sum(sizes) - sizes[self.rank]) * wire.itemsize
+            return list(arrived.to(like[0].device).split(counts))
