@@ -19,10 +19,16 @@ $(READY): pyproject.toml constraints.txt
 	@$(PIP) -e '.[dev]'
 	@touch $@
 
+# Apart from the environment, because torchmetrics imports it wherever it finds it, which slows every start.
+.venv/.peers: $(READY)
+	@echo "Setting up .venv/peers (once)"
+	@$(PIP) --target .venv/peers transformers==5.24.0 || echo "transformers cannot be had: its layers are not tested"
+	@touch $@
+
 demo: $(READY) ## Train one model with AdamW, SOAP and Muon, and plot the curves
 	@$(BIN)/python -m examples.demo
 
-test: lint ## Lint, type-check and run the whole test suite
+test: lint .venv/.peers ## Lint, type-check and run the whole test suite
 	@$(PYTEST)
 
 fast: $(READY) ## Run the everyday tests: all but the slow ones

@@ -2,6 +2,8 @@
 
 import copy
 import math
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,8 @@ from lightning_so import KFAC, SOAP, Muon, Relative, Shampoo, attach
 from lightning_so.layers.registry import lookup
 from tests.test_kfac import EXACT, close, columns, dense, error, factors, gradient, linears, matrix, product, sgd, step
 
+#: Where `make test` puts what is tested beside, and not in, the environment.
+PEERS = Path(__file__).parent.parent / ".venv" / "peers"
 DOUBLE = {"dtype": torch.float64}
 
 
@@ -302,7 +306,8 @@ def test_one_pixel_of_a_transposed_convolution_has_the_dense_fisher_and_its_inve
 
 @EXACT
 @pytest.mark.parametrize("cls", [torch.optim.SGD, torch.optim.AdamW])
-def test_a_hugging_face_layer_trains_as_a_linear_layer_whose_bias_is_no_column(cls, exact):
+def test_a_hugging_face_layer_trains_as_a_linear_layer_whose_bias_is_no_column(cls, exact, monkeypatch):
+    monkeypatch.setattr("sys.path", [*sys.path, str(PEERS)])
     Conv1D = pytest.importorskip("transformers.pytorch_utils").Conv1D
     x, mask = randn(4, 5, 3), torch.arange(5) < torch.tensor([[5], [3], [1], [4]])
     model = nn.Sequential(Conv1D(4, 3), nn.Tanh(), Conv1D(2, 4)).double()
