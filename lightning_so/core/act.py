@@ -11,7 +11,7 @@ from lightning_so.actions.precondition import Clip
 from lightning_so.core import rows
 from lightning_so.core.batch import Batch
 from lightning_so.core.block import scatter
-from lightning_so.core.method import Action, rotator
+from lightning_so.core.method import Action, turning
 
 if TYPE_CHECKING:
     from lightning_so.core.engine import Engine
@@ -84,7 +84,7 @@ def _hide(engine: "Engine", batch: Batch) -> None:
             hide.couple_decay([grads[i] for i in positions], [batch.params[i] for i in positions], groups[group])
     if batch.action is Action.ROTATE:
         source = engine.scratch.gather(batch.stack, grads, 0)
-        scatter(rotator(batch.stack).turn(batch.stack.stats, source, batch.rows, leave=False), grads)
+        scatter(turning(batch.stack).turn(batch.stack.stats, source, batch.rows, leave=False), grads)
     hide.save(batch.params, batch.saved)
     # Listed before it is hidden: an interrupt between the two lines must not lose a weight.
     engine.acting.append(batch)
@@ -96,7 +96,7 @@ def finish(engine: "Engine", batch: Batch) -> None:
     stack, groups = batch.stack, engine.optimizer.param_groups
     update = engine.scratch.gather(stack, batch.params, 0)
     if batch.action is Action.ROTATE:
-        update = rotator(stack).turn(stack.stats, update, batch.rows, leave=True)
+        update = turning(stack).turn(stack.stats, update, batch.rows, leave=True)
     else:
         update = bend(update, stack.method.direction(stack.stats, _lookahead(engine, batch), batch.rows))
     p0 = stack.hidden if batch.rows is None else stack.hidden[batch.rows]

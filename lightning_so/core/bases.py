@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_so.actions import rotate
 from lightning_so.core import share
 from lightning_so.core.block import Block, Stack
-from lightning_so.core.method import Rotator, rotator, solver
+from lightning_so.core.method import rotator, solving, turning
 
 if TYPE_CHECKING:
     from lightning_so.core.engine import Engine
@@ -46,7 +46,7 @@ def solve(engine: "Engine", due: list[int]) -> None:
                 report.cooled += 1
                 cool(engine, unit.stack, unit.row)
             continue
-        swapped = solver(stack).accept(stack.stats, unit, result)
+        swapped = solving(stack).accept(stack.stats, unit, result)
         if swapped is not None and result.order is not None and engine.warm[unit.stack][unit.row]:
             cut, old, new = swapped
             block, order = stack.blocks[unit.row], result.order.view(len(old), -1)
@@ -68,7 +68,7 @@ def entering(engine: "Engine") -> bool:
     return any(
         ready(engine, index, row)
         for index, rows in enumerate(engine.live)
-        if isinstance(engine.stacks[index].method, Rotator)
+        if rotator(engine.stacks[index])
         for row in rows
     )
 
@@ -89,7 +89,7 @@ def enter(engine: "Engine", index: int, stack: Stack) -> bool:
         if not ready(engine, index, row):
             continue
         engine.warm[index][row] = entered = True
-        if isinstance(stack.method, Rotator):
+        if rotator(stack):
             turn_moments(engine, stack, row, block)
     return entered
 
@@ -98,9 +98,9 @@ def turn_moments(engine: "Engine", stack: Stack, row: int, block: Block) -> None
     """Move one block's plain moments into its basis: the first exactly, the second from the factors."""
 
     def turn(x: Tensor) -> Tensor:
-        return rotator(stack).turn(stack.stats, x[None], [row], leave=False)[0]
+        return turning(stack).turn(stack.stats, x[None], [row], leave=False)[0]
 
-    spectrum = rotator(stack).spectrum(stack.stats, row)
+    spectrum = turning(stack).spectrum(stack.stats, row)
     states = block.states(engine.optimizer)
     rotate.enter(engine.base, states, block.grouped, turn, *spectrum, least_variance(engine, block))
 
@@ -114,7 +114,7 @@ def rotating(engine: "Engine") -> Iterator[tuple[int, int, Block]]:
     """(stack, row, block) of all blocks that rotate."""
     for index, stack in enumerate(engine.stacks):
         for row, block in enumerate(stack.blocks):
-            if isinstance(stack.method, Rotator) and engine.warm[index][row]:
+            if rotator(stack) and engine.warm[index][row]:
                 yield index, row, block
 
 
@@ -131,7 +131,7 @@ def plain(engine: "Engine", index: int, row: int, states: list[dict]) -> None:
 
     def turn(x: Tensor, square: bool) -> Tensor:
         batch = x.to(stack.dtype)[None]
-        return rotator(stack).turn(stack.stats, batch, [row], leave=True, square=square)[0]
+        return turning(stack).turn(stack.stats, batch, [row], leave=True, square=square)[0]
 
     block = stack.blocks[row]
     shape, least = block.grouped, least_variance(engine, block)
@@ -140,7 +140,7 @@ def plain(engine: "Engine", index: int, row: int, states: list[dict]) -> None:
 
 def cool(engine: "Engine", index: int, row: int) -> None:
     """Take one block out of its basis: it is cold, and enters again once all its units are solved anew."""
-    if isinstance(engine.stacks[index].method, Rotator):
+    if rotator(engine.stacks[index]):
         plain(engine, index, row, engine.stacks[index].blocks[row].states(engine.optimizer))
     engine.warm[index][row] = False
     for unit in engine.units_of[index][row]:
@@ -168,11 +168,11 @@ def settle(engine: "Engine") -> None:
         engine: The engine, whose factors and warm flags were loaded.
     """
     numbers = [n for n, unit in enumerate(engine.schedule.units) if engine.schedule.solved[n] > 0]
-    results = share.solve(engine, numbers, lambda stack, unit: solver(stack).settle(stack.stats, unit))
+    results = share.solve(engine, numbers, lambda stack, unit: solving(stack).settle(stack.stats, unit))
     for number, result in zip(numbers, results, strict=True):
         unit = engine.schedule.units[number]
         if result.ok:
-            solver(engine.stacks[unit.stack]).accept(engine.stacks[unit.stack].stats, unit, result)
+            solving(engine.stacks[unit.stack]).accept(engine.stacks[unit.stack].stats, unit, result)
         else:
             engine.report.failures += 1
             engine.warm[unit.stack][unit.row] = False

@@ -93,12 +93,14 @@ class Stack:
         hidden: The saved parameters p0, shape (B, rows, cols), the parameters' dtype.
         saved: Views of `hidden`, by block one a parameter, in its own shape.
         stats: What the method keeps, opaque to the engine.
+        kinds: Of which kinds the method is, as far as was asked.
     """
 
     blocks: list[Block]
     hidden: Tensor
     saved: list[list[Tensor]] = field(default_factory=list)
     stats: Any = None
+    kinds: dict[type, bool] = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from lightning_so.actions import hide
 from lightning_so.core.batch import Batch
 from lightning_so.core.block import Stack
 from lightning_so.core.errors import TrustError, check_range
-from lightning_so.core.method import Action, rotator
+from lightning_so.core.method import Action, turning
 from lightning_so.core.state import named_tensors
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class Watch:
             hide.couple_decay([self.gradient], [self.p0], group)
         if self.batch.action is Action.ROTATE:
             alone = self._reference(engine)
-            expected = rotator(alone).turn(alone.stats, self.gradient, None, leave=False)
+            expected = turning(alone).turn(alone.stats, self.gradient, None, leave=False)
             self._require(engine, "its rotated gradient", self._gradient(), expected, expected.norm())
 
     def stepped(self, engine: "Engine") -> None:
@@ -139,7 +139,7 @@ class Watch:
         group = engine.optimizer.param_groups[self.block.group]
         alone, update = self._reference(engine), self._double(self.block.params)
         if self.batch.action is Action.ROTATE:
-            change = rotator(alone).turn(alone.stats, update, None, leave=True)
+            change = turning(alone).turn(alone.stats, update, None, leave=True)
         else:
             a, b = engine.base.lookahead(group)
             moment = self._double([engine.optimizer.state[p][engine.base.first[0]] for p in self.block.params])

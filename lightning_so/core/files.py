@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_so.core import bases
 from lightning_so.core.block import Block
 from lightning_so.core.errors import StateError
-from lightning_so.core.method import rotator
+from lightning_so.core.method import turning
 
 if TYPE_CHECKING:
     from lightning_so.core.engine import Engine
@@ -129,7 +129,7 @@ def _bump(engine: "Engine", index: int, row: int, rotated: list[dict], plain: li
         m = torch.ones_like(v) if first is None else matrix(states, first)
         return m / v.sqrt().clamp_min(torch.finfo(v.dtype).tiny ** 0.5)
 
-    there = rotator(stack).turn(stack.stats, update(rotated)[None], [row], leave=True)[0].flatten()
+    there = turning(stack).turn(stack.stats, update(rotated)[None], [row], leave=True)[0].flatten()
     alone = update(plain).flatten()
     cosine = torch.nn.functional.cosine_similarity(there, alone, dim=0)
     return float(cosine), float(alone.norm() / there.norm().clamp_min(1e-30))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from lightning_so.core import bases, files
-from lightning_so.core.method import Solver
+from lightning_so.core.method import solver
 from lightning_so.core.state import (
     FORMAT,
     check_blocks,
@@ -80,11 +80,10 @@ def read(engine: "Engine", state: dict[str, Any]) -> None:
 
 def _factors(engine: "Engine") -> dict[str, dict[str, Tensor]]:
     """Every block's factors by name: views of the live state; none for a method without bases."""
-    return {
-        block.name: {
-            name: tensor[row]
-            for name, tensor in (stack.method.factors(stack.stats) if isinstance(stack.method, Solver) else ())
-        }
-        for stack in engine.stacks
-        for row, block in enumerate(stack.blocks)
-    }
+    found = {}
+    for stack in engine.stacks:
+        method = solver(stack)
+        for row, block in enumerate(stack.blocks):
+            factors = method.factors(stack.stats) if method else ()
+            found[block.name] = {name: tensor[row] for name, tensor in factors}
+    return found

@@ -6,7 +6,7 @@ state of their own and make no collectives.
 
 from collections.abc import Iterator
 from enum import Enum
-from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, cast, runtime_checkable
 
 from torch import Tensor
 
@@ -225,18 +225,6 @@ class Solver(Method, Protocol):
         ...
 
 
-def solver(stack: Stack) -> "Solver":
-    """The method of a stack, which has units."""
-    assert isinstance(stack.method, Solver), f"{type(stack.method).__name__} has no units"
-    return stack.method
-
-
-def rotator(stack: Stack) -> "Rotator":
-    """The method of a stack, which rotates."""
-    assert isinstance(stack.method, Rotator), f"{type(stack.method).__name__} has no bases"
-    return stack.method
-
-
 @runtime_checkable
 class Rotator(Solver, Protocol):
     """A method that rotates: it has bases that are swapped in, and turns batches into and out of them."""
@@ -248,3 +236,44 @@ class Rotator(Solver, Protocol):
     def spectrum(self, stats: Any, row: int) -> tuple[Tensor, Tensor]:
         """Eigenvalue estimates of one block's row and column factors, shapes (Q, M) and (Q, N)."""
         ...
+
+
+def _is(stack: Stack, kind: Any) -> bool:
+    """Whether a stack's method is of a kind: asked once, since a protocol's members take long to compare."""
+    if kind not in stack.kinds:
+        stack.kinds[kind] = isinstance(stack.method, kind)
+    return stack.kinds[kind]
+
+
+def observer(stack: Stack) -> Observer | None:
+    """The method of a stack, if it observes gradients."""
+    return cast(Observer, stack.method) if _is(stack, Observer) else None
+
+
+def tapped(stack: Stack) -> Tapped | None:
+    """The method of a stack, if it observes rows."""
+    return cast(Tapped, stack.method) if _is(stack, Tapped) else None
+
+
+def solver(stack: Stack) -> Solver | None:
+    """The method of a stack, if it has units."""
+    return cast(Solver, stack.method) if _is(stack, Solver) else None
+
+
+def rotator(stack: Stack) -> Rotator | None:
+    """The method of a stack, if it rotates."""
+    return cast(Rotator, stack.method) if _is(stack, Rotator) else None
+
+
+def solving(stack: Stack) -> Solver:
+    """The method of a stack that has been given a unit."""
+    found = solver(stack)
+    assert found is not None, f"{type(stack.method).__name__} has no units"
+    return found
+
+
+def turning(stack: Stack) -> Rotator:
+    """The method of a stack that is being rotated."""
+    found = rotator(stack)
+    assert found is not None, f"{type(stack.method).__name__} has no bases"
+    return found

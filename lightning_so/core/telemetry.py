@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_so.core import proof
 from lightning_so.core.block import Stack
-from lightning_so.core.method import Tapped
+from lightning_so.core.method import tapped
 from lightning_so.core.state import named_tensors
 
 if TYPE_CHECKING:
@@ -68,9 +68,9 @@ def state_bytes(engine: "Engine") -> int:
 def _held(stack: Stack) -> list[Tensor]:
     """Statistics of a stack, with the windows of a method that has some."""
     held = [tensor for _, tensor in named_tensors(stack)]
-    if isinstance(stack.method, Tapped):
+    if method := tapped(stack):
         for row in range(len(stack.blocks)):
-            held += [*stack.method.windows(stack.stats, row), *stack.method.common(stack.stats, row)]
+            held += [*method.windows(stack.stats, row), *method.common(stack.stats, row)]
     return held
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_so.core.block import Stack
-from lightning_so.core.method import Observer, Solver, Tapped
+from lightning_so.core.method import Tapped, observer, solver, tapped
 from lightning_so.core.schedule import FOLDS
 from lightning_so.linalg.triangle import compact_shape, pack, unpack
 
@@ -32,10 +32,10 @@ def observe(engine: "Engine") -> None:
         fold(engine, recorder.blocks(), recorder.factor())
         recorder.spend()
     for live, stack in zip(engine.live, engine.stacks, strict=True):
-        if live and isinstance(stack.method, Observer):
+        if live and (method := observer(stack)):
             grads = [grad for row in live if (grad := stack.blocks[row].param.grad) is not None]
             rows = None if len(live) == len(stack.blocks) else live
-            stack.method.observe(stack.stats, engine.scratch.gather(stack, grads, 0), rows)
+            method.observe(stack.stats, engine.scratch.gather(stack, grads, 0), rows)
 
 
 def fold(engine: "Engine", places: list[Place], scale: float) -> None:
@@ -84,21 +84,22 @@ def _fold_common(engine: "Engine", places: list[Place], scale: float) -> None:
 
 def _tapped(stack: Stack) -> Tapped:
     """The method of a stack whose layers are watched."""
-    assert isinstance(stack.method, Tapped)
-    return stack.method
+    method = tapped(stack)
+    assert method is not None
+    return method
 
 
 def traffic(engine: "Engine") -> float:
     """Predicted bytes of windows that this rank sends per step, at the largest interval."""
     total = 0.0
     for index, stack in enumerate(engine.stacks):
-        if engine.comm.ranks == 1 or not isinstance(stack.method, Tapped):
+        if engine.comm.ranks == 1 or not (method := tapped(stack)):
             continue
         for row in range(len(stack.blocks)):
             every = max(1, engine.schedule.units[engine.units_of[index][row][0]].final // FOLDS)
-            total += sum(window.nbytes for window in stack.method.common(stack.stats, row)) / every
+            total += sum(window.nbytes for window in method.common(stack.stats, row)) / every
             if owner_of(engine, (index, row)) != engine.comm.rank:
-                for window in stack.method.windows(stack.stats, row):
+                for window in method.windows(stack.stats, row):
                     total += window.itemsize * math.prod(compact_shape(window)) / every
     return total
 
@@ -109,12 +110,11 @@ def everywhere(engine: "Engine") -> None:
         return
     factors: list[list[Tensor]] = [[] for _ in range(engine.comm.ranks)]
     for index, stack in enumerate(engine.stacks):
-        if not isinstance(stack.method, Tapped):
+        if not tapped(stack) or not (method := solver(stack)):
             continue
-        assert isinstance(stack.method, Solver)
         for row in range(len(stack.blocks)):
             owner = owner_of(engine, (index, row))
-            factors[owner] += [tensor[row] for _, tensor in stack.method.factors(stack.stats)]
+            factors[owner] += [tensor[row] for _, tensor in method.factors(stack.stats)]
     sizes = [sum(tensor.nbytes for tensor in tensors) for tensors in factors]
     nothing = torch.empty(0, dtype=torch.uint8, device=engine.stacks[0].device)
     own = [tensor.contiguous().flatten().view(torch.uint8).to(nothing.device) for tensor in factors[engine.comm.rank]]
