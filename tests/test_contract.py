@@ -26,6 +26,8 @@ METHODS = [
     Shampoo(period=2, beta=1.0, power=2),
     Shampoo(period=2, whiten=True),
 ]
+#: Those that are tried every day; the others in the whole suite.
+EVERYDAY = [METHODS[number] for number in (0, 3, 5, 6, 8, 10)]
 #: By layer, how it is made and the shape of its input.
 LAYERS = {
     "linear": (lambda: nn.Linear(7, 5), (6, 7)),
@@ -109,7 +111,11 @@ def label(pairing):
     return f"{name}-{type(method).__name__}-{METHODS.index(method)}"
 
 
-@pytest.fixture(params=GOOD, ids=label)
+def marked(pairing):
+    return pytest.param(pairing, marks=() if pairing[1] in EVERYDAY else pytest.mark.slow)
+
+
+@pytest.fixture(params=map(marked, GOOD), ids=map(label, GOOD))
 def pairing(request):
     return request.param
 
