@@ -19,10 +19,15 @@ $(READY): pyproject.toml constraints.txt
 	@$(PIP) -e '.[dev]'
 	@touch $@
 
-# Apart from the environment, because torchmetrics imports it wherever it finds it, which slows every start.
+# Apart from the environment, because others import them wherever they find them, which slows every start.
+# deepspeed goes in as Python alone, with those of its dependencies that the environment does not have.
+DEEPSPEED := deepspeed==0.19.8 annotated-types einops hjson msgpack ninja psutil py-cpuinfo pydantic pydantic_core \
+	typing-inspection
 .venv/.peers: $(READY)
 	@echo "Setting up .venv/peers (once)"
 	@$(PIP) --target .venv/peers transformers==5.24.0 || echo "transformers cannot be had: its layers are not tested"
+	@DS_BUILD_OPS=0 $(PIP) --target .venv/peers --no-deps --no-build-isolation $(DEEPSPEED) \
+		|| echo "deepspeed cannot be had: its strategy is not tested"
 	@touch $@
 
 demo: $(READY) ## Train one model with AdamW, SOAP and Muon, and plot the curves

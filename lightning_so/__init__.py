@@ -1,5 +1,6 @@
 """Second-order methods for PyTorch Lightning: curvature in front of the optimizer that you already have."""
 
+from lightning_so import strategies as strategies
 from lightning_so.callbacks.second_order import SecondOrder as SecondOrder
 from lightning_so.core.attach import attach as attach
 from lightning_so.core.errors import ConfigError as ConfigError

@@ -1,5 +1,6 @@
 """The examples run as a user would run them."""
 
+import os
 import re
 import subprocess
 import sys
@@ -10,8 +11,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-def run(*arguments, timeout=300):
-    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+def run(*arguments, timeout=300, **environment):
+    environment = {**os.environ, **environment}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=timeout, env=environment
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

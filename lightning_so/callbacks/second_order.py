@@ -100,7 +100,8 @@ class SecondOrder(Callback):
         if len(twins) > 1:
             raise ConfigError(f"SecondOrder is in the Trainer's callbacks {len(twins)} times; keep one.")
         family = [cls.__name__ for cls in type(trainer.strategy).__mro__]
-        if trainer.world_size > 1 and "DDPStrategy" not in family:
+        sharded = "DeepSpeedStrategy" in family  # Which derives from DDPStrategy.
+        if sharded or (trainer.world_size > 1 and "DDPStrategy" not in family):
             raise ConfigError(
                 f"SecondOrder runs in one process or under DDP in this version; the Trainer has {trainer.world_size} "
                 f"processes with {family[0]}. Use strategy='ddp'."

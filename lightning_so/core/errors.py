@@ -5,6 +5,10 @@ class ConfigError(ValueError):
     """An argument, pairing or model that cannot work; says what was got, what is allowed and the next move."""
 
 
+class MissingError(ConfigError, ImportError):
+    """What was asked for needs an optional package that is not installed; says how to install it."""
+
+
 class StateError(ValueError):
     """A state dict of another model, configuration or format; names the keys and shapes."""
 

@@ -1,0 +1,39 @@
+"""Names for `Trainer(strategy=...)` under every import name of Lightning; what they mean is imported when used."""
+
+import importlib
+import importlib.util
+from functools import partial
+from typing import Any
+
+__all__ = ["REGISTRIES"]
+
+#: Import names of Lightning that are installed. Each Trainer takes strategies of its own name only.
+LIGHTNINGS = tuple(
+    name for name in ("pytorch_lightning", "lightning.pytorch") if importlib.util.find_spec(name.split(".")[0])
+)
+#: Their registries of strategies.
+REGISTRIES = {name: importlib.import_module(f"{name}.strategies").StrategyRegistry for name in LIGHTNINGS}
+
+
+def make(lightning: str, **arguments: Any) -> Any:
+    """The DeepSpeed strategy for one import name of Lightning.
+
+    Args:
+        lightning: The import name.
+        arguments: What the strategy is made with.
+
+    Returns:
+        The strategy.
+    """
+    return importlib.import_module("lightning_so.strategies.deepspeed").CLASSES[lightning](**arguments)
+
+
+for _name, _registry in REGISTRIES.items():
+    for _stage in (1, 2, 3):
+        _registry.register(
+            f"deepspeed_so_stage_{_stage}",
+            partial(make, _name),
+            description=f"DeepSpeed with ZeRO stage {_stage} and the right scale of the loss under accumulation",
+            override=True,
+            stage=_stage,
+        )
