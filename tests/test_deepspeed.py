@@ -3,11 +3,12 @@
 import importlib
 import os
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from lightning_so import ConfigError
+from lightning_so import SOAP, ConfigError, SecondOrder
 from lightning_so.core.errors import MissingError
 from lightning_so.strategies import REGISTRIES
 from lightning_so.strategies.deepspeed_config import checked
@@ -151,6 +152,14 @@ def test_names_are_registered_for_every_import_name(deepspeed):
             assert type(strategy) is deepspeed.CLASSES[lightning]
             assert isinstance(strategy, importlib.import_module(lightning).strategies.DeepSpeedStrategy)
             assert strategy.config["zero_optimization"]["stage"] == stage
+
+
+@pytest.mark.parametrize("lightning", REGISTRIES)
+def test_second_order_is_refused_under_deepspeed_in_one_process_too(lightning):
+    cls = importlib.import_module(lightning).strategies.DeepSpeedStrategy
+    trainer = SimpleNamespace(strategy=cls.__new__(cls), world_size=1, callbacks=[])
+    with pytest.raises(ConfigError, match=r"under DDP in this version; .* with DeepSpeedStrategy\."):
+        SecondOrder(SOAP()).setup(trainer, Net(), "fit")
 
 
 def test_without_deepspeed_the_remedy_is_named(monkeypatch):

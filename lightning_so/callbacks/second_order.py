@@ -104,7 +104,7 @@ class SecondOrder(Callback):
         if sharded or (trainer.world_size > 1 and "DDPStrategy" not in family):
             raise ConfigError(
                 f"SecondOrder runs in one process or under DDP in this version; the Trainer has {trainer.world_size} "
-                f"processes with {family[0]}. Use strategy='ddp'."
+                f"process(es) with {family[0]}. Use strategy='ddp'."
             )
 
     def on_fit_start(self, trainer: Any, pl_module: nn.Module) -> None:
