@@ -90,6 +90,15 @@ def test_chunks_of_samples_add_up(monkeypatch):
     test_s_is_the_second_moment_of_single_samples_gradients_in_the_bases("conv", None)
 
 
+def test_samples_that_are_drawn_stand_for_all():
+    x, y = (part.expand(6, -1) for part in data(1))
+    model = net()
+    engines = [sgd(copy.deepcopy(model), EKFAC(period=1, rows=rows)) for rows in (2, 6)]
+    few, every = (seen(e, "2.weight", lambda e=e: losses(e.model, x, y).mean())[0] for e in engines)
+    assert float(every.sum()) > 0
+    close(few, every)
+
+
 def kronecker(stats, row):
     """The basis of a plain layer's vec, and K-FAC's eigenvalues in it."""
     (a, g), (of_a, of_g) = stats.bases, stats.values
@@ -181,6 +190,21 @@ def test_the_base_runs_in_the_bases_whatever_it_is(name, cls):
     assert engine.report.rotated == 1
     assert engine.report.deviation < 1e-9
     assert values[-1] < values[0]
+
+
+def test_momentum_of_preconditioned_gradients_stays_in_plain_coordinates():
+    model, (x, y) = net(), data(6)
+    engine = attach(model, torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9), EKFAC(period=1))
+    expected = {p: torch.zeros_like(p) for p in model.parameters()}
+    for _ in range(12):
+        stay(engine, lambda: losses(model, x, y).mean(), 1)
+        for p, m in expected.items():
+            m.mul_(0.9).add_(p.grad)
+            close(engine.optimizer.state[p]["momentum_buffer"], m)
+    assert engine.report.preconditioned == 3
+    engine.detach()
+    for p, m in expected.items():
+        close(engine.optimizer.state[p]["momentum_buffer"], m)
 
 
 def plain_moment(engine, block, stack, row):

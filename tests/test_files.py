@@ -4,7 +4,9 @@ import pytest
 import pytorch_lightning
 import torch
 
-from lightning_so import SecondOrder, StateError
+from lightning_so import EKFAC, SecondOrder, StateError, attach
+from lightning_so.core import files
+from tests.problems import Net, train
 from tests.test_callback import METHOD, fit, module
 
 
@@ -92,3 +94,16 @@ def test_a_save_in_the_middle_of_a_step_holds_the_weights(tmp_path):
     value = torch.load(path, weights_only=True)["state_dict"][name]
     assert value.any()
     assert torch.equal(value, saver.weight)
+
+
+def test_momentum_of_preconditioned_gradients_is_written_as_it_is():
+    net = Net()
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-2, momentum=0.9)
+    engine = attach(net, optimizer, EKFAC(period=2))
+    train(net, optimizer, range(6))
+    assert engine.report.preconditioned == 3
+    assert files.leaving(engine) is None
+    assert files.moments(engine) == {}
+    state = optimizer.state_dict()["state"]
+    for number, entry in files.plain_optimizer_state(engine, optimizer.state_dict())["state"].items():
+        assert torch.equal(entry["momentum_buffer"], state[number]["momentum_buffer"])

@@ -47,11 +47,17 @@ def solve(engine: "Engine", due: list[int]) -> None:
                 cool(engine, unit.stack, unit.row)
             continue
         swapped = solving(stack).accept(stack.stats, unit, result)
-        if swapped is not None and result.order is not None and engine.warm[unit.stack][unit.row]:
+        moves = engine.warm[unit.stack][unit.row] and turns(engine, stack)
+        if moves and swapped is not None and result.order is not None:
             cut, old, new = swapped
             block, order = stack.blocks[unit.row], result.order.view(len(old), -1)
             states, least = block.states(engine.optimizer), least_variance(engine, block)
             rotate.carry(engine.base, states, block.grouped, cut, unit.side, old, new, order, least)
+
+
+def turns(engine: "Engine", stack: Stack) -> bool:
+    """Whether the moments of a stack's warm blocks are in its bases: those of preconditioned gradients stay plain."""
+    return rotator(stack) is not None and not engine.base.linear
 
 
 def ready(engine: "Engine", index: int, row: int) -> bool:
@@ -68,7 +74,7 @@ def entering(engine: "Engine") -> bool:
     return any(
         ready(engine, index, row)
         for index, rows in enumerate(engine.live)
-        if rotator(engine.stacks[index])
+        if turns(engine, engine.stacks[index])
         for row in rows
     )
 
@@ -89,7 +95,7 @@ def enter(engine: "Engine", index: int, stack: Stack) -> bool:
         if not ready(engine, index, row):
             continue
         engine.warm[index][row] = entered = True
-        if rotator(stack):
+        if turns(engine, stack):
             turn_moments(engine, stack, row, block)
     return entered
 
@@ -114,7 +120,7 @@ def rotating(engine: "Engine") -> Iterator[tuple[int, int, Block]]:
     """(stack, row, block) of all blocks that rotate."""
     for index, stack in enumerate(engine.stacks):
         for row, block in enumerate(stack.blocks):
-            if rotator(stack) and engine.warm[index][row]:
+            if turns(engine, stack) and engine.warm[index][row]:
                 yield index, row, block
 
 
@@ -140,7 +146,7 @@ def plain(engine: "Engine", index: int, row: int, states: list[dict]) -> None:
 
 def cool(engine: "Engine", index: int, row: int) -> None:
     """Take one block out of its basis: it is cold, and enters again once all its units are solved anew."""
-    if rotator(engine.stacks[index]):
+    if turns(engine, engine.stacks[index]):
         plain(engine, index, row, engine.stacks[index].blocks[row].states(engine.optimizer))
     engine.warm[index][row] = False
     for unit in engine.units_of[index][row]:

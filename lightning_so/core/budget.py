@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from lightning_so.core import bases
 from lightning_so.core.batch import Batch
-from lightning_so.core.method import Action, rotator
+from lightning_so.core.method import Action
 
 if TYPE_CHECKING:
     from lightning_so.core.engine import Engine
@@ -36,7 +36,7 @@ def due(engine: "Engine") -> list[int]:
 def _settled(engine: "Engine", batch: Batch) -> Action:
     """What a batch counts as. Blocks that wait for their first solve count as solved, or all would be at one step."""
     block, groups = batch.blocks[0], engine.optimizer.param_groups
-    if batch.action is not Action.BASE or rotator(batch.stack):
+    if batch.action is not Action.BASE or bases.turns(engine, batch.stack):
         return batch.action
     return block.method.action(engine.base, groups[block.group], block, True)
 
