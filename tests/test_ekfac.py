@@ -1,6 +1,7 @@
 """EKFAC against dense float64 oracles: second moments in the bases, the step they give, and moments that move."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -97,6 +98,39 @@ def test_samples_that_are_drawn_stand_for_all():
     few, every = (seen(e, "2.weight", lambda e=e: losses(e.model, x, y).mean())[0] for e in engines)
     assert float(every.sum()) > 0
     close(few, every)
+
+
+@pytest.mark.parametrize("fisher", ["empirical", "exact"])
+def test_second_moments_of_micro_batches_are_those_of_the_batch(fisher):
+    model, (x, y), found = net(), data(6), []
+    for parts in (1, 2):
+        engine = sgd(copy.deepcopy(model), EKFAC(period=1, fisher=fisher))
+        for _ in range(7):
+            engine.optimizer.zero_grad()
+            for inputs, targets in zip(x.chunk(parts), y.chunk(parts), strict=True):
+                loss = losses(engine.model, inputs, targets).mean() / parts
+                engine.before_backward(loss)
+                loss.backward()
+            engine.optimizer.step()
+        stats, row = stats_of(engine, "2.weight")
+        found.append(stats.moments.mean[row])
+    assert float(found[0].sum()) > 0
+    close(*found)
+
+
+def test_a_skipped_step_leaves_nothing_in_the_second_moments():
+    model, (x, y), found = net(), data(6), []
+    for poison in (1.0, math.nan):
+        engine = sgd(copy.deepcopy(model), EKFAC(period=1))
+        stay(engine, lambda e=engine: losses(e.model, x, y).mean(), 6)
+        if poison != 1:
+            stay(engine, lambda e=engine: math.nan * losses(e.model, x, y).mean(), 1)
+            assert engine.report.skipped == 1
+        stay(engine, lambda e=engine: losses(e.model, x, y).mean(), 1)
+        stats, row = stats_of(engine, "2.weight")
+        found.append(stats.moments.mean[row])
+    assert float(found[0].sum()) > 0
+    close(*found)
 
 
 def kronecker(stats, row):
