@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook, fp16_compress_hook
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from lightning_so import TrustError, attach
+from lightning_so import SecondOrder, TrustError, attach, curvature
 from lightning_so.comm.sharded import Pieces, Sharded, even
 from lightning_so.core.share import traffic
 from tests.problems import Net, batch
@@ -128,6 +128,32 @@ def states(method, base, arguments, steps, given=None, dtype=torch.float64):
     ends = [copy.deepcopy(part.state_dict()) for part in (model, optimizer, engine)]
     engine.detach()
     return ends
+
+
+def observed(method, base, arguments, steps, how):
+    """Train, then what every rank has: `curvature`, or the factors as the callback leaves them when training ends."""
+    several = dist.is_initialized()
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
+    torch.manual_seed(0)
+    model = Net(torch.float64)
+    wrapped, optimizer = DDP(model) if several else model, base(model.parameters(), **arguments)
+    engine = attach(model, optimizer, method)
+    for step in range(steps):
+        x, y = batch(step, torch.float64)
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(wrapped(x[rank::ranks]), y[rank::ranks])
+        engine.before_backward(loss)
+        loss.backward()
+        optimizer.step()
+    if how == "curvature":
+        found = {name: (c.inputs, c.outputs, *(c.bases or ()), c.moments) for name, c in curvature(engine).items()}
+    else:
+        callback = SecondOrder(method)
+        callback.engines = [engine]
+        callback.on_train_end(None, model)
+        found = {stack.blocks[0].name: tuple(F for _, F in method.factors(stack.stats)) for stack in engine.stacks}
+    engine.detach()
+    return found
 
 
 def diverges(method, base, arguments, compare_every):

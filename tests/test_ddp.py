@@ -105,6 +105,18 @@ def test_ekfac_equals_one_process(world, base, more, fisher):
     assert many[0][1].rotated + many[0][1].preconditioned > 0
 
 
+@pytest.mark.parametrize("how", ["curvature", "end"])
+def test_every_rank_has_the_curvature(world, how):
+    arguments = (EKFAC(period=4), *SGD, 12, how)
+    one = ranks.observed(*arguments)
+    assert len(one) == 3
+    for found in world.run(ranks.observed, *arguments):
+        assert found.keys() == one.keys()
+        for name, tensors in found.items():
+            for tensor, expected in zip(tensors, one[name], strict=True):
+                torch.testing.assert_close(tensor, expected, rtol=1e-7, atol=1e-10)
+
+
 def test_kfac_equals_one_process_where_gradients_are_zeroed_in_place(world):
     one = ranks.train(KFAC4, *SGD, 24, shard=False, dtype=torch.float64)
     close(world.run(ranks.train, KFAC4, *SGD, 24, dtype=torch.float64, set_to_none=False), one, 1e-10)

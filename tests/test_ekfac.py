@@ -182,6 +182,63 @@ def test_the_step_is_the_dense_solution(rule):
         close(found, torch.linalg.solve(F_, grads[name].flatten()), 1e-8)
 
 
+def test_the_basis_of_a_tile_that_is_rounding_is_no_accident():
+    engine = sgd(nn.Linear(4, 4, bias=False, **DOUBLE), EKFAC(cap=2))
+    stats, row = stats_of(engine, "weight")
+    for solve in (engine.stacks[0].method.settle, engine.stacks[0].method.solve):
+        for seed in range(3):
+            noise = torch.randn(2, 2, generator=torch.Generator().manual_seed(seed), **DOUBLE)
+            stats.sides[0].factors[0][row] = torch.eye(2, **DOUBLE)
+            stats.sides[0].factors[1][row] = 1e-24 * noise @ noise.mT
+            unit = next(u for u in engine.schedule.units if (u.side, u.tile) == (1, 1))
+            close(solve(stats, unit).value[:4].view(2, 2), torch.eye(2, **DOUBLE), 1e-2)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_values_are_the_factors_diagonals_in_the_bases(name):
+    torch.manual_seed(0)
+    make, inputs = LAYERS[name]
+    model, x = nn.Sequential(make(), nn.Tanh()), inputs()
+    engine = sgd(model, EKFAC(period=1))
+    engine.spreads.clear()  # all units at every step
+    stay(engine, lambda: model(x).square().flatten(1).sum(1).mean(), 3)
+    stats, row = stats_of(engine, "0.weight")
+    for side, basis, values in zip(stats.sides, stats.bases, stats.values, strict=True):
+        F_, Q = side.factors[0][row] / stats.weight[row], basis.dense(row)
+        close(values[row], (Q.mT @ F_ @ Q).diagonal(dim1=1, dim2=2) if side.shape.cuts else F_)
+
+
+@pytest.mark.parametrize("value", [0.0, math.nan])
+def test_factors_of_nothing_have_no_solution(value):
+    engine = sgd(nn.Embedding(7, 4, **DOUBLE), EKFAC())
+    stack = engine.stacks[0]
+    for side in stack.stats.sides:
+        side.factors[0].fill_(value)
+    assert len(engine.schedule.units) == 2
+    for unit in engine.schedule.units:
+        assert not stack.method.solve(stack.stats, unit).ok
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_second_moments_move_with_eigenvalues_that_change_places(side):
+    model, (x, y) = net(), data(6)
+    engine = sgd(model, EKFAC(period=1))
+    stay(engine, lambda: losses(model, x, y).mean(), 7)
+    stats, row = stats_of(engine, "2.weight")
+    index, method = next((i, stack.method) for i, stack in enumerate(engine.stacks) if stack.stats is stats)
+    unit = next(u for u in engine.schedule.units if (u.stack, u.row, u.side) == (index, row, side))
+
+    def fisher():
+        return kronecker(stats, row)[0] @ stats.moments.mean[row].flatten().diag() @ kronecker(stats, row)[0].mT
+
+    before, Q = fisher(), stats.oriented(stats.bases)[side].tensors[0][row]
+    stats.oriented(stats.sides)[side].factors[0][row] = Q * torch.arange(1, Q.shape[-1] + 1) @ Q.mT
+    result = method.solve(stats, unit)
+    assert result.order.tolist() == [[*range(Q.shape[-1])][::-1]]
+    method.accept(stats, unit, result)
+    close(fisher(), before, 2e-2)
+
+
 def test_it_starts_as_kfac_and_forgets_it():
     model, (x, y) = net(), data(6)
     engine = sgd(model, EKFAC(period=1))
@@ -224,6 +281,46 @@ def test_the_base_runs_in_the_bases_whatever_it_is(name, cls):
     assert engine.report.rotated == 1
     assert engine.report.deviation < 1e-9
     assert values[-1] < values[0]
+
+
+def test_it_bends_along_the_polar_factor_and_rotates_from_its_start_on():
+    model, (x, y) = net(), data(6)
+    engine = attach(model, torch.optim.AdamW(model.parameters()), EKFAC(start=5, period=1))
+    engine.spreads.clear()  # all units at every step
+    seen = []
+    for _ in range(7):
+        stay(engine, lambda: losses(model, x, y).mean(), 1)
+        seen.append((engine.report.bent, engine.report.rotated))
+    assert seen == [(3, 0)] * 4 + [(2, 1), (1, 2), (0, 3)]  # blocks enter one after the other
+    X = torch.randn(1, 4, 5, **DOUBLE)
+    stack = next(stack for stack in engine.stacks if stack.shape == (4, 5))
+    sizes = torch.linalg.svdvals(stack.method.direction(stack.stats, 100 * X, None))
+    assert ((sizes > 0.6) & (sizes < 1.3)).all()
+
+
+def test_the_unit_of_the_loss_matters_where_damping_has_it():
+    model = net()
+    engines = [attach(model, cls(model.parameters(), lr=0.1), EKFAC()) for cls in (torch.optim.SGD, torch.optim.AdamW)]
+    found = [method.absolute(engine.base) for engine in engines for method in (EKFAC(), EKFAC(damping=Relative()))]
+    assert found == [True, False, False, False]
+
+
+def test_going_on_from_a_state_equals_not_having_stopped():
+    start, (x, y), ends = net(), data(6), []
+    for stop in (False, True):
+        model = copy.deepcopy(start)
+        engine = attach(model, torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9), EKFAC(period=4))
+        stay(engine, lambda m=model: losses(m, x, y).mean(), 9)
+        if stop:
+            state, optimizer = engine.state_dict(), copy.deepcopy(engine.optimizer.state_dict())
+            engine.detach()
+            engine = attach(model, torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9), EKFAC(period=4))
+            engine.optimizer.load_state_dict(optimizer)
+            engine.load_state_dict(state)
+        stay(engine, lambda m=model: losses(m, x, y).mean(), 9)
+        ends.append([p.detach() for p in model.parameters()])
+    for a, b in zip(*ends, strict=True):
+        assert torch.equal(a, b)
 
 
 def test_momentum_of_preconditioned_gradients_stays_in_plain_coordinates():
@@ -283,6 +380,12 @@ def test_leaving_puts_the_moments_of_weight_and_bias_back():
     for block, m in expected.items():
         found = [engine.optimizer.state[p]["exp_avg"].reshape(block.rows, -1) for p in block.params]
         close(torch.cat(found, 1), m)
+
+
+def test_groups_are_not_bent():
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, groups=2))
+    engine = attach(model, torch.optim.AdamW(model.parameters()), EKFAC())
+    assert engine.plan.rows[0].verdict.startswith("hidden: base until step 50, then rotate with its bias; 2 groups, ")
 
 
 def test_the_plan_says_what_happens_and_what_cannot():

@@ -10,7 +10,7 @@ from torch import nn
 from examples.laplace import LastLayer
 from lightning_so import EKFAC, KFAC, SOAP, ConfigError, Mixture, SecondOrder, attach, curvature
 from tests.test_ekfac import DOUBLE, LAYERS, sgd, stay
-from tests.test_kfac import close, data, dense, linears, losses, net, tiled
+from tests.test_kfac import close, data, dense, linears, losses, net, stats_of, tiled
 
 
 def fisher_of(found):
@@ -41,6 +41,20 @@ def test_of_one_sample_it_is_the_fisher_matrix_of_every_layer():
     expected = {name: dense(layer, losses(model, x, y)) for name, layer in linears(model).items()}
     for name, matrix in expected.items():
         close(fisher_of(found[name]), matrix)
+
+
+@pytest.mark.parametrize("name", ["grouped", "embedding"])
+def test_factors_of_groups_and_diagonals_are_copies_of_the_owners(name):
+    torch.manual_seed(0)
+    make, inputs = LAYERS[name]
+    model, x = nn.Sequential(make(), nn.Tanh()), inputs()
+    y = torch.randn_like(model(x))
+    engine = sgd(model, KFAC(period=1))
+    stay(engine, lambda: (model(x) - y).square().flatten(1).sum(1).mean(), 3)
+    found, (stats, row) = curvature(engine)["0.weight"], stats_of(engine, "0.weight")
+    for F, side in zip((found.inputs, found.outputs), stats.sides, strict=True):
+        close(F, side.factors[0][row] / stats.weight[row])
+        assert F.data_ptr() != side.factors[0].data_ptr()
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -78,6 +92,15 @@ def test_it_can_be_saved_and_is_a_copy():
     for name, layer in found.items():
         assert torch.equal(layer.inputs, before[name])
         assert torch.equal(again[name]["moments"], layer.moments)
+
+
+def test_bases_are_there_once_all_their_tiles_are_solved():
+    model, (x, y) = net(), data(6)
+    engine = sgd(model, EKFAC())
+    stay(engine, lambda: losses(model, x, y).mean(), 1)  # observed, not solved
+    assert all(layer.bases is None and layer.moments is None for layer in curvature(engine).values())
+    stay(engine, lambda: losses(model, x, y).mean(), 20)
+    assert all(float(layer.moments.sum()) > 0 for layer in curvature(engine).values())
 
 
 def test_layers_that_were_never_seen_are_not_in_it():

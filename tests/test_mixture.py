@@ -52,6 +52,15 @@ def test_the_first_match_wins_by_name_or_by_type_of_layer():
     assert {type(method) for method in engine.methods} == {KFAC, Muon, SOAP}
 
 
+def test_names_of_methods_take_any_case():
+    assert Mixture({"*": "SOAP"}) == Mixture({"*": "soap"}) == Mixture({"*": SOAP()})
+
+
+def test_rules_are_what_the_plan_is_called_by():
+    assert str(Mixture({"0.*": "base", "*": Muon()})) == f"Mixture(0.*: base, *: {Muon()})"
+    assert str(attached(Muon())[1].plan).startswith(f"{Muon()} on AdamW: 4 of 8 parameters, ")
+
+
 def test_parents_of_a_layer_count():
     _, engine = attached(Mixture({"Wider": SOAP(), "Linear": Muon()}))
     found = verdicts(engine)
@@ -66,6 +75,24 @@ def test_a_bias_joins_its_layer_only_under_the_same_rule():
     assert all(block.bias is None for block in engine.plan.blocks)
     _, engine = attached(KFAC(), route={"base": ["3.bias"]})
     assert [block.bias is None for block in engine.plan.blocks] == [False, True, False, False]
+
+
+def test_a_bias_joins_its_layer_wherever_it_stands_in_the_optimizer():
+    model = net()
+    engine = attach(model, torch.optim.SGD(list(model.parameters())[::-1], lr=1e-2), KFAC())
+    assert engine.plan.coverage == 1
+    assert verdicts(engine)["4.bias"] == "with 4.weight"
+
+
+@pytest.mark.parametrize("apart", ["group", "frozen"])
+def test_a_bias_that_is_stepped_otherwise_stays_apart(apart):
+    model = net()
+    model[4].bias.requires_grad_(apart == "group")
+    rest = [p for p in model.parameters() if p is not model[4].bias]
+    groups = [{"params": rest}, {"params": [model[4].bias]}] if apart == "group" else model.parameters()
+    engine = attach(model, torch.optim.SGD(groups, lr=1e-2), KFAC())
+    assert {block.name for block in engine.plan.blocks if block.bias is None} == {"4.weight"}
+    assert verdicts(engine)["4.bias"].startswith("base: ")
 
 
 def test_the_plan_counts_by_type_of_layer():
@@ -86,6 +113,13 @@ def test_equal_methods_are_one():
     assert len(other.methods) == 1
     for a, b in zip(one.parameters(), two.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_equal_layers_of_two_methods_are_not_one_batch():
+    layers = nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 5))
+    _, engine = attached(Mixture({"0.*": SOAP(period=2), "*": SOAP(period=8)}), layers)
+    assert [[block.name for block in stack.blocks] for stack in engine.stacks] == [["0.weight"], ["1.weight"]]
+    assert [unit.period for unit in engine.schedule.units] == [2, 2, 8, 8]
 
 
 def test_every_method_does_its_own_work():
@@ -154,6 +188,11 @@ def test_resuming_equals_not_having_stopped():
     [
         (lambda: Mixture({"*": "sopa"}), "no method 'sopa'; there are base, .*kfac, muon, shampoo, soap"),
         (lambda: Mixture({"*": 3}), "3 is not a method"),
+        (lambda: Mixture({"*": SOAP}), "SOAP'> is not a method"),
+        (lambda: Mixture({0: SOAP()}), "0 is no key"),
+        (lambda: attached(SOAP), "SOAP'> is not a method"),
+        (lambda: attached("soap"), "'soap' is not a method"),
+        (lambda: attached(Mixture({"Module": KFAC(), "*": SOAP()})), "'Module' decides nothing: it matches no param"),
         (lambda: Mixture({}), "at least one rule"),
         (lambda: Mixture([SOAP()]), "at least one rule"),
         (lambda: attached(Mixture({"Conv3d": KFAC(), "*": SOAP()})), "'Conv3d' decides nothing: it matches no param"),

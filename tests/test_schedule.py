@@ -37,6 +37,29 @@ def test_packing_uses_different_steps_before_different_ranks():
     assert sorted(pack([1.0] * 4, [4] * 4)) == [0, 1, 2, 3]
 
 
+@given(st.lists(st.tuples(st.floats(0.1, 1e3), st.sampled_from([1, 2, 4, 8])), min_size=1, max_size=30))
+def test_a_unit_counts_at_all_its_returns(both):
+    costs, slots = (list(part) for part in zip(*both, strict=True))
+    place, last = pack(costs, slots), min(range(len(costs)), key=lambda i: (costs[i], -i))
+    loads = [0.0] * max(slots)
+    for step in range(len(loads)):
+        others = (i for i in range(len(costs)) if i != last and step % slots[i] == place[i])
+        loads[step] = sum(costs[i] for i in others)
+    peaks = [max(loads[slot :: slots[last]]) for slot in range(slots[last])]
+    assert peaks[place[last]] <= min(peaks) * (1 + 1e-9)
+
+
+def test_ranks_count_all_returns_of_a_unit():
+    assert owners(units([4.0, 3.0, 1.0]), [0, 1, 2], [4, 2, 4], 2) == [0, 1, 0]
+
+
+def test_units_of_a_block_have_one_owner_where_its_factors_are():
+    pairs = [Unit(0, row, side, 0, 1.0, period=4, together=True) for row in range(4) for side in (0, 1)]
+    owner = Schedule(pairs, ranks=2).owner
+    assert owner[::2] == owner[1::2]
+    assert sorted(owner) == [0] * 4 + [1] * 4
+
+
 @given(COSTS, st.integers(2, 8))
 def test_ranks_share_the_work_of_all_slots(costs, ranks):
     owner = owners(
@@ -96,6 +119,12 @@ def test_synchronous_solves_all_on_one_step():
     schedule = Schedule(units([1.0] * 8, 8, staggered=False))
     sizes = [len(schedule.due(step, math.inf)) for step in range(1, 201)]
     assert set(sizes) == {0, 8}
+
+
+def test_units_without_slots_take_room_from_those_with_slots():
+    both = [*units([5.0], staggered=False), *units([5.0])]
+    assert Schedule(both).due(1, 6.0) == [0]
+    assert Schedule(both).due(1, 10.0) == [0, 1]
 
 
 def test_what_does_not_fit_slips_oldest_first():

@@ -32,7 +32,8 @@ class LayerCurvature:
         inputs: A, mean of a a' over positions, a with a one for the bias, shape (Q, I, I); (Q, I) for a diagonal.
         outputs: G, mean of g g' over loss terms, shape (Q, O, O), or a diagonal.
         transposed: Whether the weight's first dimension is that of the inputs: the matrix is (I, O) then.
-        bases: Q_A and Q_G, shapes (Q, I, I) and (Q, O, O), of EKFAC under a base without second moments; else None.
+        bases: Q_A and Q_G, shapes (Q, I, I) and (Q, O, O), of EKFAC under a base without second moments,
+            once all its tiles are solved; else None.
         moments: diag(Q' F Q) there, shape (Q, rows of the matrix, columns), fresher and nearer than G x A.
     """
 
@@ -101,5 +102,5 @@ def _of(stack: Stack, row: int, block: Block, names: dict[Tensor, str]) -> Layer
 def _whole(side: Side, row: int) -> Tensor:
     """A factor with its tiles on the diagonal, (Q, L, L); the diagonal itself, (Q, L), of a side without tiles."""
     if not side.shape.cuts:
-        return side.factors[0][row].clone()
+        return side.factors[0][row]
     return torch.stack([torch.block_diag(*(F[row, group] for F in side.factors)) for group in range(side.shape.groups)])

@@ -59,7 +59,7 @@ def restore_moments(engine: "Engine", exact: dict[str, dict[str, Tensor]]) -> No
         exact: What `moments` gave.
 
     Raises:
-        StateError: If a rotating block has no moments in the state, or the optimizer none to put them in.
+        StateError: If a rotating block's moments in the state are not those that the optimizer has.
     """
     for _, _, block in bases.rotating(engine):
         live = {name: state[key] for name, state, key in _moments(engine, block) if key in state}
@@ -69,11 +69,13 @@ def restore_moments(engine: "Engine", exact: dict[str, dict[str, Tensor]]) -> No
                     f"{block.name}: the state has {name} {tuple(tensor.shape)}, the optimizer has not: its own state "
                     f"was not loaded, or is of another optimizer."
                 )
-        if block.name not in exact:
-            raise StateError(f"{block.name} rotates, but the state has no moments of it: the file is incomplete.")
+        missing = [name for name in live if name not in exact.get(block.name, {})]
+        if missing or block.name not in exact:
+            what = ", ".join(missing) if block.name in exact else "moments of it"
+            raise StateError(f"{block.name} rotates, but the state has no {what}: the file is incomplete.")
     for _, _, block in bases.rotating(engine):
         for name, state, key in _moments(engine, block):
-            if name in exact[block.name]:
+            if key in state:
                 state[key].copy_(exact[block.name][name])
 
 

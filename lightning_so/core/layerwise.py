@@ -181,7 +181,7 @@ class Layerwise:
         """See `core.method.Tapped.fold_common`: nothing."""
 
     def second_moments(self, stats: Factors, row: int) -> tuple[tuple[Tensor, Tensor], Tensor] | None:
-        """Dense bases of both sides and the second moments in them of one block, where a method keeps some; copies."""
+        """Dense bases of both sides and the second moments in them of one block, where there are some; copies."""
         return None
 
     def factors(self, stats: Factors) -> Iterator[tuple[str, Tensor]]:

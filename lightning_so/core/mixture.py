@@ -25,7 +25,7 @@ class Mixture:
         rules: Keys and values, in order.
 
     Raises:
-        ConfigError: If there is no rule, or a value is no method.
+        ConfigError: If there is no rule, a key is no text, or a value is no method.
 
     Example:
         >>> from torch import nn
@@ -41,6 +41,9 @@ class Mixture:
         if not isinstance(self.rules, Mapping) or not self.rules:
             raise ConfigError(f"Mixture(rules={self.rules!r}): give at least one rule, such as {{'*': 'soap'}}.")
         methods: list[Method] = []
+        wrong = [glob for glob in self.rules if not isinstance(glob, str)]
+        if wrong:
+            raise ConfigError(f"Mixture: {wrong[0]!r} is no key: give a glob as text, such as '0.*' or 'Conv2d'.")
         found = {glob: _method(glob, value, methods) for glob, value in self.rules.items()}
         object.__setattr__(self, "rules", found)
 
@@ -57,7 +60,7 @@ class Mixture:
         Raises:
             ConfigError: If it is neither.
         """
-        if not isinstance(method, Method | Mixture):
+        if isinstance(method, type) or not isinstance(method, Method | Mixture):
             raise ConfigError(
                 f"method={method!r} is not a method; use SOAP(), KFAC() or Muon(), or a Mixture of rules."
             )
@@ -123,7 +126,7 @@ def _method(glob: str, value: Method | str, methods: list[Method]) -> Method | s
             there = ", ".join([BASE, *sorted(KNOWN)])
             raise ConfigError(f"Mixture: {glob!r}: there is no method {value!r}; there are {there}.")
         value = KNOWN[value.lower()]()
-    if not isinstance(value, Method):
+    if isinstance(value, type) or not isinstance(value, Method):  # a class has all that its objects have
         raise ConfigError(f"{glob!r}: {value!r} is not a method; use an object such as SOAP(), KFAC() or Muon().")
     for method in methods:
         if method == value:

@@ -1,6 +1,7 @@
 """Which method works on which parameter."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
@@ -56,6 +57,9 @@ def route(
         for index, group in groups
         for position, param in enumerate(group["params"])
     ]
+    # A bias may come before its weight in the optimizer's order.
+    joined = {router.names[block.bias]: block.name for block in router.blocks if block.bias is not None}
+    rows = [replace(row, verdict=f"with {joined[row.name]}") if row.name in joined else row for row in rows]
     plan = Plan(str(mixture), type(optimizer).__name__, rows, router.blocks)
     if not router.blocks:
         raise ConfigError(
@@ -103,7 +107,7 @@ class Router:
             fallback: What to call it if it is not the model's.
 
         Returns:
-            Its row in the plan.
+            Its row in the plan; of a bias, as if it joined no weight.
 
         Raises:
             ConfigError: If its method cannot use the base.
@@ -111,8 +115,7 @@ class Router:
         name = self.names.get(param, fallback)
         role = self.overrides.get(name) or self.roles.get(param, "hidden")
         kind = type(self.holders[param]).__name__ if param in self.names else "none"
-        owner = next((block for block in self.blocks if block.bias is param), None)
-        verdict = f"with {owner.name}" if owner else self._verdict(param, name, role, index, group)
+        verdict = self._verdict(param, name, role, index, group)
         return Row(name, kind, tuple(param.shape), param.numel(), role, verdict)
 
     def _verdict(self, param: nn.Parameter, name: str, role: str, index: int, group: dict) -> str:

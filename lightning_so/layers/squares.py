@@ -69,9 +69,10 @@ def _summed(g_QNTO: Tensor, a_QNTI: Tensor) -> Tensor:
         return g_QNTO[:, :, 0].square().mT @ a_QNTI[:, :, 0].square()
     size = g_QNTO.shape[0] * g_QNTO.shape[3] * a_QNTI.shape[3]
     chunk = max(1, ROOM // size)
-    parts = zip(g_QNTO.split(chunk, 1), a_QNTI.split(chunk, 1), strict=True)
-    sums = [(g.mT @ a).square().sum(1) for g, a in parts]
-    return torch.stack(sums).sum(0)
+    total = g_QNTO.new_zeros(g_QNTO.shape[0], g_QNTO.shape[3], a_QNTI.shape[3])
+    for g, a in zip(g_QNTO.split(chunk, 1), a_QNTI.split(chunk, 1), strict=True):
+        total += (g.mT @ a).square_().sum(1)
+    return total
 
 
 def _of_chosen(indices_NT: Tensor, g_NTO: Tensor, module: nn.Module) -> Tensor:

@@ -49,12 +49,6 @@ class Diagonal:
         self.window[row] = 0
         self.terms[row] = 0
 
-    def forget(self, row: int) -> None:
-        """Start a block anew: what was observed was in no basis."""
-        self.mean[row] = 0
-        self.weight[row] = 0
-        self.spend(row)
-
     def permute(self, row: int, cut: slice, side: int, order_QT: Tensor) -> None:
         """Move a block along when a tile of its rows (side 0) or columns (side 1) changes its basis."""
         part = self.mean[row][:, cut] if side == 0 else self.mean[row][:, :, cut]

@@ -248,12 +248,9 @@ class EKFAC(Layerwise):
         return cut, old, Q
 
     def _mark(self, stats: Stats, unit: Unit) -> None:
-        """Note that a unit has been solved; second moments of before the last of them are worth nothing."""
+        """Note that a unit has been solved; second moments are observed once all are."""
         number = unit.tile + (max(1, len(stats.oriented(stats.sides)[0].shape.cuts)) if unit.side else 0)
-        if not stats.solved[unit.row, number]:
-            stats.solved[unit.row, number] = 1
-            if stats.moments is not None:
-                stats.moments.forget(unit.row)
+        stats.solved[unit.row, number] = 1
 
     # ---------------------------------------------------------------- apply
 
@@ -280,7 +277,7 @@ class EKFAC(Layerwise):
 
     def second_moments(self, stats: Stats, row: int) -> tuple[tuple[Tensor, Tensor], Tensor] | None:
         """See `core.layerwise.Layerwise.second_moments`."""
-        if stats.moments is None:
+        if stats.moments is None or not bool(stats.solved[row].all()):
             return None
         left, right = stats.oriented(stats.values)
         s = stats.moments.estimate(kron.product(left[[row]], right[[row]]), [row])[0]
