@@ -76,13 +76,28 @@ def test_the_file_can_be_left_and_a_lost_state_is_refused(tmp_path):
     fit(module(), [SecondOrder(METHOD)], length=20, ckpt_path=str(path))
 
 
-def test_exact_moments_that_are_missing_are_refused(tmp_path):
+def test_exact_moments_that_are_not_the_optimizers_are_refused(tmp_path):
     _, _, path = saved(tmp_path)
-    file = torch.load(path, weights_only=True)
-    del file["callbacks"]["lightning_so.SecondOrder"]["engines"][0]["moments"]["net.tall.weight"]
-    torch.save(file, path)
-    with pytest.raises(StateError, match=r"net\.tall\.weight rotates, but the state has no moments"):
-        fit(module(), [SecondOrder(METHOD)], length=20, ckpt_path=str(path))
+    name = r"net\.tall\.weight"
+    for key, change, message in (
+        ("exp_avg", lambda m: m[:-1], f"{name}: the state has exp_avg .*, the optimizer has not"),
+        ("other", lambda _: torch.zeros(2), f"{name}: the state has other .*, the optimizer has not"),
+        ("exp_avg", None, f"{name} rotates, but the state has no exp_avg"),
+        (None, None, f"{name} rotates, but the state has no moments"),
+    ):
+        file = torch.load(path, weights_only=True)
+        moments = file["callbacks"]["lightning_so.SecondOrder"]["engines"][0]["moments"]
+        found = moments["net.tall.weight"]
+        if change is not None:
+            found[key] = change(found.get(key))
+        elif key is not None:
+            del found[key]
+        else:
+            del moments["net.tall.weight"]
+        broken = tmp_path / "broken.ckpt"
+        torch.save(file, broken)
+        with pytest.raises(StateError, match=message):
+            fit(module(), [SecondOrder(METHOD)], length=20, ckpt_path=str(broken))
 
 
 def test_a_save_in_the_middle_of_a_step_holds_the_weights(tmp_path):

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lightning_so import SOAP, ConfigError, Staggered
@@ -38,6 +38,7 @@ def test_packing_uses_different_steps_before_different_ranks():
 
 
 @given(st.lists(st.tuples(st.floats(0.1, 1e3), st.sampled_from([1, 2, 4, 8])), min_size=1, max_size=30))
+@example([(8.0, 4), (7.0, 4), (4.0, 2), (8.0, 2), (5.0, 4)])
 def test_a_unit_counts_at_all_its_returns(both):
     costs, slots = (list(part) for part in zip(*both, strict=True))
     place, last = pack(costs, slots), min(range(len(costs)), key=lambda i: (costs[i], -i))
