@@ -208,7 +208,7 @@ def test_values_are_the_factors_diagonals_in_the_bases(name):
         close(values[row], (Q.mT @ F_ @ Q).diagonal(dim1=1, dim2=2) if side.shape.cuts else F_)
 
 
-@pytest.mark.parametrize("value", [0.0, math.nan])
+@pytest.mark.parametrize("value", [0.0, math.nan, math.inf])
 def test_factors_of_nothing_have_no_solution(value):
     engine = sgd(nn.Embedding(7, 4, **DOUBLE), EKFAC())
     stack = engine.stacks[0]

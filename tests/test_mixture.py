@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_so import KFAC, SOAP, ConfigError, Mixture, Muon, Shampoo, attach
+from lightning_so import KFAC, SOAP, ConfigError, Mixture, Muon, Shampoo, Staggered, attach
 
 TOGETHER = Mixture({"Conv2d": KFAC(period=4), "*.bias": "base", "4.*": "muon", "*": SOAP(start=4, period=2)})
 
@@ -168,6 +168,21 @@ def test_intervals_are_each_methods_own():
         for number in schedule.due(step, 1e30):
             counts[number] += 1
     assert all(count == (16 if unit.period == 4 else 2) for count, unit in zip(counts, schedule.units, strict=True))
+
+
+def test_a_step_costs_no_more_than_the_strictest_spread_allows():
+    torch.manual_seed(0)
+    layers = nn.Sequential(*(nn.Linear(16, 16) for _ in range(6)))
+    rules = {f"{n}.*": SOAP(start=2, period=4, schedule=Staggered(1.01 if n < 3 else 9.0)) for n in range(6)}
+    _, engine = attached(Mixture(rules), layers)
+    units = engine.schedule.units
+    for number in range(60):
+        engine.optimizer.zero_grad()
+        layers(torch.randn(8, 16, generator=torch.Generator().manual_seed(number))).square().mean().backward()
+        engine.optimizer.step()
+        solved = [unit.cost for unit, at in zip(units, engine.schedule.tried, strict=True) if at == number + 1]
+        assert len(solved) <= 1 or sum(solved) <= 1.01 * engine.peak
+    assert engine.report.rotated == 6
 
 
 def test_resuming_equals_not_having_stopped():
