@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_so import EKFAC, ConfigError, Relative, attach
+from lightning_so.core import kinds
 from lightning_so.core.bases import rotating
 from tests.test_fisher import gauss_newton, half
 from tests.test_kfac import close, data, dense, error, factors, gradient, linears, losses, net, product, stats_of
@@ -239,6 +240,22 @@ def test_second_moments_move_with_eigenvalues_that_change_places(side):
     close(fisher(), before, 2e-2)
 
 
+def test_the_clip_bounds_the_step_in_the_metric_of_the_curvature():
+    start, (x, y), found = net(), data(6), []
+    for clip in (None, 1e-6):
+        model = copy.deepcopy(start)
+        engine = sgd(model, EKFAC(period=1, clip=clip))
+        stay(engine, lambda m=model: losses(m, x, y).mean(), 7)
+        plain = torch.autograd.grad(losses(model, x, y).mean(), list(model.parameters()))
+        engine.optimizer.param_groups[0]["lr"] = 0.1
+        stay(engine, lambda m=model: losses(m, x, y).mean(), 1)
+        found.append([p.grad for p in model.parameters()])
+    size = 0.01 * sum(float((a * b).sum()) for a, b in zip(plain, found[0], strict=True))
+    assert size > 1e-5
+    for full, clipped in zip(*found, strict=True):
+        close(clipped, (1e-6 / size) ** 0.5 * full)
+
+
 def test_it_starts_as_kfac_and_forgets_it():
     model, (x, y) = net(), data(6)
     engine = sgd(model, EKFAC(period=1))
@@ -321,6 +338,19 @@ def test_going_on_from_a_state_equals_not_having_stopped():
         ends.append([p.detach() for p in model.parameters()])
     for a, b in zip(*ends, strict=True):
         assert torch.equal(a, b)
+
+
+def test_found_again_from_factors_it_starts_as_kfac():
+    model, (x, y) = net(), data(6)
+    engine = sgd(model, EKFAC(period=1))
+    stay(engine, lambda: losses(model, x, y).mean(), 100)
+    again = sgd(copy.deepcopy(model), EKFAC(period=1))
+    kinds.read(again, kinds.write(engine, "compact"))
+    stats, row = stats_of(again, "2.weight")
+    assert float(stats.moments.weight[row]) == 0
+    stay(again, lambda: losses(again.model, x, y).mean(), 1)
+    assert again.report.preconditioned == 3
+    assert float(stats.moments.weight[row]) == pytest.approx(0.05)
 
 
 def test_momentum_of_preconditioned_gradients_stays_in_plain_coordinates():

@@ -36,7 +36,9 @@ class Diagonal:
 
     def fold(self, row: int, step: int, beta: float, scale: float) -> None:
         """`s <- b^k s + (1 - b^k) window`, k the steps since the last fold; the window is spent."""
-        keep = beta ** (step - int(self.folded[row]))
+        last = int(self.folded[row])
+        # After a restart from factors alone, one window must not count for all steps before it.
+        keep = beta ** (step - last if last else 1)
         self.folded[row] = step
         fired = (self.terms[row, 0] > 0).to(self.weight.dtype)
         kept, added = 1 - fired * (1 - keep), fired * (1 - keep)
