@@ -24,6 +24,7 @@ LAYERS = {
     "grouped": (lambda: nn.Conv2d(4, 4, 3, groups=2, **DOUBLE), lambda: torch.randn(5, 4, 4, 4, **DOUBLE)),
     "transposed": (lambda: nn.ConvTranspose1d(2, 3, 3, **DOUBLE), lambda: torch.randn(5, 2, 4, **DOUBLE)),
     "embedding": (lambda: nn.Embedding(7, 4, **DOUBLE), lambda: torch.randint(0, 7, (5, 6))),
+    "padded": (lambda: nn.Embedding(7, 4, padding_idx=2, **DOUBLE), lambda: torch.randint(0, 7, (5, 6))),
     "layernorm": (lambda: nn.LayerNorm(4, **DOUBLE), lambda: torch.randn(5, 3, 4, **DOUBLE)),
 }
 
@@ -92,13 +93,19 @@ def test_chunks_of_samples_add_up(monkeypatch):
     test_s_is_the_second_moment_of_single_samples_gradients_in_the_bases("conv", None)
 
 
-def test_samples_that_are_drawn_stand_for_all():
-    x, y = (part.expand(6, -1) for part in data(1))
-    model = net()
-    engines = [sgd(copy.deepcopy(model), EKFAC(period=1, rows=rows)) for rows in (2, 6)]
-    few, every = (seen(e, "2.weight", lambda e=e: losses(e.model, x, y).mean())[0] for e in engines)
-    assert float(every.sum()) > 0
-    close(few, every)
+@pytest.mark.parametrize("name", ["linear", "conv", "embedding"])
+def test_samples_that_are_drawn_stand_for_all(name):
+    torch.manual_seed(0)
+    make, inputs = LAYERS[name]
+    model, x, found = nn.Sequential(make(), nn.Tanh()), inputs(), []
+    x = x[:1].expand(6, *x.shape[1:])
+    for rows in (2, 10**6):
+        engine = sgd(copy.deepcopy(model), EKFAC(period=1, rows=rows))
+        s, stats, row = seen(engine, "0.weight", lambda e=engine: e.model(x).square().flatten(1).sum(1).mean())
+        found.append([s, *(side.factors[0][row] for side in stats.sides)])
+    for few, every in zip(*found, strict=True):
+        assert float(every.sum()) > 0
+        close(few, every)
 
 
 @pytest.mark.parametrize("fisher", ["empirical", "exact"])
@@ -402,14 +409,21 @@ def test_leaving_puts_the_moments_of_weight_and_bias_back():
         engine.optimizer.zero_grad()
         losses(model, x, y).mean().backward()
         engine.optimizer.step()
-    expected = {}
+
+    def moment(block, key):
+        return torch.cat([engine.optimizer.state[p][key].reshape(block.rows, -1) for p in block.params], 1)
+
+    expected, least = {}, engine.base.least_variance(engine.optimizer.param_groups[0])
     for index, row, block in rotating(engine):
-        expected[block] = plain_moment(engine, block, engine.stacks[index], row)
+        stack = engine.stacks[index]
+        m, (L, R) = plain_moment(engine, block, stack, row), stack.stats.oriented(stack.stats.bases)
+        v = L.dense(row)[0].square() @ moment(block, "exp_avg_sq") @ R.dense(row)[0].square().mT
+        expected[block] = m, torch.maximum(v, least * m.square())
     assert len(expected) == 3
     engine.detach()
-    for block, m in expected.items():
-        found = [engine.optimizer.state[p]["exp_avg"].reshape(block.rows, -1) for p in block.params]
-        close(torch.cat(found, 1), m)
+    for block, (m, v) in expected.items():
+        close(moment(block, "exp_avg"), m)
+        close(moment(block, "exp_avg_sq"), v)
 
 
 def test_groups_are_not_bent():
