@@ -355,6 +355,9 @@ def test_found_again_from_factors_it_starts_as_kfac():
     kinds.read(again, kinds.write(engine, "compact"))
     stats, row = stats_of(again, "2.weight")
     assert float(stats.moments.weight[row]) == 0
+    for side, basis in zip(stats.sides, stats.bases, strict=True):
+        D = basis.dense(row)[0].mT @ side.factors[0][row, 0] @ basis.dense(row)[0]
+        assert float((D - D.diag().diag()).abs().max()) < 1e-2 * float(D.diag().mean())  # the ridge's size
     stay(again, lambda: losses(again.model, x, y).mean(), 1)
     assert again.report.preconditioned == 3
     assert float(stats.moments.weight[row]) == pytest.approx(0.05)

@@ -1,11 +1,13 @@
 """Checkpoint files: plain moments, the stamp, exact resumption, and a save in the middle of a step."""
 
+import copy
+
 import pytest
 import pytorch_lightning
 import torch
 
 from lightning_so import EKFAC, SecondOrder, StateError, attach
-from lightning_so.core import files
+from lightning_so.core import files, kinds
 from tests.problems import Net, train
 from tests.test_callback import METHOD, fit, module
 
@@ -122,3 +124,21 @@ def test_momentum_of_preconditioned_gradients_is_written_as_it_is():
     state = optimizer.state_dict()["state"]
     for number, entry in files.plain_optimizer_state(engine, optimizer.state_dict())["state"].items():
         assert torch.equal(entry["momentum_buffer"], state[number]["momentum_buffer"])
+
+
+def test_exact_moments_of_weights_and_their_biases_come_back():
+    net = Net()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
+    engine = attach(net, optimizer, EKFAC(start=3, period=2))
+    train(net, optimizer, range(16))
+    assert engine.report.rotated == 3
+    state, plain = kinds.write(engine, "full"), files.plain_optimizer_state(engine, optimizer.state_dict())
+    again = copy.deepcopy(net)
+    other = torch.optim.AdamW(again.parameters(), lr=1e-2)
+    twin = attach(again, other, EKFAC(start=3, period=2))
+    other.load_state_dict(copy.deepcopy(plain))
+    kinds.read(twin, state)
+    for mine, theirs, entry in zip(net.parameters(), again.parameters(), plain["state"].values(), strict=True):
+        for key in ("exp_avg", "exp_avg_sq"):
+            assert torch.equal(other.state[theirs][key], optimizer.state[mine][key])
+            assert torch.equal(entry[key], optimizer.state[mine][key]) == (mine is net.scale)  # no matrix

@@ -122,6 +122,26 @@ def test_equal_layers_of_two_methods_are_not_one_batch():
     assert [unit.period for unit in engine.schedule.units] == [2, 2, 8, 8]
 
 
+@pytest.mark.parametrize(
+    ("method", "layers", "batches"),
+    [
+        (
+            KFAC(),
+            lambda: [
+                nn.Conv1d(4, 4, 3), nn.ConvTranspose1d(4, 4, 3, bias=False), nn.Conv1d(8, 4, 3, groups=2),
+                nn.Conv1d(4, 4, 3), nn.Conv1d(4, 4, 3, bias=False),
+            ],
+            [["0", "3"], ["1"], ["2"], ["4"]],
+        ),
+        (SOAP(), lambda: [nn.Embedding(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)], [["0", "2"], ["1"]]),
+    ],
+    ids=["layers", "roles"],
+)  # fmt: skip
+def test_layers_that_look_alike_are_not_one_batch(method, layers, batches):
+    _, engine = attached(method, nn.Sequential(*layers()))
+    assert [[block.name[0] for block in stack.blocks] for stack in engine.stacks] == batches
+
+
 def test_every_method_does_its_own_work():
     model, engine = attached(TOGETHER, verify_every=1)
     before = copy.deepcopy(model.state_dict())
