@@ -453,6 +453,7 @@ def test_the_plan_says_what_happens_and_what_cannot():
 @pytest.mark.parametrize(
     ("arguments", "name"),
     [({"start": -1}, "start"), ({"period": 0}, "period"), ({"damping": 0.0}, "damping"), ({"clip": -1.0}, "clip"),
+     ({"damping": Relative(-1.0)}, "damping"),
      ({"fisher": "true"}, "fisher"), ({"sharing": "sum"}, "sharing"), ({"rows": 0}, "rows"), ({"cap": 1}, "cap")],
 )  # fmt: skip
 def test_bad_arguments_are_named(arguments, name):
