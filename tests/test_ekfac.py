@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from lightning_so import EKFAC, ConfigError, Relative, attach
 from lightning_so.core import kinds
 from lightning_so.core.bases import rotating
+from lightning_so.linalg.damping import split, strength
 from tests.test_fisher import gauss_newton, half
 from tests.test_kfac import close, data, dense, error, factors, gradient, linears, losses, net, product, stats_of
 
@@ -182,12 +183,31 @@ def test_the_step_is_the_dense_solution(rule):
         assert 0.1 < float(left) < 0.9
         s = stats.moments.mean[row].flatten() + left * eigenvalues
         A, G = factors(engine, name)
-        damping = (
-            rule.times * A[0].trace() / len(A[0]) * G[0].trace() / len(G[0]) if isinstance(rule, Relative) else rule
-        )
+        means = [A[0].trace() / len(A[0]), G[0].trace() / len(G[0])]
+        of_a, of_g = split(strength(rule, means), means)
+        eyes = [torch.eye(len(F_), **DOUBLE) for F_ in (A[0], G[0])]
+        damping = torch.kron(G[0] + of_g * eyes[1], A[0] + of_a * eyes[0]) - torch.kron(G[0], A[0])
+        damping = (Q.mT @ damping @ Q).diagonal()
         found = torch.cat([layer.weight.grad, layer.bias.grad[:, None]], 1).flatten()
-        F_ = Q @ torch.diag(s) @ Q.mT + damping * torch.eye(len(Q), **DOUBLE)
+        F_ = Q @ torch.diag(s + damping) @ Q.mT
         close(found, torch.linalg.solve(F_, grads[name].flatten()), 1e-8)
+
+
+@pytest.mark.parametrize("rule", [0.01, Relative(0.5)], ids=["absolute", "relative"])
+def test_where_it_has_seen_nothing_of_its_own_the_step_is_kfacs(rule):
+    model, (x, y) = net(), data(6)
+    engine = sgd(model, EKFAC(period=1, clip=None, damping=rule))
+    stay(engine, lambda: losses(model, x, y).mean(), 4)
+    for name in linears(model):
+        stats, row = stats_of(engine, name)
+        stats.moments.mean[row], stats.moments.weight[row] = 0, 0
+        for F_, basis, values in zip(factors(engine, name), stats.bases, stats.values, strict=True):
+            values[row], basis.tensors[0][row] = torch.linalg.eigh(F_)  # without the ridge
+        A, G = (factor[0] for factor in factors(engine, name))
+        of_a, of_g = split(strength(rule, means := [A.trace() / len(A), G.trace() / len(G)]), means)
+        X = torch.randn(len(G), len(A), **DOUBLE)
+        expected = torch.linalg.inv(G + of_g * torch.eye(len(G))) @ X @ torch.linalg.inv(A + of_a * torch.eye(len(A)))
+        close(EKFAC().direction(stats, X[None], [row])[0], expected, 1e-7)
 
 
 def test_the_basis_of_a_tile_that_is_rounding_is_no_accident():

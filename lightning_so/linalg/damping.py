@@ -43,3 +43,18 @@ def split(damping: Tensor, means: list[Tensor]) -> list[Tensor]:
         What to add to the diagonal of each side.
     """
     return [(damping * mean / other).sqrt() for mean, other in zip(means, means[::-1], strict=True)]
+
+
+def added(rule: Relative | float, values: list[Tensor]) -> Tensor:
+    """What damping both sides adds to the eigenvalues `l r'` of their product: `(l + d_l) (r + d_r)' - l r'`.
+
+    Args:
+        rule: The damping.
+        values: Eigenvalues l and r of the sides, (B, Q, M) and (B, Q, N).
+
+    Returns:
+        The sum of its positive terms, (B, Q, M, N).
+    """
+    means = [value.mean((1, 2)) for value in values]
+    of_l, of_r = (half[:, None, None, None] for half in split(strength(rule, means), means))
+    return of_r * values[0][..., None] + of_l * values[1][:, :, None] + of_l * of_r

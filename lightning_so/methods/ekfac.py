@@ -20,7 +20,7 @@ from lightning_so.core.spread import Spread, Staggered
 from lightning_so.layers.squares import squares
 from lightning_so.linalg import kron
 from lightning_so.linalg.basis import CALLS, decompose, refresh, refresh_cost
-from lightning_so.linalg.damping import Relative, strength
+from lightning_so.linalg.damping import Relative, added
 from lightning_so.linalg.diagonal import Diagonal, diagonal
 from lightning_so.linalg.kron import Tiles
 from lightning_so.linalg.polar import polar, polar_cost
@@ -57,16 +57,18 @@ class EKFAC(Layerwise):
     """Run Adam in K-FAC's eigenbases (rotate), or divide SGD's gradients there by fresh second moments (precondition).
 
         A = E[a a'] = Q_A diag(r) Q_A',   G = E[g g'] = Q_G diag(l) Q_G'
-        SGD:   P X = Q_G [(Q_G' X Q_A) / (s + d)] Q_A',   s = E[(Q_G' (sum_t g a') Q_A)^2] over samples
+        SGD:   P X = Q_G [(Q_G' X Q_A) / (s + D)] Q_A',   s = E[(Q_G' (sum_t g a') Q_A)^2] over samples
+               D = (l + y)(r + z)' - l r',   y = sqrt(d) / pi,   z = pi sqrt(d),   pi^2 = mean(r) / mean(l)
         Adam:  g' = Q_G' g Q_A;   u = base(g');   p <- p0 (1 - lr wd) + Q_G u Q_A'
 
     s is the diagonal of the Fisher matrix in the bases, never farther from it than K-FAC's l r'. It is averaged four
     times an interval while the bases are refreshed once, starts from l r', and is permuted with the eigenvalues where a
-    basis changes. Adam brings second moments of its own: they start from l r' at entry. Until step `start` hidden
-    matrices are bent by their first moment's polar factor under Adam; SGD is preconditioned from the first solve on.
+    basis changes. D is K-FAC's damping: where s is l r' the step is K-FAC's. Adam brings second moments of its own:
+    they start from l r' at entry. Until step `start` hidden matrices are bent by their first moment's polar factor
+    under Adam; SGD is preconditioned from the first solve on.
 
-    Source: George et al. 2018, arXiv 1806.03884, equation 8; the start, the carried moments and the staggered
-    refreshes are this project's.
+    Source: George et al. 2018, arXiv 1806.03884, equation 8, with s + d; the split damping (Martens and Grosse 2015),
+    the start, the carried moments and the staggered refreshes are this project's.
 
     Attributes:
         damping: d, in the units of the curvature of one sample's loss; or `Relative(c)`: c mean(A) mean(G). None takes
@@ -260,8 +262,7 @@ class EKFAC(Layerwise):
             return polar(X)
         chosen = slice(None) if rows is None else rows
         values = [values[chosen] for values in stats.oriented(stats.values)]
-        damping = strength(stats.rule, [value.mean((1, 2)) for value in values])
-        s = stats.moments.estimate(kron.product(*values), chosen) + damping[:, None, None, None]
+        s = stats.moments.estimate(kron.product(*values), chosen) + added(stats.rule, values)
         left, right = stats.oriented(stats.bases)
         return kron.divided(left, right, X, s, rows).contiguous()
 
