@@ -1,6 +1,6 @@
 """Where the numbers of parameters, gradients and the optimizer's moments are on this rank.
 
-Whole here; subclasses say it of parameters that are sharded. A shard is a range of a tensor's numbers in row-major order.
+Whole here; subclasses say it of sharded parameters. A shard is a range of a tensor's numbers in row-major order.
 """
 
 from typing import Any
