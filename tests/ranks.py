@@ -3,6 +3,7 @@
 import copy
 import io
 import os
+from itertools import pairwise
 
 import torch
 import torch.distributed as dist
@@ -196,8 +197,8 @@ def exchanged(edges, owners, seed, dtype=torch.float32):
     comm, rank = Sharded(), dist.get_rank()
     generator = torch.Generator().manual_seed(seed)
     whole = [torch.randn(cut[-1], generator=generator, dtype=torch.float64).to(dtype) for cut in edges]
-    pieces = [Pieces(tuple(cut), owner) for cut, owner in zip(edges, owners, strict=True)]
-    mine = [t[p.edges[rank] : p.edges[rank + 1]].clone() for t, p in zip(whole, pieces, strict=True)]
+    pieces = [Pieces(tuple(pairwise(cut)), owner) for cut, owner in zip(edges, owners, strict=True)]
+    mine = [p.of(t, rank).clone() for t, p in zip(whole, pieces, strict=True)]
     got = comm.to_owners(mine, pieces)
     first = comm.sent
     comm.from_owners([None if t is None else 2 * t for t in got], mine, pieces)
@@ -213,10 +214,7 @@ def products(sharded):
     rows = [[torch.randn(n, generator=generator) for n in (7, 1, 12, 5)] for _ in range(3)]
     dense = torch.stack([torch.cat(row) for row in rows]).double()
     pieces = [even(n, 1, comm.ranks, 0) for n in (7, 1, 12, 5)]
-    cut = [
-        [t[p.edges[rank] : p.edges[rank + 1]] if s else t for t, p, s in zip(row, pieces, sharded, strict=True)]
-        for row in rows
-    ]
+    cut = [[p.of(t, rank) if s else t for t, p, s in zip(row, pieces, sharded, strict=True)] for row in rows]
     found = comm.gram(cut, sharded=sharded), comm.inner(cut[0], cut[1], sharded=sharded)
     comm.close()
     return found, dense @ dense.mT

@@ -152,9 +152,11 @@ def test_a_wrong_update_is_refused_by_name(method, monkeypatch):
     net, optimizer, _ = pair(method, verify_every=1)
     train(net, optimizer, range(10))
 
-    def plain_step(engine, batch):  # what a hook that never fired would leave: the base's own update, unturned
-        for p, saved in zip(batch.params, batch.saved, strict=True):
-            p.add_(saved)
+    def plain_step(engine):  # what a hook that never fired would leave: the base's own update, unturned
+        for batch in engine.acting:
+            for p, saved in zip(batch.params, batch.saved, strict=True):
+                p.add_(saved)
+        engine.acting.clear()
 
     monkeypatch.setattr("lightning_so.core.act.finish", plain_step)
     with pytest.raises(TrustError, match=r"step 11, (conv|tall|wide)\.weight \((rotate|bend)\): its new value is"):
@@ -164,7 +166,7 @@ def test_a_wrong_update_is_refused_by_name(method, monkeypatch):
 def test_a_gradient_that_is_not_rotated_is_refused(monkeypatch):
     net, optimizer, _ = pair(verify_every=1)
     train(net, optimizer, range(10))
-    monkeypatch.setattr("lightning_so.core.act.scatter", lambda batch, into: None)
+    monkeypatch.setattr("lightning_so.core.act._write", lambda *_: None)
     with pytest.raises(TrustError, match="its rotated gradient is"):
         train(net, optimizer, range(10, 11))
     assert bool(net.tall.weight.any())

@@ -9,17 +9,16 @@ import torch
 from torch import Tensor
 
 
-def bend(update_BMN: Tensor, direction_BMN: Tensor) -> Tensor:
-    """Turn every update of a batch against its direction, at its own Frobenius length.
+def bent(direction_BMN: Tensor, lengths_B: Tensor) -> Tensor:
+    """Updates of given lengths against their directions: `-|u| d / |d|`.
 
     Args:
-        update_BMN: The base's updates u, shape (B, M, N).
-        direction_BMN: The directions d, same shape.
+        direction_BMN: The directions d.
+        lengths_B: Frobenius lengths |u| of the base's updates.
 
     Returns:
-        `-|u| d / |d|`; u itself where d vanishes or is not finite.
+        The updates; NaN, all of it, where d vanishes or is not finite: the base's own is to stay there.
     """
-    u = torch.linalg.vector_norm(update_BMN, dim=(1, 2), keepdim=True)
-    d = torch.linalg.vector_norm(direction_BMN, dim=(1, 2), keepdim=True)
-    usable = d.isfinite() & (d > 0)
-    return torch.where(usable, direction_BMN * -(u / torch.where(usable, d, 1)), update_BMN)
+    d = torch.linalg.vector_norm(direction_BMN, dim=(1, 2))
+    scale = torch.where(d.isfinite() & (d > 0), -lengths_B / d, torch.nan)
+    return direction_BMN * scale[:, None, None]

@@ -4,6 +4,8 @@ In place, because a swapped `p.data` is silently wrong for sharded tensors; zero
 exactly what the parameter holds, without the rounding of a difference.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -46,22 +48,27 @@ def shrink(group: dict, *, decoupled: bool) -> float | Tensor:
     return 1 - group["lr"] * group["weight_decay"]
 
 
-def combine(p0_BMN: Tensor, update_BMN: Tensor, factors: list[float | Tensor], room_BMN: Tensor) -> Tensor:
+def combine(
+    p0: Tensor,
+    update: Tensor,
+    factors: list[float | Tensor],
+    room: Tensor,
+    spread: Callable[[Tensor], Tensor],
+) -> Tensor:
     """`p0 (1 - lr wd) + update`, in the update's dtype (float32 or wider), rounded once when it is written back.
 
     Args:
-        p0_BMN: The saved parameters.
-        update_BMN: What to add, changed in place.
-        factors: `shrink` of each matrix.
-        room_BMN: Work space of the update's dtype and shape.
+        p0: The saved parameters of a batch, or this rank's pieces of them.
+        update: What to add, of the same shape, changed in place.
+        factors: `shrink` of each block, of which there are k.
+        room: Work space of the update's dtype and shape.
+        spread: Gives a number for each block, (k,), a shape that multiplies `p0`.
 
     Returns:
-        The new parameters, in `update_BMN`'s storage.
+        The new parameters, in `update`'s storage.
     """
-    p0 = room_BMN.copy_(p0_BMN)
-    first = factors[0]
+    p0, first = room.copy_(p0), factors[0]
     if not isinstance(first, Tensor) and all(factor == first for factor in factors):
         # Multiplied first and added then, in two roundings, as the optimizers do: a fused form would not equal them.
-        return update_BMN.add_(p0 if first == 1 else p0.mul_(first))
-    weights = [torch.as_tensor(f, dtype=p0.dtype, device=p0.device) for f in factors]
-    return update_BMN.add_(p0.mul_(torch.stack(weights)[:, None, None]))
+        return update.add_(p0 if first == 1 else p0.mul_(first))
+    return update.add_(p0.mul_(spread(torch.stack([torch.as_tensor(f).to(p0) for f in factors]))))

@@ -17,24 +17,39 @@ class Clip:
         """Start at zero; `bound` is kappa."""
         self.bound, self._total, self._grads = bound, list[Tensor](), list[Tensor]()
 
-    def add(self, products: Tensor, lrs: list[float | Tensor], grads: list[Tensor]) -> None:
+    def hold(self, grads: list[Tensor]) -> None:
+        """Take gradients that `apply` scales."""
+        self._grads += grads
+
+    def add(self, products: Tensor, lrs: list[float | Tensor]) -> None:
         """Count a batch.
 
         Args:
             products: `<P g, g>` of each block, shape (B,).
             lrs: Learning rate of each block.
-            grads: The gradients that `apply` scales, which hold P g then.
         """
-        if self.bound is None:
-            return
-        squares = torch.stack([torch.as_tensor(lr, dtype=products.dtype, device=products.device) ** 2 for lr in lrs])
-        self._total.append((products * squares).sum())
-        self._grads += grads
+        if self.bound is not None:
+            rates = [torch.as_tensor(lr, dtype=products.dtype, device=products.device) for lr in lrs]
+            self._total.append((products * torch.stack(rates).square()).sum())
 
-    def apply(self) -> None:
-        """Scale."""
-        if self.bound is None or not self._total:
-            return
-        total = torch.stack([part.to(self._total[0].device) for part in self._total]).sum()
+    @property
+    def bounds(self) -> bool:
+        """Whether there is something to scale."""
+        return self.bound is not None and bool(self._grads)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the gradients are."""
+        return self._grads[0].device
+
+    def total(self, device: torch.device) -> Tensor:
+        """The sum so far, a scalar."""
+        dtype = torch.promote_types(self._grads[0].dtype, torch.float32)
+        zero = torch.zeros((), dtype=dtype, device=device)
+        return torch.stack([zero, *(part.to(zero) for part in self._total)]).sum()
+
+    def apply(self, total: Tensor) -> None:
+        """Scale, by the sum over all blocks."""
+        assert self.bound is not None
         factor = (self.bound / total.clamp_min(torch.finfo(total.dtype).tiny)).sqrt().clamp_max(1.0)
         torch._foreach_mul_(self._grads, factor)

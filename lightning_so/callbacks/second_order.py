@@ -6,6 +6,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_so.callbacks import strategies
 from lightning_so.callbacks.alive import Alive
 from lightning_so.callbacks.clipping import RawClip
 from lightning_so.callbacks.names import Callback
@@ -99,30 +100,27 @@ class SecondOrder(Callback):
         twins = [callback for callback in trainer.callbacks if isinstance(callback, SecondOrder)]
         if len(twins) > 1:
             raise ConfigError(f"SecondOrder is in the Trainer's callbacks {len(twins)} times; keep one.")
-        family = [cls.__name__ for cls in type(trainer.strategy).__mro__]
-        sharded = "DeepSpeedStrategy" in family  # Which derives from DDPStrategy.
-        if sharded or (trainer.world_size > 1 and "DDPStrategy" not in family):
-            raise ConfigError(
-                f"SecondOrder runs in one process or under DDP in this version; the Trainer has {trainer.world_size} "
-                f"process(es) with {family[0]}. Use strategy='ddp'."
-            )
+        strategies.check(trainer)
 
     def on_fit_start(self, trainer: Any, pl_module: nn.Module) -> None:
         """Make one engine an optimizer, print the plans, hook in."""
         self._unhook(trainer)
-        self._comm, self._told = ambient(), False
+        optimizers = [_plain(optimizer) for optimizer in trainer.optimizers]
+        accesses = [strategies.access(trainer, optimizer) for optimizer in optimizers]
+        self._comm, self._told = ambient(sharded=any(access.sharded for access in accesses)), False
         self.engines = [
             Engine(
                 pl_module,
-                _plain(optimizer),
+                optimizer,
                 self.method,
                 roles=self.route,
                 min_coverage=self.min_coverage,
                 checks=self.checks,
                 comm=self._comm,
+                access=access,
                 reduction=self.reduction,
             )
-            for optimizer in trainer.optimizers
+            for optimizer, access in zip(optimizers, accesses, strict=True)
         ]
         for engine in self.engines:
             self._hooks += hooks(engine)

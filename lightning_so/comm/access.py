@@ -3,11 +3,15 @@
 Whole here; subclasses say it of sharded parameters. A shard is a range of a tensor's numbers in row-major order.
 """
 
+import sys
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from lightning_so.core.errors import ConfigError
 
 
 class Access:
@@ -29,7 +33,7 @@ class Access:
 
     def weight(self, param: Tensor) -> Tensor:
         """This rank's piece of what the optimizer steps on, changed in place; of any shape, in row-major order."""
-        return param.detach()
+        return param
 
     def grad(self, param: Tensor) -> Tensor | None:
         """This rank's piece of the reduced gradient, changed in place; None where there is no gradient."""
@@ -38,3 +42,93 @@ class Access:
     def state(self, optimizer: Optimizer, param: Tensor) -> dict[str, Any]:
         """The optimizer's state of a parameter, tensors as this rank's pieces, changed in place; empty at first."""
         return optimizer.state.get(param, {})
+
+    def cleared(self, param: Tensor) -> bool:
+        """Whether the gradient was set to none since the last backward pass, where that can be seen."""
+        return param.grad is None
+
+    def withhold(self, param: Tensor) -> Any:
+        """Take the gradient from the optimizer's coming step, and give what `give_back` needs."""
+        grad, param.grad = param.grad, None
+        return grad
+
+    def give_back(self, param: Tensor, withheld: Any) -> None:
+        """Undo `withhold`."""
+        param.grad = withheld
+
+    def groups(self, optimizer: Optimizer) -> list[dict[str, Any]]:
+        """The optimizer's param groups, with the model's parameters in them."""
+        return optimizer.param_groups
+
+
+def access_of(params: Iterable[Tensor], model: nn.Module | None = None, engine: Any = None) -> Access:
+    """The access that fits the parameters of an optimizer.
+
+    Args:
+        params: The parameters; plain ones may stand among DTensors and are whole on every rank.
+        model: What they are in; FSDP1 is not recognized without.
+        engine: DeepSpeed's engine, where there is one.
+
+    Returns:
+        The access.
+
+    Raises:
+        ConfigError: If the parameters are sharded in a way that is not supported, or what says how is not given.
+
+    Example:
+        >>> access_of(nn.Linear(3, 2).parameters()).sharded
+        False
+    """
+    params = list(params)
+    if engine is not None:
+        from lightning_so.comm.zero import ZeroAccess, whole
+
+        return Access() if whole(engine) else ZeroAccess(engine)
+    if any(hasattr(param, name) for param in params for name in ("ds_id", "_hp_mapping")):
+        raise ConfigError("the parameters belong to a DeepSpeed engine, which was not given. Pass engine=.")
+    # What was never imported is the class of nothing: plain parameters do not pay for the import.
+    dtensor, fsdp1 = _loaded("torch.distributed.tensor", "DTensor"), _loaded("torch.distributed.fsdp", "FlatParameter")
+    wrapper = _loaded("torch.distributed.fsdp", "FullyShardedDataParallel")
+    dtensors = any(isinstance(param, dtensor) for param in params)
+    flat = any(isinstance(param, fsdp1) for param in params)
+    if flat or (model is not None and any(isinstance(module, wrapper) for module in model.modules())):
+        from lightning_so.comm.flat import FlatAccess, refuse
+
+        if dtensors or flat or model is None:
+            refuse(dtensors=dtensors)
+        return FlatAccess(model)
+    if dtensors:
+        from lightning_so.comm.dtensor import DTensorAccess
+
+        return DTensorAccess()
+    return Access()
+
+
+def _loaded(module: str, name: str) -> Any:
+    """A class of a module, if the module has been imported, as something for `isinstance`."""
+    return getattr(sys.modules.get(module), name, ())
+
+
+def private(owner: Any, name: str) -> Any:
+    """An attribute that another package does not promise to keep.
+
+    Args:
+        owner: Whose.
+        name: Which.
+
+    Returns:
+        The attribute.
+
+    Raises:
+        ConfigError: If it is not there.
+    """
+    missing = object()
+    found = getattr(owner, name, missing)
+    if found is missing:
+        package = type(owner).__module__.split(".")[0]
+        version = getattr(sys.modules.get(package), "__version__", "unknown")
+        raise ConfigError(
+            f"{package} {version}: {type(owner).__name__} has no {name}, from which pieces of parameters are found. "
+            "Tested with torch 2.13 and deepspeed 0.19.8: install those, or tell us of the version."
+        )
+    return found

@@ -78,9 +78,3 @@ class Replicated(Local):
         """See `Local.close`."""
         if dist.is_initialized():
             dist.destroy_process_group(self._group)
-
-
-def ambient() -> Local:
-    """The communicator of this process: `Replicated` inside an initialised world of several ranks, else `Local`."""
-    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    return Replicated() if several else Local()

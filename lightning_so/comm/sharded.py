@@ -1,17 +1,20 @@
 """Ranks that hold pieces of parameters: whole tensors at an owner, back as pieces, and sums over a sharded vector.
 
 A piece is a range of a tensor's row-major numbers, so that one description fits rows of a DTensor, FSDP1's flat
-parameters and ZeRO's partitions; pieces lie in the order of the ranks, uneven or empty as they come.
+parameters and ZeRO's partitions; uneven or empty as they come, and the same on several ranks where they are replicas.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lightning_so.comm.local import Local
 from lightning_so.comm.replicated import Replicated
+from lightning_so.core.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -19,21 +22,55 @@ class Pieces:
     """Where the numbers of one tensor are.
 
     Attributes:
-        edges: Rank r holds numbers edges[r] to edges[r + 1]; the first edge is 0, the last the tensor's size.
+        spans: By rank, the first number that it holds and the one after the last; none where they are equal.
         owner: The rank that gets them all.
+        sources: The ranks whose pieces make the whole, in its order: of ranks that hold the same, the first.
     """
 
-    edges: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
     owner: int
+    sources: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Find the sources.
+
+        Raises:
+            ConfigError: If the pieces overlap, or do not make a whole.
+        """
+        reached, sources = 0, []
+        for first, last, rank in sorted((*span, rank) for rank, span in enumerate(self.spans)):
+            if first == reached and last > first:
+                reached = last
+                sources.append(rank)
+        if reached != self.numel or any(self._torn(span, sources) for span in self.spans):
+            raise ConfigError(
+                f"ranks hold the numbers {self.spans} of a parameter: these pieces overlap or leave gaps. Shard every "
+                f"parameter in equal order over ranks (FSDP2's Shard(0), FSDP1, ZeRO)."
+            )
+        object.__setattr__(self, "sources", tuple(sources))
+
+    def _torn(self, span: tuple[int, int], sources: list[int]) -> bool:
+        """Whether a piece is neither empty nor one of the sources'."""
+        return span[1] > span[0] and all(span != self.spans[rank] for rank in sources)
 
     @property
     def numel(self) -> int:
         """Numbers of the whole tensor."""
-        return self.edges[-1]
+        return max(last for _, last in self.spans)
 
     def size(self, rank: int) -> int:
         """Numbers of a rank's piece."""
-        return self.edges[rank + 1] - self.edges[rank]
+        first, last = self.spans[rank]
+        return last - first
+
+    def gives(self, rank: int) -> int:
+        """Numbers that a rank sends to make the whole."""
+        return self.size(rank) if rank in self.sources else 0
+
+    def of(self, whole: Tensor, rank: int) -> Tensor:
+        """A rank's piece of a whole tensor, flat."""
+        first, last = self.spans[rank]
+        return whole.reshape(-1)[first:last]
 
 
 def even(rows: int, columns: int, ranks: int, owner: int) -> Pieces:
@@ -49,7 +86,8 @@ def even(rows: int, columns: int, ranks: int, owner: int) -> Pieces:
         The pieces; the last ones are smaller or empty.
     """
     chunk = -(-rows // ranks)
-    return Pieces(tuple(columns * min(rows, chunk * rank) for rank in range(ranks + 1)), owner)
+    edges = [columns * min(rows, chunk * rank) for rank in range(ranks + 1)]
+    return Pieces(tuple(pairwise(edges)), owner)
 
 
 class Sharded(Replicated):
@@ -68,16 +106,17 @@ class Sharded(Replicated):
         Returns:
             The whole flat tensors that this rank owns; None for the others.
         """
-        outgoing = [[t.reshape(-1) for t, p in self._of(tensors, pieces, owner)] for owner in range(self.ranks)]
+        outgoing = [
+            [t.reshape(-1) for t, p in self._of(tensors, pieces, owner) if p.gives(self.rank)]
+            for owner in range(self.ranks)
+        ]
         mine = [p for p in pieces if p.owner == self.rank]
-        counts = [sum(p.size(rank) for p in mine) for rank in range(self.ranks)]
+        counts = [sum(p.gives(rank) for p in mine) for rank in range(self.ranks)]
         parts = self._exchange_all(outgoing, counts, tensors)
-        whole = {number: list[Tensor]() for number in range(len(mine))}
-        for rank, part in enumerate(parts):
-            for number, piece in enumerate(part.split([p.size(rank) for p in mine])):
-                whole[number].append(piece)
-        found = iter(whole.values())
-        return [torch.cat(next(found)) if p.owner == self.rank else None for p in pieces]
+        cut = [part.split([p.gives(rank) for p in mine]) for rank, part in enumerate(parts)]
+        nothing = parts[0][:0]  # of a tensor without numbers
+        whole = iter([torch.cat([nothing, *(cut[rank][n] for rank in p.sources)]) for n, p in enumerate(mine)])
+        return [next(whole) if p.owner == self.rank else None for p in pieces]
 
     def from_owners(self, tensors: Sequence[Tensor | None], into: Sequence[Tensor], pieces: Sequence[Pieces]) -> None:
         """Take tensors apart at their owners, and write every rank's pieces: one all-to-all.
@@ -87,8 +126,8 @@ class Sharded(Replicated):
             into: This rank's pieces, of one dtype and device, written in place.
             pieces: Where the numbers of each tensor are.
         """
-        mine = [(t.reshape(-1), p) for t, p in self._of(tensors, pieces, self.rank)]
-        outgoing = [[t[p.edges[rank] : p.edges[rank + 1]] for t, p in mine] for rank in range(self.ranks)]
+        mine = self._of(tensors, pieces, self.rank)
+        outgoing = [[p.of(t, rank) for t, p in mine] for rank in range(self.ranks)]
         counts = [sum(p.size(self.rank) for p in pieces if p.owner == owner) for owner in range(self.ranks)]
         parts = self._exchange_all(outgoing, counts, into)
         for owner, part in enumerate(parts):
@@ -143,3 +182,18 @@ class Sharded(Replicated):
             dist.all_to_all_single(arrived, wire, counts, sizes, group=self._group)
             self.sent += (sum(sizes) - sizes[self.rank]) * wire.itemsize
             return list(arrived.to(like[0].device).split(counts))
+
+
+def ambient(*, sharded: bool) -> Local:
+    """The communicator of this process.
+
+    Args:
+        sharded: Whether it is to exchange pieces of parameters.
+
+    Returns:
+        `Sharded` for pieces; else `Replicated` inside an initialised world of several ranks, `Local` outside.
+    """
+    if sharded:
+        return Sharded()
+    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return Replicated() if several else Local()

@@ -1,17 +1,19 @@
 """What happens to a batch of blocks around the base's step: precondition, or hide (and rotate), then finish."""
 
+from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lightning_so.actions import hide
-from lightning_so.actions.bend import bend
+from lightning_so.actions.bend import bent
 from lightning_so.actions.precondition import Clip
 from lightning_so.core import rows
 from lightning_so.core.batch import Batch
-from lightning_so.core.block import scatter
-from lightning_so.core.method import Action, turning
+from lightning_so.core.layout import Item
+from lightning_so.core.method import Action, observer, turning
 
 if TYPE_CHECKING:
     from lightning_so.core.engine import Engine
@@ -25,13 +27,40 @@ def begin(engine: "Engine", batches: list[Batch]) -> None:
         batches: Those whose action is not BASE.
     """
     clips = _clips(engine)
+    engine.layout.through([item for batch in batches for item in _items(engine, batch, clips[id(batch.stack.method)])])
+    _apply(engine, clips.values())
     for batch in batches:
-        if batch.action is Action.PRECONDITION:
-            _precondition(engine, batch, clips[id(batch.stack.method)])
-        else:
-            _hide(engine, batch)
-    for clip in clips.values():
-        clip.apply()
+        if batch.action is not Action.PRECONDITION:
+            weights = engine.layout.weights(batch)
+            hide.save(weights, batch.saved)
+            # Listed before it is hidden: an interrupt between the two lines must not lose a weight.
+            engine.acting.append(batch)
+            hide.hide(weights)
+
+
+def _items(engine: "Engine", batch: Batch, clip: Clip) -> Iterable[Item]:
+    """What changes the gradients of a batch, if something does."""
+    stack, gradients = batch.stack, engine.layout.gradients(batch)
+    seen = observer(stack) is not None and not engine.clipped
+    source, sink = partial(engine.layout.fill, batch, gradients, 0), partial(_write, engine, batch, gradients)
+    if batch.action is Action.PRECONDITION:
+        rates = [engine.groups[block.group]["lr"] for block in batch.blocks]
+        clip.hold(gradients)
+        if (products := rows.precondition(engine, batch)) is not None:
+            clip.add(products, rates)
+            return
+
+        def precondition(X: Tensor) -> Tensor:
+            update = stack.method.direction(stack.stats, X, batch.rows)
+            clip.add(_products(update, X), rates)
+            return update
+
+        yield Item(batch, source, precondition, sink, seen)
+        return
+    coupled = _couple_decay(engine, batch, gradients)
+    if batch.action is Action.ROTATE:
+        turn = partial(turning(stack).turn, stack.stats, rows=batch.rows, leave=False)
+        yield Item(batch, source, turn, sink, seen and not coupled)
 
 
 def _clips(engine: "Engine") -> dict[int, Clip]:
@@ -39,36 +68,33 @@ def _clips(engine: "Engine") -> dict[int, Clip]:
     return {id(method): Clip(method.trust) for method in engine.methods}
 
 
+def _apply(engine: "Engine", clips: Iterable[Clip]) -> None:
+    """Scale the gradients of all clips, of which owners have seen their own blocks."""
+    bounded = [clip for clip in clips if clip.bounds]
+    if bounded:
+        device = bounded[0].device
+        totals = engine.layout.total(torch.stack([clip.total(device) for clip in bounded]))
+        for clip, total in zip(bounded, totals.unbind(0), strict=True):
+            clip.apply(total)
+
+
 def waiting(engine: "Engine", batch: Batch) -> bool:
     """Whether a batch is on the base only until its gradients can be preconditioned."""
-    block, groups = batch.blocks[0], engine.optimizer.param_groups
+    block = batch.blocks[0]
     if batch.action is not Action.BASE:
         return False
-    return block.method.action(engine.base, groups[block.group], block, True) is Action.PRECONDITION
+    return block.method.action(engine.base, engine.groups[block.group], block, True) is Action.PRECONDITION
 
 
 def bound(engine: "Engine", batches: list[Batch]) -> None:
     """Bound the step of waiting batches: `lr |g| <= sqrt(kappa)`."""
-    clips, groups = _clips(engine), engine.optimizer.param_groups
+    clips = _clips(engine)
     for batch in batches:
-        grads = batch.gradients()
-        source = engine.scratch.gather(batch.stack, grads, 0)
-        lrs = [groups[b.group]["lr"] for b in batch.blocks]
-        clips[id(batch.stack.method)].add(_products(source, source), lrs, grads)
-    for clip in clips.values():
-        clip.apply()
-
-
-def _precondition(engine: "Engine", batch: Batch, clip: Clip) -> None:
-    """`g <- P g`; the base adds its own decay to it."""
-    grads = batch.gradients()
-    products = rows.precondition(engine, batch)
-    if products is None:
-        source = engine.scratch.gather(batch.stack, grads, 0)
-        update = batch.stack.method.direction(batch.stack.stats, source, batch.rows)
-        products = _products(update, source)
-        scatter(update, grads)
-    clip.add(products, [engine.optimizer.param_groups[block.group]["lr"] for block in batch.blocks], grads)
+        clip, gradients = clips[id(batch.stack.method)], engine.layout.gradients(batch)
+        clip.hold(gradients)
+        rates = [engine.groups[block.group]["lr"] for block in batch.blocks]
+        clip.add(engine.layout.squares(batch, gradients), rates)
+    _apply(engine, clips.values())
 
 
 def _products(X_BMN: Tensor, Y_BMN: Tensor) -> Tensor:
@@ -76,44 +102,75 @@ def _products(X_BMN: Tensor, Y_BMN: Tensor) -> Tensor:
     return torch.linalg.vecdot(X_BMN.flatten(1), Y_BMN.flatten(1))
 
 
-def _hide(engine: "Engine", batch: Batch) -> None:
-    """Add coupled decay, rotate the gradients, hide the parameters."""
-    grads, groups = batch.gradients(), engine.optimizer.param_groups
-    for group, positions in batch.of_group.items():
-        if not engine.base.decoupled(groups[group]) and groups[group]["weight_decay"] != 0:
-            hide.couple_decay([grads[i] for i in positions], [batch.params[i] for i in positions], groups[group])
-    if batch.action is Action.ROTATE:
-        source = engine.scratch.gather(batch.stack, grads, 0)
-        scatter(turning(batch.stack).turn(batch.stack.stats, source, batch.rows, leave=False), grads)
-    hide.save(batch.params, batch.saved)
-    # Listed before it is hidden: an interrupt between the two lines must not lose a weight.
-    engine.acting.append(batch)
-    hide.hide(batch.params)
+def _write(engine: "Engine", batch: Batch, tensors: list[Tensor], buffer: Tensor) -> None:
+    """Write a buffer into one tensor a parameter, rounding once to their dtype."""
+    torch._foreach_copy_(tensors, engine.layout.parts(batch, buffer))
 
 
-def finish(engine: "Engine", batch: Batch) -> None:
+def _couple_decay(engine: "Engine", batch: Batch, gradients: list[Tensor]) -> bool:
+    """Add coupled decay to the gradients of groups that have some; whether any has."""
+    weights, coupled = engine.layout.weights(batch), False
+    for number, positions in batch.of_group.items():
+        group = engine.groups[number]
+        if not engine.base.decoupled(group) and group["weight_decay"] != 0:
+            hide.couple_decay([gradients[i] for i in positions], [weights[i] for i in positions], group)
+            coupled = True
+    return coupled
+
+
+# ---------------------------------------------------------------- after the base's step
+
+
+def finish(engine: "Engine") -> None:
     """Turn the updates that the base left in the hidden parameters, and write the parameters back."""
-    stack, groups = batch.stack, engine.optimizer.param_groups
-    update = engine.scratch.gather(stack, batch.params, 0)
-    if batch.action is Action.ROTATE:
-        update = turning(stack).turn(stack.stats, update, batch.rows, leave=True)
-    else:
-        update = bend(update, stack.method.direction(stack.stats, _lookahead(engine, batch), batch.rows))
-    p0 = stack.hidden if batch.rows is None else stack.hidden[batch.rows]
-    room = engine.scratch.like(stack, len(batch.blocks), 1)
-    factors = [hide.shrink(groups[b.group], decoupled=engine.base.decoupled(groups[b.group])) for b in batch.blocks]
-    scatter(hide.combine(p0, update, factors, room), batch.params)
+    lengths = _lengths(engine, [batch for batch in engine.acting if batch.action is Action.BEND])
+    engine.layout.through([_last(engine, batch, lengths.get(id(batch))) for batch in engine.acting[::-1]])
+
+
+def _last(engine: "Engine", batch: Batch, lengths: Tensor | None) -> Item:
+    """What makes the new weights of a batch."""
+    stack, layout, weights = batch.stack, engine.layout, engine.layout.weights(batch)
+    update = partial(layout.fill, batch, weights, 0)
+
+    def write(buffer: Tensor) -> None:
+        if lengths is not None:
+            # An update without a direction stays as it is.
+            buffer = torch.where(buffer.isnan(), update(), buffer)
+        factors = [hide.shrink(g := engine.groups[b.group], decoupled=engine.base.decoupled(g)) for b in batch.blocks]
+        spread = partial(layout.each, batch)
+        _write(
+            engine, batch, weights, hide.combine(layout.saved(batch), buffer, factors, layout.room(batch, 1), spread)
+        )
+        engine.acting.remove(batch)
+        batch.applied += 1
+
+    if lengths is None:
+        return Item(batch, update, partial(turning(stack).turn, stack.stats, rows=batch.rows, leave=True), write)
+
+    def turned(X: Tensor) -> Tensor:
+        return bent(stack.method.direction(stack.stats, X, batch.rows), lengths)
+
+    return Item(batch, partial(_lookahead, engine, batch), turned, write)
+
+
+def _lengths(engine: "Engine", batches: list[Batch]) -> dict[int, Tensor]:
+    """Lengths of the updates in the hidden parameters, (k,) of every batch."""
+    if not batches:
+        return {}
+    squares = [engine.layout.squares(batch, engine.layout.weights(batch)) for batch in batches]
+    total = engine.layout.total(torch.cat([part.to(squares[0]) for part in squares])).sqrt()
+    parts = total.split([len(batch.blocks) for batch in batches])
+    return {id(batch): part.to(own) for batch, part, own in zip(batches, parts, squares, strict=True)}
 
 
 def _lookahead(engine: "Engine", batch: Batch) -> Tensor:
     """The look-ahead first moment of a batch, in the second work space."""
-    key = engine.base.first[0]
-    moment = engine.scratch.gather(batch.stack, [engine.optimizer.state[p][key] for p in batch.params], 1)
-    gradient = engine.scratch.gather(batch.stack, batch.gradients(), 2)
-    for group, positions in batch.groups.items():
-        a, b = engine.base.lookahead(engine.optimizer.param_groups[group])
-        if len(batch.groups) == 1:
-            moment.mul_(a).add_(gradient, alpha=b)
-        else:
-            moment[positions] = a * moment[positions] + b * gradient[positions]
-    return moment
+    key, layout = engine.base.first[0], engine.layout
+    moment = layout.fill(batch, engine.layout.moments(batch, key), 1)
+    gradient = layout.fill(batch, engine.layout.gradients(batch), 2)
+    weights = [engine.base.lookahead(engine.groups[block.group]) for block in batch.blocks]
+    a, b = weights[0]
+    if len(batch.groups) == 1:
+        return moment.mul_(a).add_(gradient, alpha=b)
+    spread_a, spread_b = (layout.each(batch, torch.tensor(w).to(moment)) for w in zip(*weights, strict=True))
+    return moment.mul_(spread_a).add_(gradient.mul_(spread_b))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from lightning_so.comm import ambient
+from lightning_so.comm import access_of, ambient
 from lightning_so.core.bases import depart
 from lightning_so.core.checks import Checks
 from lightning_so.core.engine import Engine
@@ -156,6 +156,7 @@ def attach(
     if getattr(optimizer, "_lightning_so", None) is not None:
         raise ConfigError("attach: this optimizer already has a method attached; call `engine.detach()` first.")
     checks = Checks(verify_every, compare_every)
+    access = access_of((p for group in optimizer.param_groups for p in group["params"]), model)
     engine = Attached(
         model,
         optimizer,
@@ -163,7 +164,8 @@ def attach(
         roles=route,
         min_coverage=min_coverage,
         checks=checks,
-        comm=ambient(),
+        comm=ambient(sharded=access.sharded),
+        access=access,
         reduction=reduction,
     )
     engine.hook()

@@ -4,6 +4,7 @@ The base's moments move with it.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +13,10 @@ from torch import Tensor
 from lightning_so.actions import rotate
 from lightning_so.core import share
 from lightning_so.core.block import Block, Stack
+from lightning_so.core.layout import Job
 from lightning_so.core.method import rotator, solving, turning
+from lightning_so.core.schedule import Unit
+from lightning_so.linalg.result import Result
 
 if TYPE_CHECKING:
     from lightning_so.core.engine import Engine
@@ -32,7 +36,7 @@ def solve(engine: "Engine", due: list[int]) -> None:
         engine: The engine.
         due: Numbers of units in the schedule.
     """
-    report, schedule = engine.report, engine.schedule
+    report, schedule, jobs = engine.report, engine.schedule, list[Job]()
     results = share.solve(engine, due, lambda stack, unit: stack.method.solve(stack.stats, unit))
     for number, result in zip(due, results, strict=True):
         unit = schedule.units[number]
@@ -44,15 +48,31 @@ def solve(engine: "Engine", due: list[int]) -> None:
             report.failures += 1
             if schedule.failed[number] >= FAILURES and engine.warm[unit.stack][unit.row]:
                 report.cooled += 1
+                engine.layout.move(jobs)  # before it leaves the basis that they move it to
+                jobs.clear()
                 cool(engine, unit.stack, unit.row)
             continue
-        swapped = solving(stack).accept(stack.stats, unit, result)
-        moves = engine.warm[unit.stack][unit.row] and turns(engine, stack)
-        if moves and swapped is not None and result.order is not None:
-            cut, old, new = swapped
-            block, order = stack.blocks[unit.row], result.order.view(len(old), -1)
-            states, least = block.states(engine.optimizer), least_variance(engine, block)
-            rotate.carry(engine.base, states, block.grouped, cut, unit.side, old, new, order, least)
+        swapped = solving(stack).accept(stack.stats, unit, result) if stack.here or stack.shared else None
+        if unit.columns and engine.warm[unit.stack][unit.row] and turns(engine, stack):
+            block = stack.blocks[unit.row]
+            jobs.append(Job(block, engine.layout.states(block), partial(_carry, engine, block, unit, swapped, result)))
+    engine.layout.move(jobs)
+
+
+def _carry(
+    engine: "Engine",
+    block: Block,
+    unit: Unit,
+    swapped: tuple[slice, Tensor, Tensor] | None,
+    result: Result,
+    states: list[dict],
+) -> None:
+    """Move moments along with a tile whose basis was swapped."""
+    assert swapped is not None
+    assert result.order is not None
+    (cut, old, new), least = swapped, least_variance(engine, block)
+    order = result.order.view(len(old), -1)
+    rotate.carry(engine.base, states, block.grouped, cut, unit.side, old, new, order, least)
 
 
 def turns(engine: "Engine", stack: Stack) -> bool:
@@ -65,7 +85,7 @@ def ready(engine: "Engine", index: int, row: int) -> bool:
     if engine.warm[index][row]:
         return False
     solved = [engine.schedule.solved[number] for number in engine.units_of[index][row]]
-    age = engine.report.step - engine.schedule.origin - (index + row) % ENTRIES
+    age = engine.report.step - engine.schedule.origin - engine.stacks[index].blocks[row].position % ENTRIES
     return engine.stacks[index].method.ready(engine.base, age, solved)
 
 
@@ -79,41 +99,37 @@ def entering(engine: "Engine") -> bool:
     )
 
 
-def enter(engine: "Engine", index: int, stack: Stack) -> bool:
-    """Move the moments of blocks whose basis became warm into it.
-
-    Args:
-        engine: The engine.
-        index: Index of the stack.
-        stack: The stack.
-
-    Returns:
-        Whether any block entered.
-    """
-    entered = False
-    for row, block in enumerate(stack.blocks):
-        if not ready(engine, index, row):
-            continue
-        engine.warm[index][row] = entered = True
-        if turns(engine, stack):
-            turn_moments(engine, stack, row, block)
-    return entered
+def enter(engine: "Engine") -> None:
+    """Let blocks whose basis became warm rotate from this step on: their moments move into it."""
+    jobs = list[Job]()
+    for index, stack in enumerate(engine.stacks):
+        entering = [row for row in range(len(stack.blocks)) if engine.live[index] and ready(engine, index, row)]
+        for row in entering:
+            engine.warm[index][row] = True
+            if turns(engine, stack):
+                jobs.append(_entry(engine, stack, row))
+        if entering:
+            engine.split(index)
+    engine.layout.move(jobs)
 
 
-def turn_moments(engine: "Engine", stack: Stack, row: int, block: Block) -> None:
-    """Move one block's plain moments into its basis: the first exactly, the second from the factors."""
+def _entry(engine: "Engine", stack: Stack, row: int) -> Job:
+    """Moves one block's plain moments into its basis: the first exactly, the second from the factors."""
+    block = stack.blocks[row]
 
     def turn(x: Tensor) -> Tensor:
         return turning(stack).turn(stack.stats, x[None], [row], leave=False)[0]
 
-    spectrum = turning(stack).spectrum(stack.stats, row)
-    states = block.states(engine.optimizer)
-    rotate.enter(engine.base, states, block.grouped, turn, *spectrum, least_variance(engine, block))
+    def change(states: list[dict]) -> None:
+        spectrum = turning(stack).spectrum(stack.stats, row)
+        rotate.enter(engine.base, states, block.grouped, turn, *spectrum, least_variance(engine, block))
+
+    return Job(block, engine.layout.states(block), change)
 
 
 def least_variance(engine: "Engine", block: Block) -> float:
     """See `moments.Base.least_variance`."""
-    return engine.base.least_variance(engine.optimizer.param_groups[block.group])
+    return engine.base.least_variance(engine.groups[block.group])
 
 
 def rotating(engine: "Engine") -> Iterator[tuple[int, int, Block]]:
@@ -147,7 +163,8 @@ def plain(engine: "Engine", index: int, row: int, states: list[dict]) -> None:
 def cool(engine: "Engine", index: int, row: int) -> None:
     """Take one block out of its basis: it is cold, and enters again once all its units are solved anew."""
     if turns(engine, engine.stacks[index]):
-        plain(engine, index, row, engine.stacks[index].blocks[row].states(engine.optimizer))
+        block = engine.stacks[index].blocks[row]
+        engine.layout.move([Job(block, engine.layout.states(block), partial(plain, engine, index, row))])
     engine.warm[index][row] = False
     for unit in engine.units_of[index][row]:
         engine.schedule.solved[unit] = 0
@@ -177,12 +194,13 @@ def settle(engine: "Engine") -> None:
     results = share.solve(engine, numbers, lambda stack, unit: solving(stack).settle(stack.stats, unit))
     for number, result in zip(numbers, results, strict=True):
         unit = engine.schedule.units[number]
+        stack = engine.stacks[unit.stack]
         if result.ok:
-            solving(engine.stacks[unit.stack]).accept(engine.stacks[unit.stack].stats, unit, result)
+            if stack.here or stack.shared:
+                solving(stack).accept(stack.stats, unit, result)
         else:
             engine.report.failures += 1
             engine.warm[unit.stack][unit.row] = False
             engine.schedule.solved[number] = 0
-    for index, row, block in rotating(engine):
-        turn_moments(engine, engine.stacks[index], row, block)
+    engine.layout.move([_entry(engine, engine.stacks[index], row) for index, row, _ in rotating(engine)])
     engine.regroup()

@@ -37,10 +37,6 @@ class Batch:
     observed: int = 0
     applied: int = 0
 
-    def gradients(self) -> list[Tensor]:
-        """The gradients of the blocks."""
-        return [p.grad for p in self.params if p.grad is not None]
-
 
 def split(stack: Stack, live: list[int], actions: list[Action]) -> list[Batch]:
     """Split the live rows of a stack by action.

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
+from lightning_so.comm.access import Access
 from lightning_so.layers.registry import Layer
 
 if TYPE_CHECKING:
@@ -44,8 +44,11 @@ class Block:
         rows: Rows of the matrix.
         cols: Columns of the matrix.
         method: What works on it.
+        shape: Shape of the whole parameter, whatever of it is on this rank.
         bias: The parameter that is the last column, or None.
         tap: The layer, for methods that need its rows.
+        position: Its number in the plan, which does not depend on the world size.
+        owner: The rank that has its curvature and works on it, where parameters are sharded.
     """
 
     name: str
@@ -55,8 +58,16 @@ class Block:
     rows: int
     cols: int
     method: "Method"
+    shape: torch.Size
     bias: nn.Parameter | None = None
     tap: Tap | None = None
+    position: int = 0
+    owner: int = 0
+
+    @property
+    def shapes(self) -> list[torch.Size]:
+        """Shapes of its whole parameters."""
+        return [self.shape] if self.bias is None else [self.shape, torch.Size([self.rows])]
 
     @property
     def params(self) -> list[nn.Parameter]:
@@ -69,15 +80,6 @@ class Block:
         groups = self.tap.groups if self.tap else 1
         return groups, self.rows // groups, self.cols
 
-    def states(self, optimizer: Optimizer) -> list[dict]:
-        """The optimizer's states of its parameters."""
-        return [optimizer.state.get(p, {}) for p in self.params]
-
-    @property
-    def live(self) -> bool:
-        """Whether all of it has a gradient."""
-        return all(p.grad is not None for p in self.params)
-
     @property
     def edge(self) -> bool:
         """Whether the block is at the edge of the network (an embedding or the output head)."""
@@ -86,18 +88,28 @@ class Block:
 
 @dataclass(eq=False)
 class Stack:
-    """Blocks of one method, shape, dtype, device and role: their tensors live in one batch, one call serves them all.
+    """Blocks of one method, shape, dtype, device, role and owner: their tensors live in one batch, one call serves all.
 
     Attributes:
         blocks: The blocks, in registration order; B of them.
-        hidden: The saved parameters p0, shape (B, rows, cols), the parameters' dtype.
-        saved: Views of `hidden`, by block one a parameter, in its own shape.
+        dtype: Of the factor mathematics: float32, or float64 for a float64 model.
+        device: Where the parameters are.
+        alike: Blocks that would be in the stack if all had one owner.
+        here: Whether this rank works on its matrices.
+        shared: Whether every rank has its curvature, not only those that work on its matrices.
+        hidden: Room for the saved parameters p0, or for this rank's pieces of them; see `layout`.
+        saved: Views of `hidden`, by block one a parameter.
         stats: What the method keeps, opaque to the engine.
         kinds: Of which kinds the method is, as far as was asked.
     """
 
     blocks: list[Block]
-    hidden: Tensor
+    dtype: torch.dtype
+    device: torch.device
+    alike: int = 1
+    here: bool = True
+    shared: bool = True
+    hidden: Tensor = field(default_factory=lambda: torch.empty(0))
     saved: list[list[Tensor]] = field(default_factory=list)
     stats: Any = None
     kinds: dict[type, bool] = field(default_factory=dict)
@@ -118,94 +130,35 @@ class Stack:
         return len(self.blocks[0].params)
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the factor mathematics: float32, or float64 for a float64 model."""
-        return torch.promote_types(self.hidden.dtype, torch.float32)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the stack lives."""
-        return self.blocks[0].param.device
+    def home(self) -> torch.device:
+        """Where its curvature is: tensors of a rank that has none have a shape and no numbers."""
+        return self.device if self.here or self.shared else torch.device("meta")
 
 
-def stack_blocks(blocks: list[Block]) -> list[Stack]:
-    """Group blocks that one batched call can serve, in order of first appearance."""
-    groups: dict[tuple, list[Block]] = {}
-    for block in blocks:
-        p = block.param
-        layer = block.tap and (id(block.tap.layer), block.tap.groups)
-        matrix = (block.rows, block.cols, p.shape, p.dtype, p.device)
-        key = (id(block.method), *matrix, block.edge, block.bias is None, layer)
-        groups.setdefault(key, []).append(block)
-    stacks = []
-    for members in groups.values():
-        first = members[0].param
-        hidden = torch.zeros(len(members), members[0].rows, members[0].cols, dtype=first.dtype, device=first.device)
-        saved = [views(row[None], block.params) for row, block in zip(hidden.unbind(0), members, strict=True)]
-        stacks.append(Stack(members, hidden, saved))
-    return stacks
-
-
-class Scratch:
-    """Work space that all stacks of a device share, so that no step allocates for gathering."""
-
-    def __init__(self) -> None:
-        """Start empty; grows to the largest stack."""
-        self._room: dict[tuple[torch.device, torch.dtype, int], Tensor] = {}
-
-    def gather(self, stack: Stack, tensors: list[Tensor], slot: int) -> Tensor:
-        """Copy parameter-shaped tensors of a stack's blocks into one batch of the stack's compute dtype.
-
-        The copy handles strides, folding and dtype: the batch is contiguous, its views have the parameter's shape.
-
-        Args:
-            stack: The stack whose shape applies.
-            tensors: Those of k blocks, one a parameter, each of its shape.
-            slot: Which work space; two gathers with the same slot overwrite each other.
-
-        Returns:
-            The batch, shape (k, rows, cols), valid until the next gather with this slot.
-        """
-        batch = self.like(stack, len(tensors) // stack.parts, slot)
-        torch._foreach_copy_(views(batch, tensors), tensors)
-        return batch
-
-    def like(self, stack: Stack, count: int, slot: int) -> Tensor:
-        """Uninitialised space for `count` matrices of a stack, shape (count, rows, cols)."""
-        rows, cols = stack.shape
-        space = self._space(stack, slot, len(stack.blocks) * rows * cols)
-        return space[: count * rows * cols].view(count, rows, cols)
-
-    def _space(self, stack: Stack, slot: int, size: int) -> Tensor:
-        key = (stack.device, stack.dtype, slot)
-        room = self._room.get(key)
-        if room is None or room.numel() < size:
-            room = self._room[key] = torch.empty(size, dtype=stack.dtype, device=stack.device)
-        return room
-
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return sum(room.nbytes for room in self._room.values())
-
-
-def views(batch: Tensor, like: list[Tensor] | list[nn.Parameter]) -> list[Tensor]:
-    """The matrices of a contiguous batch, each in the shape of its counterpart in `like`.
+def stack_blocks(blocks: list[Block], access: Access, rank: int | None = None) -> list[Stack]:
+    """Group blocks that one batched call can serve, in order of first appearance.
 
     Args:
-        batch: The matrices, shape (k, rows, cols).
-        like: k tensors; or 2 k, weights and biases in turn: a bias is the last column.
+        blocks: The blocks.
+        access: Where their numbers are.
+        rank: This rank, where each block has an owner who alone works on it; None where all ranks work on all.
 
     Returns:
-        Views, one for each of `like`.
+        The stacks, without room for saved parameters and without statistics.
     """
-    if len(like) == len(batch):
-        return [row.view(tensor.shape) for row, tensor in zip(batch.unbind(0), like, strict=True)]
-    found = []
-    for row, weight in zip(batch.unbind(0), like[::2], strict=True):
-        found += [row[:, :-1].view(weight.shape), row[:, -1]]
-    return found
-
-
-def scatter(batch: Tensor, into: list[Tensor]) -> None:
-    """Write the matrices of a batch into parameter-shaped tensors in place, rounding once to their dtype."""
-    torch._foreach_copy_(into, views(batch.contiguous(), into))
+    kinds: dict[tuple, list[Block]] = {}
+    for block in blocks:
+        weight = access.weight(block.param)
+        layer = block.tap and (id(block.tap.layer), block.tap.groups)
+        matrix = (block.rows, block.cols, block.shape, weight.dtype, weight.device)
+        kinds.setdefault((id(block.method), *matrix, block.edge, block.bias is None, layer), []).append(block)
+    stacks = []
+    for alike in kinds.values():
+        weight = access.weight(alike[0].param)
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        owned: dict[int, list[Block]] = {}
+        for block in alike:
+            owned.setdefault(block.owner, []).append(block)
+        for owner, members in owned.items():
+            stacks.append(Stack(members, dtype, weight.device, len(alike), rank in (None, owner), rank is None))
+    return stacks

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def due(engine: "Engine") -> list[int]:
     """Numbers of the units to solve at this step, within the budget; equal on all ranks."""
     busy = sum(
-        len(batch.blocks) * batch.stack.method.work(batch.stack, _settled(engine, batch))
+        len(batch.blocks) * round(batch.stack.method.work(batch.stack, _settled(engine, batch)))
         for batches in engine.batches
         for batch in batches
     )
@@ -35,7 +35,7 @@ def due(engine: "Engine") -> list[int]:
 
 def _settled(engine: "Engine", batch: Batch) -> Action:
     """What a batch counts as. Blocks that wait for their first solve count as solved, or all would be at one step."""
-    block, groups = batch.blocks[0], engine.optimizer.param_groups
+    block, groups = batch.blocks[0], engine.groups
     if batch.action is not Action.BASE or bases.turns(engine, batch.stack):
         return batch.action
     return block.method.action(engine.base, groups[block.group], block, True)
@@ -43,12 +43,12 @@ def _settled(engine: "Engine", batch: Batch) -> Action:
 
 def dearest(engine: "Engine") -> float:
     """Optimizer work of the dearest phase: all blocks cold, or all warm with the fullest slot's solves."""
-    groups, phases = engine.optimizer.param_groups, [0.0, 0.0]
+    groups, phases = engine.groups, [0.0, 0.0]
     for stack in engine.stacks:
         for block in stack.blocks:
             for warm in (False, True):
                 action = stack.method.action(engine.base, groups[block.group], block, warm)
-                phases[warm] += stack.method.work(stack, action)
+                phases[warm] += round(stack.method.work(stack, action))  # Exact in any order.
     loads: dict[int, float] = {}
     for number, unit in enumerate(engine.schedule.units):
         for step in engine.schedule.loads(number):

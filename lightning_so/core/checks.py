@@ -107,7 +107,7 @@ class Watch:
     def _reference(self, engine: "Engine") -> Stack:
         """The block as a stack of its own in float64, with its statistics."""
         stack, row = self.batch.stack, self.position if self.batch.rows is None else self.batch.rows[self.position]
-        alone = Stack([self.block], self.p0)
+        alone = Stack([self.block], self.p0.dtype, self.p0.device)
         alone.stats = stack.method.init(alone, engine.base)
         for (_, mine), (_, theirs) in zip(named_tensors(alone), named_tensors(stack), strict=True):
             mine.copy_(theirs[row : row + 1])
@@ -122,7 +122,7 @@ class Watch:
             expected = expected * (seen.norm() / expected.norm().clamp_min(1e-300))
             self._require(engine, "its preconditioned gradient", seen, expected, expected.norm())
             return
-        group = engine.optimizer.param_groups[self.block.group]
+        group = engine.groups[self.block.group]
         if bool(self.block.param.detach().abs().max() > 0):
             self._fail(engine, "it is not hidden from the base", float("inf"))
         if not engine.base.decoupled(group):
@@ -136,7 +136,7 @@ class Watch:
         """Compute what the parameter must become, from the base's own update and moments."""
         if self.batch.action is Action.PRECONDITION:
             return
-        group = engine.optimizer.param_groups[self.block.group]
+        group = engine.groups[self.block.group]
         alone, update = self._reference(engine), self._double(self.block.params)
         if self.batch.action is Action.ROTATE:
             change = turning(alone).turn(alone.stats, update, None, leave=True)

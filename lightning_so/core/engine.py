@@ -5,24 +5,27 @@ guard -> fold -> solve -> carry -> enter -> act (rotate, hide)   | the base opti
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_so.actions import hide, moments
-from lightning_so.comm import Local
+from lightning_so.comm import Access, Local
 from lightning_so.core import act, bases, budget, proof, windows
 from lightning_so.core.batch import Batch, refuse_sparse, split
-from lightning_so.core.block import Scratch, Stack, stack_blocks
+from lightning_so.core.block import Block, Stack
 from lightning_so.core.checks import Checks, Watch
 from lightning_so.core.errors import ConfigError, check_choice
+from lightning_so.core.furnish import furnished, timed
 from lightning_so.core.guard import Guard
 from lightning_so.core.method import Action, Method, Tapped
 from lightning_so.core.mixture import Mixture
 from lightning_so.core.report import Report
 from lightning_so.core.routing import route
-from lightning_so.core.schedule import Schedule, Unit
+from lightning_so.core.schedule import Schedule
+from lightning_so.core.split import lay_out
 from lightning_so.core.state import state_dict, take_over
 from lightning_so.core.stopwatch import Stopwatch
 from lightning_so.core.taps import Recorder
@@ -59,6 +62,7 @@ class Engine:
         min_coverage: float = 0.0,
         checks: Checks | None = None,
         comm: Local | None = None,
+        access: Access | None = None,
         reduction: str | None = None,
     ) -> None:
         """Route the parameters and create all state.
@@ -71,41 +75,42 @@ class Engine:
             min_coverage: Smallest share of elements that must be covered.
             checks: Optional checks of the running engine.
             comm: How ranks talk to each other; one process by default.
+            access: Where the parameters' numbers are; whole on every rank by default.
             reduction: See `attach`.
 
         Raises:
             ConfigError: If the optimizer, the method and the model do not fit together.
         """
         self.model, self.optimizer, self.mixture = model, optimizer, Mixture.of(method)
-        self.comm, self.checks = comm or Local(), checks or Checks()
+        self.comm, self.access, self.checks = comm or Local(), access or Access(), checks or Checks()
         check_choice(type(self).__name__, "reduction", reduction, (None, "mean", "sum"))
         self.roles, self.min_coverage, self.reduction = roles, min_coverage, reduction
         self.base = moments.lookup(optimizer)
-        self.guard, self.report, self.scratch, self.stopwatch = Guard(self.comm), Report(), Scratch(), Stopwatch()
+        self.guard, self.report, self.stopwatch = Guard(self.comm, self.access), Report(), Stopwatch()
         self.acting: list[Batch] = []
-        self.prepared, self.unfinished = False, 0
+        self.prepared, self.clipped, self.unfinished = False, False, 0
         self.tell: Callable[[object], None] = lambda _: None
         self._watch: Watch | None = None
         self._build()
 
     def _build(self) -> None:
         """Route the parameters and create all state that depends on which there are."""
-        self._layout = self._groups()
-        self.plan = route(self.model, self.optimizer, self.mixture, self.base, self.roles)
+        self._known = self._sizes()
+        self.layout = lay_out(self)
+        self.plan = route(self.model, self.optimizer, self.access, self.mixture, self.base, self.roles)
         if self.plan.coverage < self.min_coverage:
             raise ConfigError(
                 f"coverage {self.plan.coverage:.3f} is below min_coverage={self.min_coverage}: lower it or change the "
                 f"route.\n{self.plan}"
             )
         self.report.coverage = self.plan.coverage
-        self.stacks = stack_blocks(self.plan.blocks)
-        for stack in self.stacks:
-            stack.stats = stack.method.init(stack, self.base)
+        self.stacks = furnished(self)
         self.warm = [[False] * len(stack.blocks) for stack in self.stacks]
         self.methods = list({id(stack.method): stack.method for stack in self.stacks}.values())
         self.spreads = [spread for spread in (method.timing()[1] for method in self.methods) if spread.staggered]
-        units = [unit for index, stack in enumerate(self.stacks) for unit in _timed(index, stack)]
-        self.schedule = Schedule(units, ranks=self.comm.ranks)
+        units = timed(self.stacks)
+        owners = [self.stacks[unit.stack].blocks[unit.row].owner for unit in units] if self.layout.split else None
+        self.schedule = Schedule(units, self.comm.ranks, owners)
         self.units_of: list[list[list[int]]] = [[[] for _ in stack.blocks] for stack in self.stacks]
         for number, unit in enumerate(units):
             self.units_of[unit.stack][unit.row].append(number)
@@ -121,7 +126,7 @@ class Engine:
 
         The interval starts from its smallest again, and new blocks start cold.
         """
-        if self._layout == self._groups():
+        if self._known == self._sizes():
             return
         self.disarm()
         old = state_dict(self)
@@ -130,13 +135,22 @@ class Engine:
         self.schedule.restart(self.report.step)
         self.tell(self.plan)
 
-    def _groups(self) -> list[int]:
-        return [len(group["params"]) for group in self.optimizer.param_groups]
+    def _sizes(self) -> list[int]:
+        return [len(group["params"]) for group in self.groups]
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """The optimizer's param groups."""
+        return self.access.groups(self.optimizer)
 
     @property
     def params(self) -> list[Tensor]:
         """The parameters of the optimizer, in its own order."""
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
+        return [p for group in self.groups for p in group["params"]]
+
+    def lives(self, block: Block) -> bool:
+        """Whether all of a block has a gradient, on every rank that has a part of it."""
+        return not any(param in self.guard.absent for param in block.params)
 
     def arm(self) -> None:
         """Hook the layers whose rows the coming step observes; nothing for methods that observe none."""
@@ -195,14 +209,14 @@ class Engine:
         with self.stopwatch.stage("solve"):
             if due:
                 bases.solve(self, due)
-            for index, stack in enumerate(self.stacks):
-                if self.live[index] and stack.stats is not None and bases.enter(self, index, stack):
-                    self.split(index)
+            bases.enter(self)
         batches = [batch for batches in self.batches for batch in batches]
+        self.clipped = False
         acting = [batch for batch in batches if batch.action is not Action.BASE]
         waiting = [batch for batch in batches if act.waiting(self, batch)]
         if clip is not None and (waiting or any(batch.action is Action.PRECONDITION for batch in acting)):
             clip()
+            self.clipped = True
         self._watch = self.checks.watch(self)
         with self.stopwatch.stage("act"):
             for batch in batches:
@@ -222,7 +236,7 @@ class Engine:
 
     def _regroup(self, index: int, stack: Stack) -> None:
         """Rebuild a stack's batches if a block lost or found its gradient."""
-        live = [row for row, block in enumerate(stack.blocks) if block.live]
+        live = [row for row, block in enumerate(stack.blocks) if self.lives(block)]
         if live != self.live[index]:
             refuse_sparse([stack.blocks[row] for row in live])
             self.live[index] = live
@@ -230,7 +244,7 @@ class Engine:
 
     def split(self, index: int) -> None:
         """Rebuild a stack's batches."""
-        groups, stack, live = self.optimizer.param_groups, self.stacks[index], self.live[index]
+        groups, stack, live = self.groups, self.stacks[index], self.live[index]
         self.proof.close(index, self.batches[index])
         found = [(stack.blocks[row], self.warm[index][row]) for row in live]
         actions = [stack.method.action(self.base, groups[block.group], block, warm) for block, warm in found]
@@ -250,9 +264,7 @@ class Engine:
             if self._watch is not None:
                 self._watch.stepped(self)
             with self.stopwatch.stage("finish"):
-                while self.acting:
-                    act.finish(self, self.acting[-1])
-                    self.acting.pop().applied += 1
+                act.finish(self)
             self.unfinished = 0
             for batches in self.batches:
                 for batch in batches:
@@ -273,12 +285,7 @@ class Engine:
         if self.acting:
             self.report.undone += 1
             self.unfinished += 1
+        self.layout.forget()
         while self.acting:
             batch = self.acting.pop()
-            hide.restore(batch.params, batch.saved)
-
-
-def _timed(index: int, stack: Stack) -> list[Unit]:
-    """The units of a stack, with its method's interval and spread."""
-    period, spread = stack.method.timing()
-    return [replace(unit, period=period, staggered=spread.staggered) for unit in stack.method.units(index, stack)]
+            hide.restore(self.layout.weights(batch), batch.saved)

@@ -46,7 +46,7 @@ def moments(engine: "Engine") -> dict[str, dict[str, Tensor]]:
 
 def _moments(engine: "Engine", block: Block) -> Iterator[tuple[str, dict, str]]:
     """Name, state and key of every moment that a block's parameters may have."""
-    for prefix, state in zip(("", "bias."), block.states(engine.optimizer), strict=False):
+    for prefix, state in zip(("", "bias."), engine.layout.states(block), strict=False):
         for key in (*engine.base.first, *engine.base.second):
             yield prefix + key, {k: v for k, v in state.items() if torch.is_tensor(v)}, key
 
@@ -113,7 +113,7 @@ def leaving(engine: "Engine") -> Leaving | None:
     bumps = [
         _bump(engine, index, row, states, _plain_copies(engine, index, row, states))
         for index, row, block in bases.rotating(engine)
-        if all(states := block.states(engine.optimizer))
+        if all(states := engine.layout.states(block))
     ]
     return Leaving(*(sum(values) / len(bumps) for values in zip(*bumps, strict=True))) if bumps else None
 

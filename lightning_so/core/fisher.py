@@ -45,7 +45,7 @@ def observe(recorder: "Recorder", loss: Tensor, samples: int) -> list["Use"]:
     name = f"{type(method).__name__}(fisher={method.fisher!r})"
     passes = Passes(loss, [use.edge for use in recorder.uses], samples, name)
     for (index, row), block in recorder.watched.items():
-        if block.param.grad is None:
+        if engine.access.cleared(block.param):
             # Gradients were set to none since: what is in the window belongs to them.
             method.clear(engine.stacks[index].stats, row)
             recorder.fired.pop(block, None)

@@ -1,11 +1,12 @@
 """Which gradients may be used at a step, agreed over ranks; the others are withheld from the base and given back."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_so.comm import Local
+from lightning_so.comm import Access, Local
 
 
 class Guard:
@@ -13,12 +14,13 @@ class Guard:
 
     Attributes:
         withheld: Gradients withheld so far because another rank lacked them.
+        absent: Parameters of which a rank lacks its part of the gradient, at this step.
     """
 
-    def __init__(self, comm: Local) -> None:
+    def __init__(self, comm: Local, access: Access) -> None:
         """Nothing is withheld yet."""
-        self.comm, self.withheld = comm, 0
-        self._held: list[tuple[Tensor, Tensor]] = []
+        self.comm, self.access, self.withheld, self.absent = comm, access, 0, set[Tensor]()
+        self._held: list[tuple[Tensor, Any]] = []
 
     def admit(self, params: list[Tensor]) -> bool:
         """Whether the step may happen: every gradient, and its square, is finite on every rank.
@@ -32,36 +34,42 @@ class Guard:
         Returns:
             The verdict, equal on all ranks.
         """
-        poisoned = not finite(params)
+        grads = [self.access.grad(p) for p in params]
+        poisoned = not finite([grad for grad in grads if grad is not None])
+        missing = [grad is None and self._has(p) for p, grad in zip(params, grads, strict=True)]
         if self.comm.ranks > 1:
-            flags = [poisoned, *(p.grad is None for p in params)]
-            poisoned, *missing = self.comm.anywhere(flags)
-            self.withheld += self._withhold(p for p, absent in zip(params, missing, strict=True) if absent)
+            poisoned, *missing = self.comm.anywhere([poisoned, *missing])
+        self.absent = {p for p, absent in zip(params, missing, strict=True) if absent}
+        self.withheld += self._withhold(
+            p for p, grad in zip(params, grads, strict=True) if p in self.absent and grad is not None
+        )
         if poisoned:
-            self._withhold(params)
+            self._withhold(p for p in params if self.access.grad(p) is not None)
         return not poisoned
+
+    def _has(self, param: Tensor) -> bool:
+        """Whether this rank has a part of a parameter; an empty piece has no gradient."""
+        first, last = self.access.span(param)
+        return last > first or self.access.shape(param).numel() == 0
 
     def wire(self, params: list[Tensor]) -> int:
         """Bytes that a rank sends at each step to agree."""
         return 0 if self.comm.ranks == 1 else 1 + len(params)
 
     def _withhold(self, params: Iterable[Tensor]) -> int:
-        found = [(p, p.grad) for p in params if p.grad is not None]
-        for p, _ in found:
-            p.grad = None
+        found = [(p, self.access.withhold(p)) for p in params]
         self._held += found
         return len(found)
 
     def give_back(self) -> None:
         """Undo `admit` after the base's step."""
-        for p, grad in self._held:
-            p.grad = grad
+        for p, held in self._held:
+            self.access.give_back(p, held)
         self._held.clear()
 
 
-def finite(params: list[Tensor]) -> bool:
+def finite(grads: list[Tensor]) -> bool:
     """One host read: whether every gradient, and its square, is finite."""
-    grads = [p.grad for p in params if p.grad is not None]
     dense = [g.coalesce().values() if g.is_sparse else g for g in grads]
     dense = [torch.view_as_real(g) if g.is_complex() else g for g in dense if g.numel()]
     if not dense:

@@ -43,8 +43,9 @@ def write(engine: "Engine", kind: str) -> dict[str, Any]:
         if kind == "full":
             state["moments"] = files.moments(engine)
         else:
-            for name, tensors in _factors(engine).items():
-                state["blocks"][name]["tensors"] = {key: compact(tensor) for key, tensor in tensors.items()}
+            for name, factors in _factors(engine).items():
+                tensors = state["blocks"][name]["tensors"]
+                state["blocks"][name]["tensors"] = {key: compact(tensors[key]) for key in factors}
     return {**state, "kind": kind}
 
 

@@ -10,6 +10,7 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from lightning_so.actions.moments import Base
 from lightning_so.core.block import Block, Stack, Tap
 from lightning_so.core.errors import check_choice, check_range
 from lightning_so.core.method import Taps
@@ -118,12 +119,16 @@ class Layerwise:
         """The factors of a stack, all zero."""
         count, first = len(stack.blocks), stack.blocks[0]
         place = {"dtype": stack.dtype, "device": stack.device}
-        a, g = (kron.statistics(shape, count, **place) for shape in self.shapes(first))
+        a, g = (kron.statistics(shape, count, **place, home=stack.home) for shape in self.shapes(first))
         assert first.tap is not None
         weight, counts = torch.zeros(count, **place), torch.zeros(count, 2, **place)
         return Factors((a, g), torch.zeros(count), weight, counts, first.tap.layer.input_side == 0)
 
     # ---------------------------------------------------------------- see core.method.Tapped
+
+    def everywhere(self, base: Base) -> bool:
+        """See `core.method.Tapped.everywhere`: no."""
+        return False
 
     def terms(self, tap: Tap, x: Tensor, g: Tensor) -> Tensor | float:
         """See `core.method.Tapped.terms`."""

@@ -163,6 +163,10 @@ class Tapped(Method, Protocol):
         """Whether it depends on the unit of one sample's loss, so that a mean must be told from a sum."""
         ...
 
+    def everywhere(self, base: Base) -> bool:
+        """Whether a rank needs what was solved of a block to observe it: then all have it, sharded or not."""
+        ...
+
     def terms(self, tap: Tap, x: Tensor, g: Tensor) -> Tensor | float:
         """Loss terms of a backward pass, from the layer whose output gradient comes first in it."""
         ...

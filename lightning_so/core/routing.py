@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_so.actions.moments import Base
+from lightning_so.comm.access import Access
 from lightning_so.core import tappable
 from lightning_so.core.block import Block, Tap
 from lightning_so.core.errors import ConfigError
@@ -30,6 +32,7 @@ def clean(name: str) -> str:
 def route(
     model: nn.Module,
     optimizer: Optimizer,
+    access: Access,
     mixture: Mixture,
     base: Base,
     roles: Mapping[str, Sequence[str]] | None = None,
@@ -39,6 +42,7 @@ def route(
     Args:
         model: The model whose names are used.
         optimizer: The base optimizer.
+        access: Where its parameters' numbers are.
         mixture: The rules that choose a method.
         base: The optimizer's entry in the registry.
         roles: Overrides, role -> globs on names; a role is "base" (leave alone), "hidden", "embedding" or "head".
@@ -50,8 +54,8 @@ def route(
         ConfigError: If an override names no role or no parameter, a rule decides nothing, the base cannot be used, or
             nothing is covered.
     """
-    router = Router(model, type(optimizer).__name__, mixture, base, roles)
-    groups = enumerate(optimizer.param_groups)
+    router = Router(model, type(optimizer).__name__, access, mixture, base, roles)
+    groups = enumerate(access.groups(optimizer))
     rows = [
         router.row(param, index, group, f"optimizer.param_groups[{index}][{position}]")
         for index, group in groups
@@ -60,6 +64,8 @@ def route(
     # A bias may come before its weight in the optimizer's order.
     joined = {router.names[block.bias]: block.name for block in router.blocks if block.bias is not None}
     rows = [replace(row, verdict=f"with {joined[row.name]}") if row.name in joined else row for row in rows]
+    for position, block in enumerate(router.blocks):
+        block.position = position
     plan = Plan(str(mixture), type(optimizer).__name__, rows, router.blocks)
     if not router.blocks:
         raise ConfigError(
@@ -80,6 +86,7 @@ class Router:
         self,
         model: nn.Module,
         optimizer: str,
+        access: Access,
         mixture: Mixture,
         base: Base,
         roles: Mapping[str, Sequence[str]] | None,
@@ -91,7 +98,7 @@ class Router:
         for module in model.modules():
             for param in module.parameters(recurse=False):
                 self.holders.setdefault(param, module)
-        self.optimizer, self.mixture, self.base = optimizer, mixture, base
+        self.optimizer, self.access, self.mixture, self.base = optimizer, access, mixture, base
         mixture.check({name: self.holders[param] for param, name in self.names.items()})
         self.roles: dict[Tensor, str] = structural_roles(model)
         self.overrides = _overrides(roles, list(self.names.values()))
@@ -116,7 +123,8 @@ class Router:
         role = self.overrides.get(name) or self.roles.get(param, "hidden")
         kind = type(self.holders[param]).__name__ if param in self.names else "none"
         verdict = self._verdict(param, name, role, index, group)
-        return Row(name, kind, tuple(param.shape), param.numel(), role, verdict)
+        shape = self.access.shape(param)
+        return Row(name, kind, tuple(shape), shape.numel(), role, verdict)
 
     def _verdict(self, param: nn.Parameter, name: str, role: str, index: int, group: dict) -> str:
         if param not in self.names:
@@ -142,10 +150,11 @@ class Router:
         """The block of a weight, or why there is none."""
         tap = self.tapped.get(param, "not the weight of a layer") if method.taps is Taps.ROWS else None
         vector = tap is not None and param in self.tapped  # a scale or a bias, whose layer says what it is
-        reason = _unsuitable(param, role, vector) or (_thin(param) if tap is None else None)
+        shape = self.access.shape(param)
+        reason = _unsuitable(param, shape, role, vector) or (_thin(shape) if tap is None else None)
         if reason or isinstance(tap, str):
             return reason or str(tap)
-        block = Block(name, param, index, role, param.shape[0], param.numel() // param.shape[0], method)
+        block = Block(name, param, index, role, shape[0], shape.numel() // shape[0], method, shape)
         if tap is not None:
             self._join(block, tap, group)
         return method.exclude(block) or block
@@ -202,23 +211,23 @@ def _overrides(roles: Mapping[str, Sequence[str]] | None, names: list[str]) -> d
     return chosen
 
 
-def _unsuitable(param: Tensor, role: str, vector: bool) -> str | None:
+def _unsuitable(param: Tensor, shape: torch.Size, role: str, vector: bool) -> str | None:
     """The reason why no method of matrices can work on the parameter, or None."""
     if role == "base":
         return "routed to the base"
-    if param.numel() == 0:
+    if shape.numel() == 0:
         return "empty"
     if param.is_complex():
         return "complex"
     if not param.is_floating_point():
         return f"dtype {param.dtype}"
-    if param.ndim < 2 and not vector:
+    if len(shape) < 2 and not vector:
         return "fewer than two dimensions"
     return None
 
 
-def _thin(param: Tensor) -> str | None:
+def _thin(shape: torch.Size) -> str | None:
     """The reason why a matrix has no curvature between its gradients, or None."""
-    if param.shape[0] == 1 or param.numel() == param.shape[0]:
+    if shape[0] == 1 or shape.numel() == shape[0]:
         return "a single row or column"
     return None

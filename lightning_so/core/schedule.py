@@ -124,6 +124,7 @@ class Schedule:
     Attributes:
         units: The units, in a fixed order.
         ranks: World size.
+        given: The owner of each unit, where it is not for the schedule to choose.
         origin: Step from which the interval counts: later than 0 after blocks were added or curvature was lost.
         tried: Step of each unit's last solve, good or failed (0 = never).
         last: Step of each unit's last good solve (0 = never).
@@ -138,6 +139,7 @@ class Schedule:
 
     units: list[Unit]
     ranks: int = 1
+    given: list[int] | None = None
     origin: int = field(default=0, init=False)
     tried: list[int] = field(default_factory=list, init=False)
     last: list[int] = field(default_factory=list, init=False)
@@ -156,7 +158,7 @@ class Schedule:
         self.next = [1] * count
         costs, slots = [unit.cost for unit in self.units], self._slots([unit.final for unit in self.units])
         self.final_slot = pack(costs, slots)
-        self.owner = owners(self.units, self.final_slot, slots, self.ranks)
+        self.owner = self.given or owners(self.units, self.final_slot, slots, self.ranks)
 
     @property
     def cycle(self) -> int:

@@ -43,20 +43,40 @@ def solve(engine: "Engine", due: list[int], how: Callable[[Stack, Unit], Result]
     for number in due:
         sizes[owner[number]] += unit_bytes(engine, number)
     device = engine.stacks[units[due[0]].stack].device
-    packed = [pack(result, unit_bytes(engine, n), units[n].columns) for n, result in mine.items()]
+    packed = [_pack(engine, result, n) for n, result in mine.items()]
     wires = comm.gather(torch.cat(packed) if packed else torch.empty(0, dtype=torch.uint8, device=device), sizes)
     offsets, results = [0] * comm.ranks, []
     for number in due:
         rank, size = owner[number], unit_bytes(engine, number)
         wire = wires[rank][offsets[rank] : offsets[rank] + size]
         offsets[rank] += size
-        results.append(unpack(wire, units[number], engine.stacks[units[number].stack].dtype))
-    return results
+        results.append(_unpack(engine, wire, number))
+    # The owner keeps its own: where blocks are worked on by their owners alone, the others have the verdict only.
+    return [mine[number] if number in mine else result for number, result in zip(due, results, strict=True)]
+
+
+def _pack(engine: "Engine", result: Result, number: int) -> Tensor:
+    """What travels of a result: all of it, or whether it is good where its owner alone works on the block."""
+    unit = engine.schedule.units[number]
+    if not engine.stacks[unit.stack].shared:
+        return _verdict(result).view(torch.uint8)
+    return pack(result, unit_bytes(engine, number), unit.columns)
+
+
+def _unpack(engine: "Engine", wire: Tensor, number: int) -> Result:
+    """The other side of it."""
+    unit = engine.schedule.units[number]
+    if not engine.stacks[unit.stack].shared:
+        ok, attempts = wire.clone().view(torch.int32).tolist()
+        return Result(torch.empty(0), bool(ok), None, attempts)
+    return unpack(wire, unit, engine.stacks[unit.stack].dtype)
 
 
 def unit_bytes(engine: "Engine", number: int) -> int:
     """Bytes of a unit on the wire."""
     unit = engine.schedule.units[number]
+    if not engine.stacks[unit.stack].shared:
+        return 8
     itemsize = engine.stacks[unit.stack].dtype.itemsize
     return -(-(math.prod(unit.shape) * itemsize + 4 * unit.columns + 8) // 8) * 8
 
@@ -77,7 +97,7 @@ def traffic(engine: "Engine") -> float:
 
 def pack(result: Result, size: int, columns: int) -> Tensor:
     """The bytes of a result, shape (size,)."""
-    tail = torch.tensor([result.ok, result.attempts], dtype=torch.int32, device=result.value.device)
+    tail = _verdict(result)
     order = result.order
     if order is None:
         order = torch.zeros(columns, dtype=torch.int32, device=tail.device)  # A failed solve.
@@ -86,6 +106,11 @@ def pack(result: Result, size: int, columns: int) -> Tensor:
     wire = torch.zeros(size, dtype=torch.uint8, device=result.value.device)
     torch.cat(parts, out=wire[: sum(part.numel() for part in parts)])
     return wire
+
+
+def _verdict(result: Result) -> Tensor:
+    """Whether a result is good, and the rungs that were tried."""
+    return torch.tensor([result.ok, result.attempts], dtype=torch.int32, device=result.value.device)
 
 
 def unpack(wire: Tensor, unit: Unit, dtype: torch.dtype) -> Result:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_so.core.block import Stack
 from lightning_so.core.errors import StateError
-from lightning_so.core.windows import everywhere
+from lightning_so.core.windows import everywhere, spread
 
 if TYPE_CHECKING:
     from lightning_so.core.engine import Engine
@@ -32,12 +32,8 @@ def state_dict(engine: "Engine") -> dict[str, Any]:
     Returns:
         Copies: a later step does not change them.
     """
-    everywhere(engine)
-    tensors = block_tensors(engine)
-    blocks = {
-        name: {**facts, "tensors": {key: tensor.clone() for key, tensor in tensors[name].items()}}
-        for name, facts in block_facts(engine).items()
-    }
+    tensors = gathered(engine)
+    blocks = {name: {**facts, "tensors": tensors[name]} for name, facts in block_facts(engine).items()}
     schedule = engine.schedule
     units = {_unit_key(engine, number): schedule.history(number) for number in range(len(schedule.units))}
     return {
@@ -155,6 +151,25 @@ def block_tensors(engine: "Engine") -> dict[str, dict[str, Tensor]]:
         for stack in engine.stacks
         for row, block in enumerate(stack.blocks)
     }
+
+
+def gathered(engine: "Engine") -> dict[str, dict[str, Tensor]]:
+    """Copies of every block's tensors by name, on every rank: a collective where they are at their owners."""
+    everywhere(engine)
+    found = {name: dict(tensors) for name, tensors in block_tensors(engine).items()}
+    if not engine.layout.split:
+        return {name: {key: tensor.clone() for key, tensor in tensors.items()} for name, tensors in found.items()}
+    blocks = sorted(engine.plan.blocks, key=lambda block: block.position)
+    owned = [[found[block.name] for block in blocks if block.owner == rank] for rank in range(engine.comm.ranks)]
+    for tensors, copies in zip(owned, spread(engine.comm, [_flat(some) for some in owned]), strict=True):
+        at = iter(copies)
+        for of_block in tensors:
+            of_block.update({key: next(at) for key in of_block})
+    return found
+
+
+def _flat(tensors: list[dict[str, Tensor]]) -> list[Tensor]:
+    return [tensor for of_block in tensors for tensor in of_block.values()]
 
 
 def block_facts(engine: "Engine") -> dict[str, dict[str, Any]]:

@@ -242,7 +242,7 @@ class Recorder:
             return
         stats = self.engine.stacks[index].stats
         count, last = self.fired.get(block, (0, 0))
-        if block.param.grad is None and last != self.passes:
+        if self.engine.access.cleared(block.param) and last != self.passes:
             # Gradients were set to none since: what is in the window belongs to them (another optimizer's turn).
             self.method.clear(stats, row)
             count = 0
@@ -263,14 +263,14 @@ class Recorder:
         Raises:
             TrustError: If no loss was shown to a method that needs it.
         """
-        if not self._empirical and self.announced is None and any(b.live for b in self.watched.values()):
+        if not self._empirical and self.announced is None and any(map(self.engine.lives, self.watched.values())):
             raise TrustError(
                 f"{type(self.method).__name__}(fisher={self.method.fisher!r}) has not seen the loss: call "
                 f"`engine.before_backward(loss)` before `loss.backward()` (in a LightningModule: "
                 f"`self.manual_backward(loss)`), or use fisher='empirical'."
             )
         for block in self.watched.values():
-            if block.live and block not in self.fired and block.name not in self.silent:
+            if self.engine.lives(block) and block not in self.fired and block.name not in self.silent:
                 self.silent.add(block.name)
                 warnings.warn(
                     f"{block.name} has a gradient, but its layer was not called in training mode: its weight is used "
@@ -281,12 +281,12 @@ class Recorder:
 
     def blocks(self) -> list[tuple[int, int]]:
         """(stack, row) of the watched blocks whose gradient is there."""
-        return [place for place, block in self.watched.items() if block.live]
+        return [place for place, block in self.watched.items() if self.engine.lives(block)]
 
     def spend(self) -> None:
         """Forget which blocks have fired, once their windows are folded."""
         for block in self.watched.values():
-            if block.live:
+            if self.engine.lives(block):
                 self.fired.pop(block, None)
 
     def factor(self) -> float:

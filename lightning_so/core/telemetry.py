@@ -62,7 +62,7 @@ def state_bytes(engine: "Engine") -> int:
     tensors = [stack.hidden for stack in engine.stacks]
     for stack in engine.stacks:
         tensors += _held(stack)
-    return sum(tensor.nbytes for tensor in tensors) + engine.scratch.nbytes()
+    return sum(tensor.nbytes for tensor in tensors if not tensor.is_meta) + engine.layout.scratch.nbytes()
 
 
 def _held(stack: Stack) -> list[Tensor]:

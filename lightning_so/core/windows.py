@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lightning_so.comm import Local
+from lightning_so.core.batch import Batch
 from lightning_so.core.block import Stack
 from lightning_so.core.method import Tapped, observer, solver, tapped
 from lightning_so.core.schedule import FOLDS
@@ -31,11 +33,14 @@ def observe(engine: "Engine") -> None:
     for recorder in engine.recorders:
         fold(engine, recorder.blocks(), recorder.factor())
         recorder.spend()
-    for live, stack in zip(engine.live, engine.stacks, strict=True):
-        if live and (method := observer(stack)):
-            grads = [grad for row in live if (grad := stack.blocks[row].param.grad) is not None]
-            rows = None if len(live) == len(stack.blocks) else live
-            method.observe(stack.stats, engine.scratch.gather(stack, grads, 0), rows)
+    shown = [batch for batches in engine.batches for batch in batches if observer(batch.stack)]
+    engine.layout.look([(batch, engine.layout.gradients(batch)) for batch in shown], _show)
+
+
+def _show(batch: Batch, gradients: Tensor) -> None:
+    method = observer(batch.stack)
+    assert method is not None
+    method.observe(batch.stack.stats, gradients, batch.rows)
 
 
 def fold(engine: "Engine", places: list[Place], scale: float) -> None:
@@ -106,7 +111,7 @@ def traffic(engine: "Engine") -> float:
 
 def everywhere(engine: "Engine") -> None:
     """Give every rank the owners' factors: a collective, for saving at the boundary of a step."""
-    if engine.comm.ranks == 1 or not engine.recorders:
+    if engine.comm.ranks == 1 or not engine.recorders or engine.layout.split:
         return
     factors: list[list[Tensor]] = [[] for _ in range(engine.comm.ranks)]
     for index, stack in enumerate(engine.stacks):
@@ -115,13 +120,26 @@ def everywhere(engine: "Engine") -> None:
         for row in range(len(stack.blocks)):
             owner = owner_of(engine, (index, row))
             factors[owner] += [tensor[row] for _, tensor in method.factors(stack.stats)]
-    sizes = [sum(tensor.nbytes for tensor in tensors) for tensors in factors]
-    nothing = torch.empty(0, dtype=torch.uint8, device=engine.stacks[0].device)
-    own = [tensor.contiguous().flatten().view(torch.uint8).to(nothing.device) for tensor in factors[engine.comm.rank]]
-    flat = torch.cat([nothing, *own])
-    for tensors, wire in zip(factors, engine.comm.gather(flat, sizes), strict=True):
-        at = 0
-        for tensor in tensors:
-            part = wire[at : at + tensor.nbytes].clone()
-            tensor.copy_(part.view(tensor.dtype).view(tensor.shape))
-            at += tensor.nbytes
+    for tensors, copies in zip(factors, spread(engine.comm, factors), strict=True):
+        for tensor, copy in zip(tensors, copies, strict=True):
+            tensor.copy_(copy)
+
+
+def spread(comm: Local, tensors: list[list[Tensor]]) -> list[list[Tensor]]:
+    """Copies on every rank of what each has: one padded all-gather.
+
+    Args:
+        comm: How ranks talk.
+        tensors: By rank, what it has; of the others, tensors of the same shapes and dtypes.
+
+    Returns:
+        By rank, copies on the CPU.
+    """
+    sizes = [sum(tensor.nbytes for tensor in of_rank) for of_rank in tensors]
+    own = [tensor.contiguous().flatten().view(torch.uint8).cpu() for tensor in tensors[comm.rank]]
+    wires = comm.gather(torch.cat([torch.empty(0, dtype=torch.uint8), *own]), sizes)
+    found = []
+    for of_rank, wire in zip(tensors, wires, strict=True):
+        parts = wire.split([tensor.nbytes for tensor in of_rank])
+        found.append([p.clone().view(t.dtype).view(t.shape) for p, t in zip(parts, of_rank, strict=True)])
+    return found

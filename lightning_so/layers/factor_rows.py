@@ -51,6 +51,8 @@ def factor_rows(
         The rows.
     """
     g_QNTO = (layer.outputs(module, g, x) if layer.joint else layer.outputs(module, g)).to(dtype)
+    if layer.joint:
+        g_QNTO = g_QNTO[..., : 1 + bias]  # A shift that is frozen, or of another group, is not in the block.
     if layer.indices:
         return _chosen(layer, module, x, g_QNTO)
     a_QNTI = layer.inputs(module, x).to(dtype)
@@ -72,8 +74,8 @@ def _chosen(layer: Layer, module: nn.Module, x: Tensor, g_QNTO: Tensor) -> Facto
     indices = layer.inputs(module, x).flatten()
     g = g_QNTO.flatten(1, 2)
     real = (g[0] != 0).any(-1) & (indices >= 0)
-    assert isinstance(module.weight, Tensor)
-    counts = torch.zeros(module.weight.shape[0], dtype=g.dtype, device=g.device)
+    assert isinstance(module, nn.Embedding)
+    counts = torch.zeros(module.num_embeddings, dtype=g.dtype, device=g.device)
     counts.index_add_(0, indices.clamp_min(0), real.to(g.dtype))
     return FactorRows(counts, g * real[:, None], real.sum().to(g.dtype))
 

@@ -8,6 +8,8 @@ scale is zero. Source: Martens and Grosse 2015, arXiv 1503.05671, section 2; ASD
 Legend: D units, N samples, T positions.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -53,14 +55,24 @@ def _summed(module: nn.Module, x: Tensor) -> Tensor:
 
 def units(module: nn.Module) -> int:
     """How many units there are."""
-    assert isinstance(module.weight, Tensor)
-    return module.weight.numel()
+    return math.prod(_scale(module))
 
 
 def refuse(module: nn.Module) -> str | None:
     """Normalisations whose scale is no vector."""
-    assert isinstance(module.weight, Tensor)
-    return None if module.weight.ndim == 1 else "it normalises several dimensions: its scale is no vector"
+    return None if len(_scale(module)) == 1 else "it normalises several dimensions: its scale is no vector"
+
+
+def _scale(module: nn.Module) -> tuple[int, ...]:
+    """Shape of the scale, of which the module may hold a piece or nothing."""
+    match module:
+        case nn.LayerNorm() | nn.RMSNorm():
+            return tuple(module.normalized_shape)
+        case nn.GroupNorm():
+            return (module.num_channels,)
+        case nn.BatchNorm1d() | nn.BatchNorm2d() | nn.BatchNorm3d():
+            return (module.num_features,)
+    raise AssertionError(f"{type(module).__name__} is no normalisation")
 
 
 for kind in (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):

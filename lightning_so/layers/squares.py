@@ -77,8 +77,8 @@ def _summed(g_QNTO: Tensor, a_QNTI: Tensor) -> Tensor:
 
 def _of_chosen(indices_NT: Tensor, g_NTO: Tensor, module: nn.Module) -> Tensor:
     """S of an Embedding, (1, rows of the weight, O): gradients of one token add up within a sample."""
-    assert isinstance(module.weight, Tensor)
-    count = module.weight.shape[0]
+    assert isinstance(module, nn.Embedding)
+    count = module.num_embeddings
     numbers = torch.arange(len(indices_NT), device=indices_NT.device)[:, None] * count + indices_NT
     real = indices_NT.flatten() >= 0
     pairs, places = numbers.flatten()[real].unique(return_inverse=True)

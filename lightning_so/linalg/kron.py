@@ -162,10 +162,9 @@ class Tiles:
         return [tensor.square() for tensor in found] if square else found
 
 
-def statistics(shape: Shape, count: int, dtype: torch.dtype, device: torch.device) -> Side:
-    """A side of zeros for `count` blocks."""
-    windows, factors = ([*_zeros(shape, count, dtype, device)] for _ in range(2))
-    return Side(shape, windows, factors)
+def statistics(shape: Shape, count: int, dtype: torch.dtype, device: torch.device, home: torch.device) -> Side:
+    """A side of zeros for `count` blocks: windows on the device, factors where they have their home."""
+    return Side(shape, _zeros(shape, count, dtype, device), _zeros(shape, count, dtype, home))
 
 
 def inverses(shape: Shape, count: int, dtype: torch.dtype, device: torch.device) -> Tiles:

@@ -139,10 +139,14 @@ class EKFAC(Layerwise):
         """See `core.method.Tapped.absolute`."""
         return base.linear and not isinstance(self.damping, Relative)
 
+    def everywhere(self, base: Base) -> bool:
+        """See `core.method.Tapped.everywhere`: squares are taken in the bases."""
+        return base.linear
+
     def init(self, stack: Stack, base: Base) -> Stats:
         """See `core.method.Method.init`."""
         count, shapes = len(stack.blocks), self.shapes(stack.blocks[0])
-        place = {"dtype": stack.dtype, "device": stack.device}
+        place = {"dtype": stack.dtype, "device": stack.home}
         a, g = (kron.bases(shape, count, **place) for shape in shapes)
         of_a, of_g = (torch.zeros(count, shape.groups, shape.length, **place) for shape in shapes)
         solved = torch.zeros(count, sum(max(1, len(shape.cuts)) for shape in shapes))
@@ -237,7 +241,8 @@ class EKFAC(Layerwise):
         """See `core.method.Solver.accept`."""
         basis = stats.oriented(stats.bases)[unit.side]
         values = stats.oriented(stats.values)[unit.side][unit.row]
-        self._mark(stats, unit)
+        number = unit.tile + (max(1, len(stats.oriented(stats.sides)[0].shape.cuts)) if unit.side else 0)
+        stats.solved[unit.row, number] = 1
         if not basis.shape.cuts:
             values.copy_(result.value.view(values.shape))
             return None
@@ -248,11 +253,6 @@ class EKFAC(Layerwise):
         if stats.moments is not None and result.order is not None:
             stats.moments.permute(unit.row, cut, unit.side, result.order.view(len(Q), -1))
         return cut, old, Q
-
-    def _mark(self, stats: Stats, unit: Unit) -> None:
-        """Note that a unit has been solved; second moments are observed once all are."""
-        number = unit.tile + (max(1, len(stats.oriented(stats.sides)[0].shape.cuts)) if unit.side else 0)
-        stats.solved[unit.row, number] = 1
 
     # ---------------------------------------------------------------- apply
 

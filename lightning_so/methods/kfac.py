@@ -129,7 +129,7 @@ class KFAC(Layerwise):
     def init(self, stack: Stack, base: Base) -> Stats:
         """See `core.method.Method.init`."""
         count, shapes = len(stack.blocks), self.shapes(stack.blocks[0])
-        place = {"dtype": stack.dtype, "device": stack.device}
+        place = {"dtype": stack.dtype, "device": stack.home}
         a, g = ((kron.bases if self.exact else kron.inverses)(shape, count, **place) for shape in shapes)
         of_a, of_g = (torch.zeros(count, s.groups, s.length if self.exact else 0, **place) for s in shapes)
         zeros = torch.zeros(count, **place)

@@ -154,7 +154,7 @@ class Shampoo:
     def init(self, stack: Stack, base: Base) -> Stats:
         """See `core.method.Method.init`."""
         count, block = len(stack.blocks), stack.blocks[0]
-        place, sides = {"dtype": stack.dtype, "device": stack.device}, []
+        place, sides = {"dtype": stack.dtype, "device": stack.home}, []
         for dim, length in self._lengths(block).items():
             cuts = tiles.tiles(length, self._cap(stack.device))
             widths = [cut.stop - cut.start for cut in cuts]
@@ -202,7 +202,7 @@ class Shampoo:
         """See `core.method.Method.work`."""
         block, cap = stack.blocks[0], self._cap(stack.device)
         lengths = self._lengths(block).values()
-        turn = float(block.param.numel() * sum(min(length, cap) for length in lengths))
+        turn = float(block.shape.numel() * sum(min(length, cap) for length in lengths))
         whitening = (len(lengths) - 1) * turn if self.whiten else 0.0
         return whitening + (turn if action is Action.BASE else 2 * turn)
 
@@ -257,7 +257,7 @@ class Shampoo:
     # ---------------------------------------------------------------- shapes
 
     def _shape(self, block: Block) -> tuple[int, ...]:
-        return (block.rows, block.cols) if self.merge else tuple(block.param.shape)
+        return (block.rows, block.cols) if self.merge else tuple(block.shape)
 
     def _lengths(self, block: Block) -> dict[int, int]:
         """Dimension -> length, of those with more than one entry."""

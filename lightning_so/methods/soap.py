@@ -122,7 +122,7 @@ class SOAP:
     def init(self, stack: Stack, base: Base) -> Stats:
         """See `core.method.Method.init`."""
         count = len(stack.blocks)
-        place = {"dtype": stack.dtype, "device": stack.device}
+        place = {"dtype": stack.dtype, "device": stack.home}
         sides = []
         for side in stack.shape:
             cuts = tiles.tiles(side, self._cap(stack.device))
@@ -149,7 +149,7 @@ class SOAP:
         """See `core.method.Method.work`."""
         m, n = stack.shape
         turn = m * n * sum(min(side, self._cap(stack.device)) for side in stack.shape)
-        calls = CALLS / len(stack.blocks)  # One call serves the stack.
+        calls = CALLS / stack.alike  # One call serves the stack.
         if action is Action.BEND:
             return turn + polar_cost(stack.shape, 5) + calls
         return 3 * turn + calls if action is Action.ROTATE else turn

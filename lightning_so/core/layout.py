@@ -1,0 +1,159 @@
+"""Where matrices are while they are worked on: here, whole and on every rank; in `split`, whole at their owners alone.
+
+What is done number by number (hide, save, decay, write back) is done to the *buffer* of a batch, this rank's numbers of
+its blocks; what needs matrices goes through `Layout.through`, which gives the work whole matrices, and buffers back.
+Legend: k blocks of a batch.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_so.comm.access import Access
+from lightning_so.core.batch import Batch
+from lightning_so.core.block import Block, Stack
+from lightning_so.core.scratch import Scratch, views
+
+
+@dataclass
+class Job:
+    """A change of one block's moments.
+
+    Attributes:
+        block: The block.
+        states: The optimizer's states of its parameters, this rank's pieces; changed in place.
+        change: Changes states of whole tensors in place; done once, where the block's curvature is.
+    """
+
+    block: Block
+    states: list[dict[str, Any]]
+    change: Callable[[list[dict[str, Any]]], None]
+
+
+@dataclass
+class Item:
+    """What is to be done to the matrices of a batch.
+
+    Attributes:
+        batch: The batch.
+        source: Gives the buffer of what the work is done to.
+        work: Changes whole matrices (k, M, N) in the stack's dtype; done once, where they are.
+        sink: Takes the buffer of the result.
+        seen: Whether the source is the gradient, as `look` has shown it.
+    """
+
+    batch: Batch
+    source: Callable[[], Tensor]
+    work: Callable[[Tensor], Tensor]
+    sink: Callable[[Tensor], None]
+    seen: bool = False
+
+
+class Layout:
+    """Whole matrices on every rank, each of which does the same work on them.
+
+    Attributes:
+        split: Whether ranks have pieces only.
+        access: Where the numbers of parameters are.
+        optimizer: The base optimizer, whose moments are asked for.
+        scratch: Work space.
+    """
+
+    split = False
+
+    def __init__(self, access: Access, optimizer: Optimizer) -> None:
+        """Start without work space."""
+        self.access, self.optimizer, self.scratch = access, optimizer, Scratch()
+
+    # ---------------------------------------------------------------- this rank's numbers
+
+    def weights(self, batch: Batch) -> list[Tensor]:
+        """What the base steps on, one tensor a parameter."""
+        return [self.access.weight(p) for p in batch.params]
+
+    def gradients(self, batch: Batch) -> list[Tensor]:
+        """The gradients of a batch, one tensor a parameter."""
+        return [self._piece(p, self.access.grad(p)) for p in batch.params]
+
+    def moments(self, batch: Batch, key: str) -> list[Tensor]:
+        """A moment of a batch, one tensor a parameter."""
+        return [self._piece(p, self.access.state(self.optimizer, p).get(key)) for p in batch.params]
+
+    def states(self, block: Block) -> list[dict[str, Any]]:
+        """The optimizer's states of a block's parameters."""
+        return [self.access.state(self.optimizer, p) for p in block.params]
+
+    def _piece(self, param: Tensor, piece: Tensor | None) -> Tensor:
+        """An empty piece need not be there."""
+        return torch.empty_like(self.access.weight(param)) if piece is None else piece
+
+    # ---------------------------------------------------------------- buffers
+
+    def furnish(self, stack: Stack) -> None:
+        """Make room for the saved parameters of a stack: `hidden` and `saved`."""
+        count, dtype = len(stack.blocks), self.access.weight(stack.blocks[0].param).dtype
+        stack.hidden = torch.zeros(count, *stack.shape, dtype=dtype, device=stack.device)
+        stack.saved = [views(row[None], stack.blocks[0].shapes) for row in stack.hidden.unbind(0)]
+
+    def room(self, batch: Batch, slot: int) -> Tensor:
+        """An uninitialised buffer of the stack's dtype, shape (k, M, N); see `Scratch.batch`."""
+        return self.scratch.batch(batch.stack, len(batch.blocks), slot)
+
+    def fill(self, batch: Batch, tensors: Sequence[Tensor], slot: int) -> Tensor:
+        """A buffer with this rank's numbers of a batch's parameters, gradients or moments, one tensor a parameter."""
+        buffer = self.room(batch, slot)
+        torch._foreach_copy_(self.parts(batch, buffer), list(tensors))
+        return buffer
+
+    def parts(self, batch: Batch, buffer: Tensor) -> list[Tensor]:
+        """A buffer as views, each in the shape of its parameter on this rank."""
+        return views(buffer, batch.blocks[0].shapes)
+
+    def saved(self, batch: Batch) -> Tensor:
+        """The buffer of the saved parameters, in their own dtype."""
+        return batch.stack.hidden if batch.rows is None else batch.stack.hidden[batch.rows]
+
+    def each(self, batch: Batch, numbers: Tensor) -> Tensor:
+        """A number for each block, (k,), in a shape that multiplies a buffer."""
+        return numbers[:, None, None]
+
+    def squares(self, batch: Batch, tensors: list[Tensor]) -> Tensor:
+        """The sums of squares of each block, (k,), over the numbers that this rank counts; see `total`.
+
+        Args:
+            batch: The batch.
+            tensors: One a parameter.
+
+        Returns:
+            The sums, in the stack's dtype.
+        """
+        norms = torch.stack(torch._foreach_norm(tensors, 2, dtype=batch.stack.dtype))
+        return norms.square().view(len(batch.blocks), -1).sum(1)
+
+    def total(self, numbers: Tensor) -> Tensor:
+        """The sum over ranks of numbers to which each rank has given its part."""
+        return numbers
+
+    # ---------------------------------------------------------------- whole matrices
+
+    def look(self, items: Sequence[tuple[Batch, Sequence[Tensor]]], work: Callable[[Batch, Tensor], None]) -> None:
+        """Show the gradients of batches, whole, to a function that only reads them."""
+        for batch, gradients in items:
+            work(batch, self.fill(batch, gradients, 0))
+
+    def forget(self) -> None:
+        """Gradients are no longer those that `look` has shown."""
+
+    def through(self, items: Sequence[Item]) -> None:
+        """Do the work of all items: one after the other, so that they share one work space."""
+        for item in items:
+            item.sink(item.work(item.source()).contiguous())
+
+    def move(self, jobs: Sequence[Job]) -> None:
+        """Change moments of blocks, in the order of the jobs."""
+        for job in jobs:
+            job.change(job.states)
