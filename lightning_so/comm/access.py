@@ -1,6 +1,7 @@
 """Where the numbers of parameters, gradients and the optimizer's moments are on this rank.
 
-Whole here; subclasses say it of sharded parameters. A shard is a range of a tensor's numbers in row-major order.
+Whole here; subclasses say it of sharded parameters. A shard is a range of a tensor's numbers in row-major order, which
+may be empty. Ranks hold them in their order: a rank's piece begins where the one before it ends, empty pieces too.
 """
 
 import sys
@@ -36,7 +37,7 @@ class Access:
         return param
 
     def grad(self, param: Tensor) -> Tensor | None:
-        """This rank's piece of the reduced gradient, changed in place; None where there is no gradient."""
+        """This rank's piece of the reduced gradient, empty if the span is; None where there is none on any rank."""
         return param.grad
 
     def state(self, optimizer: Optimizer, param: Tensor) -> dict[str, Any]:
@@ -59,6 +60,10 @@ class Access:
     def groups(self, optimizer: Optimizer) -> list[dict[str, Any]]:
         """The optimizer's param groups, with the model's parameters in them."""
         return optimizer.param_groups
+
+    def calls(self) -> list[list[Tensor]] | None:
+        """The parameters that each call of the optimizer's step finishes, in order; None where one finishes all."""
+        return None
 
 
 def access_of(params: Iterable[Tensor], model: nn.Module | None = None, engine: Any = None) -> Access:
