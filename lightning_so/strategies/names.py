@@ -15,25 +15,27 @@ LIGHTNINGS = tuple(
 REGISTRIES = {name: importlib.import_module(f"{name}.strategies").StrategyRegistry for name in LIGHTNINGS}
 
 
-def make(lightning: str, **arguments: Any) -> Any:
-    """The DeepSpeed strategy for one import name of Lightning.
+def make(module: str, lightning: str, **arguments: Any) -> Any:
+    """The strategy of one of this package's modules for one import name of Lightning.
 
     Args:
+        module: The module's name, imported now and not before.
         lightning: The import name.
         arguments: What the strategy is made with.
 
     Returns:
         The strategy.
     """
-    return importlib.import_module("lightning_so.strategies.deepspeed").CLASSES[lightning](**arguments)
+    return importlib.import_module(f"lightning_so.strategies.{module}").CLASSES[lightning](**arguments)
 
 
 for _name, _registry in REGISTRIES.items():
     for _stage in (1, 2, 3):
         _registry.register(
             f"deepspeed_so_stage_{_stage}",
-            partial(make, _name),
+            partial(make, "deepspeed", _name),
             description=f"DeepSpeed with ZeRO stage {_stage} and the right scale of the loss under accumulation",
             override=True,
             stage=_stage,
         )
+    _registry.register("fsdp_so", partial(make, "fsdp", _name), description="FSDP1, on CPU too", override=True)

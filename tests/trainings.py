@@ -1,0 +1,311 @@
+"""Real Trainers under every strategy, on ranks that run already: `world.run(train, "fsdp2", None, ADAMW)`.
+
+Parameters are cut unevenly on two and four ranks, and some pieces are empty.
+"""
+
+import logging
+import os
+import sys
+import warnings
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+from lightning_fabric.plugins.environments import ClusterEnvironment
+from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader
+
+from lightning_so import SecondOrder
+from lightning_so.core.routing import clean
+from lightning_so.strategies.fsdp import SecondOrderFSDPStrategy
+from tests.test_layers import PEERS
+
+#: "one" is one process, wherever it runs; "hsdp" has two replicas of a model that is cut over the other ranks.
+STRATEGIES = ("one", "ddp", "fsdp2", "hsdp", "fsdp1", "zero0", "zero1", "zero2", "zero3")
+WORDS, WIDTH, LENGTH, BATCH = 13, 15, 6, 8
+
+
+class Trained(NamedTuple):
+    """What came of a training, on one rank."""
+
+    #: Whole final weights by clean name, on the CPU.
+    weights: dict[str, torch.Tensor]
+    #: This rank's loss of every micro-batch.
+    losses: list[float]
+    #: Numbers of the weights and of the optimizer's state that this rank holds between two steps.
+    held: tuple[int, int]
+    #: Bytes that SecondOrder's exchanges have sent by the end of every step; empty without a method.
+    sent: list[int]
+    #: SecondOrder's report.
+    report: Any
+
+
+class Block(nn.Module):
+    """Causal attention and a gated MLP, each after a norm; 15, 17 and 1 rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+        # A key's bias has no gradient but rounding, of which Adam would make whole steps.
+        self.query, self.key, self.value = (nn.Linear(WIDTH, WIDTH, bias=n == 2) for n in range(3))
+        self.join = nn.Linear(WIDTH, WIDTH)
+        self.up, self.down = nn.Linear(WIDTH, 17), nn.Linear(17, WIDTH)
+        self.gate = nn.Linear(WIDTH, 1)
+
+    def forward(self, x):
+        y = self.first(x)
+        q, k, v = (layer(y).unflatten(-1, (3, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value))
+        y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.join(y.transpose(1, 2).flatten(2))
+        y = self.second(x)
+        return x + torch.sigmoid(self.gate(y)) * self.down(nn.functional.gelu(self.up(y)))
+
+
+class Transformer(nn.Module):
+    """A small language model; the places are a parameter of the root, the bottleneck has 3 rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(WORDS, WIDTH)
+        self.places = nn.Parameter(0.1 * torch.randn(LENGTH, WIDTH))
+        self.blocks = nn.ModuleList([Block(), Block()])
+        self.norm, self.narrow, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 3), nn.Linear(3, WORDS)
+
+    def forward(self, tokens):
+        x = self.words(tokens) + self.places
+        for block in self.blocks:
+            x = block(x)
+        return self.head(torch.tanh(self.narrow(self.norm(x))))
+
+
+def batch(number):
+    """A fixed stream of global batches: words that depend on the one before, and the next words."""
+    generator = torch.Generator().manual_seed(number)
+    noise = torch.randint(0, 3, (BATCH, LENGTH + 1), generator=generator)
+    tokens = (noise.cumsum(1) * 2 + noise[:, :1]) % WORDS
+    return tokens[:, :-1], tokens[:, 1:]
+
+
+class Module(pl.LightningModule):
+    """The language model; ranks take strided parts of global batches, numbered by what is in checkpoints."""
+
+    def __init__(self, strategy, base, dtype=torch.float32, grouped=False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net, self.how, self.base, self.grouped = Transformer().to(dtype), strategy, base, grouped
+        self.losses, self.cut = [], False
+
+    def configure_model(self) -> None:
+        if self.how not in ("fsdp2", "hsdp") or self.cut:
+            return
+        mesh = self.device_mesh["data_parallel"]
+        if self.how == "hsdp":
+            mesh = init_device_mesh("cpu", (2, dist.get_world_size() // 2), mesh_dim_names=("replicas", "pieces"))
+        for block in self.net.blocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(self.net, mesh=mesh)
+        self.cut = True
+
+    def training_step(self, _, index):
+        many = self.trainer.accumulate_grad_batches
+        x, y = batch(self.trainer.global_step * many + index % many)
+        if self.how != "one":
+            x, y = (part[dist.get_rank() :: dist.get_world_size()] for part in (x, y))
+        loss = nn.functional.cross_entropy(self.net(x).flatten(0, 1), y.flatten())
+        self.losses.append(loss.item())
+        return loss
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+        if self.how == "fsdp1" and gradient_clip_val:
+            # Lightning refuses to clip by norm under FSDP1; torch's own way is to ask the root.
+            self.trainer.strategy.model.clip_grad_norm_(gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def configure_optimizers(self):
+        cls, arguments = self.base
+        if not self.grouped:
+            return cls(self.parameters(), **arguments)
+        flat = [clean(name).endswith(("bias", "norm.weight", "first.weight", "second.weight")) for name in self.names()]
+        groups = [[p for p, f in zip(self.parameters(), flat, strict=True) if f is which] for which in (False, True)]
+        return cls([{"params": groups[0]}, {"params": groups[1], "weight_decay": 0.0}], **arguments)
+
+    def names(self):
+        return [name for name, _ in self.named_parameters()]
+
+
+class Watch(pl.Callback):
+    """Looks at the state while the strategy still has it."""
+
+    def __init__(self, ours: SecondOrder | None) -> None:
+        self.ours, self.sent, self.weights, self.held = ours, [], {}, (0, 0)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if self.ours is not None and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            self.sent.append(self.ours.engines[0].comm.sent)
+
+    def on_train_end(self, trainer, pl_module) -> None:
+        optimizer = trainer.optimizers[0]
+        state = [value for values in plain(optimizer).state.values() for value in values.values()]
+        self.held = (
+            sum(pieces(p).numel() for p in pl_module.parameters()),
+            sum(pieces(value).numel() for value in state if isinstance(value, torch.Tensor) and value.ndim),
+        )
+        with whole(trainer, pl_module) as params:
+            self.weights = {clean(name): value.detach().cpu().clone() for name, value in params}
+
+
+def plain(optimizer):
+    """The torch optimizer, inside Lightning's wrapper or DeepSpeed's."""
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return optimizer
+
+
+def pieces(value):
+    """What a rank holds of a tensor."""
+    return getattr(value, "ds_tensor", value.to_local() if isinstance(value, DTensor) else value)
+
+
+@contextmanager
+def whole(trainer, module):
+    """Names and whole parameters, on every rank."""
+    with ExitStack() as stack:
+        if module.how == "fsdp1":
+            stack.enter_context(FullyShardedDataParallel.summon_full_params(trainer.strategy.model, writeback=False))
+        if module.how == "zero3":
+            zero = sys.modules["deepspeed"].zero
+            stack.enter_context(zero.GatheredParameters(list(module.net.parameters())))
+        named = list(module.net.named_parameters())
+        yield [(name, p.full_tensor() if isinstance(p, DTensor) else p) for name, p in named]
+
+
+class Standing(ClusterEnvironment):
+    """Ranks that run already, in one process group: nothing to start, nothing to end."""
+
+    creates_processes_externally = True
+    main_address = "127.0.0.1"
+    main_port = 0
+
+    @staticmethod
+    def detect() -> bool:
+        return False
+
+    def world_size(self) -> int:
+        return dist.get_world_size()
+
+    def set_world_size(self, size) -> None:
+        assert size == dist.get_world_size()
+
+    def global_rank(self) -> int:
+        return dist.get_rank()
+
+    def set_global_rank(self, rank) -> None:
+        assert rank == dist.get_rank()
+
+    def local_rank(self) -> int:
+        return dist.get_rank()
+
+    def node_rank(self) -> int:
+        return 0
+
+
+def made(strategy):
+    """The strategy of a name."""
+    if strategy == "one":
+        return "auto"
+    if strategy == "ddp":
+        return DDPStrategy()
+    if strategy in ("fsdp2", "hsdp"):
+        return ModelParallelStrategy(data_parallel_size=dist.get_world_size(), tensor_parallel_size=1)
+    if strategy == "fsdp1":
+        return SecondOrderFSDPStrategy(auto_wrap_policy=ModuleWrapPolicy({Block}))
+    from lightning_so.strategies.deepspeed import SecondOrderDeepSpeedStrategy
+
+    return SecondOrderDeepSpeedStrategy(
+        config={
+            "zero_optimization": {"stage": int(strategy[-1])},
+            "train_micro_batch_size_per_gpu": BATCH // dist.get_world_size(),
+        }
+    )
+
+
+@contextmanager
+def unchanged(strategy):
+    """Leave paths, environment and loggers as they were; deepspeed is found meanwhile."""
+    before, path, level = dict(os.environ), list(sys.path), logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    if strategy.startswith("zero"):
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        sys.path.append(str(PEERS))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+        sys.path[:] = path
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def train(
+    strategy,
+    method,
+    base,
+    steps=30,
+    accumulate=1,
+    clip=None,
+    precision="32-true",
+    dtype=torch.float32,
+    grouped=False,
+    callbacks=(),
+    **second_order,
+) -> Trained:
+    """Train the language model with a Trainer on this rank.
+
+    Args:
+        strategy: One of `STRATEGIES`; all but "one" take every rank of the process group, which is there already.
+        method: A method of lightning_so, or None for the base optimizer alone.
+        base: The class of the base optimizer and its arguments.
+        steps: Steps of the optimizer.
+        accumulate: Micro-batches a step, each of them a global batch.
+        clip: The norm to clip at.
+        precision: The Trainer's.
+        dtype: The parameters', float64 but for DeepSpeed.
+        grouped: Whether biases, norms and the like are a group of their own, without decay.
+        callbacks: More callbacks.
+        second_order: More arguments of SecondOrder.
+    """
+    ours = None if method is None else SecondOrder(method, print_plan=False, **second_order)
+    watch = Watch(ours)
+    several = strategy != "one"
+    with unchanged(strategy):
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            strategy=made(strategy),
+            devices=dist.get_world_size() if several else 1,
+            plugins=[Standing()] if several else None,
+            max_steps=steps,
+            max_epochs=1,
+            accumulate_grad_batches=accumulate,
+            gradient_clip_val=clip,
+            precision=precision,
+            callbacks=[*([] if ours is None else [ours]), *callbacks, watch],
+            use_distributed_sampler=False,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        module = Module(strategy, base, dtype, grouped)
+        trainer.fit(module, DataLoader(range(steps * accumulate), batch_size=1))
+        report = None if ours is None else ours.engines[0].report
+    return Trained(watch.weights, module.losses, watch.held, watch.sent, report)
