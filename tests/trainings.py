@@ -1,7 +1,4 @@
-"""Real Trainers under every strategy, on ranks that run already: `world.run(train, "fsdp2", None, ADAMW)`.
-
-Parameters are cut unevenly on two and four ranks, and some pieces are empty.
-"""
+"""Real Trainers under every strategy, on ranks that run already: `world.run(train, "fsdp2", None, ADAMW)`."""
 
 import logging
 import os
@@ -14,11 +11,12 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from lightning_fabric.plugins.environments import ClusterEnvironment
+from pytorch_lightning.plugins import FSDPPrecision
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
-from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+from torch.distributed.fsdp.wrap import wrap
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
@@ -26,10 +24,12 @@ from lightning_so import SecondOrder
 from lightning_so.core.routing import clean
 from lightning_so.strategies.fsdp import SecondOrderFSDPStrategy
 from tests.test_layers import PEERS
+from tests.transformer import BATCH, Block, Transformer, batch
 
-#: "one" is one process, wherever it runs; "hsdp" has two replicas of a model that is cut over the other ranks.
-STRATEGIES = ("one", "ddp", "fsdp2", "hsdp", "fsdp1", "zero0", "zero1", "zero2", "zero3")
-WORDS, WIDTH, LENGTH, BATCH = 13, 15, 6, 8
+#: "one" is one process, wherever it runs; the "hsdp" ones have two replicas of a model that is cut over half of the
+#: ranks; in "fsdp1 by hand" the module wraps its parts.
+STRATEGIES = ("one", "ddp", "fsdp2", "hsdp", "fsdp1", "hsdp1", "fsdp1 by hand", "zero0", "zero1", "zero2", "zero3")
+FSDP1 = ("fsdp1", "hsdp1", "fsdp1 by hand")
 
 
 class Trained(NamedTuple):
@@ -39,58 +39,14 @@ class Trained(NamedTuple):
     weights: dict[str, torch.Tensor]
     #: This rank's loss of every micro-batch.
     losses: list[float]
-    #: Numbers of the weights and of the optimizer's state that this rank holds between two steps.
-    held: tuple[int, int]
+    #: How many numbers of every weight this rank holds between two steps.
+    held: dict[str, int]
+    #: How many numbers of the optimizer's state.
+    state: int
     #: Bytes that SecondOrder's exchanges have sent by the end of every step; empty without a method.
     sent: list[int]
     #: SecondOrder's report.
     report: Any
-
-
-class Block(nn.Module):
-    """Causal attention and a gated MLP, each after a norm; 15, 17 and 1 rows."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        # A key's bias has no gradient but rounding, of which Adam would make whole steps.
-        self.query, self.key, self.value = (nn.Linear(WIDTH, WIDTH, bias=n == 2) for n in range(3))
-        self.join = nn.Linear(WIDTH, WIDTH)
-        self.up, self.down = nn.Linear(WIDTH, 17), nn.Linear(17, WIDTH)
-        self.gate = nn.Linear(WIDTH, 1)
-
-    def forward(self, x):
-        y = self.first(x)
-        q, k, v = (layer(y).unflatten(-1, (3, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value))
-        y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.join(y.transpose(1, 2).flatten(2))
-        y = self.second(x)
-        return x + torch.sigmoid(self.gate(y)) * self.down(nn.functional.gelu(self.up(y)))
-
-
-class Transformer(nn.Module):
-    """A small language model; the places are a parameter of the root, the bottleneck has 3 rows."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.words = nn.Embedding(WORDS, WIDTH)
-        self.places = nn.Parameter(0.1 * torch.randn(LENGTH, WIDTH))
-        self.blocks = nn.ModuleList([Block(), Block()])
-        self.norm, self.narrow, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 3), nn.Linear(3, WORDS)
-
-    def forward(self, tokens):
-        x = self.words(tokens) + self.places
-        for block in self.blocks:
-            x = block(x)
-        return self.head(torch.tanh(self.narrow(self.norm(x))))
-
-
-def batch(number):
-    """A fixed stream of global batches: words that depend on the one before, and the next words."""
-    generator = torch.Generator().manual_seed(number)
-    noise = torch.randint(0, 3, (BATCH, LENGTH + 1), generator=generator)
-    tokens = (noise.cumsum(1) * 2 + noise[:, :1]) % WORDS
-    return tokens[:, :-1], tokens[:, 1:]
 
 
 class Module(pl.LightningModule):
@@ -100,18 +56,19 @@ class Module(pl.LightningModule):
         super().__init__()
         torch.manual_seed(0)
         self.net, self.how, self.base, self.grouped = Transformer().to(dtype), strategy, base, grouped
-        self.losses, self.cut = [], False
+        self.losses = []
 
     def configure_model(self) -> None:
-        if self.how not in ("fsdp2", "hsdp") or self.cut:
+        if self.how == "fsdp1 by hand":
+            self.net.blocks = nn.ModuleList(wrap(block) for block in self.net.blocks)
+            self.net = wrap(self.net)
+        if self.how not in ("fsdp2", "hsdp"):
             return
         mesh = self.device_mesh["data_parallel"]
         if self.how == "hsdp":
-            mesh = init_device_mesh("cpu", (2, dist.get_world_size() // 2), mesh_dim_names=("replicas", "pieces"))
-        for block in self.net.blocks:
-            fully_shard(block, mesh=mesh)
-        fully_shard(self.net, mesh=mesh)
-        self.cut = True
+            mesh = init_device_mesh("cpu", halves(), mesh_dim_names=("replicas", "pieces"))
+        for block in (*self.net.blocks, self.net):
+            fully_shard(block, mesh=mesh, reshard_after_forward=True)
 
     def training_step(self, _, index):
         many = self.trainer.accumulate_grad_batches
@@ -123,9 +80,10 @@ class Module(pl.LightningModule):
         return loss
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
-        if self.how == "fsdp1" and gradient_clip_val:
+        if self.how in FSDP1 and gradient_clip_val:
             # Lightning refuses to clip by norm under FSDP1; torch's own way is to ask the root.
-            self.trainer.strategy.model.clip_grad_norm_(gradient_clip_val)
+            root = self.net if self.how == "fsdp1 by hand" else self.trainer.strategy.model
+            root.clip_grad_norm_(gradient_clip_val)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
@@ -133,31 +91,26 @@ class Module(pl.LightningModule):
         cls, arguments = self.base
         if not self.grouped:
             return cls(self.parameters(), **arguments)
-        flat = [clean(name).endswith(("bias", "norm.weight", "first.weight", "second.weight")) for name in self.names()]
-        groups = [[p for p, f in zip(self.parameters(), flat, strict=True) if f is which] for which in (False, True)]
+        groups = [], []
+        for name, param in self.named_parameters():
+            groups[name.endswith(("bias", "norm.weight", "first.weight", "second.weight"))].append(param)
         return cls([{"params": groups[0]}, {"params": groups[1], "weight_decay": 0.0}], **arguments)
-
-    def names(self):
-        return [name for name, _ in self.named_parameters()]
 
 
 class Watch(pl.Callback):
     """Looks at the state while the strategy still has it."""
 
     def __init__(self, ours: SecondOrder | None) -> None:
-        self.ours, self.sent, self.weights, self.held = ours, [], {}, (0, 0)
+        self.ours, self.sent, self.weights, self.held, self.state = ours, [], {}, {}, 0
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if self.ours is not None and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             self.sent.append(self.ours.engines[0].comm.sent)
 
     def on_train_end(self, trainer, pl_module) -> None:
-        optimizer = trainer.optimizers[0]
-        state = [value for values in plain(optimizer).state.values() for value in values.values()]
-        self.held = (
-            sum(pieces(p).numel() for p in pl_module.parameters()),
-            sum(pieces(value).numel() for value in state if isinstance(value, torch.Tensor) and value.ndim),
-        )
+        self.held = {clean(name): piece(param).numel() for name, param in pl_module.net.named_parameters()}
+        state = [value for values in plain(trainer.optimizers[0]).state.values() for value in values.values()]
+        self.state = sum(piece(value).numel() for value in state if isinstance(value, torch.Tensor) and value.ndim)
         with whole(trainer, pl_module) as params:
             self.weights = {clean(name): value.detach().cpu().clone() for name, value in params}
 
@@ -169,7 +122,7 @@ def plain(optimizer):
     return optimizer
 
 
-def pieces(value):
+def piece(value):
     """What a rank holds of a tensor."""
     return getattr(value, "ds_tensor", value.to_local() if isinstance(value, DTensor) else value)
 
@@ -178,13 +131,27 @@ def pieces(value):
 def whole(trainer, module):
     """Names and whole parameters, on every rank."""
     with ExitStack() as stack:
-        if module.how == "fsdp1":
+        if module.how in FSDP1:
             stack.enter_context(FullyShardedDataParallel.summon_full_params(trainer.strategy.model, writeback=False))
         if module.how == "zero3":
             zero = sys.modules["deepspeed"].zero
             stack.enter_context(zero.GatheredParameters(list(module.net.parameters())))
         named = list(module.net.named_parameters())
         yield [(name, p.full_tensor() if isinstance(p, DTensor) else p) for name, p in named]
+
+
+class Double(FSDPPrecision):
+    """FSDP1 in float64: nothing is cast."""
+
+    def __init__(self) -> None:
+        super().__init__("32-true")
+
+    def convert_module(self, module):
+        return module
+
+    @property
+    def mixed_precision_config(self):
+        return None
 
 
 class Standing(ClusterEnvironment):
@@ -217,6 +184,11 @@ class Standing(ClusterEnvironment):
         return 0
 
 
+def halves():
+    """The shape of a mesh: two replicas, each on half of the ranks."""
+    return 2, dist.get_world_size() // 2
+
+
 def made(strategy):
     """The strategy of a name."""
     if strategy == "one":
@@ -225,13 +197,19 @@ def made(strategy):
         return DDPStrategy()
     if strategy in ("fsdp2", "hsdp"):
         return ModelParallelStrategy(data_parallel_size=dist.get_world_size(), tensor_parallel_size=1)
+    if strategy == "fsdp1 by hand":
+        return SecondOrderFSDPStrategy()
     if strategy == "fsdp1":
-        return SecondOrderFSDPStrategy(auto_wrap_policy=ModuleWrapPolicy({Block}))
+        return SecondOrderFSDPStrategy(auto_wrap_policy={Block})
+    if strategy == "hsdp1":
+        hybrid = {"sharding_strategy": "HYBRID_SHARD", "device_mesh": halves()}
+        return SecondOrderFSDPStrategy(auto_wrap_policy={Block}, **hybrid)
     from lightning_so.strategies.deepspeed import SecondOrderDeepSpeedStrategy
 
     return SecondOrderDeepSpeedStrategy(
         config={
-            "zero_optimization": {"stage": int(strategy[-1])},
+            # Else small parameters are never let go of by stage 3.
+            "zero_optimization": {"stage": int(strategy[-1]), "stage3_param_persistence_threshold": 0},
             "train_micro_batch_size_per_gpu": BATCH // dist.get_world_size(),
         }
     )
@@ -239,8 +217,9 @@ def made(strategy):
 
 @contextmanager
 def unchanged(strategy):
-    """Leave paths, environment and loggers as they were; deepspeed is found meanwhile."""
+    """Leave paths, environment, loggers and torch as they were; deepspeed is found meanwhile."""
     before, path, level = dict(os.environ), list(sys.path), logging.root.manager.disable
+    linear = nn.functional.linear
     logging.disable(logging.WARNING)
     if strategy.startswith("zero"):
         os.environ["DS_ACCELERATOR"] = "cpu"
@@ -251,6 +230,7 @@ def unchanged(strategy):
             yield
     finally:
         logging.disable(level)
+        nn.functional.linear = linear  # ZeRO-3 puts its own there for good, and every later model would run it.
         sys.path[:] = path
         os.environ.clear()
         os.environ.update(before)
@@ -279,25 +259,29 @@ def train(
         accumulate: Micro-batches a step, each of them a global batch.
         clip: The norm to clip at.
         precision: The Trainer's.
-        dtype: The parameters', float64 but for DeepSpeed.
+        dtype: The parameters'; DeepSpeed makes float32 of any.
         grouped: Whether biases, norms and the like are a group of their own, without decay.
         callbacks: More callbacks.
         second_order: More arguments of SecondOrder.
     """
     ours = None if method is None else SecondOrder(method, print_plan=False, **second_order)
     watch = Watch(ours)
-    several = strategy != "one"
+    several, plugins = strategy != "one", []
+    if several:
+        plugins.append(Standing())
+    if strategy in FSDP1 and dtype == torch.float64:
+        plugins.append(Double())
     with unchanged(strategy):
         trainer = pl.Trainer(
             accelerator="cpu",
             strategy=made(strategy),
             devices=dist.get_world_size() if several else 1,
-            plugins=[Standing()] if several else None,
+            plugins=plugins,
             max_steps=steps,
             max_epochs=1,
             accumulate_grad_batches=accumulate,
             gradient_clip_val=clip,
-            precision=precision,
+            precision=None if len(plugins) > 1 else precision,
             callbacks=[*([] if ours is None else [ours]), *callbacks, watch],
             use_distributed_sampler=False,
             logger=False,
@@ -308,4 +292,4 @@ def train(
         module = Module(strategy, base, dtype, grouped)
         trainer.fit(module, DataLoader(range(steps * accumulate), batch_size=1))
         report = None if ours is None else ours.engines[0].report
-    return Trained(watch.weights, module.losses, watch.held, watch.sent, report)
+    return Trained(watch.weights, module.losses, watch.held, watch.state, watch.sent, report)

@@ -83,8 +83,9 @@ class SecondOrderFSDPStrategy(_OnCPU, FSDPStrategy):
     does too; with arguments, its class is `CLASSES["lightning.pytorch"]`. Prefer FSDP2 (`ModelParallelStrategy`) for
     new code: it runs on CPU as it is.
 
-    On CPU precision="32-true" is the one that works as written. Lightning clips by norm under no FSDP1: call
-    `self.trainer.model.clip_grad_norm_(value)` in the module's `configure_gradient_clipping`.
+    Mixed precision on CPU casts parameters and inputs, and nothing else: Lightning's autocast is one of GPUs.
+    Lightning clips by norm under no FSDP1: call `self.trainer.strategy.model.clip_grad_norm_(value)` in the module's
+    `configure_gradient_clipping`.
 
     Args:
         args: As for Lightning's `FSDPStrategy`.
