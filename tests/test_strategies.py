@@ -5,16 +5,22 @@ What is measured here is the harness (`tests.trainings`): what differs with Seco
 
 import functools
 import importlib
+import os
+import sys
 
 import pytest
 import torch
+import torch.distributed as dist
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.plugins import FSDPPrecision
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.utils.data import DataLoader
 
 from lightning_so.comm.sharded import even
 from lightning_so.strategies import REGISTRIES, fsdp
 from tests.test_layers import PEERS
-from tests.trainings import train
+from tests.trainings import train, unchanged
+from tests.transformer import Transformer, batch
 from tests.world import World
 
 ADAMW = (torch.optim.AdamW, {"lr": 3e-3, "weight_decay": 0.1})
@@ -116,12 +122,9 @@ def test_float64_leaves_no_rounding(two, strategy):
 
 
 def surroundings():
-    import os
-    import sys
-
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "DS_ACCELERATOR")
     left = [name for name in names if name in os.environ]
-    return torch.nn.functional.linear, torch.distributed.get_world_size(), left, list(sys.path)
+    return torch.nn.functional.linear, dist.get_world_size(), left, list(sys.path)
 
 
 @pytest.mark.slow
@@ -130,6 +133,59 @@ def test_a_training_leaves_the_rank_as_it_was(two):
     many(two, "zero3", "adamw")
     many(two, "fsdp2", "adamw")
     assert two.run(surroundings) == before
+
+
+def resumed(lightning, kind, file):
+    """Train with FSDP1 to step 4, save, go on from the file to step 8; and without a stop. Gives both ends' weights."""
+    pl = importlib.import_module(lightning)
+
+    class Module(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.net = Transformer()
+
+        def training_step(self, _, index):
+            x, y = (part[dist.get_rank() :: dist.get_world_size()] for part in batch(self.trainer.global_step))
+            return torch.nn.functional.cross_entropy(self.net(x).flatten(0, 1), y.flatten())
+
+        def configure_optimizers(self):
+            return torch.optim.AdamW(self.parameters(), lr=3e-3)
+
+    def fit(steps, path=None):
+        # Ranks that run already, as a launcher makes them known.
+        os.environ["LOCAL_RANK"] = str(dist.get_rank())
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            strategy="fsdp_so" if kind == "full" else fsdp.CLASSES[lightning](state_dict_type=kind),
+            devices=dist.get_world_size(),
+            max_steps=steps,
+            use_distributed_sampler=False,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(Module(), DataLoader(range(8)), ckpt_path=path)
+        return trainer
+
+    with unchanged("fsdp1"):
+        fit(4).save_checkpoint(file)
+        ends = []
+        for trainer in (fit(8, file), fit(8)):
+            with FullyShardedDataParallel.summon_full_params(trainer.strategy.model, writeback=False):
+                named = trainer.strategy.model.named_parameters()
+                ends.append({name: param.detach().clone() for name, param in named})
+    return ends
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["full", "sharded"])
+@pytest.mark.parametrize("lightning", REGISTRIES)
+def test_fsdp1_on_cpu_resumes_bit_for_bit(two, lightning, kind, tmp_path):
+    for again, straight in two.run(resumed, lightning, kind, str(tmp_path / "half.ckpt")):
+        assert len(again) == len(one("adamw").weights)
+        assert all(torch.equal(value, straight[name]) for name, value in again.items())
 
 
 def test_fsdp1_has_a_name_for_every_import_name():

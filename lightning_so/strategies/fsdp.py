@@ -2,14 +2,21 @@
 
 import importlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pytorch_lightning.strategies import FSDPStrategy
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp import (
+    FullOptimStateDictConfig,
+    FullStateDictConfig,
+    FullyShardedDataParallel,
+    OptimStateKeyType,
+    StateDictType,
+)
 from torch.distributed.fsdp.wrap import enable_wrap
+from torch.optim import Optimizer
 
 from lightning_so.strategies.names import LIGHTNINGS
 
@@ -50,6 +57,50 @@ class _OnCPU(FSDPStrategy if TYPE_CHECKING else object):
             return
         with enable_wrap(wrapper_cls=FullyShardedDataParallel, **self._arguments()):
             yield
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Whole weights on rank 0, or this rank's pieces, as the strategy was told."""
+        if not self._whole_on_cpu:
+            return super().lightning_module_state_dict()
+        model = self._wrapped()
+        with self._gathering(model):
+            return model.state_dict()
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Whole state on rank 0, or this rank's pieces, as the strategy was told."""
+        if not self._whole_on_cpu:
+            return super().optimizer_state(optimizer)
+        model = self._wrapped()
+        with self._gathering(model):
+            state = FullyShardedDataParallel.optim_state_dict(model, getattr(optimizer, "_optimizer", optimizer))
+            if self.global_rank == 0:
+                # By number, as optimizers of torch have it.
+                state = FullyShardedDataParallel.rekey_optim_state_dict(state, OptimStateKeyType.PARAM_ID, model)
+            return state
+
+    @property
+    def _whole_on_cpu(self) -> bool:
+        return self._on_cpu and self._state_dict_type == "full"
+
+    def _wrapped(self) -> nn.Module:
+        assert self.model is not None
+        return self.model
+
+    def _gathering(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """Gather on rank 0, but do not offload: what is on CPU is not copied there, and torch frees the original.
+
+        Args:
+            model: The wrapped model.
+
+        Returns:
+            The context in which states are whole.
+        """
+        return FullyShardedDataParallel.state_dict_type(
+            model,
+            StateDictType.FULL_STATE_DICT,
+            FullStateDictConfig(offload_to_cpu=False, rank0_only=True),
+            FullOptimStateDictConfig(offload_to_cpu=False, rank0_only=True),
+        )
 
     def _arguments(self) -> dict[str, Any]:
         """What torch wraps with; it takes no CPU unless the device is given (an index, as GPUs have, says nothing)."""
