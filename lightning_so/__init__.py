@@ -1,9 +1,12 @@
 """Second-order methods for PyTorch Lightning: curvature in front of the optimizer that you already have."""
 
 from lightning_so import strategies as strategies
+from lightning_so.callbacks.resume.check import resume_check as resume_check
+from lightning_so.callbacks.resume.verdict import ResumeCheck as ResumeCheck
 from lightning_so.callbacks.second_order import SecondOrder as SecondOrder
 from lightning_so.core.attach import attach as attach
 from lightning_so.core.errors import ConfigError as ConfigError
+from lightning_so.core.errors import LaunchError as LaunchError
 from lightning_so.core.errors import StateError as StateError
 from lightning_so.core.errors import TrustError as TrustError
 from lightning_so.core.export import LayerCurvature as LayerCurvature
@@ -23,10 +26,12 @@ __all__ = [
     "KFAC",
     "SOAP",
     "ConfigError",
+    "LaunchError",
     "LayerCurvature",
     "Mixture",
     "Muon",
     "Relative",
+    "ResumeCheck",
     "SecondOrder",
     "Shampoo",
     "Staggered",
@@ -35,4 +40,5 @@ __all__ = [
     "TrustError",
     "attach",
     "curvature",
+    "resume_check",
 ]

@@ -13,6 +13,10 @@ class StateError(ValueError):
     """A state dict of another model, configuration or format; names the keys and shapes."""
 
 
+class LaunchError(RuntimeError):
+    """A training that was started did not end as it should; carries what it said last."""
+
+
 class TrustError(RuntimeError):
     """What runs is not what was asked for: a step that is never finished, a wrong update, ranks that differ."""
 

@@ -1,0 +1,1 @@
+"""Whether a training that resumes from a checkpoint equals one that did not stop."""

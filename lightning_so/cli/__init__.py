@@ -1,0 +1,1 @@
+"""The command line, `lightning-so`: one file a command, in `commands/`."""
