@@ -81,6 +81,37 @@ class Counting(Module):
         return super().loss(x, y) * (1 + 0.1 * self.seen)
 
 
+class Scheduled(Module):
+    """Its schedule is a function, which no checkpoint holds."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def configure_optimizers(self):
+        optimizer = super().configure_optimizers()
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class Sharing(Module):
+    """Every rank takes its part of a batch that all have, so that no step hangs on the number of ranks."""
+
+    def training_step(self, data, index):
+        return self.loss(*(part[self.global_rank :: self.trainer.world_size] for part in data))
+
+
+class Data(pl.LightningDataModule):
+    """The samples, in a loader that can be put back to its place, or in a plain one."""
+
+    def __init__(self, resumable: bool = True) -> None:
+        super().__init__()
+        self.loader = Resumable if resumable else DataLoader
+
+    def train_dataloader(self):
+        return self.loader(Samples(), SIZE)
+
+
 class Unseeded(Module):
     """Starts anywhere."""
 
@@ -129,6 +160,26 @@ def counting():
     return Counting(), Resumable(Samples(), SIZE), trainer(soap())
 
 
+def scheduled():
+    return Scheduled(1.0), Resumable(Samples(), SIZE), trainer(soap())
+
+
+def rescheduled():
+    return Scheduled(0.5), Resumable(Samples(), SIZE), trainer(soap())
+
+
+def short():
+    return Module(), Resumable(Samples(), SIZE), trainer(soap(), max_epochs=1, limit_train_batches=4)
+
+
+def two_ranks():
+    return (
+        Sharing(),
+        Resumable(Samples(), SIZE),
+        trainer(soap(), devices=2, strategy="ddp", use_distributed_sampler=False),
+    )
+
+
 def unseeded():
     return Unseeded(), Resumable(Samples(), SIZE), trainer(soap())
 
@@ -137,5 +188,12 @@ def small_batches():
     return Module(), Resumable(Samples(), SIZE // 2), trainer(soap())
 
 
-def broken():
-    return Module(), None, trainer(SecondOrder(SOAP(beta=2.0)))
+class Forgetful(SecondOrder):
+    """Does not take what a checkpoint holds."""
+
+    def load_state_dict(self, state):
+        pass
+
+
+def forgetful():
+    return Module(), Resumable(Samples(), SIZE), trainer(Forgetful(SOAP(start=4, period=4), print_plan=False))

@@ -18,7 +18,7 @@ LOCAL = ("undone", "withheld", "retries", "failures", "cooled", "verified", "dev
 PLAIN_LOADER = (
     "Lightning puts a loader back to its place only if it has state_dict and load_state_dict, such as torchdata's "
     "StatefulDataLoader. Use one, or stop at the end of an epoch; to check everything but the data's place: "
-    "limit_train_batches={stop}."
+    "limit_train_batches={stop}, limit_val_batches=0."
 )
 DRAWN = (
     "Checkpoints hold no random state: draw order and noise of the data from a generator that is seeded by the number "
