@@ -41,10 +41,10 @@ class Resumable(DataLoader):
         self.place = 0
 
     def state_dict(self):
-        return {"place": self.place}
+        return {"rows": self.place * self.batch_size}
 
     def load_state_dict(self, state):
-        self.place = state["place"]
+        self.place = state["rows"] // self.batch_size
 
 
 class Module(pl.LightningModule):
@@ -156,8 +156,33 @@ def dropping():
     return Dropping(), Resumable(Samples(), SIZE), trainer(soap())
 
 
+class Remember(pl.Callback):
+    """Puts the random state back where a checkpoint was written."""
+
+    state = None
+
+    def state_dict(self):
+        return {"state": torch.get_rng_state()}
+
+    def load_state_dict(self, state):
+        self.state = state["state"]
+
+    def on_train_batch_start(self, *_):
+        if self.state is not None:
+            torch.set_rng_state(self.state)
+            self.state = None
+
+
+def remembering():
+    return Dropping(), Resumable(Samples(), SIZE), trainer(soap(), Remember())
+
+
 def counting():
     return Counting(), Resumable(Samples(), SIZE), trainer(soap())
+
+
+def accumulating():
+    return Module(), Resumable(Samples(), SIZE // 2), trainer(soap(), accumulate_grad_batches=2)
 
 
 def scheduled():

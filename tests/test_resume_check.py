@@ -34,6 +34,19 @@ def test_a_plain_loader_is_at_its_place_where_an_epoch_ends():
     assert check(recipes.epochs).exact
 
 
+def test_random_numbers_that_a_callback_saves_are_no_difference():
+    assert check(recipes.remembering).exact
+
+
+@pytest.mark.parametrize("name", ["pytorch_lightning", "lightning.pytorch"])
+def test_both_import_names_of_lightning(name):
+    boring = pytest.importorskip(f"{name}.demos.boring_classes").BoringModel
+    arguments = {"accelerator": "cpu", "devices": 1, "max_epochs": 9, "limit_train_batches": 2, "limit_val_batches": 1}
+    found = check(lambda: (boring(), None, dict(arguments)), steps=4, stop=2)
+    assert found.exact
+    assert "no SecondOrder" in str(found)
+
+
 @pytest.mark.parametrize(
     ("recipe", "resumed", "cause", "words"),
     [
@@ -147,7 +160,7 @@ def test_weights_are_compared_bit_for_bit():
 
 
 def notes(**changes):
-    step = {"rows": ["a", "b"], "place": 0, "random": {"torch": "r"}, "drawn": [], "rates": [0.1]}
+    step = {"rows": ["a", "b"], "place": 0, "batches": 1, "random": {"torch": "r"}, "drawn": [], "rates": [0.1]}
     counts = {"step": 2, "solves": 4, "retries": 1}
     facts = {"steps": {1: step}, "start": {"w": "1"}, "marked": {"w": "1"}, "ranks": 1, "strategy": "S", "kinds": []}
     return {**facts, "plans": [["SOAP", "w: rotated"]], "counts": [counts], **changes}
@@ -160,6 +173,13 @@ def test_another_world_may_round_otherwise_and_must_do_the_same():
     assert compare_work([one], two) == ()
     assert compare_work([one], [notes(counts=two[0]["counts"])]) == ("counts: retries 1, resumed 0",)
     assert compare_work([one], [notes(plans=[["SOAP", "w: base"]])]) == ("plan: 'w: rotated', resumed 'w: base'",)
+
+
+def test_micro_batches_are_the_batch():
+    assert check(recipes.accumulating).exact
+    found = check(recipes.exact, recipes.accumulating, tolerance=1e-5)
+    assert found.equal
+    assert [reason.cause for reason in found.reasons] == [Cause.WORLD]
 
 
 def test_weights_that_are_not_those_of_the_checkpoint_are_named():

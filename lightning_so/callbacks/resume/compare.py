@@ -102,8 +102,8 @@ def reasons(whole: Notes, stopped: Notes, resumed: Notes, stop: int) -> tuple[Re
         return known
     if _world(whole[0]) != _world(resumed[0]):
         text = (
-            "batches, learning rates and the weights at the stop are the same; sums over ranks round in another order. "
-            "Say how much of that is allowed (tolerance); more than rounding is a state that was lost."
+            "batches, learning rates and the weights at the stop are the same; sums over ranks or micro-batches round "
+            "in another order. Say how much of that is allowed (tolerance); more than rounding is a state that was lost."
         )
         return (Reason(Cause.WORLD, text),)
     text = (
@@ -114,8 +114,9 @@ def reasons(whole: Notes, stopped: Notes, resumed: Notes, stop: int) -> tuple[Re
     return (Reason(Cause.STATE, text),)
 
 
-def _world(notes: dict[str, Any]) -> tuple[int, str]:
-    return notes["ranks"], notes["strategy"]
+def _world(notes: dict[str, Any]) -> tuple[int, str, int]:
+    """What sets the order of sums: ranks, strategy, micro-batches of a step."""
+    return notes["ranks"], notes["strategy"], notes["steps"][max(notes["steps"])]["batches"]
 
 
 def _rows(notes: Notes, step: int) -> set[str]:
@@ -143,7 +144,7 @@ def _data(whole: Notes, resumed: Notes, stop: int) -> Reason | None:
     if len(here) != len(there):
         return Reason(Cause.DATA, text + ", all ranks together: change its batch size or accumulate_grad_batches.")
     text += f", {len(here & there)} of them in both. "
-    if _world(whole[0]) != _world(resumed[0]):
+    if whole[0]["ranks"] != resumed[0]["ranks"]:
         text += "Lightning's own sampler for several ranks shuffles: bring one (use_distributed_sampler=False). "
     # At the beginning of an epoch nothing had to be put back to its place: the order was drawn anew.
     return Reason(Cause.DATA, text + DRAWN)

@@ -25,8 +25,8 @@ class Witness(Callback):
     def __init__(self, folder: Path, mark: int, end: int, save: Path | None = None) -> None:
         """Nothing seen yet."""
         self.folder, self.mark, self.end, self.save = folder, mark, end, save
-        #: By steps done before it: names of a step's rows over its micro-batches, random state, learning rates, and
-        #: its place in the epoch.
+        #: By steps done before it: a step's place in the epoch, its micro-batches, names of their rows, random state
+        #: before the first of them, generators that it drew from, learning rates.
         self.steps: dict[int, dict[str, Any]] = {}
         self.marked: dict[str, str] = {}
         self.start: dict[str, str] = {}
@@ -44,12 +44,14 @@ class Witness(Callback):
             {
                 "rows": [],
                 "place": batch_idx,
+                "batches": 0,
                 "random": self._random,
                 "drawn": [],
                 "rates": [float(group["lr"]) for each in trainer.optimizers for group in each.param_groups],
             },
         )
         step["rows"] += rows(batch)
+        step["batches"] += 1
 
     def on_train_batch_end(self, trainer: Any, pl_module: nn.Module, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Which generators the step drew from; then save and stop, if it was the last."""
