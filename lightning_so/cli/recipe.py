@@ -47,12 +47,12 @@ class Config:
 
     def _cli(self, *, instantiate: bool) -> Any:
         model, nested_model = self._class("model", self.model)
-        data, nested_data = self._class("data", self.data)
         if model is None:
             raise ConfigError(
                 f"{self.file} does not say of which class the model is. Give its name (--model package.module.Class, "
                 "and --data for a data module), or write 'model: {class_path: ..., init_args: ...}' into the file."
             )
+        data, nested_data = self._class("data", self.data)
         if nested_model != nested_data and data is not None:
             raise ConfigError(f"{self.file}: give class_path to both model and data, or --model and --data.")
         arguments = ["--config", str(self.file), *self.overrides]

@@ -103,7 +103,7 @@ def reasons(whole: Notes, stopped: Notes, resumed: Notes, stop: int) -> tuple[Re
     if _world(whole[0]) != _world(resumed[0]):
         text = (
             "batches, learning rates and the weights at the stop are the same; sums over ranks or micro-batches round "
-            "in another order. Say how much of that is allowed (tolerance); more than rounding is a state that was lost."
+            "in another order. Say how much of that is allowed (tolerance); more than that is a state that was lost."
         )
         return (Reason(Cause.WORLD, text),)
     text = (
