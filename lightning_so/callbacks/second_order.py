@@ -105,7 +105,7 @@ class SecondOrder(Callback):
     def on_fit_start(self, trainer: Any, pl_module: nn.Module) -> None:
         """Make one engine an optimizer, print the plans, hook in."""
         self._unhook(trainer)
-        optimizers = [_plain(optimizer) for optimizer in trainer.optimizers]
+        optimizers = [strategies.client(optimizer) for optimizer in trainer.optimizers]
         accesses = [strategies.access(trainer, optimizer) for optimizer in optimizers]
         self._comm, self._told = ambient(sharded=any(access.sharded for access in accesses)), False
         self.engines = [
@@ -170,15 +170,16 @@ class SecondOrder(Callback):
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: nn.Module, optimizer: Optimizer) -> None:
         """Gradients are reduced and unscaled, not clipped yet."""
-        engine = next((engine for engine in self.engines if engine.optimizer is _plain(optimizer)), None)
-        if engine is None:
+        base = strategies.client(optimizer)
+        engine = next((engine for engine in self.engines if engine.optimizer is base), None)
+        if engine is None or not strategies.steps_now(trainer):
             return
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         fused = getattr(engine.optimizer, "_step_supports_amp_scaling", False)
         if scaler is not None and fused and any(p.grad is not None for p in engine.params):
             # Lightning leaves the scale to a fused step; unscaled here, the step is the same and statistics are right.
             scaler.unscale_(engine.optimizer)
-        engine.step(self._raw.before(trainer, pl_module, optimizer))
+        engine.step(self._raw.before(trainer, pl_module, optimizer, engine))
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Tell taps by what the loss is multiplied and divided."""
@@ -287,8 +288,3 @@ class SecondOrder(Callback):
         if self._comm is not None:
             self._comm.close()
             self._comm = None
-
-
-def _plain(optimizer: Any) -> Optimizer:
-    """The torch optimizer inside Lightning's wrapper."""
-    return getattr(optimizer, "optimizer", optimizer)

@@ -9,6 +9,8 @@ from lightning_so.core.errors import ConfigError
 
 #: Strategies of several processes, by the names of their classes under either import name of Lightning.
 SUPPORTED = ("DDPStrategy", "ModelParallelStrategy", "FSDPStrategy")
+#: Our DeepSpeed strategies, one for each import name.
+DEEPSPEED = "SecondOrderDeepSpeedStrategy"
 
 
 def check(trainer: Any) -> None:
@@ -21,8 +23,19 @@ def check(trainer: Any) -> None:
         ConfigError: If the strategy is another.
     """
     family = [cls.__name__ for cls in type(trainer.strategy).__mro__]
-    deepspeed = "DeepSpeedStrategy" in family  # Which derives from DDPStrategy.
-    if deepspeed or (trainer.world_size > 1 and not set(SUPPORTED) & set(family)):
+    if is_deepspeed(trainer):
+        if not getattr(trainer.strategy, "for_second_order", False):
+            raise ConfigError(
+                f"SecondOrder runs under DeepSpeed with {DEEPSPEED}, which divides the loss once; the Trainer has "
+                f"{family[0]}. Use strategy='deepspeed_so_stage_2' (1, 2 or 3), or {DEEPSPEED}(config=...)."
+            )
+        if str(trainer.precision).startswith("16"):
+            raise ConfigError(
+                f"SecondOrder under DeepSpeed runs with precision 32-true, bf16-mixed and bf16-true; the Trainer has "
+                f"{trainer.precision}, whose gradients carry a loss scale until DeepSpeed's own step."
+            )
+        return
+    if trainer.world_size > 1 and not set(SUPPORTED) & set(family):
         raise ConfigError(
             f"SecondOrder runs in one process and under {', '.join(SUPPORTED)} in this version; the Trainer has "
             f"{trainer.world_size} process(es) with {family[0]}. Use strategy='ddp', or ModelParallelStrategy where "
@@ -30,6 +43,25 @@ def check(trainer: Any) -> None:
         )
 
 
+def is_deepspeed(trainer: Any) -> bool:
+    """Whether the Trainer's strategy is one of DeepSpeed's."""
+    return any(cls.__name__ == "DeepSpeedStrategy" for cls in type(trainer.strategy).__mro__)
+
+
+def client(optimizer: Any) -> Optimizer:
+    """The torch optimizer inside Lightning's wrapper, and inside DeepSpeed's."""
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return optimizer
+
+
 def access(trainer: Any, optimizer: Optimizer) -> Access:
     """Where the numbers of an optimizer's parameters are, once the strategy has set them up."""
-    return access_of((p for group in optimizer.param_groups for p in group["params"]), trainer.strategy.model)
+    deepspeed = trainer.strategy.deepspeed_engine if is_deepspeed(trainer) else None
+    params = (p for group in optimizer.param_groups for p in group["params"])
+    return access_of(params, trainer.strategy.model, deepspeed)
+
+
+def steps_now(trainer: Any) -> bool:
+    """Whether the optimizer is about to step: DeepSpeed has Lightning ask at every micro-batch."""
+    return not is_deepspeed(trainer) or trainer.strategy.deepspeed_engine.is_gradient_accumulation_boundary()

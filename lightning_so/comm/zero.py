@@ -133,7 +133,7 @@ class ZeroAccess(Access):
         return self._master(piece).detach().narrow(0, piece.start, piece.size)
 
     def grad(self, param: Tensor) -> Tensor | None:
-        """This rank's piece of the averaged gradient, changed in place; None where there is no gradient.
+        """This rank's piece of the averaged gradient, flat, changed in place; None where there is no gradient.
 
         Args:
             param: The parameter.
@@ -164,7 +164,7 @@ class ZeroAccess(Access):
                 f"DeepSpeed has a gradient of {grad.numel()} numbers where the piece of a parameter of shape "
                 f"{tuple(self.shape(param))} has {piece.size}. Tested with deepspeed 0.19.8: install that."
             )
-        return grad
+        return grad.view(-1)
 
     def state(self, optimizer: Optimizer, param: Tensor) -> dict[str, Any]:
         """The optimizer's state of a parameter, tensors as this rank's pieces, changed in place; empty at first.

@@ -121,10 +121,16 @@ def _couple_decay(engine: "Engine", batch: Batch, gradients: list[Tensor]) -> bo
 # ---------------------------------------------------------------- after the base's step
 
 
-def finish(engine: "Engine") -> None:
-    """Turn the updates that the base left in the hidden parameters, and write the parameters back."""
-    lengths = _lengths(engine, [batch for batch in engine.acting if batch.action is Action.BEND])
-    engine.layout.through([_last(engine, batch, lengths.get(id(batch))) for batch in engine.acting[::-1]])
+def finish(engine: "Engine", call: int = 0) -> None:
+    """Turn the updates that the base left in the hidden parameters, and write the parameters back.
+
+    Args:
+        engine: The engine.
+        call: Which call of the base's step has ended.
+    """
+    ended = [batch for batch in engine.acting[::-1] if batch.blocks[0].call == call]
+    lengths = _lengths(engine, [batch for batch in ended if batch.action is Action.BEND])
+    engine.layout.through([_last(engine, batch, lengths.get(id(batch))) for batch in ended])
 
 
 def _last(engine: "Engine", batch: Batch, lengths: Tensor | None) -> Item:

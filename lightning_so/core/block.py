@@ -49,6 +49,7 @@ class Block:
         tap: The layer, for methods that need its rows.
         position: Its number in the plan, which does not depend on the world size.
         owner: The rank that has its curvature and works on it, where parameters are sharded.
+        call: Number of the call of the optimizer's step that updates it; 0 where one call updates all.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Block:
     tap: Tap | None = None
     position: int = 0
     owner: int = 0
+    call: int = 0
 
     @property
     def shapes(self) -> list[torch.Size]:
@@ -156,9 +158,9 @@ def stack_blocks(blocks: list[Block], access: Access, rank: int | None = None) -
     for alike in kinds.values():
         weight = access.weight(alike[0].param)
         dtype = torch.promote_types(weight.dtype, torch.float32)
-        owned: dict[int, list[Block]] = {}
+        apart: dict[tuple[int, int], list[Block]] = {}
         for block in alike:
-            owned.setdefault(block.owner, []).append(block)
-        for owner, members in owned.items():
+            apart.setdefault((block.owner, block.call), []).append(block)
+        for (owner, _), members in apart.items():
             stacks.append(Stack(members, dtype, weight.device, len(alike), rank in (None, owner), rank is None))
     return stacks

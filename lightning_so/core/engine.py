@@ -91,6 +91,7 @@ class Engine:
         self.prepared, self.clipped, self.unfinished = False, False, 0
         self.tell: Callable[[object], None] = lambda _: None
         self._watch: Watch | None = None
+        self._call, self._calls = 0, len(self.access.calls() or [()])
         self._build()
 
     def _build(self) -> None:
@@ -256,6 +257,9 @@ class Engine:
     def after_step(self) -> None:
         """Turn the base's updates and write the parameters back; call it right after the base has stepped.
 
+        A base whose step is called several times, for some of the parameters each (DeepSpeed), is followed call by
+        call: what shall come into the weights of the forward pass has to be there when the call ends.
+
         Raises:
             TrustError: If the step was not prepared, or a check failed.
         """
@@ -264,15 +268,23 @@ class Engine:
             if self._watch is not None:
                 self._watch.stepped(self)
             with self.stopwatch.stage("finish"):
-                act.finish(self)
-            self.unfinished = 0
-            for batches in self.batches:
-                for batch in batches:
-                    batch.applied += batch.action is Action.PRECONDITION
-            if self._watch is not None:
-                self._watch.finished(self)
-        finally:
+                act.finish(self, self._call)
+            self._call += 1
+            if self._call == self._calls:
+                self._end()
+        except BaseException:
             self.restore()
+            raise
+
+    def _end(self) -> None:
+        """After the last call of the base's step."""
+        self.unfinished = 0
+        for batches in self.batches:
+            for batch in batches:
+                batch.applied += batch.action is Action.PRECONDITION
+        if self._watch is not None:
+            self._watch.finished(self)
+        self.restore()
         self.checks.compare(self)
         self.report.sent = self.comm.sent
         self.arm()
@@ -281,7 +293,7 @@ class Engine:
     def restore(self) -> None:
         """Undo whatever is still hidden or withheld, after a step that was skipped or failed; otherwise nothing."""
         self.guard.give_back()
-        self.prepared, self._watch = False, None
+        self.prepared, self._watch, self._call = False, None, 0
         if self.acting:
             self.report.undone += 1
             self.unfinished += 1

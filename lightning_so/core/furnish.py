@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_so.actions.moments import Base
 from lightning_so.comm.access import Access
 from lightning_so.core.block import Block, Stack, stack_blocks
+from lightning_so.core.errors import ConfigError
 from lightning_so.core.method import tapped
 from lightning_so.core.schedule import Unit
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 def furnished(engine: "Engine") -> list[Stack]:
     """The stacks of an engine's plan, with room for saved weights and empty statistics."""
     rank = engine.comm.rank if engine.layout.split else None
+    number_calls(engine.plan.blocks, engine.access)
     if engine.layout.split:
         appoint(engine.plan.blocks, engine.access, engine.base, engine.groups, engine.comm.ranks)
     stacks = stack_blocks(engine.plan.blocks, engine.access, rank)
@@ -28,6 +30,29 @@ def furnished(engine: "Engine") -> list[Stack]:
         stack.shared = stack.shared or (method is not None and method.everywhere(engine.base))
         stack.stats = stack.method.init(stack, engine.base)
     return stacks
+
+
+def number_calls(blocks: list[Block], access: Access) -> None:
+    """Say which call of the optimizer's step updates each block.
+
+    Args:
+        blocks: The blocks, changed in place.
+        access: Where their numbers are.
+
+    Raises:
+        ConfigError: If the weight and the bias of a block are updated by different calls.
+    """
+    calls = access.calls()
+    if calls is None:
+        return
+    number = {param: call for call, params in enumerate(calls) for param in params}
+    for block in blocks:
+        block.call, *others = {number[param] for param in block.params}
+        if others:
+            raise ConfigError(
+                f"{block.name} and its bias are updated by calls {sorted([block.call, *others])} of the optimizer's "
+                f"step: raise DeepSpeed's zero_optimization.sub_group_size (default 1e9), so that one updates both."
+            )
 
 
 def timed(stacks: list[Stack]) -> list[Unit]:

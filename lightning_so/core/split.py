@@ -87,8 +87,12 @@ class Split(Layout):
     def squares(self, batch: Batch, tensors: list[Tensor]) -> Tensor:
         """See `Layout.squares`: of pieces that several ranks have, one counts them."""
         norms = torch.stack(torch._foreach_norm(tensors, 2, dtype=batch.stack.dtype)).square()
-        gives = [float(p.gives(self.comm.rank) > 0) for block in batch.blocks for p in self.pieces(block)]
-        return (norms * torch.tensor(gives).to(norms)).view(len(batch.blocks), -1).sum(1)
+        counted = torch.tensor([self.counts(param) for param in batch.params], device=norms.device)
+        return (norms * counted).view(len(batch.blocks), -1).sum(1)
+
+    def counts(self, param: Tensor) -> bool:
+        """See `Layout.counts`: of ranks that have the same piece, the first does."""
+        return Pieces(self._spans[param], 0).gives(self.comm.rank) > 0
 
     def total(self, numbers: Tensor) -> Tensor:
         """See `Layout.total`: one small all-reduce."""

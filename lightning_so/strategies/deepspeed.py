@@ -29,6 +29,9 @@ __all__ = ["CLASSES", "SecondOrderDeepSpeedStrategy"]
 class _Corrected(DeepSpeedStrategy if TYPE_CHECKING else object):
     """The corrections, to stand before the DeepSpeedStrategy of either import name of Lightning."""
 
+    #: Under other DeepSpeed strategies `SecondOrder` does not run.
+    for_second_order = True
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Check the configuration before any process is started."""
         super().__init__(*args, **kwargs)

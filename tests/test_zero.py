@@ -1,0 +1,87 @@
+"""Under DeepSpeed every ZeRO stage gives the weights of one process, with each method, base and situation."""
+
+import functools
+
+import pytest
+import torch
+
+from lightning_so import EKFAC, KFAC, SOAP, Muon, Shampoo
+from tests.test_layers import PEERS
+from tests.trainings import train
+from tests.world import World
+
+ADAMW = (torch.optim.AdamW, {"lr": 3e-3, "weight_decay": 0.1})
+ADAM = (torch.optim.Adam, {"lr": 3e-3, "weight_decay": 0.1})
+SGD = (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01})
+#: Method, base and situation by name; Shampoo's roots of nearly singular factors are no test of exchanges.
+CASES = {
+    "soap": (SOAP(start=10, period=8), ADAMW, {}),
+    "soap coupled": (SOAP(start=10, period=8), ADAM, {}),
+    "soap all": (SOAP(start=10, period=8), ADAMW, {"accumulate": 2, "clip": 0.3, "grouped": True}),
+    "muon": (Muon(), ADAMW, {}),
+    "muon all": (Muon(), SGD, {"accumulate": 2, "clip": 0.3, "grouped": True}),
+    "kfac": (KFAC(period=8), ADAMW, {}),
+    "kfac sgd": (KFAC(period=8), SGD, {}),
+    "kfac sgd all": (KFAC(period=8), SGD, {"accumulate": 2, "clip": 0.3, "grouped": True}),
+    "shampoo": (Shampoo(period=8, epsilon=1e-3), ADAMW, {}),
+    "shampoo sgd": (Shampoo(period=8, epsilon=1e-3), SGD, {"accumulate": 2, "clip": 0.3}),
+    "ekfac": (EKFAC(start=10, period=8), ADAMW, {"accumulate": 2, "clip": 0.3, "grouped": True}),
+    "ekfac sgd": (EKFAC(period=8), SGD, {}),
+}
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (PEERS / "deepspeed").is_dir(), reason="deepspeed is not there: make test puts it there"),
+]
+
+
+@pytest.fixture(scope="module")
+def two():
+    world = World(2)
+    yield world
+    world.close()
+
+
+@pytest.fixture(scope="module")
+def four():
+    world = World(4)
+    yield world
+    world.close()
+
+
+@functools.cache
+def one(case):
+    method, base, situation = CASES[case]
+    return train("one", method, base, **situation)
+
+
+def same(many, case):
+    alone = one(case)
+    for rank in many:
+        for name, value in rank.weights.items():
+            assert torch.equal(value, many[0].weights[name]), f"ranks differ in {name}"
+            torch.testing.assert_close(value, alone.weights[name], rtol=0, atol=1e-5, msg=lambda m, n=name: n + m)
+    facts = ("step", "solves", "rotated", "bent", "preconditioned", "skipped", "failures")
+    assert [getattr(many[0].report, f) for f in facts] == [getattr(alone.report, f) for f in facts]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("strategy", ["zero0", "zero1", "zero2", "zero3"])
+def test_two_ranks_give_the_weights_of_one_process(two, strategy, case):
+    method, base, situation = CASES[case]
+    same(two.run(train, strategy, method, base, **situation), case)
+
+
+@pytest.mark.parametrize("case", ["soap all", "kfac sgd all", "muon"])
+def test_four_ranks_give_the_weights_of_one_process(four, case):
+    method, base, situation = CASES[case]
+    same(four.run(train, "zero2", method, base, **situation), case)
+
+
+def test_half_precision_trains_as_one_process_does_up_to_rounding(two):
+    method, base, _ = CASES["soap"]
+    alone = train("one", method, base, precision="bf16-mixed")
+    many = two.run(train, "zero2", method, base, precision="bf16-mixed")
+    for name, value in many[0].weights.items():
+        assert torch.equal(value, many[1].weights[name])
+        torch.testing.assert_close(value.float(), alone.weights[name], rtol=0, atol=0.05)
+    assert many[0].report.rotated == alone.report.rotated > 0
