@@ -84,8 +84,9 @@ class ZeroAccess(Access):
         """
         refuse(engine)
         self.engine, self._zero = engine, engine.optimizer
-        self._names = _NAMES[int(engine.zero_optimization_stage())]
-        locate = _rows_of_shards if self._names is _NAMES[3] else _ranges_of_groups
+        stage = int(engine.zero_optimization_stage())
+        self._names, self._third = _NAMES[stage], stage == 3
+        locate = _rows_of_shards if self._third else _ranges_of_groups
         self._pieces: dict[Tensor, _Piece] = locate(self._zero)
         self._hyper: dict[int, dict[str, Any]] = {}
         groups = self._groups_of_client()
@@ -157,7 +158,7 @@ class ZeroAccess(Access):
         if flat is not None:  # Half precision, accumulated in fp32.
             return flat.view(-1).narrow(0, piece.start, piece.size)
         grad = found[piece.place]
-        if self._names is _NAMES[3]:
+        if self._third:
             return grad.view(-1).narrow(0, 0, piece.size)
         if grad.numel() != piece.size:
             raise ConfigError(
@@ -218,7 +219,7 @@ class ZeroAccess(Access):
     def _owners(self) -> list[int]:
         """The number of the user's group that each master belongs to."""
         count = len(private(self._zero, self._names.masters))
-        if self._names is _NAMES[3]:
+        if self._third:
             owners = private(self._zero, "sub_group_to_group_id")
             return [owners[number] for number in range(count)]
         return list(range(count))
@@ -226,7 +227,7 @@ class ZeroAccess(Access):
     def _groups_of_client(self) -> dict[int, dict[str, Any]]:
         """The client's groups, by number: within its step, stages 1 and 2 leave it one of them alone."""
         groups = self.client.param_groups
-        if self._names is _NAMES[3]:
+        if self._third:
             return dict(enumerate(groups))
         numbers = {id(master): number for number, master in enumerate(private(self._zero, self._names.masters))}
         self._hyper |= {numbers[id(group["params"][0])]: group for group in groups}
@@ -249,8 +250,7 @@ def _ranges_of_groups(zero: Any) -> dict[Tensor, _Piece]:
             if stop > start:
                 entries += here > filled  # Padding between parameters has an entry of its own.
                 place, filled = entries, here + stop - start
-            # Empty parameters have an entry, too.
-            entries += stop > start or (numel == 0 and begin <= offset < begin + size)
+            entries += stop > start
             pieces[param] = _Piece(master, here if stop > start else 0, (start, stop), place)
     return pieces
 
