@@ -205,6 +205,7 @@ def trained(model, optimizer, many, full):
         turn(access, params, optimizer)
         optimizer.step()
         optimizer.zero_grad()
+        assert all(access.grad(p) is None for p in params if p.numel())
     return found
 
 
@@ -350,6 +351,7 @@ def placements():
         "rows": placed(line, Shard(0)),
         "replicas": placed(square, Replicate(), Shard(0)),
         "whole": placed(square, Replicate(), Replicate()),
+        "alone": placed(line, Replicate()),
         "plain": nn.Parameter(W),
         "columns": placed(line, Shard(1)),
         "twice": placed(square, Shard(0), Shard(0)),
@@ -386,6 +388,17 @@ def flat_refusals():
     # The wrapper around a model that holds the parameters, whatever it is in.
     said.append(type(access_of(wrapped.parameters(), nn.Sequential(wrapped))).__name__)
     return said
+
+
+def frozen():
+    """Which parameters have a gradient in a model of FSDP1 whose biases are frozen."""
+    model = Odd()
+    for layer in (model.first, model.second, model.last):
+        layer.bias.requires_grad = False
+    model = FSDP(model, use_orig_params=True, device_id=torch.device("cpu"))
+    model(batch(0)[0]).sum().backward()
+    access = access_of(model.parameters(), model)
+    return [access.grad(p) is not None for p in model.parameters()]
 
 
 def _index(params, param):

@@ -86,9 +86,11 @@ def access_of(params: Iterable[Tensor], model: nn.Module | None = None, engine: 
     """
     params = list(params)
     if engine is not None:
-        from lightning_so.comm.zero import ZeroAccess, whole
+        if isinstance(engine.optimizer, Optimizer):  # Stage 0 in fp32; others put their own in front.
+            return Access()
+        from lightning_so.comm.zero import ZeroAccess
 
-        return Access() if whole(engine) else ZeroAccess(engine)
+        return ZeroAccess(engine)
     if any(hasattr(param, name) for param in params for name in ("ds_id", "_hp_mapping")):
         raise ConfigError("the parameters belong to a DeepSpeed engine, which was not given. Pass engine=.")
     # What was never imported is the class of nothing: plain parameters do not pay for the import.

@@ -60,9 +60,7 @@ class FlatAccess(Access):
         if not private(handle, "_use_orig_params"):
             refuse(dtensors=False)
         shapes, params = private(flat, "_shapes"), private(flat, "_params")
-        spans = [(0, shape.numel()) for shape in shapes]
-        if private(handle, "uses_sharded_strategy"):
-            spans = _spans(private(flat, "_shard_param_infos"), [stop for _, stop in spans])
+        spans = _spans(private(flat, "_shard_param_infos"), [shape.numel() for shape in shapes])
         for param, shape, span in zip(params, shapes, spans, strict=True):
             self._pieces[param] = _Piece(torch.Size(shape), span, flat)
 

@@ -154,9 +154,6 @@ class ZeroAccess(Access):
             return None
         if not piece.size:
             return master.detach()[:0]
-        flat = getattr(found, "flat_partition", None)
-        if flat is not None:  # Half precision, accumulated in fp32.
-            return flat.view(-1).narrow(0, piece.start, piece.size)
         grad = found[piece.place]
         if self._third:
             return grad.view(-1).narrow(0, 0, piece.size)
@@ -267,11 +264,6 @@ def _rows_of_shards(zero: Any) -> dict[Tensor, _Piece]:
             pieces[param] = _Piece(master, start, span, place)
             start += size
     return pieces
-
-
-def whole(engine: Any) -> bool:
-    """Whether an engine steps on the model's own parameters: stage 0 in fp32."""
-    return engine.zero_optimization_stage() == 0 and isinstance(engine.optimizer, Optimizer)
 
 
 def refuse(engine: Any) -> None:
