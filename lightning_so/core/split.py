@@ -42,6 +42,8 @@ class Split(Layout):
         super().__init__(access, optimizer)
         self.comm, self.keys, self.seen = comm, keys, dict[Block, Tensor]()
         self._spans: dict[Tensor, tuple[tuple[int, int], ...]] = {}
+        self._pieces: dict[Block, list[Pieces]] = {}
+        self._counted: dict[Tensor, bool] = {}
         self._kept: dict[Tensor, list[str]] = {}
 
     def learn(self, params: Sequence[Tensor]) -> None:
@@ -50,10 +52,13 @@ class Split(Layout):
         wires = self.comm.gather(mine.flatten().view(torch.uint8), [mine.nbytes] * self.comm.ranks)
         spans = torch.stack([wire.clone().view(torch.int64).view(-1, 2) for wire in wires]).tolist()
         self._spans = {p: tuple((first, last) for first, last in of) for p, of in zip(params, zip(*spans), strict=True)}
+        self._counted = {p: Pieces(of, 0).gives(self.comm.rank) > 0 for p, of in self._spans.items()}
 
     def pieces(self, block: Block) -> list[Pieces]:
         """Where the numbers of a block's parameters are."""
-        return [Pieces(self._spans[p], block.owner) for p in block.params]
+        if block not in self._pieces:
+            self._pieces[block] = [Pieces(self._spans[p], block.owner) for p in block.params]
+        return self._pieces[block]
 
     # ---------------------------------------------------------------- buffers, see `Layout`
 
@@ -92,7 +97,7 @@ class Split(Layout):
 
     def counts(self, param: Tensor) -> bool:
         """See `Layout.counts`: of ranks that have the same piece, the first does."""
-        return Pieces(self._spans[param], 0).gives(self.comm.rank) > 0
+        return self._counted[param]
 
     def total(self, numbers: Tensor) -> Tensor:
         """See `Layout.total`: one small all-reduce."""
