@@ -115,6 +115,21 @@ class Watch(pl.Callback):
             self.weights = {clean(name): value.detach().cpu().clone() for name, value in params}
 
 
+class Save(pl.Callback):
+    """Saves at one step: after it, or in the middle of the next, when the weights are hidden."""
+
+    def __init__(self, path, at, middle=False) -> None:
+        self.path, self.at, self.middle = path, at, middle
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+        if self.middle and trainer.global_step == self.at:
+            trainer.save_checkpoint(self.path)
+
+    def on_train_batch_end(self, trainer, *_) -> None:
+        if not self.middle and trainer.global_step == self.at:
+            trainer.save_checkpoint(self.path)
+
+
 def plain(optimizer):
     """The torch optimizer, inside Lightning's wrapper or DeepSpeed's."""
     while hasattr(optimizer, "optimizer"):
@@ -189,18 +204,20 @@ def halves():
     return 2, dist.get_world_size() // 2
 
 
-def made(strategy):
-    """The strategy of a name."""
+def made(strategy, whole_files=None):
+    """The strategy of a name; its checkpoints are one file with whole tensors, or a folder with pieces."""
     if strategy == "one":
         return "auto"
     if strategy == "ddp":
         return DDPStrategy()
     if strategy in ("fsdp2", "hsdp"):
-        return ModelParallelStrategy(data_parallel_size=dist.get_world_size(), tensor_parallel_size=1)
+        sizes = {"data_parallel_size": dist.get_world_size(), "tensor_parallel_size": 1}
+        return ModelParallelStrategy(**sizes, save_distributed_checkpoint=not whole_files)
     if strategy == "fsdp1 by hand":
         return SecondOrderFSDPStrategy()
     if strategy == "fsdp1":
-        return SecondOrderFSDPStrategy(auto_wrap_policy={Block})
+        kind = "sharded" if whole_files is False else "full"
+        return SecondOrderFSDPStrategy(auto_wrap_policy={Block}, state_dict_type=kind)
     if strategy == "hsdp1":
         hybrid = {"sharding_strategy": "HYBRID_SHARD", "device_mesh": halves()}
         return SecondOrderFSDPStrategy(auto_wrap_policy={Block}, **hybrid)
@@ -247,6 +264,8 @@ def train(
     dtype=torch.float32,
     grouped=False,
     callbacks=(),
+    whole_files=None,
+    resume=None,
     **second_order,
 ) -> Trained:
     """Train the language model with a Trainer on this rank.
@@ -262,6 +281,9 @@ def train(
         dtype: The parameters'; DeepSpeed makes float32 of any.
         grouped: Whether biases, norms and the like are a group of their own, without decay.
         callbacks: More callbacks.
+        whole_files: Whether a checkpoint is one file with whole tensors (True) or a folder with pieces (False); None
+            is what the strategy does when it is not told.
+        resume: The checkpoint to go on from, to the same number of steps.
         second_order: More arguments of SecondOrder.
     """
     ours = None if method is None else SecondOrder(method, print_plan=False, **second_order)
@@ -274,7 +296,7 @@ def train(
     with unchanged(strategy):
         trainer = pl.Trainer(
             accelerator="cpu",
-            strategy=made(strategy),
+            strategy=made(strategy, whole_files),
             devices=dist.get_world_size() if several else 1,
             plugins=plugins,
             max_steps=steps,
@@ -290,6 +312,6 @@ def train(
             enable_model_summary=False,
         )
         module = Module(strategy, base, dtype, grouped)
-        trainer.fit(module, DataLoader(range(steps * accumulate), batch_size=1))
+        trainer.fit(module, DataLoader(range(steps * accumulate), batch_size=1), ckpt_path=resume)
         report = None if ours is None else ours.engines[0].report
     return Trained(watch.weights, module.losses, watch.held, watch.state, watch.sent, report)

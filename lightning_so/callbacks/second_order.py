@@ -6,11 +6,10 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_so.callbacks import strategies
+from lightning_so.callbacks import saving, strategies
 from lightning_so.callbacks.alive import Alive
 from lightning_so.callbacks.clipping import RawClip
 from lightning_so.callbacks.names import Callback
-from lightning_so.callbacks.signals import inside_handler
 from lightning_so.comm import Local, ambient
 from lightning_so.core import files, kinds, proof
 from lightning_so.core.attach import hooks
@@ -75,6 +74,7 @@ class SecondOrder(Callback):
         check_choice("SecondOrder", "reduction", reduction, (None, "mean", "sum"))
         self.state, self.checks, self.reduction = state, Checks(verify_every, compare_every), reduction
         self._loaded: list[dict[str, Any]] | None = None
+        self._stamped = False
         self._clear()
 
     def _clear(self) -> None:
@@ -123,7 +123,6 @@ class SecondOrder(Callback):
             for optimizer, access in zip(optimizers, accesses, strict=True)
         ]
         for engine in self.engines:
-            self._hooks += hooks(engine)
             if self.print_plan:
                 engine.tell = rank_zero_only(print)
         for index, engine in enumerate(self.engines):
@@ -138,14 +137,16 @@ class SecondOrder(Callback):
             engine.follow()
         if self._loaded is None:
             for engine in self.engines:
-                files.check_stamp(engine)
+                files.check_stamp(engine, self._stamped)
         elif len(self._loaded) != len(self.engines):
             raise StateError(f"the checkpoint has {len(self._loaded)} optimizers, this run {len(self.engines)}.")
         else:
             for engine, state in zip(self.engines, self._loaded, strict=True):
                 kinds.read(engine, state)
-        self._loaded = None
+        self._loaded, self._stamped = None, False
         for engine in self.engines:
+            # Not before: torch makes the state of FSDP2's optimizers by a step of zeros, into which it loads.
+            self._hooks += hooks(engine)
             engine.arm()
         self._telemetry = [Telemetry(engine) for engine in self.engines]
         self._alive = Alive(self.engines, trainer)
@@ -215,28 +216,17 @@ class SecondOrder(Callback):
         """One state an optimizer; before training starts, what a checkpoint has brought."""
         if not self.engines and self._loaded is not None:
             return {"engines": self._loaded}
-        return {"engines": [kinds.write(engine, self._kind(engine)) for engine in self.engines]}
-
-    def _kind(self, engine: Engine) -> str:
-        """Gathering factors from their owners is a collective, which a signal's handler must not begin."""
-        owned = engine.comm.ranks > 1 and bool(engine.recorders)
-        return "rebuild" if owned and inside_handler() else self.state
+        return {"engines": [kinds.write(engine, saving.kind(engine, self.state)) for engine in self.engines]}
 
     def on_save_checkpoint(self, trainer: Any, pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
-        """Write moments in plain coordinates and, in the middle of a step, the weights instead of zeros."""
-        for number, engine in enumerate(self.engines):
-            hidden = files.hidden_weights(engine)
-            for name, value in checkpoint["state_dict"].items():
-                if value.data_ptr() in hidden:
-                    checkpoint["state_dict"][name] = hidden[value.data_ptr()].clone()
-            states = checkpoint.get("optimizer_states") or []
-            if number < len(states):
-                states[number] = files.plain_optimizer_state(engine, states[number])
-                self._warn_of_leaving(engine)
+        """Write moments in plain coordinates."""
+        saving.write(self.engines, checkpoint)
+        for engine in self.engines if checkpoint.get("optimizer_states") else ():
+            self._warn_of_leaving(engine)
 
     def _warn_of_leaving(self, engine: Engine) -> None:
         """Say once what going on without us, or from a state that is not full, would change."""
-        if self._told or (bump := files.leaving(engine)) is None:
+        if self._told or (bump := saving.leaving(engine)) is None:
             return
         self._told = True
         rank_zero_only(print)(
@@ -244,13 +234,17 @@ class SecondOrder(Callback):
             f"it starts with an update at cosine {bump.cosine:.2f} to ours and {bump.length:.2f} of its length."
         )
 
+    def on_load_checkpoint(self, trainer: Any, pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
+        """See whether the file is one of ours."""
+        self._stamped = files.STAMP in checkpoint
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep it until training starts."""
         self._loaded = state["engines"] or None
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to a running fit, so that the callback can be pickled and copied."""
-        kept = ("method", "route", "min_coverage", "print_plan", "state", "checks", "reduction", "_loaded")
+        kept = ("method", "route", "min_coverage", "print_plan", "state", "checks", "reduction", "_loaded", "_stamped")
         return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -273,7 +267,7 @@ class SecondOrder(Callback):
                 self._raw.release()
 
         strategy.optimizer_step = optimizer_step
-        self._wrapped = strategy
+        self._wrapped = strategy, ["optimizer_step", *saving.wrap(strategy, self.engines)]
 
     def _unhook(self, trainer: Any) -> None:
         self._raw.release()
@@ -283,7 +277,9 @@ class SecondOrder(Callback):
             handle.remove()
         self._hooks = []
         if self._wrapped is not None:
-            self._wrapped.__dict__.pop("optimizer_step", None)
+            strategy, names = self._wrapped
+            for name in names:
+                strategy.__dict__.pop(name, None)
             self._wrapped = None
         if self._comm is not None:
             self._comm.close()

@@ -116,6 +116,32 @@ def _loaded(module: str, name: str) -> Any:
     return getattr(sys.modules.get(module), name, ())
 
 
+def filled(like: Tensor, whole: Tensor) -> Tensor:
+    """A whole tensor, held as another is held: whole, or this rank's piece of it.
+
+    Args:
+        like: A plain tensor, a DTensor or a ShardedTensor of the same whole shape.
+        whole: The numbers.
+
+    Returns:
+        One like `like`, with memory of its own.
+    """
+    found: Any = like.clone()
+    if hasattr(found, "local_shards"):
+        for shard in found.local_shards():
+            cut = zip(shard.metadata.shard_offsets, shard.metadata.shard_sizes, strict=True)
+            shard.tensor.copy_(whole[tuple(slice(first, first + size) for first, size in cut)])
+    elif isinstance(found, _loaded("torch.distributed.tensor", "DTensor")):
+        from lightning_so.comm.dtensor import DTensorAccess, local
+
+        first, last = DTensorAccess().span(found)
+        mine = local(found)
+        mine.copy_(whole.reshape(-1)[first:last].view(mine.shape))
+    else:
+        found.copy_(whole)
+    return found
+
+
 def private(owner: Any, name: str) -> Any:
     """An attribute that another package does not promise to keep.
 

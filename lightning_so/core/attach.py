@@ -62,6 +62,8 @@ def hooks(engine: Engine) -> list[Any]:
     """
 
     def before(_: Optimizer, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        if engine.aside:
+            return None
         # torch passes the optimizer itself as args[0].
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
@@ -88,7 +90,8 @@ def hooks(engine: Engine) -> list[Any]:
         engine.step()
 
     def after(*_: Any) -> None:
-        engine.after_step()
+        if not engine.aside:
+            engine.after_step()
 
     # A compiled step traces what it calls; there is nothing to gain from tracing us.
     untraced: Any = torch.compiler.disable

@@ -48,6 +48,7 @@ class Engine:
         acting: The batches whose parameters are hidden now.
         prepared: Whether the coming step of the base has been prepared.
         unfinished: Steps in a row that were prepared and not finished.
+        aside: Whether the base is stepped for its state alone, which is not a step of the training.
         stopwatch: Host seconds of each stage.
         tell: Called with the plan whenever it is made anew.
     """
@@ -88,7 +89,7 @@ class Engine:
         self.base = moments.lookup(optimizer)
         self.guard, self.report, self.stopwatch = Guard(self.comm, self.access), Report(), Stopwatch()
         self.acting: list[Batch] = []
-        self.prepared, self.clipped, self.unfinished = False, False, 0
+        self.prepared, self.clipped, self.unfinished, self.aside = False, False, 0, False
         self.tell: Callable[[object], None] = lambda _: None
         self._watch: Watch | None = None
         self._call, self._calls = 0, len(self.access.calls() or [()])

@@ -5,22 +5,29 @@ train badly. So files hold plain coordinates (the first moment exactly, the seco
 tensors ride in our own state, and a stamp in `param_groups` refuses a start that has lost that state.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from lightning_so.actions import hide
+from lightning_so.comm import filled
 from lightning_so.core import bases
 from lightning_so.core.block import Block
 from lightning_so.core.errors import StateError
+from lightning_so.core.layout import Job
 from lightning_so.core.method import turning
 
 if TYPE_CHECKING:
     from lightning_so.core.engine import Engine
 
-STAMP = "lightning_so"
+STAMP, MARK = "lightning_so", "plain-1"
+#: Of a weight and of its bias: what their moments are called.
+PREFIXES = ("", "bias.")
 
 
 @dataclass(frozen=True)
@@ -37,22 +44,35 @@ class Leaving:
 
 
 def moments(engine: "Engine") -> dict[str, dict[str, Tensor]]:
-    """The exact rotated moments by block and key, copied; those of a bias are called "bias." and the key."""
-    return {
-        block.name: {name: state[key].clone() for name, state, key in _moments(engine, block) if key in state}
-        for _, _, block in bases.rotating(engine)
-    }
+    """Copies of the exact rotated moments: a collective where parameters are sharded.
+
+    Args:
+        engine: The engine.
+
+    Returns:
+        By block, whole tensors by key; those of a bias are called "bias." and the key.
+    """
+    jobs = _jobs(engine, lambda *_: None)
+    found = dict[str, dict[str, Tensor]]()
+    for job, states in zip(jobs, engine.layout.whole(jobs), strict=True):
+        named = zip(PREFIXES, states, strict=False)
+        found[job.block.name] = {prefix + key: value for prefix, state in named for key, value in state.items()}
+    return found
 
 
-def _moments(engine: "Engine", block: Block) -> Iterator[tuple[str, dict, str]]:
-    """Name, state and key of every moment that a block's parameters may have."""
-    for prefix, state in zip(("", "bias."), engine.layout.states(block), strict=False):
-        for key in (*engine.base.first, *engine.base.second):
-            yield prefix + key, {k: v for k, v in state.items() if torch.is_tensor(v)}, key
+def _jobs(engine: "Engine", change: Callable[["Engine", int, int, list[dict]], None]) -> list[Job]:
+    """Work on the moments of all blocks that rotate, each of which is named to it by stack and row."""
+    return [
+        Job(block, engine.layout.states(block), partial(change, engine, index, row))
+        for index, row, block in bases.rotating(engine)
+    ]
 
 
+@torch.no_grad()
 def restore_moments(engine: "Engine", exact: dict[str, dict[str, Tensor]]) -> None:
     """Put exact rotated moments back, after the optimizer and the engine have loaded their states.
+
+    Every rank has the same `exact` and takes its own pieces of it; it is refused on all ranks or on none.
 
     Args:
         engine: The engine.
@@ -61,61 +81,103 @@ def restore_moments(engine: "Engine", exact: dict[str, dict[str, Tensor]]) -> No
     Raises:
         StateError: If a rotating block's moments in the state are not those that the optimizer has.
     """
-    for _, _, block in bases.rotating(engine):
-        live = {name: state[key] for name, state, key in _moments(engine, block) if key in state}
-        for name, tensor in exact.get(block.name, {}).items():
-            if name not in live or live[name].shape != tensor.shape:
-                raise StateError(
-                    f"{block.name}: the state has {name} {tuple(tensor.shape)}, the optimizer has not: its own state "
-                    f"was not loaded, or is of another optimizer."
-                )
-        missing = [name for name in live if name not in exact.get(block.name, {})]
-        if missing or block.name not in exact:
-            what = ", ".join(missing) if block.name in exact else "moments of it"
-            raise StateError(f"{block.name} rotates, but the state has no {what}: the file is incomplete.")
-    for _, _, block in bases.rotating(engine):
-        for name, state, key in _moments(engine, block):
-            if key in state:
-                state[key].copy_(exact[block.name][name])
+    blocks = [block for _, _, block in bases.rotating(engine)]
+    kept = engine.layout.kept(blocks)
+    for block, keys in zip(blocks, kept, strict=True):
+        _check_moments(block, keys, exact.get(block.name))
+    for block, keys in zip(blocks, kept, strict=True):
+        parts = zip(PREFIXES, engine.layout.states(block), keys, strict=False)
+        for number, (prefix, state, of_param) in enumerate(parts):
+            for key in of_param:
+                if key in state:  # an empty piece may have none
+                    piece = engine.layout.cut(block, number, exact[block.name][prefix + key])
+                    state[key].copy_(piece.view(state[key].shape))
+
+
+def _check_moments(block: Block, keys: list[list[str]], exact: dict[str, Tensor] | None) -> None:
+    """Refuse moments of a block that are not those that the optimizer has."""
+    parts = zip(PREFIXES, block.shapes, keys, strict=False)
+    live = {prefix + key: shape for prefix, shape, of_param in parts for key in of_param}
+    for name, tensor in (exact or {}).items():
+        if name not in live or live[name] != tensor.shape:
+            raise StateError(
+                f"{block.name}: the state has {name} {tuple(tensor.shape)}, the optimizer has not: its own state "
+                f"was not loaded, or is of another optimizer."
+            )
+    missing = [name for name in live if name not in (exact or {})]
+    if missing or exact is None:
+        what = ", ".join(missing) if exact is not None else "moments of it"
+        raise StateError(f"{block.name} rotates, but the state has no {what}: the file is incomplete.")
 
 
 @torch.no_grad()
-def plain_optimizer_state(engine: "Engine", state_dict: dict[str, Any]) -> dict[str, Any]:
+def plain_optimizer_state(engine: "Engine", state_dict: dict[str, Any], *, alone: bool = False) -> dict[str, Any]:
     """An optimizer's state dict as a file should hold it; neither the live state nor the argument changes.
+
+    A collective where parameters are sharded.
 
     Args:
         engine: The engine.
-        state_dict: What the optimizer's `state_dict()` gave.
+        state_dict: What the strategy gave for the optimizer: by number or name; whole tensors, pieces, or, on ranks
+            that write no file, nothing.
+        alone: Whether to ask no other rank, where parameters are sharded. Rotated moments cannot be taken back by
+            pieces: those of blocks that rotate start anew, as on the first step.
 
     Returns:
         The state dict with plain moments and stamped groups.
     """
-    groups = [{**group, STAMP: "plain-1"} for group in state_dict["param_groups"]]
+    if alone and engine.layout.split:
+        found = [(block, None) for _, _, block in bases.rotating(engine)]
+    else:
+        jobs = _jobs(engine, bases.plain)
+        found = [(job.block, whole) for job, whole in zip(jobs, engine.layout.whole(jobs), strict=True)]
+    if "param_groups" not in state_dict:
+        return state_dict
+    groups = [{**group, STAMP: MARK} for group in state_dict["param_groups"]]
     index_of = dict(zip(engine.params, [i for group in groups for i in group["params"]], strict=True))
     state = dict(state_dict["state"])
-    for index, row, block in bases.rotating(engine):
-        numbers = [index_of[p] for p in block.params]
-        if all(number in state for number in numbers):
-            copies = _plain_copies(engine, index, row, [state[number] for number in numbers])
-            state.update(zip(numbers, copies, strict=True))
+    for block, wholes in found:
+        for number, param in enumerate(block.params):
+            if (index := index_of[param]) in state:
+                new = wholes[number] if wholes is not None else _first(state[index], block.shapes[number])
+                state[index] = {**state[index], **{k: filled(state[index][k], v) for k, v in new.items()}}
     return {**state_dict, "state": state, "param_groups": groups}
 
 
-def _plain_copies(engine: "Engine", index: int, row: int, states: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    copies = [{key: v.clone() if torch.is_tensor(v) else v for key, v in state.items()} for state in states]
-    bases.plain(engine, index, row, copies)
-    return copies
+def _first(state: dict[str, Any], shape: torch.Size) -> dict[str, Tensor]:
+    """Whole tensors of an optimizer's state of a parameter before its first step."""
+    tensors = {key: value for key, value in state.items() if torch.is_tensor(value)}
+    # NAdam's product of momenta is a product of none; all else counts or sums from zero.
+    return {key: torch.full(shape if value.ndim else (), float(key == "mu_product")) for key, value in tensors.items()}
 
 
 @torch.no_grad()
 def leaving(engine: "Engine") -> Leaving | None:
-    """What going on without the engine would change now; None if nothing rotates."""
-    bumps = [
-        _bump(engine, index, row, states, _plain_copies(engine, index, row, states))
-        for index, row, block in bases.rotating(engine)
-        if all(states := engine.layout.states(block))
-    ]
-    return Leaving(*(sum(values) / len(bumps) for values in zip(*bumps, strict=True))) if bumps else None
+    """What going on without the engine would change now: a collective where parameters are sharded.
+
+    Args:
+        engine: The engine.
+
+    Returns:
+        The change; None if nothing rotates.
+    """
+    bumps = list[tuple[float, float]]()
+
+    def measure(engine: "Engine", index: int, row: int, states: list[dict]) -> None:
+        if all(states):
+            plain = [{key: value.clone() for key, value in state.items()} for state in states]
+            bases.plain(engine, index, row, plain)
+            bumps.append(_bump(engine, index, row, states, plain))
+
+    jobs = _jobs(engine, measure)
+    if not jobs:
+        return None
+    copies = [[{k: v.clone() for k, v in s.items() if torch.is_tensor(v)} for s in job.states] for job in jobs]
+    engine.layout.move([replace(job, states=of_job) for job, of_job in zip(jobs, copies, strict=True)])
+    device = engine.stacks[0].device
+    sums = torch.tensor([*map(sum, zip(*bumps, strict=True)), len(bumps)] if bumps else [0.0] * 3, device=device)
+    cosine, length, count = engine.layout.total(sums).tolist()
+    return Leaving(cosine / count, length / count) if count else None
 
 
 def _bump(engine: "Engine", index: int, row: int, rotated: list[dict], plain: list[dict]) -> tuple[float, float]:
@@ -137,27 +199,42 @@ def _bump(engine: "Engine", index: int, row: int, rotated: list[dict], plain: li
     return float(cosine), float(alone.norm() / there.norm().clamp_min(1e-30))
 
 
-def hidden_weights(engine: "Engine") -> dict[int, Tensor]:
-    """Saved weights by address of their parameter, in the middle of a step: a file must not hold zeros."""
-    return {
-        param.data_ptr(): saved
-        for batch in engine.acting
-        for param, saved in zip(batch.params, batch.saved, strict=True)
-    }
-
-
-def check_stamp(engine: "Engine") -> None:
-    """Refuse an optimizer that was loaded from one of our files while our own state was not.
+@contextmanager
+def shown(engine: "Engine") -> Iterator[bool]:
+    """Have the weights in their place for a while, in the middle of a step too: a file must not hold zeros.
 
     Args:
         engine: The engine.
 
-    Raises:
-        StateError: If a group carries the stamp.
+    Yields:
+        Whether they are hidden again afterwards: what shares their memory must be copied before.
     """
-    if any(STAMP in group for group in engine.optimizer.param_groups):
+    hidden = [(engine.layout.weights(batch), batch.saved) for batch in engine.acting]
+    with torch.no_grad():
+        before = [[weight.clone() for weight in weights] for weights, _ in hidden]
+        for weights, saved in hidden:
+            hide.restore(weights, saved)
+    try:
+        yield bool(hidden)
+    finally:
+        with torch.no_grad():
+            for (weights, _), values in zip(hidden, before, strict=True):
+                torch._foreach_copy_(weights, values)
+
+
+def check_stamp(engine: "Engine", stamped: bool = False) -> None:
+    """Refuse an optimizer that was loaded from one of our files while our own state was not.
+
+    Args:
+        engine: The engine.
+        stamped: Whether the file itself carries the stamp.
+
+    Raises:
+        StateError: If it does, or a group.
+    """
+    if stamped or any(STAMP in group for group in engine.optimizer.param_groups):
         raise StateError(
-            f"the checkpoint was written with lightning_so (param_groups carry {STAMP!r}), but the state of "
-            f"SecondOrder is missing: keep checkpoint['callbacks'], or delete {STAMP!r} from its "
-            f"optimizer_states' param_groups to start cold from its moments, which are in plain coordinates."
+            f"the checkpoint was written with lightning_so (it and its param_groups carry {STAMP!r}), but the state of "
+            f"SecondOrder is missing: keep checkpoint['callbacks'], or delete {STAMP!r} from the checkpoint and from "
+            f"its optimizer_states' param_groups to start cold from its moments, which are in plain coordinates."
         )

@@ -60,14 +60,15 @@ class Layout:
         split: Whether ranks have pieces only.
         access: Where the numbers of parameters are.
         optimizer: The base optimizer, whose moments are asked for.
+        keys: Those of moments that it may keep.
         scratch: Work space.
     """
 
     split = False
 
-    def __init__(self, access: Access, optimizer: Optimizer) -> None:
+    def __init__(self, access: Access, optimizer: Optimizer, keys: Sequence[str]) -> None:
         """Start without work space."""
-        self.access, self.optimizer, self.scratch = access, optimizer, Scratch()
+        self.access, self.optimizer, self.keys, self.scratch = access, optimizer, keys, Scratch()
 
     # ---------------------------------------------------------------- this rank's numbers
 
@@ -169,3 +170,31 @@ class Layout:
         """Change moments of blocks, in the order of the jobs."""
         for job in jobs:
             job.change(job.states)
+
+    # ---------------------------------------------------------------- moments in files
+
+    def kept(self, blocks: Sequence[Block]) -> list[list[list[str]]]:
+        """By block and parameter, the keys of the moments that the base keeps; the same on every rank."""
+        return [[_tensors(self.keys, state) for state in self.states(block)] for block in blocks]
+
+    def whole(self, jobs: Sequence[Job]) -> list[list[dict[str, Tensor]]]:
+        """Copies of moments, whole and on every rank, to which the jobs' changes were made.
+
+        Args:
+            jobs: One a block; their states do not change.
+
+        Returns:
+            By job and parameter, the moments by key.
+        """
+        found = [[{key: s[key].clone() for key in _tensors(self.keys, s)} for s in job.states] for job in jobs]
+        for job, states in zip(jobs, found, strict=True):
+            job.change(states)
+        return found
+
+    def cut(self, block: Block, number: int, whole: Tensor) -> Tensor:
+        """What this rank has of a tensor like the block's parameter of that number, in row-major order."""
+        return whole
+
+
+def _tensors(keys: Sequence[str], state: dict[str, Any]) -> list[str]:
+    return [key for key in keys if torch.is_tensor(state.get(key))]

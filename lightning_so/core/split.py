@@ -3,7 +3,7 @@
 All matrices of a stage travel in one all-to-all and return in one: precondition and bend take two a step, rotate four.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,6 +18,7 @@ from lightning_so.core.block import Block, Stack
 from lightning_so.core.errors import ConfigError
 from lightning_so.core.layout import Item, Job, Layout
 from lightning_so.core.scratch import views
+from lightning_so.core.windows import spread
 
 if TYPE_CHECKING:
     from lightning_so.core.engine import Engine
@@ -39,8 +40,8 @@ class Split(Layout):
 
     def __init__(self, access: Access, optimizer: Optimizer, comm: Sharded, keys: Sequence[str]) -> None:
         """Nothing has travelled yet; `keys` are those of moments that the base may keep."""
-        super().__init__(access, optimizer)
-        self.comm, self.keys, self.seen = comm, keys, dict[Block, Tensor]()
+        super().__init__(access, optimizer, keys)
+        self.comm, self.seen = comm, dict[Block, Tensor]()
         self._spans: dict[Tensor, tuple[tuple[int, int], ...]] = {}
         self._pieces: dict[Block, list[Pieces]] = {}
         self._counted: dict[Tensor, bool] = {}
@@ -137,8 +138,35 @@ class Split(Layout):
 
     def move(self, jobs: Sequence[Job]) -> None:
         """See `Layout.move`: all moments there in one exchange, and all back in one; a block travels once."""
-        self._agree(jobs)
+        groups, whole = self._changed(jobs)
+        for some in groups:
+            back = [whole[moment.block][moment.number].get(moment.key) for moment in some]
+            self.comm.from_owners(back, [moment.piece for moment in some], [moment.pieces for moment in some])
+
+    def kept(self, blocks: Sequence[Block]) -> list[list[list[str]]]:
+        """See `Layout.kept`: a small all-reduce for blocks that are new here."""
+        self._agree({block: self.states(block) for block in blocks})
+        return [[self._kept.get(param, []) for param in block.params] for block in blocks]
+
+    def whole(self, jobs: Sequence[Job]) -> list[list[dict[str, Tensor]]]:
+        """See `Layout.whole`: to the owners in one exchange, and from them to all ranks, on the CPU, in one."""
+        groups, whole = self._changed(jobs)
+        moments = [moment for some in groups for moment in some]
+        owned = [[m for m in moments if m.block.owner == rank] for rank in range(self.comm.ranks)]
+        tensors = [[whole[m.block][m.number].get(m.key, m.outline) for m in of_rank] for of_rank in owned]
+        for of_rank, copies in zip(owned, spread(self.comm, tensors), strict=True):
+            for m, copy in zip(of_rank, copies, strict=True):
+                whole[m.block][m.number][m.key] = copy
+        return [whole[job.block] for job in jobs]
+
+    def cut(self, block: Block, number: int, whole: Tensor) -> Tensor:
+        """See `Layout.cut`: flat."""
+        return self.pieces(block)[number].of(whole, self.comm.rank)
+
+    def _changed(self, jobs: Sequence[Job]) -> tuple[list[list["_Moment"]], dict[Block, list[dict[str, Tensor]]]]:
+        """Moments of blocks by dtype; and whole at the owners, by block, after the changes."""
         states = {job.block: job.states for job in jobs}
+        self._agree(states)
         moments = [moment for block, of_block in states.items() for moment in self._moments(block, of_block)]
         groups = list(_alike(moments, lambda moment: moment.piece.dtype))
         whole = {block: [dict[str, Tensor]() for _ in block.params] for block in states}
@@ -150,16 +178,14 @@ class Split(Layout):
         for job in jobs:
             if job.block.owner == self.comm.rank:
                 job.change(whole[job.block])
-        for some in groups:
-            back = [whole[moment.block][moment.number].get(moment.key) for moment in some]
-            self.comm.from_owners(back, [moment.piece for moment in some], [moment.pieces for moment in some])
+        return groups, whole
 
-    def _agree(self, jobs: Sequence[Job]) -> None:
+    def _agree(self, states: Mapping[Block, list[dict[str, Any]]]) -> None:
         """Learn which moments the base keeps of parameters that are new here; empty pieces have none to show."""
         params = {
             param: state
-            for job in jobs
-            for param, state in zip(job.block.params, job.states, strict=True)
+            for block, of_block in states.items()
+            for param, state in zip(block.params, of_block, strict=True)
             if param not in self._kept
         }
         if not params:
@@ -220,15 +246,16 @@ def lay_out(engine: "Engine") -> Layout:
     Raises:
         ConfigError: If checks are asked for that need whole weights.
     """
+    keys = (*engine.base.first, *engine.base.second)
     if not engine.access.sharded:
-        return Layout(engine.access, engine.optimizer)
+        return Layout(engine.access, engine.optimizer, keys)
     if engine.checks.verify_every or engine.checks.compare_every:
         raise ConfigError(
             "verify_every and compare_every look at whole weights, and ranks hold pieces of these parameters: leave "
             "both at 0 under FSDP and DeepSpeed; check a short training under DDP instead."
         )
     assert isinstance(engine.comm, Sharded)
-    layout = Split(engine.access, engine.optimizer, engine.comm, (*engine.base.first, *engine.base.second))
+    layout = Split(engine.access, engine.optimizer, engine.comm, keys)
     layout.learn(engine.params)
     return layout
 
@@ -242,6 +269,11 @@ class _Moment:
     key: str
     piece: Tensor
     pieces: Pieces
+
+    @property
+    def outline(self) -> Tensor:
+        """Its whole shape, without numbers."""
+        return torch.empty(self.block.shapes[self.number], dtype=self.piece.dtype, device="meta")
 
 
 def _parts(buffer: Tensor, like: Sequence[Tensor]) -> list[Tensor]:

@@ -24,7 +24,8 @@ def named_tensors(stack: Stack) -> Iterator[tuple[str, Tensor]]:
 def state_dict(engine: "Engine") -> dict[str, Any]:
     """Everything that resuming needs, safe for `torch.load(weights_only=True)`.
 
-    A collective where factors are at their owners (methods that observe rows, on several ranks): call it on all.
+    A collective where curvature is at its owners (methods that observe rows, on several ranks; sharded parameters):
+    call it on all.
 
     Args:
         engine: The engine, between steps.
@@ -107,7 +108,8 @@ def take_over(engine: "Engine", state: dict[str, Any]) -> None:
         if name in state["blocks"]:
             saved = state["blocks"][name]["tensors"]
             for key in saved.keys() & tensors.keys():
-                tensors[key].copy_(saved[key])
+                if not tensors[key].is_meta:  # of blocks that other ranks own there are shapes only
+                    tensors[key].copy_(saved[key])
     for number in range(len(engine.schedule.units)):
         if (key := _unit_key(engine, number)) in state["units"]:
             engine.schedule.recall(number, state["units"][key])

@@ -1,0 +1,74 @@
+"""A Trainer's checkpoints: what the strategy collects for them, and what we change in that.
+
+Every rank saves, and takes part in the exchanges that bring sharded state together. Inside a signal's handler no rank
+may begin one: the others may be at another line of ours.
+"""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from torch import Tensor
+
+from lightning_so.callbacks.signals import inside_handler
+from lightning_so.core import files
+from lightning_so.core.engine import Engine
+
+
+def kind(engine: Engine, asked: str) -> str:
+    """How much curvature to write: none inside a signal's handler where it is at its owners."""
+    owned = engine.comm.ranks > 1 and (bool(engine.recorders) or engine.layout.split)
+    return "rebuild" if owned and inside_handler() else asked
+
+
+def write(engines: Sequence[Engine], checkpoint: dict[str, Any]) -> None:
+    """Have the optimizers' states in a checkpoint hold plain moments, and stamp it.
+
+    Args:
+        engines: The engines, one an optimizer.
+        checkpoint: What the Trainer has collected on this rank; changed in place.
+    """
+    states = checkpoint.get("optimizer_states") or []
+    for number, engine in enumerate(engines[: len(states)]):
+        states[number] = files.plain_optimizer_state(engine, states[number], alone=inside_handler())
+        # Folders of pieces are read group by group, by the keys that a new optimizer's groups have: no stamp there.
+        checkpoint[files.STAMP] = files.MARK
+
+
+def leaving(engine: Engine) -> files.Leaving | None:
+    """See `files.leaving`; nothing inside a signal's handler where it takes an exchange."""
+    return None if engine.layout.split and inside_handler() else files.leaving(engine)
+
+
+def wrap(strategy: Any, engines: Sequence[Engine]) -> list[str]:
+    """Let a strategy collect weights that are not hidden, and not take a step of its own for one of the training.
+
+    Args:
+        strategy: The strategy.
+        engines: The engines, one an optimizer.
+
+    Returns:
+        Names of attributes of the strategy that were set.
+    """
+    weights, state = strategy.lightning_module_state_dict, strategy.optimizer_state
+
+    def lightning_module_state_dict() -> dict[str, Any]:
+        with ExitStack() as stack:
+            # A list: every engine's are shown.
+            if not any([stack.enter_context(files.shown(engine)) for engine in engines]):
+                return weights()
+            found = weights().items()
+            return {name: value.clone() if isinstance(value, Tensor) else value for name, value in found}
+
+    def optimizer_state(optimizer: Any) -> dict[str, Any]:
+        # Of an optimizer without state torch asks a step with gradients of zero, in which it would make some.
+        for engine in engines:
+            engine.aside = True
+        try:
+            return state(optimizer)
+        finally:
+            for engine in engines:
+                engine.aside = False
+
+    strategy.lightning_module_state_dict, strategy.optimizer_state = lightning_module_state_dict, optimizer_state
+    return ["lightning_module_state_dict", "optimizer_state"]
