@@ -72,8 +72,16 @@ def test_the_file_can_be_left_and_a_lost_state_is_refused(tmp_path):
     torch.save(file, path)
     with pytest.raises(StateError, match="state of SecondOrder is missing"):
         fit(module(), [SecondOrder(METHOD)], length=20, ckpt_path=str(path))
+    # One of the two stamps is enough: folders of pieces lose that of the groups, a file without callbacks the other.
+    stamp = file.pop("lightning_so")
+    torch.save(file, path)
+    with pytest.raises(StateError, match="state of SecondOrder is missing"):
+        fit(module(), [SecondOrder(METHOD)], length=20, ckpt_path=str(path))
     for group in file["optimizer_states"][0]["param_groups"]:
         del group["lightning_so"]
+    torch.save({**file, "lightning_so": stamp}, path)
+    with pytest.raises(StateError, match="state of SecondOrder is missing"):
+        fit(module(), [SecondOrder(METHOD)], length=20, ckpt_path=str(path))
     torch.save(file, path)
     fit(module(), [SecondOrder(METHOD)], length=20, ckpt_path=str(path))
 
