@@ -70,5 +70,16 @@ def wrap(strategy: Any, engines: Sequence[Engine]) -> list[str]:
             for engine in engines:
                 engine.aside = False
 
+    def save_checkpoint(*args: Any, **kwargs: Any) -> None:
+        with ExitStack() as stack:
+            if not inside_handler():
+                for engine in engines:
+                    stack.enter_context(files.plainly(engine))
+            save(*args, **kwargs)
+
     strategy.lightning_module_state_dict, strategy.optimizer_state = lightning_module_state_dict, optimizer_state
-    return ["lightning_module_state_dict", "optimizer_state"]
+    if not hasattr(strategy, "deepspeed_engine"):
+        return ["lightning_module_state_dict", "optimizer_state"]
+    # DeepSpeed writes the optimizer's state itself, from what is there.
+    save, strategy.save_checkpoint = strategy.save_checkpoint, save_checkpoint
+    return ["lightning_module_state_dict", "optimizer_state", "save_checkpoint"]

@@ -110,6 +110,25 @@ def _check_moments(block: Block, keys: list[list[str]], exact: dict[str, Tensor]
         raise StateError(f"{block.name} rotates, but the state has no {what}: the file is incomplete.")
 
 
+@contextmanager
+def plainly(engine: "Engine") -> Iterator[None]:
+    """Have the optimizer's moments in plain coordinates for a while, bit for bit as they were afterwards.
+
+    A collective where parameters are sharded.
+    """
+    jobs = _jobs(engine, bases.plain)
+    values = (value for job in jobs for state in job.states for value in state.values())
+    held = [(value, value.clone()) for value in values if torch.is_tensor(value)]
+    with torch.no_grad():
+        engine.layout.move(jobs)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for live, exact in held:
+                live.copy_(exact)
+
+
 @torch.no_grad()
 def plain_optimizer_state(engine: "Engine", state_dict: dict[str, Any], *, alone: bool = False) -> dict[str, Any]:
     """An optimizer's state dict as a file should hold it; neither the live state nor the argument changes.
