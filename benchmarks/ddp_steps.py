@@ -8,7 +8,7 @@ rank's of each part, summed over the parts, because ranks wait for each other in
 solves. That is a step with a core for each rank and a free wire, or a little more. Then, as in `benchmarks.steps`, the
 least of identical repeats, which keeps the spikes of the method, first solves included.
 
-The last table has what this leaves out: wall time, and the bytes that the engine sends against `share.traffic`, which
+The last table has what this leaves out: wall time, and the bytes that the engine sends against `core.traffic`, which
 predicts them for the largest interval (32 steps for SOAP(), reached at step 320; then they are "settled").
 """
 
@@ -35,7 +35,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from benchmarks.methods import METHODS, Settings, build
 from benchmarks.problems import PROBLEMS, Problem, load
 from benchmarks.steps import PARTS, Lane, distribution, machine, memory, parts_table, step, whole_table
-from lightning_so.core.share import traffic
+from lightning_so.core.traffic import traffic
 
 VARIANTS = ["adamw", "adamw", "soap", "muon"]
 

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 from lightning_so import SecondOrder, TrustError, attach, curvature
 from lightning_so.comm.sharded import Pieces, Sharded, even
-from lightning_so.core.share import traffic
+from lightning_so.core.traffic import traffic
 from tests.problems import Net, batch
 
 

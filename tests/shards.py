@@ -7,7 +7,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from lightning_so import attach
-from lightning_so.core.share import traffic
+from lightning_so.core.traffic import traffic
 
 
 class Small(nn.Module):

@@ -164,7 +164,7 @@ def test_a_sampled_fisher_comes_to_the_exact_one_with_the_root_of_the_draws(name
             value = loss(model(many[0]), *many[1:])
             engine.before_backward(value)
             stats, row = stats_of(engine, "2.weight")
-            G = stats.sides[1].windows[0][row] / stats.counts[row, 1]
+            G = stats.sides[1].window(row)[0] / stats.counts[row, 1]
             squares.append(error(G, expected) ** 2)
             engine.detach()
         distances.append(sum(squares) ** 0.5)
@@ -182,11 +182,11 @@ def test_draws_differ_between_steps_micro_batches_and_ranks_and_come_again():
         loss = F.cross_entropy(model(x), c)
         engine.before_backward(loss)
         stats = engine.stacks[-1].stats
-        found = stats.sides[1].windows[0].clone()
+        found = stats.sides[1].window(0)[0].clone()
         second = F.cross_entropy(model(x), c)
         loss.backward()
         engine.before_backward(second)
-        added = stats.sides[1].windows[0] - found
+        added = stats.sides[1].window(0)[0] - found
         engine.detach()
         return found, added
 
@@ -251,7 +251,8 @@ def test_losses_of_forward_passes_that_all_came_first_are_all_observed(fisher):
             loss = F.cross_entropy(outputs[number] if first else model(x[rows]), c[rows])
             engine.before_backward(loss)
             loss.backward()
-        windows.append([window.clone() for s in engine.stacks for side in s.stats.sides for window in side.windows])
+        sides = [side for stack in engine.stacks for side in stack.stats.sides]
+        windows.append([window.clone() for side in sides for window in side.window(0)])
         engine.detach()
     for together, apart in zip(*windows):
         close(together, apart)

@@ -30,6 +30,7 @@ from lightning_so.core.state import state_dict, take_over
 from lightning_so.core.stopwatch import Stopwatch
 from lightning_so.core.taps import Recorder
 from lightning_so.core.telemetry import costs
+from lightning_so.core.traffic import described
 
 
 class Engine:
@@ -117,7 +118,7 @@ class Engine:
         for number, unit in enumerate(units):
             self.units_of[unit.stack][unit.row].append(number)
         self.peak = budget.dearest(self)
-        self.plan = replace(self.plan, costs=costs(self))
+        self.plan = replace(self.plan, costs=costs(self), layout=described(self))
         self.live: list[list[int]] = [[] for _ in self.stacks]
         self.batches: list[list[Batch]] = [[] for _ in self.stacks]
         self.proof = proof.Ledger([len(stack.blocks) for stack in self.stacks])

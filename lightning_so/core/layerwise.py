@@ -138,8 +138,7 @@ class Layerwise:
         """See `core.method.Tapped.clear`."""
         stats.counts[row] = 0
         for side in stats.sides:
-            for window in side.windows:
-                window[row] = 0
+            side.forget(row)
 
     def collect(
         self, stats: Factors, row: int, block: Block, x: Tensor, g: Tensor, terms: Tensor | float, step: int
@@ -163,7 +162,11 @@ class Layerwise:
 
     def windows(self, stats: Factors, row: int) -> list[Tensor]:
         """See `core.method.Tapped.windows`."""
-        return [stats.counts[row], *(window[row] for side in stats.sides for window in side.windows)]
+        return [stats.counts[row], *(window for side in stats.sides for window in side.window(row))]
+
+    def window_shapes(self, stats: Factors, row: int) -> list[torch.Size]:
+        """See `core.method.Tapped.window_shapes`."""
+        return [stats.counts.shape[1:], *(shape for side in stats.sides for shape in side.window_shapes)]
 
     def fold(self, stats: Factors, row: int, step: int, scale: float) -> None:
         """`F <- b^k F + (1 - b^k) window`, k the steps since the last fold; `scale` is K^2 over micro-batches."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from enum import Enum
 from typing import Any, ClassVar, Protocol, TypeVar, cast, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from lightning_so.actions.moments import Base
@@ -182,7 +183,11 @@ class Tapped(Method, Protocol):
         ...
 
     def windows(self, stats: Any, row: int) -> list[Tensor]:
-        """A block's window: what is summed over ranks."""
+        """A block's window, made if nothing was collected: what is summed over ranks."""
+        ...
+
+    def window_shapes(self, stats: Any, row: int) -> list[torch.Size]:
+        """Shapes of those tensors, of the stack's dtype, whether they are there or not."""
         ...
 
     def fold(self, stats: Any, row: int, step: int, scale: float) -> None:

@@ -42,6 +42,7 @@ class Plan:
         rows: One a parameter.
         blocks: Those that a method works on.
         costs: By block name, extra bytes held for it and the ranks that solve its units.
+        layout: Where matrices are whole and what a rank sends per step; empty in one process.
     """
 
     method: str
@@ -49,6 +50,7 @@ class Plan:
     rows: list[Row]
     blocks: list[Block]
     costs: Mapping[str, tuple[int, list[int]]] = field(default_factory=dict)
+    layout: str = ""
 
     @property
     def coverage(self) -> float:
@@ -73,7 +75,8 @@ class Plan:
         extra = sum(size for size, _ in self.costs.values())
         lines = [
             f"{self.method} on {self.base}: {len(self.blocks)} of {len(self.rows)} parameters, "
-            f"{100 * self.coverage:.1f} % of the elements, {megabytes(extra)} of extra state"
+            f"{100 * self.coverage:.1f} % of the elements, {megabytes(extra)} of extra state",
+            *([f"  {self.layout}"] if self.layout else []),
         ]
         for row in self.rows:
             shape = "x".join(map(str, row.shape)) or "scalar"

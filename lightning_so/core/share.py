@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lightning_so.core import windows
 from lightning_so.core.block import Stack
 from lightning_so.core.schedule import Unit
 from lightning_so.linalg.result import Result
@@ -79,20 +78,6 @@ def unit_bytes(engine: "Engine", number: int) -> int:
         return 8
     itemsize = engine.stacks[unit.stack].dtype.itemsize
     return -(-(math.prod(unit.shape) * itemsize + 4 * unit.columns + 8) // 8) * 8
-
-
-def traffic(engine: "Engine") -> float:
-    """Predicted bytes that a rank sends per step at the largest interval, padding included; 0 in one process."""
-    schedule, ranks = engine.schedule, engine.comm.ranks
-    if ranks == 1:
-        return 0.0
-    wires: dict[int, list[int]] = {}
-    for number in range(len(schedule.units)):
-        for step in schedule.loads(number):
-            loads = wires.setdefault(step, [0] * ranks)
-            loads[schedule.owner[number]] += unit_bytes(engine, number)
-    solved = sum(max(loads) for loads in wires.values()) / schedule.cycle
-    return engine.guard.wire(engine.params) + solved + windows.traffic(engine)
 
 
 def pack(result: Result, size: int, columns: int) -> Tensor:

@@ -61,6 +61,10 @@ class Split(Layout):
             self._pieces[block] = [Pieces(self._spans[p], block.owner) for p in block.params]
         return self._pieces[block]
 
+    def travelling(self, param: Tensor, usual: int) -> int:
+        """How many moments the base keeps of a parameter, as far as that is known, else `usual`."""
+        return len(self._kept[param]) if param in self._kept else usual
+
     # ---------------------------------------------------------------- buffers, see `Layout`
 
     def furnish(self, stack: Stack) -> None:

@@ -1,14 +1,13 @@
 """The few scalars that are logged, under stable names."""
 
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from dataclasses import is_dataclass
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from lightning_so.core import proof
-from lightning_so.core.block import Stack
-from lightning_so.core.method import tapped
-from lightning_so.core.state import named_tensors
 
 if TYPE_CHECKING:
     from lightning_so.core.engine import Engine
@@ -59,26 +58,35 @@ class Telemetry:
 
 def state_bytes(engine: "Engine") -> int:
     """Extra memory held: factors, windows, bases, saved parameters and work space."""
-    tensors = [stack.hidden for stack in engine.stacks]
-    for stack in engine.stacks:
-        tensors += _held(stack)
+    tensors = [tensor for stack in engine.stacks for tensor in (stack.hidden, *_held(stack.stats))]
     return sum(tensor.nbytes for tensor in tensors if not tensor.is_meta) + engine.layout.scratch.nbytes()
 
 
-def _held(stack: Stack) -> list[Tensor]:
-    """Statistics of a stack, with the windows of a method that has some."""
-    held = [tensor for _, tensor in named_tensors(stack)]
-    if method := tapped(stack):
-        for row in range(len(stack.blocks)):
-            held += [*method.windows(stack.stats, row), *method.common(stack.stats, row)]
-    return held
+def _held(stats: Any) -> Iterator[Tensor]:
+    """All tensors in what a method keeps of a stack, at this moment."""
+    if isinstance(stats, Tensor):
+        yield stats
+    elif isinstance(stats, list | tuple | dict):
+        for part in stats.values() if isinstance(stats, dict) else stats:
+            yield from _held(part)
+    elif is_dataclass(stats):
+        yield from _held(vars(stats))
 
 
 def costs(engine: "Engine") -> dict[str, tuple[int, list[int]]]:
-    """By block name, the extra bytes held for it (work space apart) and, where there are several, its units' owners."""
+    """By block name, the extra bytes held for it (work space apart) and, where there are several, its units' owners.
+
+    Args:
+        engine: The engine.
+
+    Returns:
+        Both; where parameters are sharded, bytes on all ranks together.
+    """
     found = {}
     for index, stack in enumerate(engine.stacks):
-        held = stack.hidden.nbytes + sum(tensor.nbytes for tensor in _held(stack))
+        rows, cols = stack.shape
+        hidden = len(stack.blocks) * rows * cols * stack.hidden.itemsize
+        held = hidden + sum(tensor.nbytes for tensor in _held(stack.stats))
         for row, block in enumerate(stack.blocks):
             owners = sorted({engine.schedule.owner[unit] for unit in engine.units_of[index][row]})
             found[block.name] = held // len(stack.blocks), owners if engine.comm.ranks > 1 else []

@@ -3,7 +3,6 @@
 Only the owner of a block has its factors; what it solves goes to all. Before a save they go to all, too.
 """
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,8 +12,7 @@ from lightning_so.comm import Local
 from lightning_so.core.batch import Batch
 from lightning_so.core.block import Stack
 from lightning_so.core.method import Tapped, observer, solver, tapped
-from lightning_so.core.schedule import FOLDS
-from lightning_so.linalg.triangle import compact_shape, pack, unpack
+from lightning_so.linalg.triangle import pack, unpack
 
 if TYPE_CHECKING:
     from lightning_so.core.engine import Engine
@@ -92,21 +90,6 @@ def _tapped(stack: Stack) -> Tapped:
     method = tapped(stack)
     assert method is not None
     return method
-
-
-def traffic(engine: "Engine") -> float:
-    """Predicted bytes of windows that this rank sends per step, at the largest interval."""
-    total = 0.0
-    for index, stack in enumerate(engine.stacks):
-        if engine.comm.ranks == 1 or not (method := tapped(stack)):
-            continue
-        for row in range(len(stack.blocks)):
-            every = max(1, engine.schedule.units[engine.units_of[index][row][0]].final // FOLDS)
-            total += sum(window.nbytes for window in method.common(stack.stats, row)) / every
-            if owner_of(engine, (index, row)) != engine.comm.rank:
-                for window in method.windows(stack.stats, row):
-                    total += window.itemsize * math.prod(compact_shape(window)) / every
-    return total
 
 
 def everywhere(engine: "Engine") -> None:

@@ -3,7 +3,7 @@
 Legend: B blocks of a stack, Q groups, T side of a tile, M rows and N columns of a matrix.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -43,13 +43,17 @@ class Side:
 
     Attributes:
         shape: What it looks like.
-        windows: Sums since the last fold, (B, Q, T, T) a tile or (B, Q, length). Summed over ranks, not saved.
-        factors: Moving averages, same shapes. At the owner, saved.
+        device: Where rows are observed.
+        factors: Moving averages, (B, Q, T, T) a tile or (B, Q, length). At the owner, saved.
+        windows: Sums since the last fold, by block one (Q, T, T) a tile or one (Q, length). They are as large as the
+            factors, and on every rank: so they are there only from a block's first rows until they are folded or
+            forgotten. Summed over ranks, not saved.
     """
 
     shape: Shape
-    windows: list[Tensor]
+    device: torch.device
     factors: list[Tensor]
+    windows: dict[int, list[Tensor]] = field(default_factory=dict)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -58,18 +62,35 @@ class Side:
 
     def add(self, row: int, rows: Tensor, scale: float = 1.0) -> None:
         """Add `scale` times the outer products of rows (Q, P, length), or a diagonal (length,), to a block's window."""
+        windows = self.window(row)
         if not self.shape.cuts:
             diagonal = rows if rows.ndim == 1 else torch.linalg.vector_norm(rows, dim=1).square()
-            self.windows[0][row].add_(diagonal.reshape(self.windows[0][row].shape), alpha=scale)
+            windows[0].add_(diagonal.reshape(windows[0].shape), alpha=scale)
             return
-        for window, cut in zip(self.windows, self.shape.cuts, strict=True):
-            window[row].baddbmm_(rows[..., cut].mT, rows[..., cut], alpha=scale)
+        for window, cut in zip(windows, self.shape.cuts, strict=True):
+            window.baddbmm_(rows[..., cut].mT, rows[..., cut], alpha=scale)
+
+    def window(self, row: int) -> list[Tensor]:
+        """A block's window, of zeros if nothing was added."""
+        if row not in self.windows:
+            place = {"dtype": self.dtype, "device": self.device}
+            self.windows[row] = [torch.zeros(shape, **place) for shape in self.window_shapes]
+        return self.windows[row]
+
+    @property
+    def window_shapes(self) -> list[torch.Size]:
+        """Shapes of a block's window."""
+        return [factor.shape[1:] for factor in self.factors]
 
     def fold(self, row: int, keep: Tensor, weight: Tensor) -> None:
-        """`F <- keep F + weight window`; the window is spent."""
-        for factor, window in zip(self.factors, self.windows, strict=True):
-            factor[row].mul_(keep).add_(window[row] * weight)
-            window[row].zero_()
+        """`F <- keep F + weight window`; the window is gone."""
+        for factor, window in zip(self.factors, self.window(row), strict=True):
+            factor[row].mul_(keep).add_(window.mul_(weight))
+        self.forget(row)
+
+    def forget(self, row: int) -> None:
+        """Let go of a block's window."""
+        self.windows.pop(row, None)
 
     def mean(self, row: int) -> Tensor:
         """`tr F / dim F` of a block over all tiles and groups."""
@@ -164,7 +185,7 @@ class Tiles:
 
 def statistics(shape: Shape, count: int, dtype: torch.dtype, device: torch.device, home: torch.device) -> Side:
     """A side of zeros for `count` blocks: windows on the device, factors where they have their home."""
-    return Side(shape, _zeros(shape, count, dtype, device), _zeros(shape, count, dtype, home))
+    return Side(shape, device, _zeros(shape, count, dtype, home))
 
 
 def inverses(shape: Shape, count: int, dtype: torch.dtype, device: torch.device) -> Tiles:

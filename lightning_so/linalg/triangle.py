@@ -1,6 +1,7 @@
 """Symmetric matrices as their upper triangles: half the bytes in files and on the wire."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -36,10 +37,11 @@ def expanded(packed: Tensor, like: Tensor) -> Tensor:
     return whole(packed, like.shape[-1]) if square(like) else packed
 
 
-def compact_shape(like: Tensor) -> tuple[int, ...]:
-    """The shape of `compact(like)`."""
-    side = like.shape[-1]
-    return (*like.shape[:-2], side * (side + 1) // 2) if square(like) else tuple(like.shape)
+def compact_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of `compact` of a tensor of a shape."""
+    if len(shape) < 2 or shape[-1] != shape[-2]:
+        return tuple(shape)
+    return (*shape[:-2], shape[-1] * (shape[-1] + 1) // 2)
 
 
 def pack(tensors: list[Tensor]) -> Tensor:
@@ -49,6 +51,6 @@ def pack(tensors: list[Tensor]) -> Tensor:
 
 def unpack(flat: Tensor, into: list[Tensor]) -> None:
     """Write what `pack` gave back, in place."""
-    shapes = [compact_shape(x) for x in into]
+    shapes = [compact_shape(x.shape) for x in into]
     for x, shape, part in zip(into, shapes, flat.split([math.prod(shape) for shape in shapes]), strict=True):
         x.copy_(expanded(part.view(shape), x))
