@@ -3,8 +3,34 @@
 import pytest
 import torch
 
+from tests.world import World
+
 
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
     torch.set_num_threads(1)
+
+
+def _pool(size):
+    world = World(size)
+    yield world
+    world.close()
+
+
+@pytest.fixture(scope="session")
+def two():
+    """Two gloo ranks, started once."""
+    yield from _pool(2)
+
+
+@pytest.fixture(scope="session")
+def four():
+    """Four gloo ranks, started once."""
+    yield from _pool(4)
+
+
+@pytest.fixture(params=["two", pytest.param("four", marks=pytest.mark.slow)])
+def pool(request):
+    """Two ranks every day, and four."""
+    return request.getfixturevalue(request.param)

@@ -444,6 +444,25 @@ def held(model):
     return torch.stack([(x_hat * g).reshape(5, 4, -1).sum(2), g.reshape(5, 4, -1).sum(2)], -1)
 
 
+@pytest.mark.parametrize("where", ["frozen", "in another group"])
+@pytest.mark.parametrize("name", [name for name in NORMS if name not in ("layer-scale", "rms")])
+def test_a_shift_that_is_not_in_the_block_is_not_in_its_factor(name, where):
+    model, elsewhere = Normed(name), where == "in another group"
+    G = (unit_gradients(model) if "batch" not in name else held(model))[..., :1]
+    model.norm.bias.requires_grad_(elsewhere)
+    groups = [{"params": [model.norm.weight]}, {"params": [model.norm.bias], "lr": 0.25}]
+    optimizer = torch.optim.SGD(groups if elsewhere else groups[:1], lr=1.0)
+    engine = attach(model, optimizer, KFAC(damping=0.1, clip=None, period=1, exact=True))
+    grads = torch.autograd.grad(model().mean(), [p for group in optimizer.param_groups for p in group["params"]])
+    scale, shift = model.norm.weight.detach().clone(), model.norm.bias.detach().clone()
+    step(engine, model().mean())
+    expected = G.square().mean(0)
+    close(factors(engine, "norm.weight")[1].flatten(), expected.flatten())
+    close(scale - model.norm.weight, grads[0] / (expected.flatten() + 0.1), 1e-9)
+    # The shift is the base's, if anybody's.
+    close(shift - model.norm.bias, 0.25 * grads[1] if elsewhere else torch.zeros_like(shift))
+
+
 def test_positions_of_a_sequence_are_terms_of_its_normalisation():
     layer, x = nn.LayerNorm(4, **DOUBLE), randn(5, 3, 4)
     engine = sgd(nn.Sequential(layer, nn.Tanh()), KFAC(period=1))

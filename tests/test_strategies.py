@@ -21,7 +21,6 @@ from lightning_so.strategies import REGISTRIES, fsdp
 from tests.test_layers import PEERS
 from tests.trainings import train, unchanged
 from tests.transformer import Transformer, batch
-from tests.world import World
 
 ADAMW = (torch.optim.AdamW, {"lr": 3e-3, "weight_decay": 0.1})
 SGD = (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01})
@@ -37,20 +36,6 @@ EVERYDAY = [("ddp", "adamw"), ("fsdp2", "adamw"), ("fsdp1", "adamw")]
 #: Strategies under which ranks hold pieces of weights, and those under which they hold pieces of the optimizer's state.
 PIECES = ("fsdp2", "hsdp", "fsdp1", "hsdp1", "fsdp1 by hand", "zero3")
 STATES = (*PIECES, "zero1", "zero2")
-
-
-@pytest.fixture(scope="module")
-def two():
-    world = World(2)
-    yield world
-    world.close()
-
-
-@pytest.fixture(scope="module")
-def four():
-    world = World(4)
-    yield world
-    world.close()
 
 
 @functools.cache
