@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_so.actions import rotate
 from lightning_so.core import share
+from lightning_so.core.batch import rebuild
 from lightning_so.core.block import Block, Stack
 from lightning_so.core.layout import Job
 from lightning_so.core.method import rotator, solving, turning
@@ -109,7 +110,7 @@ def enter(engine: "Engine") -> None:
             if turns(engine, stack):
                 jobs.append(_entry(engine, stack, row))
         if entering:
-            engine.split(index)
+            rebuild(engine, index)
     engine.layout.move(jobs)
 
 
@@ -168,7 +169,7 @@ def cool(engine: "Engine", index: int, row: int) -> None:
     engine.warm[index][row] = False
     for unit in engine.units_of[index][row]:
         engine.schedule.solved[unit] = 0
-    engine.split(index)
+    rebuild(engine, index)
 
 
 @torch.no_grad()

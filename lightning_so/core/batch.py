@@ -1,12 +1,16 @@
 """The blocks of one stack that share an action at a step, with the lists that batched calls need."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from lightning_so.core.block import Block, Stack
 from lightning_so.core.errors import ConfigError
 from lightning_so.core.method import Action
+
+if TYPE_CHECKING:
+    from lightning_so.core.engine import Engine
 
 
 @dataclass(eq=False)
@@ -36,6 +40,30 @@ class Batch:
     of_group: dict[int, list[int]]
     observed: int = 0
     applied: int = 0
+
+
+def refresh(engine: "Engine", index: int) -> None:
+    """Rebuild a stack's batches if a block lost or found its gradient.
+
+    Args:
+        engine: The engine.
+        index: Index of the stack.
+    """
+    stack = engine.stacks[index]
+    live = [row for row, block in enumerate(stack.blocks) if engine.lives(block)]
+    if live != engine.live[index]:
+        refuse_sparse([stack.blocks[row] for row in live])
+        engine.live[index] = live
+        rebuild(engine, index)
+
+
+def rebuild(engine: "Engine", index: int) -> None:
+    """Rebuild a stack's batches, after a block became warm or cold."""
+    stack, live = engine.stacks[index], engine.live[index]
+    engine.proof.close(index, engine.batches[index])
+    found = [(stack.blocks[row], engine.warm[index][row]) for row in live]
+    actions = [stack.method.action(engine.base, engine.groups[b.group], b, warm) for b, warm in found]
+    engine.batches[index] = split(stack, live, actions)
 
 
 def split(stack: Stack, live: list[int], actions: list[Action]) -> list[Batch]:

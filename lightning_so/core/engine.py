@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 from lightning_so.actions import hide, moments
 from lightning_so.comm import Access, Local
 from lightning_so.core import act, bases, budget, proof, windows
-from lightning_so.core.batch import Batch, refuse_sparse, split
-from lightning_so.core.block import Block, Stack
+from lightning_so.core.batch import Batch, rebuild, refresh
+from lightning_so.core.block import Block
 from lightning_so.core.checks import Checks, Watch
 from lightning_so.core.errors import ConfigError, check_choice
 from lightning_so.core.furnish import furnished, timed
@@ -204,8 +204,8 @@ class Engine:
             raise
 
     def _prepare(self, clip: Callable[[], None] | None) -> None:
-        for index, stack in enumerate(self.stacks):
-            self._regroup(index, stack)
+        for index in range(len(self.stacks)):
+            refresh(self, index)
         due = budget.due(self)
         with self.stopwatch.stage("observe"):
             windows.observe(self)
@@ -234,24 +234,8 @@ class Engine:
 
     def regroup(self) -> None:
         """Rebuild all batches, after the warm blocks changed from outside."""
-        for index, _ in enumerate(self.stacks):
-            self.split(index)
-
-    def _regroup(self, index: int, stack: Stack) -> None:
-        """Rebuild a stack's batches if a block lost or found its gradient."""
-        live = [row for row, block in enumerate(stack.blocks) if self.lives(block)]
-        if live != self.live[index]:
-            refuse_sparse([stack.blocks[row] for row in live])
-            self.live[index] = live
-            self.split(index)
-
-    def split(self, index: int) -> None:
-        """Rebuild a stack's batches."""
-        groups, stack, live = self.groups, self.stacks[index], self.live[index]
-        self.proof.close(index, self.batches[index])
-        found = [(stack.blocks[row], self.warm[index][row]) for row in live]
-        actions = [stack.method.action(self.base, groups[block.group], block, warm) for block, warm in found]
-        self.batches[index] = split(stack, live, actions)
+        for index in range(len(self.stacks)):
+            rebuild(self, index)
 
     # ---------------------------------------------------------------- after the base's step
 
