@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from pytorch_lightning.strategies import FSDPStrategy
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import (
+from torch.optim import Optimizer
+
+from lightning_so.comm.wrapping import (
     FullOptimStateDictConfig,
     FullStateDictConfig,
     FullyShardedDataParallel,
     OptimStateKeyType,
     StateDictType,
+    enable_wrap,
+    init_device_mesh,
 )
-from torch.distributed.fsdp.wrap import enable_wrap
-from torch.optim import Optimizer
-
 from lightning_so.strategies.names import LIGHTNINGS
 
 __all__ = ["CLASSES", "SecondOrderFSDPStrategy"]
