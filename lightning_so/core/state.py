@@ -108,8 +108,7 @@ def take_over(engine: "Engine", state: dict[str, Any]) -> None:
         if name in state["blocks"]:
             saved = state["blocks"][name]["tensors"]
             for key in saved.keys() & tensors.keys():
-                if not tensors[key].is_meta:  # of blocks that other ranks own there are shapes only
-                    tensors[key].copy_(saved[key])
+                tensors[key].copy_(saved[key])  # nothing happens to tensors on "meta", of blocks that others own
     for number in range(len(engine.schedule.units)):
         if (key := _unit_key(engine, number)) in state["units"]:
             engine.schedule.recall(number, state["units"][key])
