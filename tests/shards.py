@@ -214,14 +214,14 @@ def listening():
 
 
 def poison(step, rank, ranks, model, optimizer):
-    """At step 12 the last rank has a gradient that is not finite."""
-    if step == 12 and rank == ranks - 1:
+    """At step 12 the second rank, or the only one, has a gradient that is not finite."""
+    if step == 12 and rank == min(1, ranks - 1):
         piece(model.up.weight.grad).view(-1)[0] = float("nan")
 
 
 def drop(step, rank, ranks, model, optimizer):
-    """At step 12 the last rank has no gradient of a matrix."""
-    if step == 12 and rank == ranks - 1:
+    """At step 12 the second rank, or the only one, has no gradient of a matrix."""
+    if step == 12 and rank == min(1, ranks - 1):
         model.up.weight.grad = None
 
 

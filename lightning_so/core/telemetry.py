@@ -58,19 +58,19 @@ class Telemetry:
 
 def state_bytes(engine: "Engine") -> int:
     """Extra memory held: factors, windows, bases, saved parameters and work space."""
-    tensors = [tensor for stack in engine.stacks for tensor in (stack.hidden, *_held(stack.stats))]
+    tensors = [tensor for stack in engine.stacks for tensor in (stack.hidden, *held(stack.stats))]
     return sum(tensor.nbytes for tensor in tensors if not tensor.is_meta) + engine.layout.scratch.nbytes()
 
 
-def _held(stats: Any) -> Iterator[Tensor]:
+def held(stats: Any) -> Iterator[Tensor]:
     """All tensors in what a method keeps of a stack, at this moment."""
     if isinstance(stats, Tensor):
         yield stats
     elif isinstance(stats, list | tuple | dict):
         for part in stats.values() if isinstance(stats, dict) else stats:
-            yield from _held(part)
+            yield from held(part)
     elif is_dataclass(stats):
-        yield from _held(vars(stats))
+        yield from held(vars(stats))
 
 
 def costs(engine: "Engine") -> dict[str, tuple[int, list[int]]]:
@@ -86,8 +86,8 @@ def costs(engine: "Engine") -> dict[str, tuple[int, list[int]]]:
     for index, stack in enumerate(engine.stacks):
         rows, cols = stack.shape
         hidden = len(stack.blocks) * rows * cols * stack.hidden.itemsize
-        held = hidden + sum(tensor.nbytes for tensor in _held(stack.stats))
+        size = hidden + sum(tensor.nbytes for tensor in held(stack.stats))
         for row, block in enumerate(stack.blocks):
             owners = sorted({engine.schedule.owner[unit] for unit in engine.units_of[index][row]})
-            found[block.name] = held // len(stack.blocks), owners if engine.comm.ranks > 1 else []
+            found[block.name] = size // len(stack.blocks), owners if engine.comm.ranks > 1 else []
     return found
