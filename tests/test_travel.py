@@ -102,19 +102,21 @@ def test_within_a_strategy_a_resumed_run_equals_one_that_did_not_stop_bit_for_bi
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["ddp", "fsdp2", "fsdp2 in pieces", "fsdp1"])
 def test_saving_changes_nothing(two, saved, form):
     assert apart(fit(two, form, "soap"), saved(form)[0]) == 0
 
 
 #: What Lightning itself can load: files of whole tensors everywhere, folders of pieces in their own family.
 FAMILIES = [(f"{name} in pieces", to) for name in ("fsdp2", "fsdp1") for to in (name, f"{name} in pieces")]
-PAIRS = [*itertools.product(WHOLE, WHOLE), *FAMILIES, *((w, f) for w in WHOLE for f in FORMS if "pieces" in f)]
+RING = [(form, WHOLE[(number + 1) % len(WHOLE)]) for number, form in enumerate(WHOLE)]
+#: Each form to one process and from it, each family, and once around.
+PAIRS = {*itertools.product(WHOLE, ["one"]), *itertools.product(["one"], FORMS), *FAMILIES, *RING} - {("one", "one")}
 EVERYDAY = [("fsdp1", "one"), ("one", "fsdp2")]
 
 
 @pytest.mark.parametrize(
-    ("form", "to"), [pytest.param(*pair, marks=() if pair in EVERYDAY else pytest.mark.slow) for pair in PAIRS]
+    ("form", "to"), [pytest.param(*pair, marks=() if pair in EVERYDAY else pytest.mark.slow) for pair in sorted(PAIRS)]
 )
 def test_a_checkpoint_is_resumed_under_another_strategy(two, saved, form, to):
     straight, path = saved(form)
@@ -127,7 +129,7 @@ def test_a_checkpoint_is_resumed_under_another_strategy(two, saved, form, to):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["kfac", "ekfac"])
-@pytest.mark.parametrize(("form", "to"), [pair for pair in itertools.permutations(WHOLE, 2)])
+@pytest.mark.parametrize(("form", "to"), RING)
 def test_every_method_travels(two, saved, form, to, method):
     straight, path = saved(form, method)
     assert apart(fit(two, to, method, resume=str(path)), straight) < 1e-5
@@ -135,15 +137,14 @@ def test_every_method_travels(two, saved, form, to, method):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["soap", "kfac"])
-@pytest.mark.parametrize(("form", "to"), [("one", "fsdp2"), ("fsdp2", "one"), ("fsdp2", "ddp"), ("ddp", "fsdp2")])
+@pytest.mark.parametrize(("form", "to"), [("one", "fsdp2"), ("fsdp2", "ddp")])
 def test_in_float64_nothing_is_lost(two, saved, form, to, method):
     straight, path = saved(form, method, torch.float64)
     assert apart(fit(two, to, method, resume=str(path), dtype=torch.float64), straight) < 1e-12
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["soap", "kfac", "ekfac"])
-@pytest.mark.parametrize("form", ["fsdp2 in pieces", "fsdp1"])
+@pytest.mark.parametrize(("form", "method"), [("fsdp2 in pieces", "soap"), ("fsdp1", "ekfac"), ("fsdp1", "kfac")])
 def test_two_ranks_become_four_and_four_become_two(two, four, saved, tmp_path, form, method):
     straight, path = saved(form, method)
     assert apart(fit(four, form, method, resume=str(path)), straight) < 1e-5
@@ -268,8 +269,10 @@ class Signal(Save):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("base", [torch.optim.AdamW, torch.optim.NAdam])
-@pytest.mark.parametrize("form", [form for form in FORMS if "fsdp" in form])
+@pytest.mark.parametrize(
+    ("form", "base"),
+    [("fsdp2", torch.optim.AdamW), ("fsdp1 in pieces", torch.optim.AdamW), ("fsdp1", torch.optim.NAdam)],
+)
 def test_a_signals_handler_saves_without_the_other_ranks(two, tmp_path, form, base):
     path = tmp_path / "signal.ckpt"
     strategy, whole = FORMS[form]
