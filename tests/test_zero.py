@@ -3,7 +3,9 @@
 import functools
 
 import pytest
+import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 
 from lightning_so import EKFAC, KFAC, SOAP, Muon, Shampoo
 from tests.test_layers import PEERS
@@ -110,3 +112,23 @@ def test_what_deepspeed_writes_of_the_moments_can_be_gone_on_with_alone(two, tmp
     squares = [(value - straight[0].weights[name]).square().sum() for name, value in alone[0].weights.items()]
     # Two steps apart by .118; by .158 where the file holds rotated moments.
     assert float(sum(squares)) ** 0.5 < 0.14
+
+
+class Poison(pl.Callback):
+    """Makes one number of one rank's gradient NaN, at one step."""
+
+    def on_after_backward(self, trainer, pl_module) -> None:
+        engine = trainer.callbacks[0].engines[0]
+        if engine.report.step == 12 and not engine.report.skipped and dist.get_rank() == 1:
+            grads = [grad for p in engine.params if (grad := engine.access.grad(p)) is not None and grad.numel()]
+            grads[0].view(-1)[0] = torch.nan
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_gradient_that_is_not_finite_on_one_rank_harms_no_weight(two, stage):
+    method, base, _ = CASES["soap"]
+    found = two.run(train, f"zero{stage}", method, base, callbacks=[Poison()])
+    assert (found[0].report.skipped, found[0].report.step) == (1, 29)
+    for name, value in found[0].weights.items():
+        assert bool(value.isfinite().all())
+        assert torch.equal(value, found[1].weights[name])
