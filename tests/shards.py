@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from lightning_so import ConfigError, attach
+from lightning_so.core.telemetry import held
 from lightning_so.core.traffic import traffic
 
 
@@ -67,6 +68,8 @@ class Trained(NamedTuple):
     plan: str
     #: The largest change of this rank's pieces, by step.
     changes: list[float]
+    #: Bytes of curvature that it has at the end, between two steps.
+    curvature: int
     #: What the ranks exchanged, in order: the call, and of those that are alike everywhere the size.
     calls: list[tuple[str, int]]
 
@@ -159,10 +162,12 @@ def train(
             changes.append(float(max(moved)))
         predicted = traffic(engine), traffic(engine, warm=False)
         report, plan = engine.report, str(engine.plan)
+        kept = [tensor for stack in engine.stacks for tensor in held(stack.stats) if not tensor.is_meta]
         engine.detach()
     weights = {name: (p.full_tensor() if hasattr(p, "full_tensor") else p) for name, p in model.named_parameters()}
     weights = {name: weight.detach().clone() for name, weight in weights.items()}
-    return Trained(weights, report, sent, pieces, predicted, plan, changes, calls)
+    curvature = sum(tensor.nbytes for tensor in kept)
+    return Trained(weights, report, sent, pieces, predicted, plan, changes, curvature, calls)
 
 
 def counted(engine) -> list[int]:

@@ -32,7 +32,7 @@ SITUATIONS = {
     "plain": {},
     "all": {"accumulate": 2, "clip": 0.05, "groups": True},
 }
-EVERYDAY = ("soap adam", "kfac sgd", "ekfac adamw")
+EVERYDAY = ("kfac sgd", "ekfac adamw")
 PLAIN = ("soap adamw", "kfac sgd", "shampoo adamw")
 ROWS = [
     *(pytest.param(pair, "all", marks=() if pair in EVERYDAY else pytest.mark.slow) for pair in PAIRS),

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lightning_so import KFAC, ConfigError, Relative, attach
+from lightning_so.core.telemetry import state_bytes
 from lightning_so.linalg import psd
 from tests.test_kfac import EXACT, close, data, factors, linears, losses, matrix, net, stats_of, step
 
@@ -164,3 +165,24 @@ def test_a_hopeless_factor_is_data_and_no_exception(entry, dtype):
     assert not psd.inverse(torch.zeros(1, 3, 3), torch.tensor([0.0])).ok
     if entry != -100.0:
         assert not psd.eigenbasis(F)[2]
+
+
+def test_windows_exist_while_their_layers_are_watched():
+    model, (x, y) = net(sizes=(3, 4, 4, 4, 2)), data()
+    engine = attach(model, torch.optim.SGD(model.parameters(), lr=1e-2), KFAC(period=16))
+    between, before = [], []
+    for number in range(180):
+        watched = {engine.stacks[s].blocks[row].name for s, row in engine.recorders[0].watched}
+        engine.optimizer.zero_grad()
+        losses(model, x, y).mean().backward()
+        made = {s.blocks[row].name for s in engine.stacks for side in s.stats.sides for row in side.windows}
+        assert made == watched
+        before.append(state_bytes(engine))
+        if number == 170:
+            model[0].weight.grad[0, 0] = float("nan")  # a step that is skipped forgets what it has seen
+        engine.optimizer.step()
+        assert not any(side.windows for stack in engine.stacks for side in stack.stats.sides)
+        between.append(state_bytes(engine))
+    # At first every layer is watched at every step, at the largest interval at every fourth.
+    gained = [full - empty for full, empty in zip(before[1:], between)]
+    assert 0 < sum(gained[-16:]) / 16 == gained[1] / 4

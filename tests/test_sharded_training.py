@@ -22,7 +22,7 @@ METHODS = {
 }
 SITUATIONS = {"plain": {}, "accumulate and clip": {"accumulate": 2, "clip": 0.3}}
 STRATEGIES = ("fsdp2", "fsdp1", "ddp")
-EVERYDAY = [("fsdp2", "soap", "accumulate and clip"), ("fsdp1", "kfac-sgd", "accumulate and clip")]
+EVERYDAY = [("fsdp2", "soap", "accumulate and clip")]
 ROWS = [
     pytest.param(*row, marks=() if row in EVERYDAY else pytest.mark.slow)
     for row in ((s, m, t) for s in STRATEGIES for m in METHODS for t in SITUATIONS)

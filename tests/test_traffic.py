@@ -22,20 +22,23 @@ CASES = {
     "ekfac adamw": EKFAC(start=10, period=4),
     "ekfac sgd": EKFAC(period=4),
 }
-EVERYDAY = ("soap adam", "kfac adamw")
+EVERYDAY = [("two", "soap adam")]
+ROWS = [*(("two", case) for case in CASES), *(("four", case) for case in ("soap amsgrad", "kfac sgd", "ekfac sgd"))]
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=() if case in EVERYDAY else pytest.mark.slow) for case in CASES]
+    ("size", "case"), [pytest.param(*row, marks=() if row in EVERYDAY else pytest.mark.slow) for row in ROWS]
 )
-def test_bytes_of_sharded_parameters_are_as_predicted(pool, case):
+def test_bytes_of_sharded_parameters_are_as_predicted(request, size, case):
+    pool = request.getfixturevalue(size)
     # The interval is at its largest after ten of them, and its slots are kept after one more.
     steps = 11 * CASES[case].timing()[0] + 20
     for rank in pool.run(shards.train, CASES[case], *BASES[case.split()[1]], steps):
         assert (rank.sent[-1] - rank.sent[-17]) / 16 == pytest.approx(rank.predicted[0], rel=0.01)
 
 
-@pytest.mark.parametrize("mesh", [None, pytest.param((2, 2), marks=pytest.mark.slow)], ids=["sharded", "replicas"])
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [None, (2, 2)], ids=["sharded", "replicas"])
 def test_bytes_of_cold_blocks_are_as_predicted(request, mesh):
     pool = request.getfixturevalue("four" if mesh else "two")
     for rank in pool.run(shards.train, COLD, *BASES["adamw"], 42, mesh=mesh):
@@ -58,10 +61,14 @@ def test_bytes_of_cold_blocks_are_as_predicted(request, mesh):
     ],
     ids=lambda value: type(value).__name__ if not isinstance(value, int | str) else str(value),
 )
-def test_pieces_travel_no_more_often_than_promised(pool, method, base, trips):
+def test_pieces_travel_no_more_often_than_promised_and_curvature_is_shared_out(pool, method, base, trips):
     """A rank has N / W numbers of N on W ranks, owns as many, and need not send its own to itself."""
     ranks, covered = len(pool.pipes), 8 * 16 * 16
-    for rank in pool.run(shards.train, method, *BASES[base], 16, model=shards.Equal, dtype=torch.float32):
+    how = {"model": shards.Equal, "dtype": torch.float32}
+    alone = shards.train(method, *BASES[base], 1, **how)
+    for rank in pool.run(shards.train, method, *BASES[base], 16, **how):
+        # A few numbers a block are on all ranks.
+        assert rank.curvature == pytest.approx(alone.curvature / ranks, rel=0.03)
         sent = rank.pieces[-1]
         assert sent == trips * 4 * covered / ranks * (ranks - 1) / ranks
         assert sent <= trips * 4 * covered / ranks
