@@ -14,18 +14,26 @@ class World:
     """Ranks 0 .. size-1, each waiting for (function, arguments); a function may be any importable one."""
 
     def __init__(self, size: int) -> None:
+        self.size = size
+        self.start()
+
+    def start(self) -> None:
         context = get_context("spawn")
-        self.file = tempfile.mktemp()
+        self.file, self.broken = tempfile.mktemp(), False
         self.pipes, self.processes = [], []
-        for rank in range(size):
+        for rank in range(self.size):
             ours, theirs = context.Pipe()
-            process = context.Process(target=serve, args=(rank, size, self.file, theirs), daemon=True)
+            process = context.Process(target=serve, args=(rank, self.size, self.file, theirs), daemon=True)
             process.start()
             self.pipes.append(ours)
             self.processes.append(process)
 
     def run(self, function, *arguments, **named):
-        """Call the function on every rank; the results, by rank."""
+        """Call the function on every rank; the results, by rank. After a failure all ranks are started anew."""
+        if self.broken:
+            self.kill()
+            self.start()
+        self.broken = True
         for pipe in self.pipes:
             pipe.send((function, arguments, named))
         answers = []
@@ -34,15 +42,21 @@ class World:
             answers.append(pipe.recv())
         for rank, (ok, value) in enumerate(answers):
             assert ok, f"rank {rank}:\n{value}"
+        self.broken = False
         return [value for _, value in answers]
 
     def close(self) -> None:
-        for pipe in self.pipes:
-            pipe.send(None)
+        if not self.broken:
+            for pipe in self.pipes:
+                pipe.send(None)
+            for process in self.processes:
+                process.join(10)
+        self.kill()
+
+    def kill(self) -> None:
         for process in self.processes:
-            process.join(10)
-            if process.is_alive():
-                process.kill()
+            process.kill()
+            process.join()
 
 
 def serve(rank, size, file, pipe) -> None:
