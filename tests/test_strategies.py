@@ -62,10 +62,14 @@ def many(world, strategy, case, dtype=torch.float32):
     return found
 
 
+#: With everything at once, and with one thing more for each strategy.
 ROWS = [
-    pytest.param(strategy, case, marks=() if (strategy, case) in EVERYDAY else pytest.mark.slow)
-    for strategy in ("ddp", "fsdp2", "fsdp1", "fsdp1 by hand", "zero0", "zero1", "zero2", "zero3")
-    for case in CASES
+    *(pytest.param(*row) for row in EVERYDAY),
+    *(pytest.param(strategy, "all", marks=pytest.mark.slow) for strategy in ("ddp", "fsdp2", "fsdp1", "fsdp1 by hand")),
+    *(pytest.param(f"zero{stage}", "all", marks=pytest.mark.slow) for stage in range(4)),
+    *(pytest.param(strategy, "sgd", marks=pytest.mark.slow) for strategy in ("fsdp2", "zero2")),
+    pytest.param("fsdp1", "accumulate", marks=pytest.mark.slow),
+    pytest.param("zero3", "clip", marks=pytest.mark.slow),
 ]
 
 
