@@ -3,7 +3,6 @@
 import logging
 import os
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -16,9 +15,8 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 
 from lightning_so.comm.access import access_of
 from lightning_so.core.errors import ConfigError
+from tests.peers import PEERS
 
-#: Where deepspeed may be, besides the environment.
-PEERS = Path(__file__).parent.parent / ".venv" / "peers"
 STEPS = 3
 #: Base optimizer and the hyper-parameters of weights and of biases.
 BASES = {

@@ -1,8 +1,6 @@
 """Where numbers are: pieces found by the access are those of each framework's whole tensors, and what its steps use."""
 
 import functools
-import importlib.machinery
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -14,10 +12,9 @@ from lightning_so.comm.access import Access, access_of, private
 from lightning_so.comm.flat import FlatAccess
 from lightning_so.comm.zero import refuse
 from tests import access_ranks as on
+from tests.peers import needs_deepspeed
 from tests.world import World
 
-DEEPSPEED = importlib.machinery.PathFinder.find_spec("deepspeed", [*sys.path, str(on.PEERS)])
-needs_deepspeed = pytest.mark.skipif(DEEPSPEED is None, reason="deepspeed is not installed")
 HALF = {"bf16": {"enabled": True}}
 SLOW = pytest.mark.slow
 

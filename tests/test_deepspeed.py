@@ -13,9 +13,9 @@ from lightning_so.core.errors import MissingError
 from lightning_so.strategies import REGISTRIES
 from lightning_so.strategies.deepspeed_config import checked
 from tests.deepspeed_script import CASES, SGD, STEPS, STOCK
+from tests.peers import PEERS
 from tests.problems import Net, batch
 from tests.test_examples import run
-from tests.test_layers import PEERS
 
 
 @pytest.fixture

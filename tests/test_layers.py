@@ -3,7 +3,6 @@
 import copy
 import math
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,10 +11,9 @@ from torch.nn import functional as F
 
 from lightning_so import KFAC, SOAP, Muon, Relative, Shampoo, attach
 from lightning_so.layers.registry import lookup
+from tests.peers import PEERS
 from tests.test_kfac import EXACT, close, columns, dense, error, factors, gradient, linears, matrix, product, sgd, step
 
-#: Where `make test` puts what is tested beside, and not in, the environment.
-PEERS = Path(__file__).parent.parent / ".venv" / "peers"
 DOUBLE = {"dtype": torch.float64}
 
 

@@ -14,7 +14,6 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from lightning_so import EKFAC, KFAC, SOAP, Muon, StateError
 from lightning_so.callbacks import saving
 from tests.trainings import Save, plain, train
-from tests.world import World
 
 ADAMW = (torch.optim.AdamW, {"lr": 3e-3, "weight_decay": 0.1})
 SGD = (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9})
@@ -36,20 +35,6 @@ FORMS = {
 }
 WHOLE = [name for name in FORMS if "pieces" not in name]
 NAME = "lightning_so.SecondOrder"
-
-
-@pytest.fixture(scope="module")
-def two():
-    world = World(2)
-    yield world
-    world.close()
-
-
-@pytest.fixture(scope="module")
-def four():
-    world = World(4)
-    yield world
-    world.close()
 
 
 def fit(world, form, method, **arguments):

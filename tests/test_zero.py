@@ -8,9 +8,8 @@ import torch
 import torch.distributed as dist
 
 from lightning_so import EKFAC, KFAC, SOAP, Muon, Shampoo
-from tests.test_layers import PEERS
+from tests.peers import needs_deepspeed
 from tests.trainings import Save, train
-from tests.world import World
 
 ADAMW = (torch.optim.AdamW, {"lr": 3e-3, "weight_decay": 0.1})
 ADAM = (torch.optim.Adam, {"lr": 3e-3, "weight_decay": 0.1})
@@ -30,24 +29,7 @@ CASES = {
     "ekfac": (EKFAC(start=10, period=8), ADAMW, {"accumulate": 2, "clip": 0.3, "grouped": True}),
     "ekfac sgd": (EKFAC(period=8), SGD, {}),
 }
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not (PEERS / "deepspeed").is_dir(), reason="deepspeed is not there: make test puts it there"),
-]
-
-
-@pytest.fixture(scope="module")
-def two():
-    world = World(2)
-    yield world
-    world.close()
-
-
-@pytest.fixture(scope="module")
-def four():
-    world = World(4)
-    yield world
-    world.close()
+pytestmark = [pytest.mark.slow, needs_deepspeed]
 
 
 @functools.cache

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from lightning_so import SecondOrder
 from lightning_so.core.routing import clean
 from lightning_so.strategies.fsdp import SecondOrderFSDPStrategy
-from tests.test_layers import PEERS
+from tests.peers import PEERS
 from tests.transformer import BATCH, Block, Transformer, batch
 
 #: "one" is one process, wherever it runs; the "hsdp" ones have two replicas of a model that is cut over half of the
