@@ -132,20 +132,18 @@ class Layout:
         Returns:
             The sums, in the stack's dtype.
         """
-        norms = torch.stack(torch._foreach_norm(tensors, 2, dtype=batch.stack.dtype))
-        return norms.square().view(len(batch.blocks), -1).sum(1)
+        return self.counted(batch.params, tensors, batch.stack.dtype).view(len(batch.blocks), -1).sum(1)
+
+    def counted(self, params: Sequence[Tensor], tensors: list[Tensor], dtype: torch.dtype) -> Tensor:
+        """The sum of squares of each tensor, one a parameter, over the numbers that this rank counts; see `total`."""
+        return torch.stack(torch._foreach_norm(tensors, 2, dtype=dtype)).square()
 
     def clip(self, params: Sequence[Tensor], bound: float) -> None:
         """Scale gradients to a norm of at most `bound` over all of them, as `torch.nn.utils.clip_grad_norm_` does."""
-        found = [(param, grad) for param in params if (grad := self.access.grad(param)) is not None]
-        norms = torch.stack(torch._foreach_norm([grad for _, grad in found], 2, dtype=torch.float32))
-        counted = torch.tensor([self.counts(param) for param, _ in found], device=norms.device)
-        norm = self.total((norms.square() * counted).sum().reshape(1)).sqrt()
-        torch._foreach_mul_([grad for _, grad in found], (bound / (norm + 1e-6)).clamp_max(1)[0])
-
-    def counts(self, param: Tensor) -> bool:
-        """Whether sums over ranks count this rank's numbers of a parameter."""
-        return True
+        found = {param: grad for param in params if (grad := self.access.grad(param)) is not None}
+        squares = self.counted([*found], [*found.values()], torch.float32)
+        norm = self.total(squares.sum().reshape(1)).sqrt()
+        torch._foreach_mul_([*found.values()], (bound / (norm + 1e-6)).clamp_max(1)[0])
 
     def total(self, numbers: Tensor) -> Tensor:
         """The sum over ranks of numbers to which each rank has given its part."""

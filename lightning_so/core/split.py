@@ -94,15 +94,10 @@ class Split(Layout):
         sizes = torch.tensor([saved.numel() for saved in batch.saved], device=numbers.device)
         return numbers.repeat_interleave(sizes.view(len(batch.blocks), -1).sum(1))
 
-    def squares(self, batch: Batch, tensors: list[Tensor]) -> Tensor:
-        """See `Layout.squares`: of pieces that several ranks have, one counts them."""
-        norms = torch.stack(torch._foreach_norm(tensors, 2, dtype=batch.stack.dtype)).square()
-        counted = torch.tensor([self.counts(param) for param in batch.params], device=norms.device)
-        return (norms * counted).view(len(batch.blocks), -1).sum(1)
-
-    def counts(self, param: Tensor) -> bool:
-        """See `Layout.counts`: of ranks that have the same piece, the first does."""
-        return self._counted[param]
+    def counted(self, params: Sequence[Tensor], tensors: list[Tensor], dtype: torch.dtype) -> Tensor:
+        """See `Layout.counted`: of ranks that have the same piece, the first counts it."""
+        squares = super().counted(params, tensors, dtype)
+        return squares * torch.tensor([self._counted[param] for param in params], device=squares.device)
 
     def total(self, numbers: Tensor) -> Tensor:
         """See `Layout.total`: one small all-reduce."""
