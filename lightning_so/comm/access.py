@@ -61,6 +61,10 @@ class Access:
         """The optimizer's param groups, with the model's parameters in them."""
         return optimizer.param_groups
 
+    def group(self, optimizer: Optimizer, number: int) -> dict[str, Any]:
+        """The hyper-parameters of one of them; its parameters need not be the model's."""
+        return optimizer.param_groups[number]
+
     def calls(self) -> list[list[Tensor]] | None:
         """The parameters that each call of the optimizer's step finishes, in order; None where one finishes all."""
         return None

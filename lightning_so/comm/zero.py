@@ -120,6 +120,10 @@ class ZeroAccess(Access):
             for number, group in sorted(self._groups_of_client().items())
         ]
 
+    def group(self, optimizer: Optimizer | None, number: int) -> dict[str, Any]:
+        """See `Access.group`."""
+        return self._groups_of_client()[number]
+
     def shape(self, param: Tensor) -> torch.Size:
         """Shape of the whole parameter."""
         return torch.Size(getattr(param, "ds_shape", param.shape))

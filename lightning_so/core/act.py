@@ -44,7 +44,7 @@ def _items(engine: "Engine", batch: Batch, clip: Clip) -> Iterable[Item]:
     seen = observer(stack) is not None and not engine.clipped
     source, sink = partial(engine.layout.fill, batch, gradients, 0), partial(_write, engine, batch, gradients)
     if batch.action is Action.PRECONDITION:
-        rates = [engine.groups[block.group]["lr"] for block in batch.blocks]
+        rates = [engine.group(block.group)["lr"] for block in batch.blocks]
         clip.hold(gradients)
         if (products := rows.precondition(engine, batch)) is not None:
             clip.add(products, rates)
@@ -83,7 +83,7 @@ def waiting(engine: "Engine", batch: Batch) -> bool:
     block = batch.blocks[0]
     if batch.action is not Action.BASE:
         return False
-    return block.method.action(engine.base, engine.groups[block.group], block, True) is Action.PRECONDITION
+    return block.method.action(engine.base, engine.group(block.group), block, True) is Action.PRECONDITION
 
 
 def bound(engine: "Engine", batches: list[Batch]) -> None:
@@ -92,7 +92,7 @@ def bound(engine: "Engine", batches: list[Batch]) -> None:
     for batch in batches:
         clip, gradients = clips[id(batch.stack.method)], engine.layout.gradients(batch)
         clip.hold(gradients)
-        rates = [engine.groups[block.group]["lr"] for block in batch.blocks]
+        rates = [engine.group(block.group)["lr"] for block in batch.blocks]
         clip.add(engine.layout.squares(batch, gradients), rates)
     _apply(engine, clips.values())
 
@@ -111,7 +111,7 @@ def _couple_decay(engine: "Engine", batch: Batch, gradients: list[Tensor]) -> bo
     """Add coupled decay to the gradients of groups that have some; whether any has."""
     weights, coupled = engine.layout.weights(batch), False
     for number, positions in batch.of_group.items():
-        group = engine.groups[number]
+        group = engine.group(number)
         if not engine.base.decoupled(group) and group["weight_decay"] != 0:
             hide.couple_decay([gradients[i] for i in positions], [weights[i] for i in positions], group)
             coupled = True
@@ -142,7 +142,7 @@ def _last(engine: "Engine", batch: Batch, lengths: Tensor | None) -> Item:
         if lengths is not None:
             # An update without a direction stays as it is.
             buffer = torch.where(buffer.isnan(), update(), buffer)
-        factors = [hide.shrink(g := engine.groups[b.group], decoupled=engine.base.decoupled(g)) for b in batch.blocks]
+        factors = [hide.shrink(g := engine.group(b.group), decoupled=engine.base.decoupled(g)) for b in batch.blocks]
         spread = partial(layout.each, batch)
         _write(
             engine, batch, weights, hide.combine(layout.saved(batch), buffer, factors, layout.room(batch, 1), spread)
@@ -174,7 +174,7 @@ def _lookahead(engine: "Engine", batch: Batch) -> Tensor:
     key, layout = engine.base.first[0], engine.layout
     moment = layout.fill(batch, engine.layout.moments(batch, key), 1)
     gradient = layout.fill(batch, engine.layout.gradients(batch), 2)
-    weights = [engine.base.lookahead(engine.groups[block.group]) for block in batch.blocks]
+    weights = [engine.base.lookahead(engine.group(block.group)) for block in batch.blocks]
     a, b = weights[0]
     if len(batch.groups) == 1:
         return moment.mul_(a).add_(gradient, alpha=b)

@@ -130,7 +130,7 @@ def _entry(engine: "Engine", stack: Stack, row: int) -> Job:
 
 def least_variance(engine: "Engine", block: Block) -> float:
     """See `moments.Base.least_variance`."""
-    return engine.base.least_variance(engine.groups[block.group])
+    return engine.base.least_variance(engine.group(block.group))
 
 
 def rotating(engine: "Engine") -> Iterator[tuple[int, int, Block]]:

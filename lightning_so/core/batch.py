@@ -62,7 +62,7 @@ def rebuild(engine: "Engine", index: int) -> None:
     stack, live = engine.stacks[index], engine.live[index]
     engine.proof.close(index, engine.batches[index])
     found = [(stack.blocks[row], engine.warm[index][row]) for row in live]
-    actions = [stack.method.action(engine.base, engine.groups[b.group], b, warm) for b, warm in found]
+    actions = [stack.method.action(engine.base, engine.group(b.group), b, warm) for b, warm in found]
     engine.batches[index] = split(stack, live, actions)
 
 

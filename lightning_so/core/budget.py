@@ -35,10 +35,10 @@ def due(engine: "Engine") -> list[int]:
 
 def _settled(engine: "Engine", batch: Batch) -> Action:
     """What a batch counts as. Blocks that wait for their first solve count as solved, or all would be at one step."""
-    block, groups = batch.blocks[0], engine.groups
+    block = batch.blocks[0]
     if batch.action is not Action.BASE or bases.turns(engine, batch.stack):
         return batch.action
-    return block.method.action(engine.base, groups[block.group], block, True)
+    return block.method.action(engine.base, engine.group(block.group), block, True)
 
 
 def dearest(engine: "Engine") -> float:

@@ -122,7 +122,7 @@ class Watch:
             expected = expected * (seen.norm() / expected.norm().clamp_min(1e-300))
             self._require(engine, "its preconditioned gradient", seen, expected, expected.norm())
             return
-        group = engine.groups[self.block.group]
+        group = engine.group(self.block.group)
         if bool(self.block.param.detach().abs().max() > 0):
             self._fail(engine, "it is not hidden from the base", float("inf"))
         if not engine.base.decoupled(group):
@@ -136,7 +136,7 @@ class Watch:
         """Compute what the parameter must become, from the base's own update and moments."""
         if self.batch.action is Action.PRECONDITION:
             return
-        group = engine.groups[self.block.group]
+        group = engine.group(self.block.group)
         alone, update = self._reference(engine), self._double(self.block.params)
         if self.batch.action is Action.ROTATE:
             change = turning(alone).turn(alone.stats, update, None, leave=True)

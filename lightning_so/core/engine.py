@@ -146,6 +146,10 @@ class Engine:
         """The optimizer's param groups."""
         return self.access.groups(self.optimizer)
 
+    def group(self, number: int) -> dict[str, Any]:
+        """The hyper-parameters of a param group: asked for block by block, where `groups` may have to be made."""
+        return self.access.group(self.optimizer, number)
+
     @property
     def params(self) -> list[Tensor]:
         """The parameters of the optimizer, in its own order."""

@@ -64,12 +64,12 @@ def trips(engine: "Engine", stack: Stack, block: Block, warm: bool) -> tuple[int
 
 def _coupled(engine: "Engine", block: Block) -> bool:
     """Whether decay joins the gradient of a block."""
-    group = engine.groups[block.group]
+    group = engine.group(block.group)
     return not engine.base.decoupled(group) and group["weight_decay"] != 0
 
 
 def _action(engine: "Engine", stack: Stack, block: Block, warm: bool) -> Action:
-    return stack.method.action(engine.base, engine.groups[block.group], block, warm)
+    return stack.method.action(engine.base, engine.group(block.group), block, warm)
 
 
 def _blocks(engine: "Engine") -> list[tuple[Stack, Block]]:
@@ -141,7 +141,7 @@ def _moved(engine: "Engine", index: int, row: int) -> float:
 def _moments(engine: "Engine", layout: Split, block: Block) -> list[int]:
     """Bytes of a number of all moments of each parameter; before the base has any, of one of each kind."""
     base = engine.base
-    usual = base.has_first_moment(engine.groups[block.group]) + bool(base.second)
+    usual = base.has_first_moment(engine.group(block.group)) + bool(base.second)
     return [layout.travelling(p, usual) * engine.access.weight(p).itemsize for p in block.params]
 
 
