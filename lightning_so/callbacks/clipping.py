@@ -1,6 +1,7 @@
 """Where gradients are preconditioned, the raw ones are clipped, and what clips later does nothing."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from lightning_so.callbacks import strategies
@@ -12,8 +13,7 @@ class RawClip:
 
     def __init__(self) -> None:
         """Nothing clipped yet."""
-        self._module: Any = None
-        self._zero: Any = None
+        self._undo: Callable[[], object] | None = None
 
     def before(self, trainer: Any, pl_module: Any, optimizer: Any, engine: Engine) -> Callable[[], None] | None:
         """A function that clips now and keeps others from clipping again in this step; None without clipping.
@@ -27,7 +27,7 @@ class RawClip:
         Returns:
             The function.
         """
-        if strategies.is_deepspeed(trainer):
+        if strategies.is_deepspeed(trainer.strategy):
             return self._before_zero(trainer.strategy.deepspeed_engine, engine)
         if trainer.gradient_clip_val is None:
             return None
@@ -35,36 +35,31 @@ class RawClip:
         def clip() -> None:
             pl_module.configure_gradient_clipping(optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
             pl_module.__dict__["configure_gradient_clipping"] = _nothing
-            self._module = pl_module
+            self._undo = partial(pl_module.__dict__.pop, "configure_gradient_clipping", None)
 
         return clip
 
     def _before_zero(self, deepspeed: Any, engine: Engine) -> Callable[[], None] | None:
         """The same for DeepSpeed, which clips inside its own step and not in the Trainer's hook."""
-        zero, bound = deepspeed.optimizer, float(deepspeed.gradient_clipping() or 0.0)
+        bound = float(deepspeed.gradient_clipping() or 0.0)
         if bound <= 0:
             return None
+        # At stage 0 the engine itself clips, by its configuration.
+        sharded = hasattr(deepspeed.optimizer, "clip_grad")
+        owner, name = (deepspeed.optimizer, "clip_grad") if sharded else (deepspeed._config, "gradient_clipping")
 
         def clip() -> None:
             engine.layout.clip(engine.params, bound)
-            if hasattr(zero, "clip_grad"):
-                zero.clip_grad, self._zero = 0.0, (zero, bound)
-            else:  # Stage 0: the engine itself clips.
-                deepspeed._config.gradient_clipping, self._zero = 0.0, (deepspeed, bound)
+            setattr(owner, name, 0.0)
+            self._undo = partial(setattr, owner, name, bound)
 
         return clip
 
     def release(self) -> None:
         """After the step: the others clip again."""
-        if self._zero is not None:
-            (owner, bound), self._zero = self._zero, None
-            if hasattr(owner, "clip_grad"):
-                owner.clip_grad = bound
-            else:
-                owner._config.gradient_clipping = bound
-        if self._module is not None:
-            self._module.__dict__.pop("configure_gradient_clipping", None)
-            self._module = None
+        if self._undo is not None:
+            self._undo()
+            self._undo = None
 
 
 def _nothing(*_: Any, **__: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_so.callbacks.signals import inside_handler
+from lightning_so.callbacks.strategies import is_deepspeed
 from lightning_so.core import files
 from lightning_so.core.engine import Engine
 
@@ -78,7 +79,7 @@ def wrap(strategy: Any, engines: Sequence[Engine]) -> list[str]:
             save(*args, **kwargs)
 
     strategy.lightning_module_state_dict, strategy.optimizer_state = lightning_module_state_dict, optimizer_state
-    if not hasattr(strategy, "deepspeed_engine"):
+    if not is_deepspeed(strategy):
         return ["lightning_module_state_dict", "optimizer_state"]
     # DeepSpeed writes the optimizer's state itself, from what is there.
     save, strategy.save_checkpoint = strategy.save_checkpoint, save_checkpoint

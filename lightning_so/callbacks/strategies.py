@@ -23,7 +23,7 @@ def check(trainer: Any) -> None:
         ConfigError: If the strategy is another.
     """
     family = [cls.__name__ for cls in type(trainer.strategy).__mro__]
-    if is_deepspeed(trainer):
+    if is_deepspeed(trainer.strategy):
         if not getattr(trainer.strategy, "for_second_order", False):
             raise ConfigError(
                 f"SecondOrder runs under DeepSpeed with {DEEPSPEED}, which divides the loss once; the Trainer has "
@@ -43,9 +43,9 @@ def check(trainer: Any) -> None:
         )
 
 
-def is_deepspeed(trainer: Any) -> bool:
-    """Whether the Trainer's strategy is one of DeepSpeed's."""
-    return any(cls.__name__ == "DeepSpeedStrategy" for cls in type(trainer.strategy).__mro__)
+def is_deepspeed(strategy: Any) -> bool:
+    """Whether a strategy is one of DeepSpeed's."""
+    return any(cls.__name__ == "DeepSpeedStrategy" for cls in type(strategy).__mro__)
 
 
 def client(optimizer: Any) -> Optimizer:
@@ -57,11 +57,11 @@ def client(optimizer: Any) -> Optimizer:
 
 def access(trainer: Any, optimizer: Optimizer) -> Access:
     """Where the numbers of an optimizer's parameters are, once the strategy has set them up."""
-    deepspeed = trainer.strategy.deepspeed_engine if is_deepspeed(trainer) else None
+    deepspeed = trainer.strategy.deepspeed_engine if is_deepspeed(trainer.strategy) else None
     params = (p for group in optimizer.param_groups for p in group["params"])
     return access_of(params, trainer.strategy.model, deepspeed)
 
 
 def steps_now(trainer: Any) -> bool:
     """Whether the optimizer is about to step: DeepSpeed has Lightning ask at every micro-batch."""
-    return not is_deepspeed(trainer) or trainer.strategy.deepspeed_engine.is_gradient_accumulation_boundary()
+    return not is_deepspeed(trainer.strategy) or trainer.strategy.deepspeed_engine.is_gradient_accumulation_boundary()

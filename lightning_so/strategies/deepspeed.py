@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_so.core.errors import ConfigError, MissingError
 from lightning_so.strategies.deepspeed_config import checked
-from lightning_so.strategies.names import LIGHTNINGS
+from lightning_so.strategies.names import twins
 
 try:
     deepspeed: Any = importlib.import_module("deepspeed")
@@ -140,15 +140,9 @@ class SecondOrderDeepSpeedStrategy(_Corrected, DeepSpeedStrategy):
 
 
 #: The strategy for each import name of Lightning that is installed.
-CLASSES: dict[str, Any] = {"pytorch_lightning": SecondOrderDeepSpeedStrategy}
-if "lightning.pytorch" in LIGHTNINGS:
-    _stock = importlib.import_module("lightning.pytorch.strategies").DeepSpeedStrategy
-    LightningSecondOrderDeepSpeedStrategy = type(
-        "LightningSecondOrderDeepSpeedStrategy",
-        (_Corrected, _stock),
-        {"__doc__": SecondOrderDeepSpeedStrategy.__doc__, "__module__": __name__},
-    )
-    CLASSES["lightning.pytorch"] = LightningSecondOrderDeepSpeedStrategy
+CLASSES = twins(SecondOrderDeepSpeedStrategy)
+# By its own name, too: a class that a module does not hold cannot be pickled.
+LightningSecondOrderDeepSpeedStrategy = CLASSES.get("lightning.pytorch")
 
 
 def _check_scale(engine: Any) -> None:

@@ -1,6 +1,5 @@
 """Lightning's FSDP1 strategy, on CPU too."""
 
-import importlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from lightning_so.comm.wrapping import (
     enable_wrap,
     init_device_mesh,
 )
-from lightning_so.strategies.names import LIGHTNINGS
+from lightning_so.strategies.names import twins
 
 __all__ = ["CLASSES", "SecondOrderFSDPStrategy"]
 
@@ -149,12 +148,6 @@ class SecondOrderFSDPStrategy(_OnCPU, FSDPStrategy):
 
 
 #: The strategy for each import name of Lightning that is installed.
-CLASSES: dict[str, Any] = {"pytorch_lightning": SecondOrderFSDPStrategy}
-if "lightning.pytorch" in LIGHTNINGS:
-    _stock = importlib.import_module("lightning.pytorch.strategies").FSDPStrategy
-    LightningSecondOrderFSDPStrategy = type(
-        "LightningSecondOrderFSDPStrategy",
-        (_OnCPU, _stock),
-        {"__doc__": SecondOrderFSDPStrategy.__doc__, "__module__": __name__},
-    )
-    CLASSES["lightning.pytorch"] = LightningSecondOrderFSDPStrategy
+CLASSES = twins(SecondOrderFSDPStrategy)
+# By its own name, too: a class that a module does not hold cannot be pickled.
+LightningSecondOrderFSDPStrategy = CLASSES.get("lightning.pytorch")
