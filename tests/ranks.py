@@ -30,6 +30,7 @@ def train(
     hook=None,
     reduction="mean",
     set_to_none=True,
+    lag=0,
 ):
     """Train Net; the ranks see strided shards of the global batch. Gives weights, report, bytes sent and predicted."""
     several = dist.is_initialized() and shard
@@ -43,7 +44,7 @@ def train(
         # A sum over 8 samples is 8 means; DDP averages the sums of its ranks.
         arguments = {**arguments, "lr": arguments["lr"] * ranks / 8}
     optimizer = base(model.parameters(), **arguments)
-    engine = attach(model, optimizer, method)
+    engine = attach(model, optimizer, method, lag=lag)
     sent = []
     for step in range(steps * accumulate):
         x, y = batch(step, dtype)
@@ -69,7 +70,7 @@ def train(
     return weights, report, sent, predicted
 
 
-def resumed(method, base, arguments, steps, stop):
+def resumed(method, base, arguments, steps, stop, lag=0):
     """Train to `stop`, then once more in a new model from copies of the states; gives the weights of both ends."""
     rank, ranks = dist.get_rank(), dist.get_world_size()
 
@@ -80,7 +81,7 @@ def resumed(method, base, arguments, steps, stop):
         # order, with plain AdamW too. One that looks for unused parameters keeps its buckets.
         wrapped = DDP(model, find_unused_parameters=ranks > 2)
         optimizer = base(model.parameters(), **arguments)
-        return model, wrapped, optimizer, attach(model, optimizer, method)
+        return model, wrapped, optimizer, attach(model, optimizer, method, lag=lag)
 
     def walk(engine, wrapped, optimizer, numbers):
         for step in numbers:

@@ -22,13 +22,27 @@ from torch.utils.data import DataLoader
 
 from lightning_so import SecondOrder
 from lightning_so.core.routing import clean
+from lightning_so.strategies.ddp import SecondOrderDDPStrategy
 from lightning_so.strategies.fsdp import SecondOrderFSDPStrategy
 from tests.peers import PEERS
 from tests.transformer import BATCH, Block, Transformer, batch
 
 #: "one" is one process, wherever it runs; the "hsdp" ones have two replicas of a model that is cut over half of the
 #: ranks; in "fsdp1 by hand" the module wraps its parts.
-STRATEGIES = ("one", "ddp", "fsdp2", "hsdp", "fsdp1", "hsdp1", "fsdp1 by hand", "zero0", "zero1", "zero2", "zero3")
+STRATEGIES = (
+    "one",
+    "ddp",
+    "ddp_so",
+    "fsdp2",
+    "hsdp",
+    "fsdp1",
+    "hsdp1",
+    "fsdp1 by hand",
+    "zero0",
+    "zero1",
+    "zero2",
+    "zero3",
+)
 FSDP1 = ("fsdp1", "hsdp1", "fsdp1 by hand")
 
 
@@ -210,6 +224,8 @@ def made(strategy, whole_files=None):
         return "auto"
     if strategy == "ddp":
         return DDPStrategy()
+    if strategy == "ddp_so":
+        return SecondOrderDDPStrategy()
     if strategy in ("fsdp2", "hsdp"):
         sizes = {"data_parallel_size": dist.get_world_size(), "tensor_parallel_size": 1}
         return ModelParallelStrategy(**sizes, save_distributed_checkpoint=not whole_files)

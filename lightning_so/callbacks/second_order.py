@@ -45,6 +45,7 @@ class SecondOrder(Callback):
         verify_every: Steps between two comparisons of one block's update with a float64 reference; 0 for never.
         compare_every: Steps between two comparisons of the ranks' weights; 0 for never.
         reduction: Whether the loss is a "mean" or a "sum" over samples, where its graph does not tell (K-FAC).
+        lag: Steps between a solve and its use, 0 or 1: at 1 its exchange travels behind a forward and backward pass.
 
     Raises:
         ConfigError: If an argument is out of range.
@@ -65,6 +66,7 @@ class SecondOrder(Callback):
         verify_every: int = 0,
         compare_every: int = 0,
         reduction: str | None = None,
+        lag: int = 0,
     ) -> None:
         """Check the arguments; everything else happens when training starts."""
         Mixture.of(method)
@@ -72,7 +74,9 @@ class SecondOrder(Callback):
         check_choice("SecondOrder", "state", state, KINDS)
         self.method, self.route, self.min_coverage, self.print_plan = method, route, min_coverage, print_plan
         check_choice("SecondOrder", "reduction", reduction, (None, "mean", "sum"))
-        self.state, self.checks, self.reduction = state, Checks(verify_every, compare_every), reduction
+        check_choice("SecondOrder", "lag", lag, (0, 1))
+        self.state, self.checks = state, Checks(verify_every, compare_every)
+        self.reduction, self.lag = reduction, lag
         self._loaded: list[dict[str, Any]] | None = None
         self._stamped = False
         self._clear()
@@ -119,6 +123,7 @@ class SecondOrder(Callback):
                 comm=self._comm,
                 access=access,
                 reduction=self.reduction,
+                lag=self.lag,
             )
             for optimizer, access in zip(optimizers, accesses, strict=True)
         ]
@@ -148,6 +153,7 @@ class SecondOrder(Callback):
             # Not before: torch makes the state of FSDP2's optimizers by a step of zeros, into which it loads.
             self._hooks += hooks(engine)
             engine.arm()
+        self._hooks += strategies.overlap(trainer, self.engines)
         self._telemetry = [Telemetry(engine) for engine in self.engines]
         self._alive = Alive(self.engines, trainer)
 
@@ -244,7 +250,8 @@ class SecondOrder(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to a running fit, so that the callback can be pickled and copied."""
-        kept = ("method", "route", "min_coverage", "print_plan", "state", "checks", "reduction", "_loaded", "_stamped")
+        given = ("method", "route", "min_coverage", "print_plan", "state", "checks", "reduction", "lag")
+        kept = (*given, "_loaded", "_stamped")
         return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

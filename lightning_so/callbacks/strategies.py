@@ -1,10 +1,13 @@
 """Which of Lightning's strategies `SecondOrder` runs under, and where they keep the numbers of parameters."""
 
+from functools import partial
 from typing import Any
 
 from torch.optim import Optimizer
 
 from lightning_so.comm import Access, access_of
+from lightning_so.core import windows
+from lightning_so.core.engine import Engine
 from lightning_so.core.errors import ConfigError
 
 #: Strategies of several processes, by the names of their classes under either import name of Lightning.
@@ -65,3 +68,18 @@ def access(trainer: Any, optimizer: Optimizer) -> Access:
 def steps_now(trainer: Any) -> bool:
     """Whether the optimizer is about to step: DeepSpeed has Lightning ask at every micro-batch."""
     return not is_deepspeed(trainer.strategy) or trainer.strategy.deepspeed_engine.is_gradient_accumulation_boundary()
+
+
+def overlap(trainer: Any, engines: list[Engine]) -> list[Any]:
+    """Have statistics leave during the backward pass, where the strategy tells when.
+
+    Args:
+        trainer: The Trainer.
+        engines: Its engines.
+
+    Returns:
+        Handles that end it.
+    """
+    if not hasattr(trainer.strategy, "listen"):
+        return []
+    return [trainer.strategy.listen(partial(windows.start, engine)) for engine in engines]

@@ -1,8 +1,8 @@
 """The only room that talks to other processes: every exchange is here, and is made by all ranks in the same order."""
 
 from lightning_so.comm.access import Access, access_of, filled
-from lightning_so.comm.local import Local
+from lightning_so.comm.local import Local, spread
 from lightning_so.comm.replicated import Replicated
 from lightning_so.comm.sharded import Pieces, Sharded, ambient
 
-__all__ = ["Access", "Local", "Pieces", "Replicated", "Sharded", "access_of", "ambient", "filled"]
+__all__ = ["Access", "Local", "Pieces", "Replicated", "Sharded", "access_of", "ambient", "filled", "spread"]

@@ -1,5 +1,8 @@
 """One process: what communication is when there is nobody to talk to, and the interface of all its forms."""
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 
 
@@ -31,15 +34,31 @@ class Local:
         Returns:
             One tensor a rank, shapes (sizes[r],).
         """
-        return [mine]
+        return self.start_gather(mine, sizes)()
 
-    def reduce(self, total: Tensor, owner: int) -> None:
-        """Sum a tensor over ranks in place at its owner; elsewhere it is spent.
+    def start_gather(self, mine: Tensor, sizes: list[int]) -> Callable[[], list[Tensor]]:
+        """Start a `gather`, and go on while it travels.
 
         Args:
-            total: This rank's part; equal shape and dtype everywhere.
-            owner: The rank that gets the sum.
+            mine: As of `gather`; not changed until it has arrived.
+            sizes: As of `gather`.
+
+        Returns:
+            Waits, and gives what `gather` gives; called once.
         """
+        return lambda: [mine]
+
+    def start_reduce(self, total: Tensor, owner: int) -> Callable[[], None]:
+        """Start to sum a tensor over ranks in place at its owner, and go on while it travels; elsewhere it is spent.
+
+        Args:
+            total: This rank's part, not touched until the sum is there; equal shape and dtype everywhere.
+            owner: The rank that gets the sum.
+
+        Returns:
+            Waits; called once.
+        """
+        return lambda: None
 
     def sum(self, total: Tensor) -> None:
         """Sum a tensor over ranks in place, everywhere.
@@ -50,3 +69,23 @@ class Local:
 
     def close(self) -> None:
         """Give back what was set up; the communicator is not used afterwards."""
+
+
+def spread(comm: Local, tensors: list[list[Tensor]]) -> list[list[Tensor]]:
+    """Copies on every rank of what each has: one padded all-gather.
+
+    Args:
+        comm: How ranks talk.
+        tensors: By rank, what it has; of the others, tensors of the same shapes and dtypes.
+
+    Returns:
+        By rank, copies on the CPU.
+    """
+    sizes = [sum(tensor.nbytes for tensor in of_rank) for of_rank in tensors]
+    own = [tensor.contiguous().flatten().view(torch.uint8).cpu() for tensor in tensors[comm.rank]]
+    wires = comm.gather(torch.cat([torch.empty(0, dtype=torch.uint8), *own]), sizes)
+    found = []
+    for of_rank, wire in zip(tensors, wires, strict=True):
+        parts = wire.split([tensor.nbytes for tensor in of_rank])
+        found.append([p.clone().view(t.dtype).view(t.shape) for p, t in zip(parts, of_rank, strict=True)])
+    return found

@@ -1,7 +1,7 @@
 """Data-parallel ranks that hold equal parameters and equal reduced gradients (DDP)."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,27 +34,39 @@ class Replicated(Local):
             self.sent += wire.nbytes
             return wire.bool().tolist()
 
-    def gather(self, mine: Tensor, sizes: list[int]) -> list[Tensor]:
-        """See `Local.gather`: one all-gather, padded to the largest rank."""
+    def start_gather(self, mine: Tensor, sizes: list[int]) -> Callable[[], list[Tensor]]:
+        """See `Local.start_gather`: one all-gather, padded to the largest rank."""
         width = max(sizes)
         if width == 0:
-            return [mine[:0]] * self.ranks
+            return lambda: [mine[:0]] * self.ranks
         with self._exchange():
             wire = torch.zeros(width, dtype=torch.uint8, device=self._device)
             wire[: mine.numel()] = mine
             rows = list(torch.empty(self.ranks, width, dtype=torch.uint8, device=self._device).unbind(0))
-            dist.all_gather(rows, wire, group=self._group)
+            work: Any = dist.all_gather(rows, wire, group=self._group, async_op=True)
             self.sent += wire.nbytes
-            return [row[:size].to(mine.device) for row, size in zip(rows, sizes, strict=True)]
 
-    def reduce(self, total: Tensor, owner: int) -> None:
-        """See `Local.reduce`."""
+        def arrived() -> list[Tensor]:
+            with self._exchange():
+                work.wait()
+                return [row[:size].to(mine.device) for row, size in zip(rows, sizes, strict=True)]
+
+        return arrived
+
+    def start_reduce(self, total: Tensor, owner: int) -> Callable[[], None]:
+        """See `Local.start_reduce`."""
         with self._exchange():
             wire = total.to(self._device)
-            dist.reduce(wire, owner, group=self._group)
-            if wire is not total and self.rank == owner:
-                total.copy_(wire)
+            work: Any = dist.reduce(wire, owner, group=self._group, async_op=True)
             self.sent += wire.nbytes if self.rank != owner else 0
+
+        def arrived() -> None:
+            with self._exchange():
+                work.wait()
+                if wire is not total and self.rank == owner:
+                    total.copy_(wire)
+
+        return arrived
 
     def sum(self, total: Tensor) -> None:
         """See `Local.sum`: one all-reduce."""

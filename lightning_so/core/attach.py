@@ -125,6 +125,7 @@ def attach(
     reduction: str | None = None,
     verify_every: int = 0,
     compare_every: int = 0,
+    lag: int = 0,
 ) -> Attached:
     """Put a method in front of an optimizer in a plain torch loop.
 
@@ -141,6 +142,8 @@ def attach(
             from losses that are shown to `engine.before_backward(loss)`, and takes others for means.
         verify_every: Steps between two comparisons of one block's update with a float64 reference; 0 for never.
         compare_every: Steps between two comparisons of the ranks' weights; 0 for never.
+        lag: Steps between a solve and its use: 0, or 1 to let its exchange travel behind the next forward and backward
+            pass. One process waits as long, so that the weights do not depend on the number of ranks.
 
     Returns:
         The engine: `plan`, `report`, `before_backward`, `state_dict`, `load_state_dict`, `detach`.
@@ -170,6 +173,7 @@ def attach(
         comm=ambient(sharded=access.sharded),
         access=access,
         reduction=reduction,
+        lag=lag,
     )
     engine.hook()
     return engine

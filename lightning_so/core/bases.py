@@ -29,17 +29,32 @@ ENTRIES = 8
 
 
 def solve(engine: "Engine", due: list[int]) -> None:
-    """Solve the due units, each on its owner, and swap their bases in on all ranks.
-
-    A failure keeps the last basis; a unit that goes on failing takes its block back to where cold blocks are.
+    """Solve the due units, each on its owner; swap in on all ranks what has landed.
 
     Args:
-        engine: The engine.
+        engine: The engine; its `flights` are those that have not.
         due: Numbers of units in the schedule.
     """
+    _land(engine)
+    if due:
+        flight = share.start(engine, due, lambda stack, unit: stack.method.solve(stack.stats, unit))
+        engine.flights.append(flight)
+        _land(engine)
+
+
+def _land(engine: "Engine") -> None:
+    """Swap in the bases of all flights that land at this step."""
+    while engine.flights and engine.flights[0].lands <= engine.report.step:
+        _swap(engine, engine.flights.pop(0))
+
+
+def _swap(engine: "Engine", flight: share.Flight) -> None:
+    """Swap in the bases of a flight.
+
+    A failure keeps the last basis; a unit that goes on failing takes its block back to where cold blocks are.
+    """
     report, schedule, jobs = engine.report, engine.schedule, list[Job]()
-    results = share.solve(engine, due, lambda stack, unit: stack.method.solve(stack.stats, unit))
-    for number, result in zip(due, results, strict=True):
+    for number, result in zip(flight.due, flight.arrived(), strict=True):
         unit = schedule.units[number]
         stack = engine.stacks[unit.stack]
         report.solves += 1

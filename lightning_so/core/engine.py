@@ -25,6 +25,7 @@ from lightning_so.core.mixture import Mixture
 from lightning_so.core.report import Report
 from lightning_so.core.routing import route
 from lightning_so.core.schedule import Schedule
+from lightning_so.core.share import Flight
 from lightning_so.core.split import lay_out
 from lightning_so.core.state import state_dict, take_over
 from lightning_so.core.stopwatch import Stopwatch
@@ -43,6 +44,8 @@ class Engine:
         report: What was done.
         warm: By stack and row, whether the block rotates.
         peak: See `budget.dearest`.
+        flights: Solves whose results have not been swapped in, oldest first.
+        early: Windows of rows that have left for their owners, of layers of the coming step.
         units_of: By stack and row, the numbers of the block's units in the schedule.
         live: By stack, the rows that have a gradient.
         batches: By stack, the blocks that have a gradient, split by action.
@@ -66,6 +69,7 @@ class Engine:
         comm: Local | None = None,
         access: Access | None = None,
         reduction: str | None = None,
+        lag: int = 0,
     ) -> None:
         """Route the parameters and create all state.
 
@@ -79,6 +83,7 @@ class Engine:
             comm: How ranks talk to each other; one process by default.
             access: Where the parameters' numbers are; whole on every rank by default.
             reduction: See `attach`.
+            lag: See `attach`.
 
         Raises:
             ConfigError: If the optimizer, the method and the model do not fit together.
@@ -86,7 +91,8 @@ class Engine:
         self.model, self.optimizer, self.mixture = model, optimizer, Mixture.of(method)
         self.comm, self.access, self.checks = comm or Local(), access or Access(), checks or Checks()
         check_choice(type(self).__name__, "reduction", reduction, (None, "mean", "sum"))
-        self.roles, self.min_coverage, self.reduction = roles, min_coverage, reduction
+        check_choice(type(self).__name__, "lag", lag, (0, 1))
+        self.roles, self.min_coverage, self.reduction, self.lag = roles, min_coverage, reduction, lag
         self.base = moments.lookup(optimizer)
         self.guard, self.report, self.stopwatch = Guard(self.comm, self.access), Report(), Stopwatch()
         self.acting: list[Batch] = []
@@ -121,6 +127,7 @@ class Engine:
         self.plan = replace(self.plan, costs=costs(self), layout=described(self))
         self.live: list[list[int]] = [[] for _ in self.stacks]
         self.batches: list[list[Batch]] = [[] for _ in self.stacks]
+        self.flights, self.early = list[Flight](), dict[windows.Place, windows.Bucket]()
         self.proof = proof.Ledger([len(stack.blocks) for stack in self.stacks])
         self.recorders = [Recorder(self, method) for method in self.methods if isinstance(method, Tapped)]
 
@@ -147,7 +154,7 @@ class Engine:
         return self.access.groups(self.optimizer)
 
     def group(self, number: int) -> dict[str, Any]:
-        """The hyper-parameters of a param group: asked for block by block, where `groups` may have to be made."""
+        """The hyper-parameters of a param group."""
         return self.access.group(self.optimizer, number)
 
     @property
@@ -161,6 +168,7 @@ class Engine:
 
     def arm(self) -> None:
         """Hook the layers whose rows the coming step observes; nothing for methods that observe none."""
+        self.early.clear()
         for recorder in self.recorders:
             recorder.arm(self.report.step + 1)
 
@@ -214,8 +222,7 @@ class Engine:
         with self.stopwatch.stage("observe"):
             windows.observe(self)
         with self.stopwatch.stage("solve"):
-            if due:
-                bases.solve(self, due)
+            bases.solve(self, due)
             bases.enter(self)
         batches = [batch for batches in self.batches for batch in batches]
         self.clipped = False

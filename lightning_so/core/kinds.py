@@ -43,6 +43,7 @@ def write(engine: "Engine", kind: str) -> dict[str, Any]:
         if kind == "full":
             state["moments"] = files.moments(engine)
         else:
+            state["flights"] = []  # They turn bases that will not be there.
             for name, factors in _factors(engine).items():
                 tensors = state["blocks"][name]["tensors"]
                 state["blocks"][name]["tensors"] = {key: compact(tensors[key]) for key in factors}

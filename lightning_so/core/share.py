@@ -1,16 +1,21 @@
 """Solve each unit on its owner and share the results: one padded exchange a step, sizes known to all beforehand.
 
+An exchange may travel while the training goes on: a *flight* lands `lag` steps after it started, on every rank and in
+one process alike, so that weights depend neither on the number of ranks nor on how fast the exchange was.
+
 Wire format of one unit, padded to 8 bytes: the value, the permutation if there is one as int32, whether it is good and
 the rungs that were tried as int32.
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from lightning_so.comm import spread
 from lightning_so.core.block import Stack
 from lightning_so.core.schedule import Unit
 from lightning_so.linalg.result import Result
@@ -19,8 +24,36 @@ if TYPE_CHECKING:
     from lightning_so.core.engine import Engine
 
 
+@dataclass
+class Flight:
+    """Solves of one step, on their way to all ranks.
+
+    Attributes:
+        lands: The step at which they are swapped in.
+        due: Numbers of the units, equal on all ranks.
+        results: One a unit, once they have arrived; those of units that others own may be the verdict alone.
+        arrive: Waits for them.
+    """
+
+    lands: int
+    due: list[int]
+    results: list[Result] | None
+    arrive: Callable[[], list[Result]]
+
+    def arrived(self) -> list[Result]:
+        """The results: waits for the others, the first time."""
+        if self.results is None:
+            self.results = self.arrive()
+        return self.results
+
+
 def solve(engine: "Engine", due: list[int], how: Callable[[Stack, Unit], Result]) -> list[Result]:
-    """The results of the due units on every rank; each was solved by its owner alone.
+    """The results of units on every rank, now; see `start`."""
+    return start(engine, due, how).arrived()
+
+
+def start(engine: "Engine", due: list[int], how: Callable[[Stack, Unit], Result]) -> Flight:
+    """Solve the units that this rank owns, and send the results off.
 
     Args:
         engine: The engine.
@@ -28,7 +61,7 @@ def solve(engine: "Engine", due: list[int], how: Callable[[Stack, Unit], Result]
         how: Solves a unit of a stack.
 
     Returns:
-        One result a unit.
+        The flight; each unit was solved by its owner alone.
     """
     units, owner, comm = engine.schedule.units, engine.schedule.owner, engine.comm
     mine: dict[int, Result] = {}
@@ -36,22 +69,27 @@ def solve(engine: "Engine", due: list[int], how: Callable[[Stack, Unit], Result]
         if owner[number] == comm.rank:
             mine[number] = how(engine.stacks[units[number].stack], units[number])
     engine.report.solved_here += len(mine)
+    lands = engine.report.step + engine.lag
     if comm.ranks == 1 or not due:
-        return [mine[number] for number in due]
+        return Flight(lands, due, [mine[number] for number in due], list)
     sizes = [0] * comm.ranks
     for number in due:
         sizes[owner[number]] += unit_bytes(engine, number)
     device = engine.stacks[units[due[0]].stack].device
-    packed = [_pack(engine, result, n) for n, result in mine.items()]
-    wires = comm.gather(torch.cat(packed) if packed else torch.empty(0, dtype=torch.uint8, device=device), sizes)
-    offsets, results = [0] * comm.ranks, []
-    for number in due:
-        rank, size = owner[number], unit_bytes(engine, number)
-        wire = wires[rank][offsets[rank] : offsets[rank] + size]
-        offsets[rank] += size
-        results.append(_unpack(engine, wire, number))
-    # The owner keeps its own: where blocks are worked on by their owners alone, the others have the verdict only.
-    return [mine[number] if number in mine else result for number, result in zip(due, results, strict=True)]
+    nothing = torch.empty(0, dtype=torch.uint8, device=device)
+    arrived = comm.start_gather(torch.cat([nothing, *(_pack(engine, mine[n], n) for n in mine)]), sizes)
+
+    def arrive() -> list[Result]:
+        wires, offsets, results = arrived(), [0] * comm.ranks, []
+        for number in due:
+            rank, size = owner[number], unit_bytes(engine, number)
+            wire = wires[rank][offsets[rank] : offsets[rank] + size]
+            offsets[rank] += size
+            # The owner keeps its own: where blocks are worked on by their owners alone, the others have the verdict.
+            results.append(mine[number] if number in mine else _unpack(engine, wire, number))
+        return results
+
+    return Flight(lands, due, None, arrive)
 
 
 def _pack(engine: "Engine", result: Result, number: int) -> Tensor:
@@ -74,10 +112,31 @@ def _unpack(engine: "Engine", wire: Tensor, number: int) -> Result:
 def unit_bytes(engine: "Engine", number: int) -> int:
     """Bytes of a unit on the wire."""
     unit = engine.schedule.units[number]
-    if not engine.stacks[unit.stack].shared:
-        return 8
+    return _whole_bytes(engine, unit) if engine.stacks[unit.stack].shared else 8
+
+
+def _whole_bytes(engine: "Engine", unit: Unit) -> int:
+    """Bytes of all of a unit's result."""
     itemsize = engine.stacks[unit.stack].dtype.itemsize
     return -(-(math.prod(unit.shape) * itemsize + 4 * unit.columns + 8) // 8) * 8
+
+
+def complete(engine: "Engine", flight: Flight) -> list[Result]:
+    """The results of a flight, those of units that others own too: a collective where parameters are sharded."""
+    results = flight.arrived()
+    if not engine.layout.split:
+        return results
+    units, owner, comm = engine.schedule.units, engine.schedule.owner, engine.comm
+    wires: list[list[Tensor]] = [[] for _ in range(comm.ranks)]
+    for number, result in zip(flight.due, results, strict=True):
+        size, rank = _whole_bytes(engine, units[number]), owner[number]
+        outline = torch.empty(size, dtype=torch.uint8, device="meta")
+        wires[rank].append(pack(result, size, units[number].columns) if rank == comm.rank else outline)
+    arrived = [iter(of_rank) for of_rank in spread(comm, wires)]
+    return [
+        unpack(next(arrived[owner[number]]), units[number], engine.stacks[units[number].stack].dtype)
+        for number in flight.due
+    ]
 
 
 def pack(result: Result, size: int, columns: int) -> Tensor:

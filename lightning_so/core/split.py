@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_so.comm.access import Access
+from lightning_so.comm.local import spread
 from lightning_so.comm.sharded import Pieces, Sharded
 from lightning_so.core.batch import Batch
 from lightning_so.core.block import Block, Stack
 from lightning_so.core.errors import ConfigError
 from lightning_so.core.layout import Item, Job, Layout
 from lightning_so.core.scratch import views
-from lightning_so.core.windows import spread
 
 if TYPE_CHECKING:
     from lightning_so.core.engine import Engine

@@ -5,14 +5,17 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from lightning_so.comm import spread
+from lightning_so.core import share
 from lightning_so.core.block import Stack
 from lightning_so.core.errors import StateError
-from lightning_so.core.windows import everywhere, spread
+from lightning_so.core.windows import everywhere
+from lightning_so.linalg.result import Result
 
 if TYPE_CHECKING:
     from lightning_so.core.engine import Engine
 
-FORMAT = 3
+FORMAT = 4
 
 
 def named_tensors(stack: Stack) -> Iterator[tuple[str, Tensor]]:
@@ -42,6 +45,7 @@ def state_dict(engine: "Engine") -> dict[str, Any]:
         "method": engine.plan.method,
         "blocks": blocks,
         "units": units,
+        "flights": _flights(engine),
         "origin": schedule.origin,
         "report": engine.report.portable(),
     }
@@ -112,7 +116,38 @@ def take_over(engine: "Engine", state: dict[str, Any]) -> None:
     for number in range(len(engine.schedule.units)):
         if (key := _unit_key(engine, number)) in state["units"]:
             engine.schedule.recall(number, state["units"][key])
+    engine.flights = [_recalled(engine, flight) for flight in state["flights"]]
     engine.regroup()
+
+
+def _flights(engine: "Engine") -> list[dict[str, Any]]:
+    """Solves that have not been swapped in: when they will be, and by unit what they are; waits for them."""
+    found = []
+    for flight in engine.flights:
+        results = {
+            _unit_key(engine, number): {
+                "value": result.value.clone(),
+                "order": None if result.order is None else result.order.clone(),
+                "ok": result.ok,
+                "attempts": result.attempts,
+            }
+            for number, result in zip(flight.due, share.complete(engine, flight), strict=True)
+        }
+        found.append({"lands": flight.lands, "results": results})
+    return found
+
+
+def _recalled(engine: "Engine", state: dict[str, Any]) -> share.Flight:
+    """A flight of `_flights`, of the units that are here, in the order in which they were solved."""
+    numbers, results = [], []
+    known = {_unit_key(engine, number): number for number in range(len(engine.schedule.units))}
+    for key, saved in state["results"].items():
+        if key in known:
+            stack = engine.stacks[engine.schedule.units[known[key]].stack]
+            order = None if saved["order"] is None else saved["order"].to(stack.device)
+            numbers.append(known[key])
+            results.append(Result(saved["value"].to(stack.device, stack.dtype), saved["ok"], order, saved["attempts"]))
+    return share.Flight(state["lands"], numbers, results, list)
 
 
 def load_report(engine: "Engine", counts: dict[str, Any]) -> None:

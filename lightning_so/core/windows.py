@@ -1,14 +1,16 @@
 """From what a step observed to factors: windows of rows travel to their owners in flat buckets and are folded there.
 
+They leave before the step, or during the backward pass where the strategy tells which layers are done with theirs.
 Only the owner of a block has its factors; what it solves goes to all. Before a save they go to all, too.
 """
 
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from lightning_so.comm import Local
+from lightning_so.comm import spread
 from lightning_so.core.batch import Batch
 from lightning_so.core.block import Stack
 from lightning_so.core.method import Tapped, observer, solver, tapped
@@ -42,7 +44,7 @@ def _show(batch: Batch, gradients: Tensor) -> None:
 
 
 def fold(engine: "Engine", places: list[Place], scale: float) -> None:
-    """Reduce the windows of watched blocks to their owners, one bucket an owner, and fold them there.
+    """Sum the windows of watched blocks over ranks, each at its owner, and fold them there.
 
     What every rank needs is summed in one more bucket, and folded everywhere.
 
@@ -51,25 +53,71 @@ def fold(engine: "Engine", places: list[Place], scale: float) -> None:
         places: (stack, row) of the blocks, equal on all ranks.
         scale: K^2 over micro-batches.
     """
-    comm = engine.comm
     _fold_common(engine, places, scale)  # first: a window that went to its owner is forgotten
-    for owner in range(comm.ranks):
-        mine = [place for place in places if owner_of(engine, place) == owner]
-        if not mine:
-            continue
-        if comm.ranks > 1:
-            stacks = [(engine.stacks[index], row) for index, row in mine]
-            tensors = [window for stack, row in stacks for window in _tapped(stack).windows(stack.stats, row)]
-            bucket = pack(tensors)
-            comm.reduce(bucket, owner)
-            if comm.rank == owner:
-                unpack(bucket, tensors)
-        for index, row in mine:
-            stack = engine.stacks[index]
-            if comm.rank == owner:
-                _tapped(stack).fold(stack.stats, row, engine.report.step, scale)
-            else:
-                _tapped(stack).clear(stack.stats, row)
+    if engine.comm.ranks > 1:
+        _send(engine, [place for place in places if place not in engine.early])
+        for bucket in dict.fromkeys(engine.early[place] for place in places):
+            bucket.land({place for place in places if engine.early[place] is bucket})
+    for index, row in places:
+        engine.early.pop((index, row), None)
+        stack = engine.stacks[index]
+        if engine.comm.rank == owner_of(engine, (index, row)):
+            _tapped(stack).fold(stack.stats, row, engine.report.step, scale)
+        else:
+            _tapped(stack).clear(stack.stats, row)
+
+
+@torch.no_grad()
+def start(engine: "Engine", params: Iterable[Tensor]) -> None:
+    """Send off the windows of layers whose backward pass is over, and go on while they travel.
+
+    Of several backward passes before a step, the last one counts.
+
+    Args:
+        engine: The engine.
+        params: Parameters that have their gradients now; the same, in the same order of calls, on every rank.
+    """
+    done = set(params)
+    with engine.stopwatch.stage("observe"):
+        for recorder in engine.recorders:
+            _send(engine, [place for place, block in recorder.watched.items() if block.param in done])
+
+
+def _send(engine: "Engine", places: list[Place]) -> None:
+    """Send off the windows of blocks, one bucket an owner."""
+    for owner in range(engine.comm.ranks):
+        if mine := [place for place in places if owner_of(engine, place) == owner]:
+            engine.early.update(dict.fromkeys(mine, Bucket(engine, mine, owner)))
+
+
+class Bucket:
+    """Copies of the windows of some blocks, on their way to their owner."""
+
+    def __init__(self, engine: "Engine", places: list[Place], owner: int) -> None:
+        """Send them off."""
+        self._windows = {(index, row): _window(engine, index, row) for index, row in places}
+        self._here = engine.comm.rank == owner
+        self._parts = [pack(tensors) for tensors in self._windows.values()]
+        self._sum = torch.cat(self._parts)
+        self._arrived = engine.comm.start_reduce(self._sum, owner)
+
+    def land(self, wanted: Collection[Place]) -> None:
+        """Wait; at the owner, put sums in the place of its own windows.
+
+        Args:
+            wanted: Of which blocks.
+        """
+        self._arrived()
+        if self._here:
+            sums = self._sum.split([part.numel() for part in self._parts])
+            for (place, tensors), total in zip(self._windows.items(), sums, strict=True):
+                if place in wanted:
+                    unpack(total, tensors)
+
+
+def _window(engine: "Engine", index: int, row: int) -> list[Tensor]:
+    stack = engine.stacks[index]
+    return _tapped(stack).windows(stack.stats, row)
 
 
 def _fold_common(engine: "Engine", places: list[Place], scale: float) -> None:
@@ -106,23 +154,3 @@ def everywhere(engine: "Engine") -> None:
     for tensors, copies in zip(factors, spread(engine.comm, factors), strict=True):
         for tensor, copy in zip(tensors, copies, strict=True):
             tensor.copy_(copy)
-
-
-def spread(comm: Local, tensors: list[list[Tensor]]) -> list[list[Tensor]]:
-    """Copies on every rank of what each has: one padded all-gather.
-
-    Args:
-        comm: How ranks talk.
-        tensors: By rank, what it has; of the others, tensors of the same shapes and dtypes.
-
-    Returns:
-        By rank, copies on the CPU.
-    """
-    sizes = [sum(tensor.nbytes for tensor in of_rank) for of_rank in tensors]
-    own = [tensor.contiguous().flatten().view(torch.uint8).cpu() for tensor in tensors[comm.rank]]
-    wires = comm.gather(torch.cat([torch.empty(0, dtype=torch.uint8), *own]), sizes)
-    found = []
-    for of_rank, wire in zip(tensors, wires, strict=True):
-        parts = wire.split([tensor.nbytes for tensor in of_rank])
-        found.append([p.clone().view(t.dtype).view(t.shape) for p, t in zip(parts, of_rank, strict=True)])
-    return found

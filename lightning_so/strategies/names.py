@@ -57,4 +57,7 @@ for _name, _registry in REGISTRIES.items():
             override=True,
             stage=_stage,
         )
+    _registry.register(
+        "ddp_so", partial(make, "ddp", _name), description="DDP, with statistics beside gradients", override=True
+    )
     _registry.register("fsdp_so", partial(make, "fsdp", _name), description="FSDP1, on CPU too", override=True)
