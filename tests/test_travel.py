@@ -139,8 +139,7 @@ def test_two_ranks_become_four_and_four_become_two(two, four, saved, tmp_path, f
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("state", ["compact", "rebuild"])
-@pytest.mark.parametrize("method", ["soap", "kfac", "ekfac"])
+@pytest.mark.parametrize(("method", "state"), [("soap", "compact"), ("kfac", "rebuild"), ("ekfac", "compact")])
 def test_smaller_states_travel_too(two, saved, method, state):
     _, path = saved("fsdp2", method, state=state)
     ends = [fit(two, to, method, resume=str(path)) for to in ("one", "ddp", "fsdp2", "fsdp1")]
@@ -321,9 +320,7 @@ def test_what_is_not_this_runs_is_refused_by_name_on_every_rank(two, saved, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("form", "to"), [(f"{a} in pieces", b) for a, b in itertools.product(("fsdp2", "fsdp1"), WHOLE) if a != b]
-)
+@pytest.mark.parametrize(("form", "to"), [("fsdp2 in pieces", "one"), ("fsdp1 in pieces", "fsdp2")])
 def test_folders_of_pieces_stay_in_their_family(two, saved, form, to):
     """If this fails, the documentation can promise more."""
     _, path = saved(form, "none")
@@ -332,10 +329,9 @@ def test_folders_of_pieces_stay_in_their_family(two, saved, form, to):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("to", ["fsdp2", "fsdp1"])
-def test_lightning_takes_the_numbers_of_param_groups_for_those_of_the_model(two, tmp_path, to):
+def test_lightning_takes_the_numbers_of_param_groups_for_those_of_the_model(two, tmp_path):
     """If this fails, the documentation can promise more."""
     path = str(tmp_path / "groups.ckpt")
     fit(two, "one", "none", grouped=True, callbacks=[Save(path, STOP)])
     with pytest.raises(AssertionError, match="must match the size of tensor"):
-        fit(two, to, "none", grouped=True, resume=path)
+        fit(two, "fsdp2", "none", grouped=True, resume=path)
