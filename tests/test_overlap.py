@@ -4,7 +4,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from lightning_so import EKFAC, KFAC, SOAP, ConfigError, SecondOrder, Shampoo
+from lightning_so import EKFAC, KFAC, SOAP, ConfigError, SecondOrder, Shampoo, attach
 from tests import ranks
 from tests.trainings import Save, train
 
@@ -91,6 +91,14 @@ def test_a_checkpoint_holds_what_is_in_flight(two, strategy, tmp_path):
         again = two.run(train, strategy, method, base, 20, lag=1, resume=path)
         for (a, *_), (b, *_) in zip(never, again, strict=True):
             assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_the_plan_says_that_solves_are_used_later():
+    model = torch.nn.Linear(4, 3)
+    for lag, told in ((0, ""), (1, "solves are used a step later")):
+        engine = attach(model, torch.optim.AdamW(model.parameters()), SOAP(), lag=lag)
+        assert engine.plan.layout == told
+        engine.detach()
 
 
 def test_refuses_other_lags():

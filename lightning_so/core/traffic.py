@@ -36,15 +36,16 @@ def traffic(engine: "Engine", *, warm: bool = True) -> float:
 
 
 def described(engine: "Engine") -> str:
-    """One line of the plan: where matrices are whole, and what a rank sends; empty in one process."""
+    """One line of the plan: where matrices are whole, and what a rank sends, and a lag; else empty."""
     ranks, size = engine.comm.ranks, traffic(engine) / 1e3
+    later = ", solves are used a step later" if engine.lag else ""
     if ranks == 1:
-        return ""
+        return later.removeprefix(", ")
     if not engine.layout.split:
-        return f"on each of {ranks} ranks: all matrices, {size:.1f} kB a step"
+        return f"on each of {ranks} ranks: all matrices, {size:.1f} kB a step{later}"
     often, cold = (max(sum(trips(engine, *of, warm)) for of in _blocks(engine)) for warm in (True, False))
     first = f" (cold: {cold})" if cold != often else ""
-    return f"sharded over {ranks} ranks: whole matrices at owners, {size:.1f} kB a step in {often} trips{first}"
+    return f"sharded over {ranks} ranks: whole matrices at owners, {size:.1f} kB a step in {often} trips{first}{later}"
 
 
 def trips(engine: "Engine", stack: Stack, block: Block, warm: bool) -> tuple[int, int]:
