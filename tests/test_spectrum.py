@@ -1,0 +1,135 @@
+"""Lanczos, quadrature and Hutchinson against dense matrices; probes that do not depend on how numbers are cut."""
+
+import math
+
+import pytest
+import torch
+
+from lightning_so.linalg.hutchinson import diagonal, trace
+from lightning_so.linalg.lanczos import density, lanczos
+from lightning_so.linalg.vectors import Piece, Space
+
+
+def space(n, dtype=torch.float64):
+    """One parameter of n numbers."""
+    return Space((Piece("w", 0, n, n),), dtype=dtype)
+
+
+def symmetric(n, seed=0):
+    A = torch.randn(n, n, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return (A + A.mT) / 2
+
+
+def test_moments_are_exact_up_to_twice_the_steps():
+    A, m = symmetric(12), 4
+    start = space(12).normal(0)
+    values, weights, _ = lanczos(lambda v: A @ v, start, m, space(12)).ritz()
+    start, power = start / start.norm(), start / start.norm()
+    for j in range(1, 2 * m + 1):
+        power = A @ power
+        error = abs(float(start @ power - (weights * values**j).sum())) / float(A.norm()) ** j
+        assert error < 1e-14 if j < 2 * m else error > 1e-6
+
+
+def test_all_steps_give_functions_of_the_matrix():
+    A = symmetric(9)
+    start = space(9).normal(1)
+    found = lanczos(lambda v: A @ v, start, 20, space(9))
+    values, weights, errors = found.ritz()
+    L, Q = torch.linalg.eigh(A)
+    torch.testing.assert_close(values, L, rtol=0, atol=1e-12)
+    assert errors.max() < 1e-9
+    exact = ((Q.mT @ start).square() * L.exp()).sum() / start.square().sum()
+    torch.testing.assert_close((weights * values.exp()).sum(), exact, rtol=1e-12, atol=0)
+    for number in (0, -1):
+        v = found.vector(number)
+        torch.testing.assert_close(A @ v, L[number] * v, rtol=0, atol=1e-11)
+
+
+def test_the_bound_holds_and_closes():
+    A = symmetric(60)
+    L = torch.linalg.eigvalsh(A)
+    for m in (5, 20, 40):
+        values, _, errors = lanczos(lambda v: A @ v, space(60).normal(2), m, space(60)).ritz()
+        gaps = (values[:, None] - L).abs().amin(1)
+        assert bool((gaps <= errors + 1e-12).all())
+    assert errors[-1] < 1e-8
+
+
+def test_an_invariant_subspace_ends_it():
+    A = torch.diag(torch.tensor([1.0, 1.0, 4.0, 4.0, 9.0], dtype=torch.float64))
+    found = lanczos(lambda v: A @ v, space(5).rademacher(0), 5, space(5))
+    values, weights, _ = found.ritz()
+    assert found.rest == 0
+    torch.testing.assert_close(values, torch.tensor([1.0, 4.0, 9.0], dtype=torch.float64))
+    torch.testing.assert_close(weights, torch.tensor([0.4, 0.4, 0.2], dtype=torch.float64))
+
+
+def test_a_product_that_is_not_finite_is_told_and_leaves_the_steps_before():
+    A, calls = symmetric(8), []
+
+    def product(v):
+        calls.append(1)
+        return A @ v * (math.nan if len(calls) == 3 else 1)
+
+    found = lanczos(product, space(8).normal(0), 6, space(8))
+    assert not found.ok
+    assert (len(found.diagonal), len(found.beside), len(found.basis)) == (2, 1, 2)
+    assert bool(found.ritz()[0].isfinite().all())
+
+
+def test_quadrature_integrates_the_spectrum():
+    A = symmetric(40)
+    L = torch.linalg.eigvalsh(A)
+    found = density(lambda v: A @ v, space(40), steps=30, probes=32)
+    for function in (torch.square, torch.exp, lambda x: (x < 0).double()):
+        mean, error = found.mean(function)
+        assert abs(mean - float(function(L).mean())) < 4 * error
+    assert abs(found.negative() - float((L < 0).double().mean())) < 0.1
+    grid = torch.linspace(-20, 20, 4001, dtype=torch.float64)
+    assert abs(float(torch.trapezoid(found.at(grid, 0.3), grid)) - 1) < 1e-6
+
+
+def test_one_probe_gives_the_trace_and_the_diagonal_of_a_diagonal_matrix():
+    d = torch.randn(30, dtype=torch.float64)
+    found = trace(lambda v: d * v, space(30), probes=1)
+    assert abs(found.mean - float(d.sum())) < 1e-12
+    assert found.error == math.inf
+    torch.testing.assert_close(diagonal(lambda v: d * v, space(30), probes=1), d)
+
+
+def test_the_variances_are_those_of_the_equations():
+    A, many = symmetric(6), 8_000
+    samples = trace(lambda v: A @ v, space(6), probes=many).samples
+    expected = 2 * (A.square().sum() - A.diagonal().square().sum())
+    assert abs(float(samples.var() / expected) - 1) < 0.08
+    each = torch.stack([(z := space(6).rademacher(7, n)) * (A @ z) for n in range(3000)])
+    off = A.square().sum(1) - A.diagonal().square()
+    assert float((each.var(0) / off - 1).abs().max()) < 0.12
+
+
+@pytest.mark.parametrize("kind", ["rademacher", "normal"])
+def test_probes_do_not_depend_on_how_the_numbers_are_cut(kind):
+    pieces = (Piece("a", 0, 7, 7), Piece("b", 0, 100, 100))
+    whole = getattr(Space(pieces), kind)(3, 1)
+    first = Space((Piece("a", 0, 4, 7), Piece("b", 0, 61, 100)))
+    second = Space((Piece("a", 4, 3, 7), Piece("b", 61, 39, 100)))
+    a1, b1 = first.split(getattr(first, kind)(3, 1))
+    a2, b2 = second.split(getattr(second, kind)(3, 1))
+    assert torch.equal(torch.cat([a1, a2, b1, b2]), whole)
+    assert not torch.equal(getattr(Space(pieces), kind)(3, 2), whole)
+    assert not torch.equal(getattr(Space(pieces), kind)(4, 1), whole)
+    assert first.dimension == 107
+
+
+def test_probes_are_as_random_as_they_should_be():
+    n = 200_000
+    for numbers in (space(n).rademacher(0), space(n).normal(0)):
+        assert abs(float(numbers.mean())) < 4 / n**0.5
+        assert abs(float(numbers.var()) - 1) < 0.02
+        for shift in (1, 2, 64):
+            assert abs(float((numbers * numbers.roll(shift)).mean())) < 4 / n**0.5
+    normal = space(n).normal(0)
+    for limit, share in ((1.0, 0.6827), (2.0, 0.9545), (3.0, 0.9973)):
+        assert abs(float((normal.abs() < limit).double().mean()) - share) < 0.005
+    assert bool(normal.isfinite().all())
