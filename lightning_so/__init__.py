@@ -1,6 +1,7 @@
 """Second-order methods for PyTorch Lightning: curvature in front of the optimizer that you already have."""
 
 from lightning_so import strategies as strategies
+from lightning_so.callbacks.monitor import CurvatureMonitor as CurvatureMonitor
 from lightning_so.callbacks.resume.check import resume_check as resume_check
 from lightning_so.callbacks.resume.verdict import ResumeCheck as ResumeCheck
 from lightning_so.callbacks.second_order import SecondOrder as SecondOrder
@@ -26,6 +27,7 @@ __all__ = [
     "KFAC",
     "SOAP",
     "ConfigError",
+    "CurvatureMonitor",
     "LaunchError",
     "LayerCurvature",
     "Mixture",

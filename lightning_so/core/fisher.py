@@ -16,13 +16,14 @@ from torch.autograd.graph import GradientEdge, Node
 
 from lightning_so.core.block import Block
 from lightning_so.core.errors import ConfigError
+from lightning_so.core.uses import Use
 from lightning_so.losses import common as common
 from lightning_so.losses.curvature import Curvature
 from lightning_so.losses.graph import heads
 from lightning_so.losses.registry import Head, names
 
 if TYPE_CHECKING:
-    from lightning_so.core.taps import Recorder, Use
+    from lightning_so.core.taps import Recorder
 
 Gradients = list[Tensor | None]
 
@@ -30,7 +31,7 @@ Gradients = list[Tensor | None]
 MOST = 4096
 
 
-def observe(recorder: "Recorder", loss: Tensor, samples: int) -> list["Use"]:
+def observe(recorder: "Recorder", loss: Tensor, samples: int) -> list[Use]:
     """Add what passes of our own give to the windows of the watched blocks.
 
     Args:

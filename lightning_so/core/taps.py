@@ -5,48 +5,24 @@ whatever checkpointing does to the forward pass, and before an in-place activati
 """
 
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.autograd.graph import Node, get_gradient_edge
 
 from lightning_so.core import fisher
 from lightning_so.core.block import Block, Tap
 from lightning_so.core.errors import ConfigError, TrustError
 from lightning_so.core.method import RowWise, Tapped
 from lightning_so.core.rows import Rows
+from lightning_so.core.uses import USES, Use
 from lightning_so.losses.graph import joined, reaches
 
 if TYPE_CHECKING:
     from lightning_so.core.engine import Engine
-
-
-#: Calls of a hooked layer that are remembered to find the loss that they belong to.
-USES = 16
-
-
-@dataclass
-class Use:
-    """One call of a hooked layer.
-
-    Attributes:
-        where: Stack, row and block, if the block is watched or its rows are kept.
-        tap: The layer.
-        x: Its input, where a pass of ours needs it; else None.
-        rows: Gradient of its output, as it arrives -> beside the input's rows.
-        edge: Where the gradient of its output arrives.
-        samples: How many its input has.
-    """
-
-    where: tuple[int, int, Block] | None
-    tap: Tap
-    x: Tensor | None
-    rows: Callable[[Tensor], Tensor]
-    edge: GradientEdge
-    samples: int
 
 
 class Recorder:
@@ -63,6 +39,7 @@ class Recorder:
         passes: Backward passes since then.
         mean: Whether the loss is a mean over samples.
         announced: Whether the coming backward pass is that of a loss; None if losses are not shown.
+        ours: Whether passes are our own.
     """
 
     def __init__(self, engine: "Engine", method: Tapped) -> None:
@@ -86,7 +63,7 @@ class Recorder:
         self.uses: list[Use] = []
         self.mean = engine.reduction != "sum"
         self.announced: bool | None = None
-        self._counts, self._ours = True, False
+        self._counts, self.ours = True, False
 
     # ---------------------------------------------------------------- when
 
@@ -127,8 +104,8 @@ class Recorder:
 
     def _hook(self, tap: Tap, where: tuple[int, int, Block] | None) -> None:
         def told(x: Tensor, output: Tensor, arrange: Callable[[Tensor], Tensor]) -> None:
-            if self._ours:
-                return  # a checkpoint's recomputation in a pass of our own
+            if self.ours:
+                return  # a checkpoint's recomputation
             outside = torch._C._current_graph_task_id() == -1
             if outside:
                 self._running = False  # also after a backward pass that raised
@@ -146,7 +123,7 @@ class Recorder:
 
             @torch.compiler.disable
             def backward(g: Tensor) -> None:
-                if self._ours:
+                if self.ours:
                     return
                 with torch.no_grad():
                     self._begin_pass()
@@ -188,11 +165,17 @@ class Recorder:
         self.mean = self._is_mean(loss, stops, samples)
         if not self._empirical:
             self.passes += 1
-            self._ours = True
-            try:
+            with self.ignoring():
                 self.uses = fisher.observe(self, loss, samples)
-            finally:
-                self._ours = False
+
+    @contextmanager
+    def ignoring(self) -> Iterator[None]:
+        """Observe nothing for a while: passes of our own."""
+        before, self.ours = self.ours, True
+        try:
+            yield
+        finally:
+            self.ours = before
 
     def _is_mean(self, loss: Tensor, stops: set[Node], samples: int) -> bool:
         engine = self.engine

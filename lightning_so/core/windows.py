@@ -80,7 +80,8 @@ def start(engine: "Engine", params: Iterable[Tensor]) -> None:
     done = set(params)
     with engine.stopwatch.stage("observe"):
         for recorder in engine.recorders:
-            _send(engine, [place for place, block in recorder.watched.items() if block.param in done])
+            if not recorder.ours:
+                _send(engine, [place for place, block in recorder.watched.items() if block.param in done])
 
 
 def _send(engine: "Engine", places: list[Place]) -> None:
