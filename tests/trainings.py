@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from lightning_fabric.plugins.environments import ClusterEnvironment
+from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins import FSDPPrecision
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
@@ -323,7 +324,7 @@ def train(
             callbacks=[*([] if ours is None else [ours]), *callbacks, watch],
             use_distributed_sampler=False,
             logger=False,
-            enable_checkpointing=False,
+            enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
             enable_progress_bar=False,
             enable_model_summary=False,
         )

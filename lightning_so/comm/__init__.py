@@ -2,7 +2,7 @@
 
 from lightning_so.comm.access import Access, access_of, filled
 from lightning_so.comm.local import Local, spread
-from lightning_so.comm.replicated import Replicated
+from lightning_so.comm.replicated import Replicated, group_of
 from lightning_so.comm.sharded import Pieces, Sharded, ambient
 
-__all__ = ["Access", "Local", "Pieces", "Replicated", "Sharded", "access_of", "ambient", "filled", "spread"]
+__all__ = ["Access", "Local", "Pieces", "Replicated", "Sharded", "access_of", "ambient", "filled", "group_of", "spread"]

@@ -1,8 +1,9 @@
 """Data-parallel ranks that hold equal parameters and equal reduced gradients (DDP)."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ class Replicated(Local):
     def __init__(self) -> None:
         """Make the process group, with the default group's backend and time-out."""
         super().__init__()
-        self._group: Any = dist.new_group()
+        self._group: Any = group_of()
         self.rank, self.ranks = dist.get_rank(self._group), dist.get_world_size(self._group)
         cuda = "nccl" in dist.get_backend(self._group)
         self._device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
@@ -79,10 +80,20 @@ class Replicated(Local):
 
     @contextmanager
     def _exchange(self) -> Iterator[None]:
-        """Count the time of the body."""
+        """Count the time of the body, and say of its errors where they come from."""
         begin = time.perf_counter()
         try:
             yield
+        except RuntimeError as error:
+            waited = time.perf_counter() - begin
+            told = (
+                f"{error}\nlightning_so: rank {self.rank} of {self.ranks} was in an exchange of SecondOrder for "
+                f"{waited:.1f} s. If a connection was closed or timed out, another rank has died or was later than the "
+                f"process group's time-out ({patience()}, the strategy's timeout=): its own output says why. Resume "
+                f"from the last checkpoint."
+            )
+            error.args = told, *error.args[1:]
+            raise
         finally:
             self.seconds += time.perf_counter() - begin
 
@@ -90,3 +101,25 @@ class Replicated(Local):
         """See `Local.close`."""
         if dist.is_initialized():
             dist.destroy_process_group(self._group)
+
+
+def group_of(ranks: Iterable[int] | None = None) -> Any:
+    """A new process group with the default one's backend and time-out; a collective of all ranks.
+
+    Args:
+        ranks: Who is in it; None for all.
+
+    Returns:
+        The group.
+    """
+    # Else torch takes the backend's default, of half an hour for gloo, whatever the user has asked for.
+    return dist.new_group(None if ranks is None else list(ranks), timeout=patience())
+
+
+def patience() -> timedelta | None:
+    """How long exchanges of the default process group wait for a rank; None where its backend does not tell."""
+    world: Any = dist.group.WORLD
+    try:
+        return world._get_backend(world._device_types[0]).options._timeout
+    except (AttributeError, RuntimeError):  # not public, and not every backend has options
+        return None

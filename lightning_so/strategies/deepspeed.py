@@ -11,6 +11,7 @@ from lightning_fabric.utilities.seed import reset_seed
 from pytorch_lightning.strategies import DeepSpeedStrategy
 from torch import Tensor, nn
 
+from lightning_so.comm import group_of
 from lightning_so.core.errors import ConfigError, MissingError
 from lightning_so.strategies.deepspeed_config import checked
 from lightning_so.strategies.names import twins
@@ -68,6 +69,11 @@ class _Corrected(DeepSpeedStrategy if TYPE_CHECKING else object):
         # leaves a lock on which every later run waits.
         with _swapped(deepspeed.ops, "__compatible_ops__", defaultdict(bool)):
             self._init_deepspeed_distributed()
+
+    def _init_deepspeed_distributed(self) -> None:
+        """Have the groups that DeepSpeed makes, too, wait for a rank as long as `timeout` says."""
+        super()._init_deepspeed_distributed()
+        deepspeed.comm.comm.cdb.new_group = group_of
 
     def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Back-propagate a loss that Lightning has divided by the number of micro-batches, and do not divide again.
