@@ -6,6 +6,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
+from pytorch_lightning.callbacks import OnExceptionCheckpoint
 
 from lightning_so import EKFAC, KFAC, SOAP, Muon, Shampoo
 from tests.peers import needs_deepspeed
@@ -96,6 +97,30 @@ def test_what_deepspeed_writes_of_the_moments_can_be_gone_on_with_alone(two, tmp
     squares = [(value - straight[0].weights[name]).square().sum() for name, value in alone[0].weights.items()]
     # Two steps apart by .118; by .158 where the file holds rotated moments.
     assert float(sum(squares)) ** 0.5 < 0.14
+
+
+class Break(pl.Callback):
+    """Raises on every rank after a step."""
+
+    def on_train_batch_end(self, trainer, *_) -> None:
+        if trainer.global_step == 28:
+            raise ArithmeticError
+
+
+def breaking(*arguments, out):
+    """Train until that, with a checkpoint of the exception."""
+    with pytest.raises(ArithmeticError):
+        train(*arguments, callbacks=[Break(), OnExceptionCheckpoint(out)])
+
+
+def test_what_is_saved_after_an_exception_is_what_would_be_saved_without(two, tmp_path):
+    method, base, _ = CASES["soap"]
+    path = str(tmp_path / "saved.ckpt")
+    two.run(train, "zero2", method, base, callbacks=[Save(path, 28)])
+    two.run(breaking, "zero2", method, base, out=tmp_path)
+    for how in (method, None):
+        one, other = (two.run(train, "zero2", how, base, resume=p) for p in (path, str(tmp_path / "on_exception.ckpt")))
+        assert all(torch.equal(value, other[0].weights[name]) for name, value in one[0].weights.items())
 
 
 class Poison(pl.Callback):

@@ -164,10 +164,10 @@ class SecondOrder(Callback):
             engine.tell(proof.summary(engine))
 
     def on_exception(self, trainer: Any, pl_module: nn.Module, exception: BaseException) -> None:
-        """Leave no weight hidden."""
+        """Leave no weight hidden; what callbacks after us need to save a checkpoint stays until `_wrap` undoes it."""
         for engine in self.engines:
             engine.restore()
-        self._unhook(trainer)
+            engine.disarm()
 
     def teardown(self, trainer: Any, pl_module: nn.Module, stage: str) -> None:
         """Take the hooks back."""
@@ -263,7 +263,8 @@ class SecondOrder(Callback):
 
     def _wrap(self, trainer: Any) -> None:
         """Undo a skipped or failed step at once: later callbacks and user code must never see a hidden weight."""
-        strategy, original = trainer.strategy, trainer.strategy.optimizer_step
+        strategy = trainer.strategy
+        original, end = strategy.optimizer_step, strategy.teardown
 
         def optimizer_step(*args: Any, **kwargs: Any) -> Any:
             try:
@@ -273,8 +274,13 @@ class SecondOrder(Callback):
                     engine.restore()
                 self._raw.release()
 
-        strategy.optimizer_step = optimizer_step
-        self._wrapped = strategy, ["optimizer_step", *saving.wrap(strategy, self.engines)]
+        def teardown() -> None:
+            # After an exception Lightning asks the strategy alone, not callbacks.
+            self._unhook(trainer)
+            end()
+
+        strategy.optimizer_step, strategy.teardown = optimizer_step, teardown
+        self._wrapped = strategy, ["optimizer_step", "teardown", *saving.wrap(strategy, self.engines)]
 
     def _unhook(self, trainer: Any) -> None:
         self._raw.release()
