@@ -1,12 +1,14 @@
 """One contract for all methods and layers: what every pairing must do. A new method or layer is one row."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
 from torch import nn
 
 from lightning_so import EKFAC, KFAC, SOAP, ConfigError, Muon, Relative, Shampoo, Synchronous, attach
+from lightning_so.core.checks import Checks
 from lightning_so.core.method import Taps
 from lightning_so.layers.registry import lookup
 
@@ -194,3 +196,15 @@ def test_the_first_step_descends(layer, method):
     # bias are one block, which descends as a whole.
     changes = [(p - old).detach() * grads[p] for p, old in zip(layer.parameters(), before, strict=True)]
     assert sum(float(change.sum()) for change in changes) < 0
+
+
+@pytest.mark.parametrize(
+    "cls", {type(method): None for method in METHODS} | {Checks: None}, ids=lambda cls: cls.__name__
+)
+@pytest.mark.parametrize("wrong", [2.5, True, 0.5, -1])
+def test_counts_are_integers_in_a_range(cls, wrong):
+    counts = [field.name for field in dataclasses.fields(cls) if field.type in (int, int | None)]
+    assert counts
+    for name in counts:
+        with pytest.raises(ConfigError, match=rf"{cls.__name__}\({name}={wrong}\): {name} must be an integer in \["):
+            cls(**{name: wrong})

@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_so.actions import hide
 from lightning_so.core.batch import Batch
 from lightning_so.core.block import Stack
-from lightning_so.core.errors import TrustError, check_range
+from lightning_so.core.errors import TrustError, check_count
 from lightning_so.core.method import Action, turning
 from lightning_so.core.state import named_tensors
 
@@ -35,8 +35,8 @@ class Checks:
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        check_range("Checks", "verify_every", self.verify_every, 0, 1_000_000_000)
-        check_range("Checks", "compare_every", self.compare_every, 0, 1_000_000_000)
+        check_count("Checks", "verify_every", self.verify_every, 0, 1_000_000_000)
+        check_count("Checks", "compare_every", self.compare_every, 0, 1_000_000_000)
 
     def watch(self, engine: "Engine") -> "Watch | None":
         """Begin a comparison with the reference where one is due; called before anything is rotated or hidden."""

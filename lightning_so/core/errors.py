@@ -42,6 +42,23 @@ def check_range(owner: str, name: str, value: float, low: float, high: float, *,
     raise ConfigError(f"{owner}({name}={value!r}): {name} must be a number in [{low:g}, {high:g}{bracket}.")
 
 
+def check_count(owner: str, name: str, value: int, low: int, high: int) -> None:
+    """Raise `ConfigError` unless a value is an integer and `low <= value <= high`.
+
+    Args:
+        owner: The class the argument belongs to, for the message.
+        name: The argument's name.
+        value: What was given.
+        low: Smallest allowed value.
+        high: Largest allowed value.
+
+    Raises:
+        ConfigError: If the value is outside the range or not an integer.
+    """
+    if not (isinstance(value, int) and not isinstance(value, bool) and low <= value <= high):
+        raise ConfigError(f"{owner}({name}={value!r}): {name} must be an integer in [{low}, {high}].")
+
+
 def check_choice(owner: str, name: str, value: object, allowed: tuple) -> None:
     """Raise if a value is none of those that are allowed.
 

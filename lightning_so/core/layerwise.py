@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_so.actions.moments import Base
 from lightning_so.core.block import Block, Stack, Tap
-from lightning_so.core.errors import check_choice, check_range
+from lightning_so.core.errors import check_choice, check_count, check_range
 from lightning_so.core.method import Taps
 from lightning_so.layers.factor_rows import factor_rows, loss_terms, thin
 from lightning_so.linalg import kron, tiles
@@ -87,14 +87,14 @@ class Layerwise:
         name = type(self).__name__
         if damping is not None:
             check_range(name, "damping", damping.times if isinstance(damping, Relative) else damping, 1e-12, 1e12)
-        check_range(name, "period", period, 1, 100_000)
-        check_range(name, "rows", self.rows, 1, 1_000_000_000)
+        check_count(name, "period", period, 1, 100_000)
+        check_count(name, "rows", self.rows, 1, 1_000_000_000)
         check_choice(name, "fisher", self.fisher, ("empirical", "sampled", "exact"))
         check_choice(name, "sharing", self.sharing, ("expand", "reduce"))
         if clip is not None:
             check_range(name, "clip", clip, 1e-12, 1e12)
         if self.cap is not None:
-            check_range(name, "cap", self.cap, 2, 65_536)
+            check_count(name, "cap", self.cap, 2, 65_536)
 
     def shapes(self, block: Block) -> tuple[kron.Shape, kron.Shape]:
         """Input side and output side of a block."""

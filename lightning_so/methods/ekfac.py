@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_so.actions.moments import Base
 from lightning_so.core.block import Block, Stack
-from lightning_so.core.errors import check_range
+from lightning_so.core.errors import check_count
 from lightning_so.core.layerwise import BETA, SIDES, Factors, Layerwise, oriented
 from lightning_so.core.method import Action, all_solved, known
 from lightning_so.core.schedule import Unit
@@ -98,7 +98,7 @@ class EKFAC(Layerwise):
     def __post_init__(self) -> None:
         """Check the arguments."""
         self.check_statistics(self.damping, self.clip, self.period)
-        check_range("EKFAC", "start", self.start, 0, 1_000_000)
+        check_count("EKFAC", "start", self.start, 0, 1_000_000)
 
     @property
     def trust(self) -> float | None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_so.actions.moments import Base
 from lightning_so.core.block import Block, Stack
-from lightning_so.core.errors import ConfigError, check_range
+from lightning_so.core.errors import ConfigError, check_count
 from lightning_so.core.method import Action, Taps, known
 from lightning_so.core.schedule import Unit
 from lightning_so.core.spread import Spread, Staggered
@@ -48,7 +48,7 @@ class Muon:
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        check_range("Muon", "steps", self.steps, 1, 20)
+        check_count("Muon", "steps", self.steps, 1, 20)
         if self.precision not in _PRECISION:
             raise ConfigError(f"Muon(precision={self.precision!r}): precision must be one of {sorted(_PRECISION)}.")
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_so.actions.moments import Base
 from lightning_so.core.block import Block, Stack
-from lightning_so.core.errors import ConfigError, check_range
+from lightning_so.core.errors import ConfigError, check_count, check_range
 from lightning_so.core.method import Action, Taps, all_solved, known, on_curvature, refuse_momentless
 from lightning_so.core.schedule import Unit
 from lightning_so.core.spread import Spread, Staggered
@@ -107,7 +107,7 @@ class Shampoo:
         """Check the arguments."""
         check_range("Shampoo", "beta", self.beta, 0.0, 1.0)
         check_range("Shampoo", "epsilon", self.epsilon, 1e-12, 1.0)
-        check_range("Shampoo", "period", self.period, 1, 100_000)
+        check_count("Shampoo", "period", self.period, 1, 100_000)
         if self.power is not None:
             check_range("Shampoo", "power", self.power, 0.5, 64)
         if self.whiten and self.power is not None and self.power < 2:
@@ -116,7 +116,7 @@ class Shampoo:
                 f"Shampoo(power={self.power}, whiten=True): whitened factors diverge, use power=2 or more."
             )
         if self.cap is not None:
-            check_range("Shampoo", "cap", self.cap, 2, 65_536)
+            check_count("Shampoo", "cap", self.cap, 2, 65_536)
         if not isinstance(self.schedule, Spread):
             raise ConfigError(f"Shampoo(schedule={self.schedule!r}): schedule must be Staggered() or Synchronous().")
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_so.actions.moments import Base
 from lightning_so.core.block import Block, Stack
-from lightning_so.core.errors import ConfigError, check_range
+from lightning_so.core.errors import ConfigError, check_count, check_range
 from lightning_so.core.method import Action, Taps, all_solved, known
 from lightning_so.core.schedule import Unit
 from lightning_so.core.spread import Spread, Staggered
@@ -81,12 +81,12 @@ class SOAP:
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        check_range("SOAP", "period", self.period, 1, 100_000)
+        check_count("SOAP", "period", self.period, 1, 100_000)
         check_range("SOAP", "beta", self.beta, 0.0, 1.0, closed=False)
-        check_range("SOAP", "start", self.start, 0, 1_000_000)
+        check_count("SOAP", "start", self.start, 0, 1_000_000)
         check_range("SOAP", "ridge", self.ridge, 0.0, 1.0)
         if self.cap is not None:
-            check_range("SOAP", "cap", self.cap, 2, 65_536)
+            check_count("SOAP", "cap", self.cap, 2, 65_536)
         if not isinstance(self.schedule, Spread):
             raise ConfigError(f"SOAP(schedule={self.schedule!r}): schedule must be Staggered() or Synchronous().")
 
