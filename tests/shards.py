@@ -115,6 +115,7 @@ def train(
     clip=None,
     groups=False,
     later="",
+    sharding="exact",
     event: Callable[..., Any] | None = None,
     **how,
 ) -> Trained:
@@ -129,6 +130,7 @@ def train(
         clip: The norm to clip at.
         groups: Whether some parameters are in a group of their own.
         later: A parameter that joins the optimizer before step 10.
+        sharding: See `attach`.
         event: Called before each step, with (step, rank, ranks, model, optimizer); may give a context to step in.
         how: See `made`.
     """
@@ -139,7 +141,7 @@ def train(
     optimizer = base(params, **arguments)
     with ExitStack() as stack:
         calls = stack.enter_context(listening())
-        engine = attach(model, optimizer, method)
+        engine = attach(model, optimizer, method, sharding=sharding)
         # After blocks were added the layout is another.
         pieces = counted(engine)
         sent, changes = [], []
@@ -157,7 +159,7 @@ def train(
             with (event and event(step, rank, ranks, model, optimizer)) or ExitStack():
                 optimizer.step()
             optimizer.zero_grad()
-            sent.append(engine.comm.sent)
+            sent.append(engine.peers.sent)
             moved = [(piece(p) - old).abs().max() for p, old in zip(model.parameters(), before) if old.numel()]
             changes.append(float(max(moved)))
         predicted = traffic(engine), traffic(engine, warm=False)

@@ -233,13 +233,13 @@ class Signal(Save):
 
     @contextmanager
     def handled(self, engine):
-        original, before = saving.inside_handler, (engine.comm.sent, engine.comm.seconds)
+        original, before = saving.inside_handler, (engine.peers.sent, engine.peers.seconds)
         saving.inside_handler = lambda: True
         try:
             yield
         finally:
             saving.inside_handler = original
-        assert (engine.comm.sent, engine.comm.seconds) == before
+        assert (engine.peers.sent, engine.peers.seconds) == before
 
     def on_train_batch_end(self, trainer, *_) -> None:
         if trainer.global_step == self.at:

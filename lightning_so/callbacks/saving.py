@@ -6,6 +6,7 @@ may begin one: the others may be at another line of ours.
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -17,9 +18,9 @@ from lightning_so.core.engine import Engine
 
 
 def kind(engine: Engine, asked: str) -> str:
-    """How much curvature to write: none inside a signal's handler where it is at its owners."""
-    owned = engine.comm.ranks > 1 and (bool(engine.recorders) or engine.layout.split)
-    return "rebuild" if owned and inside_handler() else asked
+    """How much curvature to write: none inside a signal's handler where not every rank has all of it."""
+    several = bool(engine.recorders) or engine.layout.split or engine.access.local
+    return "rebuild" if engine.peers.ranks > 1 and several and inside_handler() else asked
 
 
 def write(engines: Sequence[Engine], checkpoint: dict[str, Any]) -> None:
@@ -66,7 +67,7 @@ def wrap(strategy: Any, engines: Sequence[Engine]) -> list[str]:
         for engine in engines:
             engine.aside = True
         try:
-            return state(optimizer)
+            return files.collected(engines, partial(state, optimizer))
         finally:
             for engine in engines:
                 engine.aside = False

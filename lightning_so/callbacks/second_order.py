@@ -10,7 +10,7 @@ from lightning_so.callbacks import saving, strategies
 from lightning_so.callbacks.alive import Alive
 from lightning_so.callbacks.clipping import RawClip
 from lightning_so.callbacks.names import Callback
-from lightning_so.comm import Local, ambient
+from lightning_so.comm import SHARDINGS, Local, ambient
 from lightning_so.core import files, kinds, proof
 from lightning_so.core.attach import hooks
 from lightning_so.core.checks import Checks
@@ -46,6 +46,7 @@ class SecondOrder(Callback):
         compare_every: Steps between two comparisons of the ranks' weights; 0 for never.
         reduction: Whether the loss is a "mean" or a "sum" over samples, where its graph does not tell (K-FAC).
         lag: Steps between a solve and its use, 0 or 1: at 1 its exchange travels behind a forward and backward pass.
+        sharding: What a matrix is where ranks hold pieces: "exact", the whole, or "local", each rank's rows (FSDP2).
 
     Raises:
         ConfigError: If an argument is out of range.
@@ -67,6 +68,7 @@ class SecondOrder(Callback):
         compare_every: int = 0,
         reduction: str | None = None,
         lag: int = 0,
+        sharding: str = "exact",
     ) -> None:
         """Check the arguments; everything else happens when training starts."""
         Mixture.of(method)
@@ -75,17 +77,16 @@ class SecondOrder(Callback):
         self.method, self.route, self.min_coverage, self.print_plan = method, route, min_coverage, print_plan
         check_choice("SecondOrder", "reduction", reduction, (None, "mean", "sum"))
         check_choice("SecondOrder", "lag", lag, (0, 1))
+        check_choice("SecondOrder", "sharding", sharding, SHARDINGS)
         self.state, self.checks = state, Checks(verify_every, compare_every)
-        self.reduction, self.lag = reduction, lag
+        self.reduction, self.lag, self.sharding = reduction, lag, sharding
         self._loaded: list[dict[str, Any]] | None = None
         self._stamped = False
         self._clear()
 
     def _clear(self) -> None:
         """Everything that belongs to a running fit."""
-        self.engines: list[Engine] = []
-        self._telemetry: list[Telemetry] = []
-        self._hooks: list[Any] = []
+        self.engines, self._telemetry, self._hooks = list[Engine](), list[Telemetry](), list[Any]()
         self._alive: Alive | None = None
         self._wrapped: Any = None
         self._comm: Local | None = None
@@ -110,7 +111,7 @@ class SecondOrder(Callback):
         """Make one engine an optimizer, print the plans, hook in."""
         self._unhook(trainer)
         optimizers = [strategies.client(optimizer) for optimizer in trainer.optimizers]
-        accesses = [strategies.access(trainer, optimizer) for optimizer in optimizers]
+        accesses = [strategies.access(trainer, optimizer, self.sharding) for optimizer in optimizers]
         self._comm, self._told = ambient(sharded=any(access.sharded for access in accesses)), False
         self.engines = [
             Engine(
@@ -147,7 +148,7 @@ class SecondOrder(Callback):
             raise StateError(f"the checkpoint has {len(self._loaded)} optimizers, this run {len(self.engines)}.")
         else:
             for engine, state in zip(self.engines, self._loaded, strict=True):
-                kinds.read(engine, state)
+                kinds.read(engine, state, cold=self.state == "rebuild")
         self._loaded, self._stamped = None, False
         for engine in self.engines:
             # Not before: torch makes the state of FSDP2's optimizers by a step of zeros, into which it loads.
@@ -250,9 +251,8 @@ class SecondOrder(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to a running fit, so that the callback can be pickled and copied."""
-        given = ("method", "route", "min_coverage", "print_plan", "state", "checks", "reduction", "lag")
-        kept = (*given, "_loaded", "_stamped")
-        return {name: self.__dict__[name] for name in kept}
+        kept = ("method", "route", "min_coverage", "print_plan", "state", "checks", "reduction", "lag", "sharding")
+        return {name: self.__dict__[name] for name in (*kept, "_loaded", "_stamped")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy is not part of the fit."""

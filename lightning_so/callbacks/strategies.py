@@ -58,11 +58,11 @@ def client(optimizer: Any) -> Optimizer:
     return optimizer
 
 
-def access(trainer: Any, optimizer: Optimizer) -> Access:
-    """Where the numbers of an optimizer's parameters are, once the strategy has set them up."""
+def access(trainer: Any, optimizer: Optimizer, sharding: str) -> Access:
+    """Where the numbers of an optimizer's parameters are, once the strategy has set them up; see `access_of`."""
     deepspeed = trainer.strategy.deepspeed_engine if is_deepspeed(trainer.strategy) else None
     params = (p for group in optimizer.param_groups for p in group["params"])
-    return access_of(params, trainer.strategy.model, deepspeed)
+    return access_of(params, trainer.strategy.model, deepspeed, sharding=sharding)
 
 
 def steps_now(trainer: Any) -> bool:

@@ -1,8 +1,20 @@
 """The only room that talks to other processes: every exchange is here, and is made by all ranks in the same order."""
 
-from lightning_so.comm.access import Access, access_of, filled
+from lightning_so.comm.access import SHARDINGS, Access, access_of, filled
 from lightning_so.comm.local import Local, spread
 from lightning_so.comm.replicated import Replicated, group_of
 from lightning_so.comm.sharded import Pieces, Sharded, ambient
 
-__all__ = ["Access", "Local", "Pieces", "Replicated", "Sharded", "access_of", "ambient", "filled", "group_of", "spread"]
+__all__ = [
+    "SHARDINGS",
+    "Access",
+    "Local",
+    "Pieces",
+    "Replicated",
+    "Sharded",
+    "access_of",
+    "ambient",
+    "filled",
+    "group_of",
+    "spread",
+]

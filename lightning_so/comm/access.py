@@ -14,15 +14,20 @@ from torch.optim import Optimizer
 
 from lightning_so.core.errors import ConfigError
 
+#: What a matrix is, where ranks hold pieces of it: the whole, or each piece for itself.
+SHARDINGS = ("exact", "local")
+
 
 class Access:
     """Whole parameters, equal on every rank: one process and DDP.
 
     Attributes:
-        sharded: Whether ranks hold pieces of parameters.
+        sharded: Whether ranks hold pieces of parameters, of which wholes are made.
+        local: Whether each rank takes its piece for the whole, so that ranks have blocks of their own.
+        remark: What the plan says of it.
     """
 
-    sharded = False
+    sharded, local, remark = False, False, ""
 
     def shape(self, param: Tensor) -> torch.Size:
         """Shape of the whole parameter."""
@@ -31,6 +36,15 @@ class Access:
     def span(self, param: Tensor) -> tuple[int, int]:
         """First number of the whole parameter that this rank holds, and the one after the last."""
         return 0, self.shape(param).numel()
+
+    def holds(self, param: Tensor) -> bool:
+        """Whether this rank has a part of a parameter, and so of its gradient; all have of one without numbers."""
+        first, last = self.span(param)
+        return last > first or self.shape(param).numel() == 0
+
+    def unfit(self, param: Tensor) -> str | None:
+        """The reason why no method can work on a parameter where it is, or None."""
+        return None
 
     def weight(self, param: Tensor) -> Tensor:
         """This rank's piece of what the optimizer steps on, changed in place; of any shape, in row-major order."""
@@ -70,13 +84,16 @@ class Access:
         return None
 
 
-def access_of(params: Iterable[Tensor], model: nn.Module | None = None, engine: Any = None) -> Access:
+def access_of(
+    params: Iterable[Tensor], model: nn.Module | None = None, engine: Any = None, *, sharding: str = "exact"
+) -> Access:
     """The access that fits the parameters of an optimizer.
 
     Args:
         params: The parameters; plain ones may stand among DTensors and are whole on every rank.
         model: What they are in; FSDP1 is not recognized without.
         engine: DeepSpeed's engine, where there is one.
+        sharding: "exact", or "local" to take this rank's rows of a DTensor for the whole.
 
     Returns:
         The access.
@@ -88,10 +105,11 @@ def access_of(params: Iterable[Tensor], model: nn.Module | None = None, engine: 
         >>> access_of(nn.Linear(3, 2).parameters()).sharded
         False
     """
-    params = list(params)
+    params, local = list(params), sharding == "local"
     if engine is not None:
         if isinstance(engine.optimizer, Optimizer):  # Stage 0 in fp32; others put their own in front.
-            return Access()
+            return _whole(local=local)
+        _refuse_local(local, "DeepSpeed's ZeRO")
         from lightning_so.comm.zero import ZeroAccess
 
         return ZeroAccess(engine)
@@ -107,12 +125,30 @@ def access_of(params: Iterable[Tensor], model: nn.Module | None = None, engine: 
 
         if dtensors or flat or model is None:
             refuse(dtensors=dtensors)
+        _refuse_local(local, "FullyShardedDataParallel (FSDP1)")
         return FlatAccess(model)
     if dtensors:
-        from lightning_so.comm.dtensor import DTensorAccess
+        from lightning_so.comm.dtensor import DTensorAccess, LocalAccess
 
-        return DTensorAccess()
-    return Access()
+        return LocalAccess() if local else DTensorAccess()
+    return _whole(local=local)
+
+
+def _whole(*, local: bool) -> Access:
+    """Whole parameters; where nothing is cut, a configuration that is meant for shards runs too."""
+    access = Access()
+    if local:
+        access.remark = "sharding='local' changes nothing: parameters are whole on every rank"
+    return access
+
+
+def _refuse_local(local: bool, what: str) -> None:
+    """Refuse to take pieces for matrices where they are cut through rows."""
+    if local:
+        raise ConfigError(
+            f"sharding='local' takes a rank's rows for the matrix, and {what} cuts through rows: use FSDP2 "
+            "(fully_shard, ModelParallelStrategy), or sharding='exact'."
+        )
 
 
 def _loaded(module: str, name: str) -> Any:

@@ -30,7 +30,7 @@ class DTensorAccess(Access):
             ConfigError: If it is cut in another way than along its first dimension, once.
         """
         if not isinstance(param, DTensor):
-            return super().span(param)
+            return 0, param.numel()
         placements, mesh = param.placements, param.device_mesh
         # By type: a strided shard, which tensor parallelism leaves, is no range of rows.
         cut = [type(placement) is Shard and placement.dim == 0 for placement in placements]
@@ -59,6 +59,31 @@ class DTensorAccess(Access):
     def state(self, optimizer: Optimizer, param: Tensor) -> dict[str, Any]:
         """The optimizer's state of a parameter, tensors as this rank's pieces, changed in place; empty at first."""
         return {key: local(value) for key, value in super().state(optimizer, param).items()}
+
+
+class LocalAccess(DTensorAccess):
+    """The same parameters, of which each rank takes its rows for the whole: blocks are the rank's own.
+
+    Spans are still those of the whole parameter, so that ranks can tell what they have.
+    """
+
+    sharded, local = False, True
+
+    def shape(self, param: Tensor) -> torch.Size:
+        """Shape of this rank's rows."""
+        self.span(param)  # Refuses what is cut in another way.
+        return local(param.detach()).shape
+
+    def holds(self, param: Tensor) -> bool:
+        """See `Access.holds`; a DTensor counts the numbers of all ranks."""
+        first, last = self.span(param)
+        return last > first or param.numel() == 0
+
+    def unfit(self, param: Tensor) -> str | None:
+        """See `Access.unfit`: what is the same on all ranks would part, since each has a schedule of its own."""
+        if not isinstance(param, DTensor) or type(param.placements[-1]) is Replicate:
+            return "whole on every rank, which sharding='local' leaves alone"
+        return "no rows of it on this rank" if self.shape(param).numel() == 0 < param.numel() else None
 
 
 @torch.no_grad()

@@ -8,14 +8,15 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from lightning_so.comm import access_of, ambient
+from lightning_so.comm import SHARDINGS, access_of, ambient
+from lightning_so.core import apart
 from lightning_so.core.bases import depart
 from lightning_so.core.checks import Checks
 from lightning_so.core.engine import Engine
-from lightning_so.core.errors import ConfigError
+from lightning_so.core.errors import ConfigError, check_choice
 from lightning_so.core.method import Method
 from lightning_so.core.mixture import Mixture
-from lightning_so.core.state import load_state_dict, state_dict
+from lightning_so.core.state import check_header, load_state_dict, state_dict
 
 
 class Attached(Engine):
@@ -38,17 +39,20 @@ class Attached(Engine):
         if self.optimizer.step is self._guarded:  # otherwise a scheduler has wrapped it: it only passes calls through
             self.optimizer.step = self._original  # type: ignore[method-assign]
         depart(self)
-        self.comm.close()
+        self.peers.close()
         del self.optimizer._lightning_so  # type: ignore[attr-defined]
 
     def state_dict(self) -> dict[str, Any]:
-        """See `core.state.state_dict`; save it beside the optimizer's own."""
-        return state_dict(self)
+        """See `core.state.state_dict`; save it beside the optimizer's own. Where ranks work apart it is one of all."""
+        return apart.together(self, state_dict(self))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `core.state.load_state_dict`; load the optimizer's own first."""
         self.follow()
-        load_state_dict(self, state)
+        check_header(self, state)
+        own = apart.own(self, state)
+        with apart.refused_together(self):
+            load_state_dict(self, own)
 
 
 def hooks(engine: Engine) -> list[Any]:
@@ -126,6 +130,7 @@ def attach(
     verify_every: int = 0,
     compare_every: int = 0,
     lag: int = 0,
+    sharding: str = "exact",
 ) -> Attached:
     """Put a method in front of an optimizer in a plain torch loop.
 
@@ -144,6 +149,8 @@ def attach(
         compare_every: Steps between two comparisons of the ranks' weights; 0 for never.
         lag: Steps between a solve and its use: 0, or 1 to let its exchange travel behind the next forward and backward
             pass. One process waits as long, so that the weights do not depend on the number of ranks.
+        sharding: What a matrix is where ranks hold pieces: "exact", the whole, which its owner works on; "local", each
+            rank's rows (FSDP2), so that nothing travels and results depend on the number of ranks.
 
     Returns:
         The engine: `plan`, `report`, `before_backward`, `state_dict`, `load_state_dict`, `detach`.
@@ -161,8 +168,9 @@ def attach(
     """
     if getattr(optimizer, "_lightning_so", None) is not None:
         raise ConfigError("attach: this optimizer already has a method attached; call `engine.detach()` first.")
+    check_choice("attach", "sharding", sharding, SHARDINGS)
     checks = Checks(verify_every, compare_every)
-    access = access_of((p for group in optimizer.param_groups for p in group["params"]), model)
+    access = access_of((p for group in optimizer.param_groups for p in group["params"]), model, sharding=sharding)
     engine = Attached(
         model,
         optimizer,

@@ -13,11 +13,11 @@ from torch.optim import Optimizer
 
 from lightning_so.actions import hide, moments
 from lightning_so.comm import Access, Local
-from lightning_so.core import act, bases, budget, proof, windows
+from lightning_so.core import act, apart, bases, budget, coverage, proof, windows
 from lightning_so.core.batch import Batch, rebuild, refresh
 from lightning_so.core.block import Block
 from lightning_so.core.checks import Checks, Watch
-from lightning_so.core.errors import ConfigError, check_choice
+from lightning_so.core.errors import check_choice
 from lightning_so.core.furnish import furnished, timed
 from lightning_so.core.guard import Guard
 from lightning_so.core.method import Action, Method, Tapped
@@ -42,6 +42,8 @@ class Engine:
         recorders: One for each of them that observes layers.
         plan: Where every parameter went.
         report: What was done.
+        peers: How ranks agree on what happens to all of them.
+        comm: How they share the work; one process where ranks work apart.
         warm: By stack and row, whether the block rotates.
         peak: See `budget.dearest`.
         flights: Solves whose results have not been swapped in, oldest first.
@@ -89,12 +91,14 @@ class Engine:
             ConfigError: If the optimizer, the method and the model do not fit together.
         """
         self.model, self.optimizer, self.mixture = model, optimizer, Mixture.of(method)
-        self.comm, self.access, self.checks = comm or Local(), access or Access(), checks or Checks()
+        self.peers, self.access, self.checks = comm or Local(), access or Access(), checks or Checks()
+        self.comm = Local() if self.access.local else self.peers
+        apart.check(self)
         check_choice(type(self).__name__, "reduction", reduction, (None, "mean", "sum"))
         check_choice(type(self).__name__, "lag", lag, (0, 1))
         self.roles, self.min_coverage, self.reduction, self.lag = roles, min_coverage, reduction, lag
         self.base = moments.lookup(optimizer)
-        self.guard, self.report, self.stopwatch = Guard(self.comm, self.access), Report(), Stopwatch()
+        self.guard, self.report, self.stopwatch = Guard(self.peers, self.access), Report(), Stopwatch()
         self.acting: list[Batch] = []
         self.prepared, self.clipped, self.unfinished, self.aside = False, False, 0, False
         self.tell: Callable[[object], None] = lambda _: None
@@ -107,11 +111,7 @@ class Engine:
         self._known = self._sizes()
         self.layout = lay_out(self)
         self.plan = route(self.model, self.optimizer, self.access, self.mixture, self.base, self.roles)
-        if self.plan.coverage < self.min_coverage:
-            raise ConfigError(
-                f"coverage {self.plan.coverage:.3f} is below min_coverage={self.min_coverage}: lower it or change the "
-                f"route.\n{self.plan}"
-            )
+        coverage.require(self, self.min_coverage)
         self.report.coverage = self.plan.coverage
         self.stacks = furnished(self)
         self.warm = [[False] * len(stack.blocks) for stack in self.stacks]
@@ -228,7 +228,8 @@ class Engine:
         self.clipped = False
         acting = [batch for batch in batches if batch.action is not Action.BASE]
         waiting = [batch for batch in batches if act.waiting(self, batch)]
-        if clip is not None and (waiting or any(batch.action is Action.PRECONDITION for batch in acting)):
+        raw = bool(waiting) or any(batch.action is Action.PRECONDITION for batch in acting)
+        if clip is not None and self.base.linear and apart.anywhere(self, raw):
             clip()
             self.clipped = True
         self._watch = self.checks.watch(self)
@@ -276,14 +277,13 @@ class Engine:
     def _end(self) -> None:
         """After the last call of the base's step."""
         self.unfinished = 0
-        for batches in self.batches:
-            for batch in batches:
-                batch.applied += batch.action is Action.PRECONDITION
+        for batch in (batch for batches in self.batches for batch in batches):
+            batch.applied += batch.action is Action.PRECONDITION
         if self._watch is not None:
             self._watch.finished(self)
         self.restore()
         self.checks.compare(self)
-        self.report.sent = self.comm.sent
+        self.report.sent = self.peers.sent
         self.arm()
 
     @torch.no_grad()

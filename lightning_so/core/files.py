@@ -5,8 +5,8 @@ train badly. So files hold plain coordinates (the first moment exactly, the seco
 tensors ride in our own state, and a stamp in `param_groups` refuses a start that has lost that state.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -145,7 +145,9 @@ def plain_optimizer_state(engine: "Engine", state_dict: dict[str, Any], *, alone
     Returns:
         The state dict with plain moments and stamped groups.
     """
-    if alone and engine.layout.split:
+    if engine.access.local:
+        found = []  # What the strategy collected was plain: see `collected`.
+    elif alone and engine.layout.split:
         found = [(block, None) for _, _, block in bases.rotating(engine)]
     else:
         jobs = _jobs(engine, bases.plain)
@@ -161,6 +163,33 @@ def plain_optimizer_state(engine: "Engine", state_dict: dict[str, Any], *, alone
                 new = wholes[number] if wholes is not None else _first(state[index], block.shapes[number])
                 state[index] = {**state[index], **{k: filled(state[index][k], v) for k, v in new.items()}}
     return {**state_dict, "state": state, "param_groups": groups}
+
+
+@torch.no_grad()
+def collected(engines: Sequence["Engine"], collect: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What a strategy collects of an optimizer: of plain moments where each rank has blocks of its own.
+
+    Args:
+        engines: The engines, one an optimizer.
+        collect: Collects; a collective where parameters are sharded.
+
+    Returns:
+        What it gave, of plain moments copies.
+    """
+    apart = [engine for engine in engines if engine.access.local]
+    if not apart:
+        return collect()
+    with ExitStack() as stack:
+        for engine in apart:
+            stack.enter_context(plainly(engine))
+        found = collect()
+        if "state" not in found:  # A rank that writes no file.
+            return found
+        return {**found, "state": {param: _copies(state) for param, state in found["state"].items()}}
+
+
+def _copies(state: dict[str, Any]) -> dict[str, Any]:
+    return {key: value.clone() if torch.is_tensor(value) else value for key, value in state.items()}
 
 
 def _first(state: dict[str, Any], shape: torch.Size) -> dict[str, Tensor]:

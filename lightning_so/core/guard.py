@@ -36,7 +36,7 @@ class Guard:
         """
         grads = [self.access.grad(p) for p in params]
         poisoned = not finite([grad for grad in grads if grad is not None])
-        missing = [grad is None and self._has(p) for p, grad in zip(params, grads, strict=True)]
+        missing = [grad is None and self.access.holds(p) for p, grad in zip(params, grads, strict=True)]
         if self.comm.ranks > 1:
             poisoned, *missing = self.comm.anywhere([poisoned, *missing])
         self.absent = {p for p, absent in zip(params, missing, strict=True) if absent}
@@ -46,11 +46,6 @@ class Guard:
         if poisoned:
             self._withhold(p for p in params if self.access.grad(p) is not None)
         return not poisoned
-
-    def _has(self, param: Tensor) -> bool:
-        """Whether this rank has a part of a parameter; an empty piece has no gradient."""
-        first, last = self.access.span(param)
-        return last > first or self.access.shape(param).numel() == 0
 
     def wire(self, params: list[Tensor]) -> int:
         """Bytes that a rank sends at each step to agree."""

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from lightning_so.core import bases, files
+from lightning_so.core import apart, bases, files
 from lightning_so.core.method import solver
 from lightning_so.core.state import (
     FORMAT,
@@ -47,20 +47,29 @@ def write(engine: "Engine", kind: str) -> dict[str, Any]:
             for name, factors in _factors(engine).items():
                 tensors = state["blocks"][name]["tensors"]
                 state["blocks"][name]["tensors"] = {key: compact(tensors[key]) for key in factors}
-    return {**state, "kind": kind}
+    state = {**state, "kind": kind}
+    return state if kind == "rebuild" else apart.together(engine, state)
 
 
-def read(engine: "Engine", state: dict[str, Any]) -> None:
+def read(engine: "Engine", state: dict[str, Any], *, cold: bool = False) -> None:
     """Load what `write` gave, of any kind, after the optimizer has loaded its own.
 
     Args:
         engine: The engine.
         state: The state.
+        cold: Whether a state that fits other ranks or another sharding alone is to be read as of kind `rebuild`.
 
     Raises:
         StateError: If it is not of this method, model and format, or incomplete.
     """
     check_header(engine, state)
+    state = apart.own(engine, state, cold=cold)
+    with apart.refused_together(engine):
+        _load(engine, state)
+
+
+def _load(engine: "Engine", state: dict[str, Any]) -> None:
+    """Load a state of any kind, which is this rank's."""
     if state["kind"] == "rebuild":
         load_report(engine, state["report"])
         engine.schedule.restart(engine.report.step)

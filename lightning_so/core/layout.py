@@ -54,7 +54,7 @@ class Item:
 
 
 class Layout:
-    """Whole matrices on every rank, each of which does the same work on them.
+    """Whole matrices on every rank, each of which does the same work on them; or rows that a rank takes for the whole.
 
     Attributes:
         split: Whether ranks have pieces only.

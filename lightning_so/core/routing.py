@@ -51,8 +51,7 @@ def route(
         The plan.
 
     Raises:
-        ConfigError: If an override names no role or no parameter, a rule decides nothing, the base cannot be used, or
-            nothing is covered.
+        ConfigError: If an override names no role or no parameter, a rule decides nothing or the base cannot be used.
     """
     router = Router(model, type(optimizer).__name__, access, mixture, base, roles)
     groups = enumerate(access.groups(optimizer))
@@ -66,13 +65,7 @@ def route(
     rows = [replace(row, verdict=f"with {joined[row.name]}") if row.name in joined else row for row in rows]
     for position, block in enumerate(router.blocks):
         block.position = position
-    plan = Plan(str(mixture), type(optimizer).__name__, rows, router.blocks)
-    if not router.blocks:
-        raise ConfigError(
-            f"coverage is 0: {mixture} works on none of the {len(rows)} parameters of {type(optimizer).__name__}. "
-            f"Remove the callback, or route parameters to it.\n{plan}"
-        )
-    return plan
+    return Plan(str(mixture), type(optimizer).__name__, rows, router.blocks)
 
 
 class Router:
@@ -151,7 +144,8 @@ class Router:
         tap = self.tapped.get(param, "not the weight of a layer") if method.taps is Taps.ROWS else None
         vector = tap is not None and param in self.tapped  # a scale or a bias, whose layer says what it is
         shape = self.access.shape(param)
-        reason = _unsuitable(param, shape, role, vector) or (_thin(shape) if tap is None else None)
+        unfit = None if role == "base" else self.access.unfit(param)
+        reason = unfit or _unsuitable(param, shape, role, vector) or (_thin(shape) if tap is None else None)
         if reason or isinstance(tap, str):
             return reason or str(tap)
         block = Block(name, param, index, role, shape[0], shape.numel() // shape[0], method, shape)

@@ -246,13 +246,15 @@ def lay_out(engine: "Engine") -> Layout:
         ConfigError: If checks are asked for that need whole weights.
     """
     keys = (*engine.base.first, *engine.base.second)
-    if not engine.access.sharded:
+    if not engine.access.sharded and not engine.access.local:
         return Layout(engine.access, engine.optimizer, keys)
     if engine.checks.verify_every or engine.checks.compare_every:
         raise ConfigError(
             "verify_every and compare_every look at whole weights, and ranks hold pieces of these parameters: leave "
             "both at 0 under FSDP and DeepSpeed; check a short training under DDP instead."
         )
+    if engine.access.local:
+        return Layout(engine.access, engine.optimizer, keys)
     assert isinstance(engine.comm, Sharded)
     layout = Split(engine.access, engine.optimizer, engine.comm, keys)
     layout.learn(engine.params)

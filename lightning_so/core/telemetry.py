@@ -28,7 +28,7 @@ class Telemetry:
         seconds = self.engine.stopwatch.seconds
         steps = self.engine.report.step + self.engine.report.skipped
         total, solving = sum(seconds.values()), seconds.get("solve", 0.0)
-        return time.perf_counter(), total, solving, self.engine.comm.seconds, steps
+        return time.perf_counter(), total, solving, self.engine.peers.seconds, steps
 
     def scalars(self) -> dict[str, float]:
         """The values by name, and the start of the next interval."""

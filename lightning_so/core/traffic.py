@@ -30,14 +30,24 @@ def traffic(engine: "Engine", *, warm: bool = True) -> float:
         The bytes; 0 in one process.
     """
     if engine.comm.ranks == 1:
-        return 0.0
+        return engine.guard.wire(engine.params)
     pieces = _pieces(engine, engine.layout, warm) if isinstance(engine.layout, Split) else 0.0
     return engine.guard.wire(engine.params) + _solved(engine) + _windows(engine) + pieces
 
 
 def described(engine: "Engine") -> str:
-    """One line of the plan: where matrices are whole, and what a rank sends, and a lag; else empty."""
-    ranks, size = engine.comm.ranks, traffic(engine) / 1e3
+    """One line of the plan: where matrices are whole, what a rank sends, and a lag; nothing of it in one process."""
+    ranks, size = engine.peers.ranks, traffic(engine)
+    if engine.access.local:
+        return (
+            f"sharding='local': each of {ranks} ranks treats its rows as the matrix; results depend on the number of "
+            f"ranks; {size:.0f} bytes a step; this is the plan of rank {engine.peers.rank}"
+        )
+    return "; ".join(filter(None, [engine.access.remark, _shared(engine, ranks, size / 1e3)]))
+
+
+def _shared(engine: "Engine", ranks: int, size: float) -> str:
+    """What ranks share, at what price, and when it is used."""
     later = ", solves are used a step later" if engine.lag else ""
     if ranks == 1:
         return later.removeprefix(", ")
