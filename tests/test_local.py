@@ -75,6 +75,7 @@ def check(ranks, truth, replicas=1):
         flags = 1 + len(weights)
         assert {after - before for before, after in zip(rank.sent, rank.sent[1:], strict=False)} == {flags}
         assert rank.predicted == (flags, flags)
+        assert rank.report.sent == rank.sent[-1]
         assert "sharding='local': each of" in rank.plan
 
 
