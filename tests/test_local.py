@@ -12,6 +12,7 @@ from torch.distributed.fsdp import fully_shard
 
 from lightning_so import KFAC, SOAP, ConfigError, Mixture, Muon, SecondOrder, Shampoo, StateError, attach
 from tests import shards
+from tests.peers import needs_deepspeed
 from tests.test_fsdp2 import BASES
 from tests.test_travel import ADAMW, FORMS, NAME, STEPS, STOP, Signal, content
 from tests.trainings import Save, train
@@ -304,6 +305,13 @@ def test_what_needs_whole_matrices_is_refused_by_name(two):
     for make in (functools.partial(attach, nn.Linear(2, 2), None), SecondOrder):
         with pytest.raises(ConfigError, match=r"sharding='half'\): sharding must be one of \['exact', 'local'\]"):
             make(METHOD, sharding="half")
+
+
+@pytest.mark.slow
+@needs_deepspeed
+def test_zero_is_refused_by_name(two):
+    for told in two.run(said, "zero2", METHOD, ADAMW, steps=2, sharding="local"):
+        assert "DeepSpeed's ZeRO cuts through rows: use FSDP2" in told
 
 
 def test_where_nothing_is_cut_it_changes_nothing_and_says_so():
