@@ -96,6 +96,20 @@ class Sharded(Replicated):
     The same tensors in the same order on every rank; `sent` counts what goes to others.
     """
 
+    def spans(self, mine: Sequence[tuple[int, int]]) -> list[tuple[tuple[int, int], ...]]:
+        """Tell all ranks which piece of every tensor each has: one all-gather.
+
+        Args:
+            mine: By tensor, the first number that this rank holds and the one after the last.
+
+        Returns:
+            By tensor, those of every rank.
+        """
+        own = torch.tensor(mine, dtype=torch.int64).reshape(-1, 2)
+        wires = self.gather(own.flatten().view(torch.uint8), [own.nbytes] * self.ranks)
+        found = torch.stack([wire.clone().view(torch.int64).view(-1, 2) for wire in wires]).tolist()
+        return [tuple((first, last) for first, last in of) for of in zip(*found, strict=True)]
+
     def to_owners(self, tensors: Sequence[Tensor], pieces: Sequence[Pieces]) -> list[Tensor | None]:
         """Bring tensors together at their owners: one all-to-all.
 

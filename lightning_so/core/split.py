@@ -49,10 +49,7 @@ class Split(Layout):
 
     def learn(self, params: Sequence[Tensor]) -> None:
         """Tell all ranks which piece of every parameter each has: a collective."""
-        mine = torch.tensor([self.access.span(p) for p in params], dtype=torch.int64).reshape(-1, 2)
-        wires = self.comm.gather(mine.flatten().view(torch.uint8), [mine.nbytes] * self.comm.ranks)
-        spans = torch.stack([wire.clone().view(torch.int64).view(-1, 2) for wire in wires]).tolist()
-        self._spans = {p: tuple((first, last) for first, last in of) for p, of in zip(params, zip(*spans), strict=True)}
+        self._spans = dict(zip(params, self.comm.spans([self.access.span(p) for p in params]), strict=True))
         self._counted = {p: Pieces(of, 0).gives(self.comm.rank) > 0 for p, of in self._spans.items()}
 
     def pieces(self, block: Block) -> list[Pieces]:
