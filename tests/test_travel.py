@@ -10,10 +10,13 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from torch.utils.data import DataLoader
 
 from lightning_so import EKFAC, KFAC, SOAP, Muon, StateError
 from lightning_so.callbacks import saving
-from tests.trainings import Save, plain, train
+from tests.peers import needs_deepspeed
+from tests.trainings import Module, Save, Standing, made, plain, train, unchanged, whole
+from tests.transformer import batch
 
 ADAMW = (torch.optim.AdamW, {"lr": 3e-3, "weight_decay": 0.1})
 SGD = (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9})
@@ -34,14 +37,15 @@ FORMS = {
     "fsdp1 in pieces": ("fsdp1", False),
 }
 WHOLE = [name for name in FORMS if "pieces" not in name]
+ZERO = {f"zero{stage}": (f"zero{stage}", True) for stage in range(4)}
 NAME = "lightning_so.SecondOrder"
 
 
 def fit(world, form, method, **arguments):
     """Train under a strategy: what came of it, by rank."""
-    strategy, whole = FORMS[form]
+    strategy, files = (FORMS | ZERO)[form]
     found, base = METHODS[method]
-    arguments = {"steps": STEPS, "whole_files": whole, **arguments}
+    arguments = {"steps": STEPS, "whole_files": files, **arguments}
     if form == "one":
         return [train(strategy, found, base, **arguments)]
     return world.run(train, strategy, found, base, **arguments)
@@ -53,10 +57,11 @@ def saved(tmp_path_factory, two):
     folder = tmp_path_factory.mktemp("saved")
 
     @functools.cache
-    def give(form, method="soap", dtype=torch.float32, state="full"):
-        path = folder / f"{form} {method} {dtype} {state}.ckpt"
+    def give(form, method="soap", dtype=torch.float32, state="full", grouped=False):
+        path = folder / f"{form} {method} {dtype} {state} {grouped}.ckpt"
         more = {"state": state} if METHODS[method][0] else {}
-        return fit(two, form, method, dtype=dtype, callbacks=[Save(str(path), STOP)], **more), path
+        saves = [Save(str(path), STOP)]
+        return fit(two, form, method, dtype=dtype, grouped=grouped, callbacks=saves, **more), path
 
     return give
 
@@ -149,6 +154,178 @@ def test_smaller_states_travel_too(two, saved, method, state):
         assert end[0].report.failures == 0
 
 
+# ---------------------------------------------------------------- DeepSpeed's stages
+
+ZERO3 = pytest.param("zero3", marks=[pytest.mark.slow, needs_deepspeed])
+
+
+@needs_deepspeed
+@pytest.mark.slow
+@pytest.mark.parametrize(("form", "method"), [("zero2", "soap"), ("zero3", "kfac")])
+def test_within_a_stage_a_file_resumes_bit_for_bit(two, saved, form, method):
+    straight, path = saved(form, method)
+    again = fit(two, form, method, resume=str(path))
+    assert apart(again, straight) == 0
+    assert again[0].report.portable() == straight[0].report.portable()
+
+
+@needs_deepspeed
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("form", "to", "method", "grouped"),
+    [
+        ("zero2", "one", "soap", False),
+        ("zero2", "ddp", "soap", False),
+        ("one", "zero0", "soap", False),
+        ("one", "zero1", "soap", False),
+        ("one", "zero2", "soap", False),
+        ("one", "zero3", "soap", False),
+        ("fsdp2", "zero2", "soap", False),
+        ("zero3", "one", "kfac", False),
+        ("one", "zero2", "kfac", False),
+        # In the order of the groups for torch, by the numbers of the model for FSDP.
+        ("zero1", "one", "none", True),
+        ("zero1", "fsdp2", "none", True),
+        ("fsdp1", "zero3", "none", True),
+    ],
+)
+def test_a_file_travels_to_deepspeed_and_from_it(two, saved, form, to, method, grouped):
+    straight, path = saved(form, method, grouped=grouped)
+    # The file's learning rate is gone on with.
+    found, (base, arguments) = METHODS[method]
+    named = {"steps": STEPS, "grouped": grouped, "whole_files": (FORMS | ZERO)[to][1], "resume": str(path)}
+    call = [train] if to == "one" else [two.run, train]
+    again = call[0](*call[1:], (FORMS | ZERO)[to][0], found, (base, {**arguments, "lr": 1e-9}), **named)
+    # Measured: 1e-6.
+    assert apart([again] if to == "one" else again, straight) < 1e-5
+
+
+@needs_deepspeed
+@pytest.mark.slow
+def test_from_two_ranks_of_one_stage_to_four_of_another(four, saved):
+    straight, path = saved("zero2")
+    assert apart(fit(four, "zero3", "soap", resume=str(path)), straight) < 1e-5
+
+
+@needs_deepspeed
+@pytest.mark.slow
+def test_a_folder_becomes_a_file(two, saved, tmp_path):
+    folder, file = str(tmp_path / "folder.ckpt"), str(tmp_path / "file.ckpt")
+    straight = fit(two, "zero3", "soap", whole_files=False, callbacks=[Save(folder, STOP)])
+    fit(two, "zero3", "soap", resume=folder, callbacks=[Save(file, STOP + 4)])
+    assert apart(fit(None, "one", "soap", resume=file), straight) < 1e-5
+
+
+@needs_deepspeed
+@pytest.mark.slow
+def test_masters_travel_without_rounding(two, tmp_path):
+    path = str(tmp_path / "half.ckpt")
+    straight = fit(two, "zero2", "soap", precision="bf16-mixed", callbacks=[Save(path, STOP)])
+    assert {value.dtype for value in content(tmp_path / "half.ckpt")[1].values()} == {torch.float32}
+    assert apart(fit(two, "zero2", "soap", precision="bf16-mixed", resume=path), straight) == 0
+
+
+class Frozen(pl.Callback):
+    """Half of the model is not trained; the optimizer has it all the same."""
+
+    def __init__(self, **options) -> None:
+        self.options = options
+
+    def setup(self, trainer, pl_module, stage) -> None:
+        pl_module.net.blocks[0].requires_grad_(False)
+        vars(trainer.strategy).update(self.options)
+
+    def on_train_end(self, trainer, pl_module) -> None:
+        engine = getattr(trainer.strategy, "deepspeed_engine", None)
+        assert engine is None or engine.global_steps == trainer.global_step
+
+
+@needs_deepspeed
+@pytest.mark.slow
+@pytest.mark.parametrize(("form", "to"), [("one", "zero3"), ("zero3", "one"), ("zero3", "zero2")])
+def test_weights_that_are_not_trained_travel_too(two, tmp_path, form, to):
+    path = tmp_path / "frozen.ckpt"
+    straight = fit(two, form, "none", callbacks=[Frozen(), Save(str(path), STOP)])
+    state, weights, _ = content(path)
+    assert set(weights) > set(state)
+    assert apart(fit(two, to, "none", callbacks=[Frozen()], resume=str(path)), straight) < 1e-5
+
+
+class Cold(Frozen):
+    """The optimizer starts without a state."""
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        assert not plain(trainer.optimizers[0]).state
+
+    def on_train_end(self, trainer, pl_module) -> None:
+        """DeepSpeed counts from the start."""
+
+
+@needs_deepspeed
+@pytest.mark.slow
+def test_lightnings_options_keep_their_meaning(two, tmp_path):
+    path = tmp_path / "some.ckpt"
+    fit(two, "zero3", "none", steps=2, callbacks=[Frozen(exclude_frozen_parameters=True), Save(str(path), 2)])
+    state, weights, _ = content(path)
+    assert set(weights) == {name for name in weights if "blocks.0" not in name}
+    assert len(state) == len(weights)
+    fit(two, "one", "none", steps=2, callbacks=[Frozen(), Save(str(path), 1)])
+    fit(two, "zero3", "none", steps=2, callbacks=[Cold(load_full_weights=True)], resume=str(path))
+
+
+class Validated(Module):
+    """Is not trained."""
+
+    def validation_step(self, _, index) -> None:
+        assert self.net(batch(0)[0]).isfinite().all()
+
+
+def validated(strategy, path):
+    """The weights of a module that a Trainer has read without training it."""
+    with unchanged(strategy):
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        trainer = pl.Trainer(accelerator="cpu", strategy=made(strategy), devices=2, plugins=[Standing()], **quiet)
+        module = Validated(strategy, ADAMW)
+        trainer.validate(module, DataLoader(range(1)), ckpt_path=path, verbose=False)
+        with whole(trainer, module) as params:
+            return {f"net.{name}": value.detach().clone() for name, value in params}
+
+
+@needs_deepspeed
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["zero2", "zero3"])
+def test_a_file_is_read_without_training(two, saved, to):
+    _, path = saved("one")
+    _, weights, _ = content(path)
+    for rank in two.run(validated, to, str(path)):
+        assert all(torch.equal(rank[name], value) for name, value in weights.items())
+
+
+@needs_deepspeed
+@pytest.mark.slow
+def test_what_deepspeed_cannot_go_on_from_is_refused_by_name(two, saved, tmp_path):
+    assert "is a folder of FSDP's pieces" in refused(two, "zero2", resume=str(saved("fsdp2 in pieces")[1]))
+    _, path = saved("one")
+    assert "has groups of [40] parameters, this run's has [18, 22]" in refused(
+        two, "zero2", grouped=True, resume=str(path)
+    )
+    file, other = torch.load(path, weights_only=True), str(tmp_path / "other.ckpt")
+    # One count for all is gone on with: the largest.
+    file["optimizer_states"][0]["state"][0]["step"] -= 9
+    torch.save(file, other)
+    assert apart(fit(two, "zero2", "soap", resume=other), fit(two, "zero2", "soap", resume=str(path))) == 0
+    file["optimizer_states"][0]["state"][0]["exp_avg"] = torch.zeros(3)
+    torch.save(file, other)
+    assert "keeps exp_avg of shape (3,)" in refused(two, "zero2", resume=other)
+    file["state_dict"]["net.more"] = file["state_dict"].pop("net.blocks.0.up.weight")
+    torch.save(file, other)
+    text = refused(two, "zero3", resume=other)
+    assert "Only in the file: ['net.more']; only in this module: ['net.blocks.0.up.weight']" in text
+    del file["state_dict"]
+    torch.save(file, other)
+    assert "is a file without a 'state_dict'" in refused(two, "zero3", resume=other)
+
+
 # ---------------------------------------------------------------- what is in a file
 
 
@@ -171,7 +348,9 @@ def near(one, other, share):
     return float((one - other).norm()) <= share * float(other.norm())
 
 
-@pytest.mark.parametrize("form", [pytest.param(f, marks=() if f == "fsdp1" else pytest.mark.slow) for f in FORMS])
+@pytest.mark.parametrize(
+    "form", [*(pytest.param(f, marks=() if f == "fsdp1" else pytest.mark.slow) for f in FORMS), ZERO3]
+)
 def test_files_of_all_strategies_hold_the_same_plain_and_exact_moments(saved, form):
     state, weights, file = content(saved(form)[1])
     expected, same, other = content(saved("one")[1])
@@ -211,7 +390,7 @@ def test_torch_making_the_optimizers_state_is_no_step_of_ours(two, tmp_path, for
 
 
 @pytest.mark.parametrize(
-    "form", [pytest.param(f, marks=() if f == "fsdp2 in pieces" else pytest.mark.slow) for f in FORMS]
+    "form", [*(pytest.param(f, marks=() if f == "fsdp2 in pieces" else pytest.mark.slow) for f in FORMS), ZERO3]
 )
 def test_a_save_in_the_middle_of_a_step_holds_the_weights(two, tmp_path, form):
     after, middle = tmp_path / "after.ckpt", tmp_path / "middle.ckpt"
@@ -255,13 +434,18 @@ class Signal(Save):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "base"),
-    [("fsdp2", torch.optim.AdamW), ("fsdp1 in pieces", torch.optim.AdamW), ("fsdp1", torch.optim.NAdam)],
+    [
+        ("fsdp2", torch.optim.AdamW),
+        ("fsdp1 in pieces", torch.optim.AdamW),
+        ("fsdp1", torch.optim.NAdam),
+        pytest.param("zero3", torch.optim.NAdam, marks=needs_deepspeed),
+    ],
 )
 def test_a_signals_handler_saves_without_the_other_ranks(two, tmp_path, form, base):
     path = tmp_path / "signal.ckpt"
-    strategy, whole = FORMS[form]
+    strategy, files = (FORMS | ZERO)[form]
     arguments = (strategy, METHODS["soap"][0], (base, {"lr": 3e-3}), STEPS)
-    two.run(train, *arguments, whole_files=whole, callbacks=[Signal(str(path), STOP)])
+    two.run(train, *arguments, whole_files=files, callbacks=[Signal(str(path), STOP)])
     state, weights, file = content(path)
     matrices = [name for name, value in weights.items() if value.ndim == 2 and min(value.shape) > 1]
     assert len(matrices) > 10
@@ -271,7 +455,7 @@ def test_a_signals_handler_saves_without_the_other_ranks(two, tmp_path, form, ba
         if base is torch.optim.NAdam:
             assert (moments["mu_product"] == 1) == fresh
     assert file["callbacks"][NAME]["engines"][0]["kind"] == "rebuild"
-    ends = two.run(train, *arguments, whole_files=whole, resume=str(path))
+    ends = two.run(train, *arguments, whole_files=files, resume=str(path))
     assert all(bool(value.isfinite().all()) for value in ends[0].weights.values())
     assert apart(ends, ends) == 0
     assert ends[0].report.step == STEPS
@@ -288,8 +472,8 @@ def refusal(*arguments, **named):
 
 def refused(world, form, method=METHODS["soap"][0], **arguments):
     """What every rank says, which must be the same."""
-    strategy, whole = FORMS[form]
-    named = {"steps": STEPS, "whole_files": whole, **arguments}
+    strategy, files = (FORMS | ZERO)[form]
+    named = {"steps": STEPS, "whole_files": files, **arguments}
     found = world.run(refusal, strategy, method, ADAMW, **named)
     assert found == found[:1] * len(found)
     return found[0]

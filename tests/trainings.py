@@ -245,7 +245,8 @@ def made(strategy, whole_files=None):
             # Else small parameters are never let go of by stage 3.
             "zero_optimization": {"stage": int(strategy[-1]), "stage3_param_persistence_threshold": 0},
             "train_micro_batch_size_per_gpu": BATCH // dist.get_world_size(),
-        }
+        },
+        full_checkpoint=bool(whole_files),
     )
 
 

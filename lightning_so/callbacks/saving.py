@@ -80,8 +80,8 @@ def wrap(strategy: Any, engines: Sequence[Engine]) -> list[str]:
             save(*args, **kwargs)
 
     strategy.lightning_module_state_dict, strategy.optimizer_state = lightning_module_state_dict, optimizer_state
-    if not is_deepspeed(strategy):
+    if not is_deepspeed(strategy) or strategy.full_checkpoint:
         return ["lightning_module_state_dict", "optimizer_state"]
-    # DeepSpeed writes the optimizer's state itself, from what is there.
+    # DeepSpeed writes the optimizer's state of its folders itself, from what is there.
     save, strategy.save_checkpoint = strategy.save_checkpoint, save_checkpoint
     return ["lightning_module_state_dict", "optimizer_state", "save_checkpoint"]

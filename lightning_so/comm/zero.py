@@ -111,10 +111,13 @@ class ZeroAccess(Access):
         """The parameters that each call of the client optimizer's step finishes, in the order of the calls."""
         return [list(params) for params in private(self._zero, self._names.params)]
 
+    def masters(self) -> list[Tensor]:
+        """What those calls step on."""
+        return list(private(self._zero, self._names.masters))
+
     def groups(self, optimizer: Optimizer | None = None) -> list[dict[str, Any]]:
         """The user's groups as they were: parameters of the model, with the hyper-parameters of this moment."""
-        masters = self.calls()
-        owners = self._owners()
+        masters, owners = self.calls(), self._owners()
         return [
             {**group, "params": [p for master, owner in enumerate(owners) if owner == number for p in masters[master]]}
             for number, group in sorted(self._groups_of_client().items())
@@ -215,22 +218,22 @@ class ZeroAccess(Access):
         )
 
     def _master(self, piece: _Piece) -> Tensor:
-        return private(self._zero, self._names.masters)[piece.master]
+        return self.masters()[piece.master]
 
     def _owners(self) -> list[int]:
         """The number of the user's group that each master belongs to."""
-        count = len(private(self._zero, self._names.masters))
+        numbers = range(len(self.masters()))
         if self._third:
             owners = private(self._zero, "sub_group_to_group_id")
-            return [owners[number] for number in range(count)]
-        return list(range(count))
+            return [owners[number] for number in numbers]
+        return list(numbers)
 
     def _groups_of_client(self) -> dict[int, dict[str, Any]]:
         """The client's groups, by number: within its step, stages 1 and 2 leave it one of them alone."""
         groups = self.client.param_groups
         if self._third:
             return dict(enumerate(groups))
-        numbers = {id(master): number for number, master in enumerate(private(self._zero, self._names.masters))}
+        numbers = {id(master): number for number, master in enumerate(self.masters())}
         self._hyper |= {numbers[id(group["params"][0])]: group for group in groups}
         return self._hyper
 

@@ -5,7 +5,7 @@ import importlib
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning_fabric.utilities.seed import reset_seed
 from pytorch_lightning.strategies import DeepSpeedStrategy
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lightning_so.comm import group_of
 from lightning_so.core.errors import ConfigError, MissingError
 from lightning_so.strategies.deepspeed_config import checked
+from lightning_so.strategies.deepspeed_files import WholeFiles
 from lightning_so.strategies.names import twins
 
 try:
@@ -27,7 +28,7 @@ except ImportError as error:
 __all__ = ["CLASSES", "SecondOrderDeepSpeedStrategy"]
 
 
-class _Corrected(DeepSpeedStrategy if TYPE_CHECKING else object):
+class _Corrected(WholeFiles):
     """The corrections, to stand before the DeepSpeedStrategy of either import name of Lightning."""
 
     #: Under other DeepSpeed strategies `SecondOrder` does not run.
@@ -128,12 +129,16 @@ class SecondOrderDeepSpeedStrategy(_Corrected, DeepSpeedStrategy):
     It runs on CPU too (gloo, nothing compiled), and completes a configuration by what optimizers of torch need. Short
     groups of micro-batches at the end of an epoch go on into the next, as DeepSpeed has it.
 
+    Checkpoints are folders, which DeepSpeed reads at the same stage and world size; or, with `full_checkpoint`, one
+    file, which every strategy reads. `ckpt_path` may be a folder of the first kind or any file with whole tensors.
+
     `Trainer(strategy="deepspeed_so_stage_1")`, `_2` and `_3` make it after `import lightning_so`. In a Trainer of
     `lightning.pytorch` the names do too; with arguments, its class is `CLASSES["lightning.pytorch"]`.
 
     Args:
         args: As for Lightning's `DeepSpeedStrategy`.
-        kwargs: As for Lightning's `DeepSpeedStrategy`: `stage`, `config`, ...
+        kwargs: As for Lightning's `DeepSpeedStrategy`: `stage`, `config`, ...; and `full_checkpoint`, whether a
+            checkpoint is one file, written by rank 0, which has to hold the weights and the optimizer's state.
 
     Raises:
         ConfigError: If the configuration has `managed_gradient_accumulation: false`, `offload_optimizer`,
