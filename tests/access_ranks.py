@@ -12,6 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 from torch.distributed.fsdp import ShardingStrategy, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.placement_types import _StridedShard
 
 from lightning_so.comm.access import access_of
 from lightning_so.core.errors import ConfigError
@@ -354,6 +355,11 @@ def placements():
         "columns": placed(line, Shard(1)),
         "twice": placed(square, Shard(0), Shard(0)),
         "tensor parallel": placed(square, Shard(0), Replicate()),
+        # Rows, as `fully_shard` has them, of a layer whose ranks see the same batch.
+        "column parallel": placed(init_device_mesh("cpu", (ranks,), mesh_dim_names=("tensor_parallel",)), Shard(0)),
+        "strided": DTensor.from_local(
+            W[:2], line, [_StridedShard(0, split_factor=2)], run_check=False, shape=W.shape, stride=W.stride()
+        ),
         "partial": DTensor.from_local(W, line, [Partial()]),
     }
     access, found = access_of(cases.values()), {}

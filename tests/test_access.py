@@ -177,6 +177,7 @@ def test_engines_that_are_not_supported_are_refused_by_name(world):
 def engine(**changes):
     zero = SimpleNamespace(bit16_groups=[], single_partition_of_fp32_groups=[])
     fields = {"zero_optimization_stage": lambda: 1, "zero_use_cpu_optimizer": lambda: False, "has_moe_layers": False}
+    fields["zero_offload_param"] = lambda: None
     return SimpleNamespace(**{"optimizer": zero, **fields, **changes})
 
 
@@ -184,6 +185,7 @@ def engine(**changes):
     ("changes", "said"),
     [
         ({"zero_use_cpu_optimizer": lambda: True}, "offload_optimizer is not supported.*Take it out"),
+        ({"zero_offload_param": lambda: SimpleNamespace(device="cpu")}, "offload_param is not supported.*Take it out"),
         ({"has_moe_layers": True}, "mixture-of-experts layers are not supported"),
         ({"optimizer": SimpleNamespace()}, "SimpleNamespace at ZeRO stage 1 is not supported"),
         ({"zero_optimization_stage": lambda: 0}, "at ZeRO stage 0 is not supported"),
@@ -202,11 +204,13 @@ def test_placements_that_are_no_range_of_rows_are_refused(world):
         assert found["rows"] == (10 * rank, 10 * rank + 10)
         assert found["replicas"] == (rows * (rank % (ranks // 2)), rows * (rank % (ranks // 2)) + rows)
         assert found["whole"] == found["alone"] == found["plain"] == (0, 10 * ranks)
-        for name in ("columns", "twice", "tensor parallel", "partial"):
+        for name in ("columns", "twice", "tensor parallel", "column parallel", "strided", "partial"):
             assert f"a parameter of shape ({2 * ranks}, 5) is placed" in found[name], name
             assert "fully_shard without tensor parallelism" in found[name]
         assert "Shard(dim=1)" in found["columns"]
         assert "('replicate', 'shard')" in found["twice"]
+        assert "(Shard(dim=0),) on the mesh ('tensor_parallel',)" in found["column parallel"]
+        assert "(_StridedShard(dim=0, sf=2),) on the mesh" in found["strided"]
 
 
 def test_flat_parameters_that_cannot_be_told_apart_are_refused(world):

@@ -9,6 +9,7 @@ from lightning_so.comm import Access, access_of
 from lightning_so.core import windows
 from lightning_so.core.engine import Engine
 from lightning_so.core.errors import ConfigError
+from lightning_so.strategies.deepspeed_config import find
 
 #: Strategies of several processes, by the names of their classes under either import name of Lightning.
 SUPPORTED = ("DDPStrategy", "ModelParallelStrategy", "FSDPStrategy")
@@ -32,10 +33,12 @@ def check(trainer: Any) -> None:
                 f"SecondOrder runs under DeepSpeed with {DEEPSPEED}, which divides the loss once; the Trainer has "
                 f"{family[0]}. Use strategy='deepspeed_so_stage_2' (1, 2 or 3), or {DEEPSPEED}(config=...)."
             )
-        if str(trainer.precision).startswith("16"):
+        half = find(trainer.strategy.config or {}, "fp16.enabled")
+        if str(trainer.precision).startswith("16") or half:
             raise ConfigError(
                 f"SecondOrder under DeepSpeed runs with precision 32-true, bf16-mixed and bf16-true; the Trainer has "
-                f"{trainer.precision}, whose gradients carry a loss scale until DeepSpeed's own step."
+                f"{trainer.precision}{' and fp16.enabled in the configuration' if half else ''}, where gradients carry "
+                f"a loss scale until DeepSpeed's own step. Use precision='bf16-mixed'."
             )
         return
     if trainer.world_size > 1 and not set(SUPPORTED) & set(family):

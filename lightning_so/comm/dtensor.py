@@ -11,6 +11,10 @@ from lightning_so.comm.access import Access
 from lightning_so.comm.sharded import even
 from lightning_so.core.errors import ConfigError
 
+#: What dimensions of meshes are called (by Lightning, by others) over which layers, not batches, are split: rows of a
+#: weight that are cut along one look like those of `fully_shard`, but every rank sees the same batch.
+TENSOR_PARALLEL = ("tensor_parallel", "tp")
+
 
 class DTensorAccess(Access):
     """Parameters cut along their first dimension as `fully_shard` cuts them; plain ones are whole on every rank."""
@@ -33,14 +37,18 @@ class DTensorAccess(Access):
             return 0, param.numel()
         placements, mesh = param.placements, param.device_mesh
         # By type: a strided shard, which tensor parallelism leaves, is no range of rows.
-        cut = [type(placement) is Shard and placement.dim == 0 for placement in placements]
+        names = mesh.mesh_dim_names or [None] * len(placements)
+        cut = [
+            type(placement) is Shard and placement.dim == 0 and name not in TENSOR_PARALLEL
+            for placement, name in zip(placements, names, strict=True)
+        ]
         whole = [type(placement) is Replicate for placement in placements]
         if not (all(whole[:-1]) and (whole[-1] or cut[-1])):
             raise ConfigError(
                 f"a parameter of shape {tuple(param.shape)} is placed {tuple(placements)} on the mesh "
                 f"{mesh.mesh_dim_names or tuple(mesh.shape)}; (Shard(0),), (Replicate(), Shard(0)) and Replicate() "
-                "alone are supported. Use fully_shard without tensor parallelism (tensor_parallel_size=1) and without "
-                "shard_placement_fn, or leave the parameter to another optimizer."
+                "alone are supported, over ranks with batches of their own. Use fully_shard without tensor parallelism "
+                "(tensor_parallel_size=1) and without shard_placement_fn, or leave the parameter to another optimizer."
             )
         numel = param.shape.numel()
         if whole[-1]:

@@ -288,11 +288,16 @@ def refuse(engine: Any) -> None:
             f"DeepSpeed's {kind} at ZeRO stage {stage} is not supported: stages 1 to 3 are, and stage 0 in fp32. In "
             "half precision use stage 1 without data_types.grad_accum_dtype, or stage 2 or 3."
         )
-    if engine.zero_use_cpu_optimizer():
-        raise ConfigError(
-            "DeepSpeed's zero_optimization.offload_optimizer is not supported: gradients and masters are elsewhere. "
-            "Take it out of the configuration."
-        )
+    weights = engine.zero_offload_param()
+    for option, offloaded in {
+        "offload_optimizer": engine.zero_use_cpu_optimizer(),
+        "offload_param": weights is not None and weights.device not in (None, "none"),
+    }.items():
+        if offloaded:
+            raise ConfigError(
+                f"DeepSpeed's zero_optimization.{option} is not supported: masters, gradients or weights are "
+                "elsewhere. Take it out of the configuration."
+            )
     if engine.has_moe_layers:
         raise ConfigError(
             "DeepSpeed's mixture-of-experts layers are not supported: ranks hold different parameters. Use experts "

@@ -142,7 +142,8 @@ class SecondOrderDeepSpeedStrategy(_Corrected, DeepSpeedStrategy):
 
     Raises:
         ConfigError: If the configuration has `managed_gradient_accumulation: false`, `offload_optimizer`,
-            `zero_quantized_gradients`, `zero_allow_untested_optimizer: false`, or fp16 whose loss scale cannot be read.
+            `offload_param`, `zero_quantized_gradients`, `zero_allow_untested_optimizer: false`, or fp16 whose loss
+            scale cannot be read.
 
     Example:
         >>> SecondOrderDeepSpeedStrategy(stage=1).config["zero_optimization"]["stage"]

@@ -47,6 +47,12 @@ REFUSALS = (
         "Remove it (offload_optimizer=False); a higher ZeRO stage saves memory too.",
     ),
     Refusal(
+        "zero_optimization.offload_param",
+        _offloads,
+        "weights move to the CPU or to a disk, where nothing of this package was tested",
+        "Remove it (offload_parameters=False); the more ranks, the less each of them holds.",
+    ),
+    Refusal(
         "zero_optimization.zero_quantized_gradients",
         bool,
         "gradients would be rounded to a few bits before they are averaged",
