@@ -110,6 +110,8 @@ def main(out):
     for case in CASES:
         trainer, ours = train(case)
         found[case] = ours.found
+        engine = trainer.strategy.deepspeed_engine
+        found.setdefault("world", (engine.world_size, engine.global_rank))
     trainer, ours = train("by name", limit_val_batches=1)
     trainer.validate(ours, loader(), verbose=False)
     found["validated"] = ours.found["validated"]

@@ -219,6 +219,7 @@ class LateRestore(pytorch_lightning.strategies.SingleDeviceStrategy):
 
 @pytest.mark.parametrize("late", [False, True])
 def test_state_may_come_before_or_after_fit_starts(tmp_path, late):
+    """Pitfall 8: sharded strategies load checkpoints after `on_fit_start`, the others before."""
     straight = module()
     fit(straight, [SecondOrder(METHOD)], max_epochs=2)
     saver = pytorch_lightning.callbacks.ModelCheckpoint(dirpath=tmp_path, filename="one", save_on_train_epoch_end=True)
