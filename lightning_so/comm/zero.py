@@ -289,11 +289,9 @@ def refuse(engine: Any) -> None:
             "half precision use stage 1 without data_types.grad_accum_dtype, or stage 2 or 3."
         )
     weights = engine.zero_offload_param()
-    for option, offloaded in {
-        "offload_optimizer": engine.zero_use_cpu_optimizer(),
-        "offload_param": weights is not None and weights.device not in (None, "none"),
-    }.items():
-        if offloaded:
+    offloaded = weights is not None and weights.device not in (None, "none")
+    for option, found in {"offload_optimizer": engine.zero_use_cpu_optimizer(), "offload_param": offloaded}.items():
+        if found:
             raise ConfigError(
                 f"DeepSpeed's zero_optimization.{option} is not supported: masters, gradients or weights are "
                 "elsewhere. Take it out of the configuration."
