@@ -292,7 +292,7 @@ def zero(stage, base, groups, many, after=False, full=True, options=None, scale=
     summary = {
         "calls": list(calls),
         "groups": [[_index(params, p) for p in group] for group in access.calls()],
-        "scale": access.scale,
+        "scale": float(access.engine.optimizer.loss_scale),
         "users": [([_index(params, p) for p in g["params"]], g["lr"]) for g in access.groups()],
     }
     engine.destroy()

@@ -102,11 +102,6 @@ class ZeroAccess(Access):
         """The user's optimizer, whose hooks the engine's step calls; not always the object that the user made."""
         return self._zero.optimizer
 
-    @property
-    def scale(self) -> float:
-        """What gradients are multiplied by until the engine's step: the loss scale of fp16, or 1."""
-        return float(private(self._zero, "loss_scale"))
-
     def calls(self) -> list[list[Tensor]]:
         """The parameters that each call of the client optimizer's step finishes, in the order of the calls."""
         return [list(params) for params in private(self._zero, self._names.params)]
