@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from tests import noted
+
 #: (class, arguments): every registered optimizer, with both kinds of decay, momentum, and the variants that exist.
 BASES = [
     (torch.optim.AdamW, {"weight_decay": 0.1}),
@@ -72,4 +74,6 @@ def train(model, optimizer, steps: range, dtype: torch.dtype = torch.float32, be
             before(step)
         optimizer.step()
         losses.append(loss.item())
+    if hasattr(optimizer, "_lightning_so"):
+        noted.ran([optimizer._lightning_so], "one", noted.LOOP)
     return losses

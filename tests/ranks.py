@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from lightning_so import SecondOrder, TrustError, attach, curvature
 from lightning_so.comm.sharded import Pieces, Sharded, even
 from lightning_so.core.traffic import traffic
+from tests import noted
 from tests.problems import Net, batch
 
 
@@ -66,6 +67,8 @@ def train(
         sent.append(engine.comm.sent)
     weights = {name: p.detach().clone() for name, p in model.named_parameters()}
     report, predicted = engine.report, traffic(engine)
+    strategy = "ddp" if several else "one"
+    noted.ran([engine], strategy, noted.LOOP, accumulation=accumulate > 1, clipping=clip)
     engine.detach()
     return weights, report, sent, predicted
 
@@ -104,6 +107,7 @@ def resumed(method, base, arguments, steps, stop, lag=0):
         part.load_state_dict(torch.load(file, weights_only=True))
     walk(other, wrapped, optimizer, range(stop, steps))
     ends = [{name: p.detach().clone() for name, p in m.named_parameters()} for m in (model, again)]
+    noted.ran([other], "ddp", noted.LOOP, resume=True)
     engine.detach()
     other.detach()
     return ends
@@ -128,6 +132,7 @@ def states(method, base, arguments, steps, given=None, dtype=torch.float64):
         torch.nn.functional.cross_entropy(wrapped(x[rank::ranks]), y[rank::ranks]).backward()
         optimizer.step()
     ends = [copy.deepcopy(part.state_dict()) for part in (model, optimizer, engine)]
+    noted.ran([engine], "ddp" if several else "one", noted.LOOP, resume=given is not None)
     engine.detach()
     return ends
 

@@ -16,6 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from lightning_so import ConfigError, attach
 from lightning_so.core.telemetry import held
 from lightning_so.core.traffic import traffic
+from tests import noted
 
 
 class Small(nn.Module):
@@ -165,6 +166,8 @@ def train(
         predicted = traffic(engine), traffic(engine, warm=False)
         report, plan = engine.report, str(engine.plan)
         kept = [tensor for stack in engine.stacks for tensor in held(stack.stats) if not tensor.is_meta]
+        strategy = "one" if ranks == 1 else "hsdp" if how.get("mesh") else "fsdp2"
+        noted.ran([engine], strategy, noted.LOOP, accumulation=accumulate > 1, clipping=clip)
         engine.detach()
     weights = {name: (p.full_tensor() if hasattr(p, "full_tensor") else p) for name, p in model.named_parameters()}
     weights = {name: weight.detach().clone() for name, weight in weights.items()}

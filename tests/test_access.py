@@ -12,6 +12,7 @@ from lightning_so.comm.access import Access, access_of, private
 from lightning_so.comm.flat import FlatAccess
 from lightning_so.comm.zero import refuse
 from tests import access_ranks as on
+from tests import noted
 from tests.peers import needs_deepspeed
 from tests.world import World
 
@@ -172,6 +173,9 @@ def test_engines_that_are_not_supported_are_refused_by_name(world):
         assert "at ZeRO stage 0 is not supported: stages 1 to 3 are" in half
         assert "BF16_Optimizer at ZeRO stage 1" in wide
         assert "left Adagrad 1 of 2 parameter groups" in adagrad
+    noted.refused(half, strategy="DeepSpeed ZeRO-0", precision="bf16-mixed")
+    noted.refused(wide, strategy="DeepSpeed ZeRO-1", precision="bf16-mixed", option="grad_accum_dtype fp32")
+    noted.refused(adagrad, base="Adagrad", strategy="DeepSpeed ZeRO-2", option="parameter groups")
 
 
 def engine(**changes):
@@ -193,8 +197,10 @@ def engine(**changes):
 )
 def test_what_keeps_its_numbers_elsewhere_is_refused(changes, said):
     refuse(engine())
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=said) as error:
         refuse(engine(**changes))
+    if changes.get("has_moe_layers"):
+        noted.refused(error, strategy="DeepSpeed", option="mixture-of-experts layers")
 
 
 def test_placements_that_are_no_range_of_rows_are_refused(world):
@@ -211,6 +217,8 @@ def test_placements_that_are_no_range_of_rows_are_refused(world):
         assert "('replicate', 'shard')" in found["twice"]
         assert "(Shard(dim=0),) on the mesh ('tensor_parallel',)" in found["column parallel"]
         assert "(_StridedShard(dim=0, sf=2),) on the mesh" in found["strided"]
+    noted.refused(found["tensor parallel"], strategy="tensor parallelism")
+    noted.refused(found["columns"], strategy="fully_shard along another dimension than the first")
 
 
 def test_flat_parameters_that_cannot_be_told_apart_are_refused(world):
@@ -218,6 +226,8 @@ def test_flat_parameters_that_cannot_be_told_apart_are_refused(world):
         assert all("use_orig_params=False" in said for said in (flat, unknown, mixed))
         assert "FSDP1 with tensor parallelism" in parallel
         assert inner == "FlatAccess"
+    noted.refused(flat, strategy="FSDP1", option="use_orig_params=False")
+    noted.refused(parallel, strategy="FSDP1", option="tensor parallelism")
 
 
 def test_ranks_agree_which_parameters_have_a_gradient(world):

@@ -7,6 +7,7 @@ import torch
 
 from lightning_so import ConfigError, Muon, attach
 from lightning_so.linalg.polar import COEFFICIENTS, polar
+from tests import noted
 from tests.problems import BASES, SGDS, Net, batch, name, train
 
 BENDABLE = [
@@ -124,8 +125,9 @@ def test_a_zero_gradient_keeps_the_base_update():
 )
 def test_no_first_moment_is_refused(cls, arguments, remedy):
     net = Net()
-    with pytest.raises(ConfigError, match=f"first moment.*{remedy}"):
+    with pytest.raises(ConfigError, match=f"first moment.*{remedy}") as said:
         attach(net, cls(net.parameters(), **arguments), Muon())
+    noted.refused(said, method="Muon", base=cls.__name__ + " without momentum" * ("momentum" in remedy))
 
 
 def test_two_groups_with_their_own_betas_and_decay():

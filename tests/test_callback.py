@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_so import SOAP, ConfigError, Muon, SecondOrder, StateError, attach
+from tests import noted
 from tests.problems import Net, batch
 
 METHOD = SOAP(start=4, period=4)
@@ -56,6 +57,8 @@ def fit(model, callbacks, length=16, lightning=pytorch_lightning, ckpt_path=None
         accelerator="cpu", devices=1, callbacks=callbacks, **{"enable_checkpointing": False, **quiet, **arguments}
     )
     trainer.fit(model, DataLoader(Batches(length), batch_size=None), ckpt_path=ckpt_path)
+    for ours in callbacks:
+        noted.trained(trainer, getattr(ours, "engines", ()), "one")
     return trainer
 
 

@@ -11,6 +11,7 @@ from lightning_so import EKFAC, KFAC, SOAP, ConfigError, Muon, Relative, Shampoo
 from lightning_so.core.checks import Checks
 from lightning_so.core.method import Taps
 from lightning_so.layers.registry import lookup
+from tests import noted
 
 METHODS = [
     SOAP(start=4, period=2),
@@ -73,6 +74,7 @@ def walk(layer, optimizer, steps, scale=1.0, seed=0):
         optimizer.zero_grad()
         (scale * loss(layer, generator)).backward()
         optimizer.step()
+    noted.ran([optimizer._lightning_so], "one", noted.LOOP)
 
 
 def seeded():

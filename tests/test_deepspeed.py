@@ -12,6 +12,7 @@ from lightning_so import SOAP, ConfigError, SecondOrder
 from lightning_so.core.errors import MissingError
 from lightning_so.strategies import REGISTRIES
 from lightning_so.strategies.deepspeed_config import checked
+from tests import noted
 from tests.deepspeed_script import CASES, SGD, STEPS, STOCK
 from tests.peers import PEERS
 from tests.problems import Net, batch
@@ -88,8 +89,9 @@ REFUSED = {
 
 @pytest.mark.parametrize("option", REFUSED)
 def test_an_option_is_refused_by_name(option):
-    with pytest.raises(ConfigError, match=rf"{option}=.*: .*\. [A-Z]"):
+    with pytest.raises(ConfigError, match=rf"{option}=.*: .*\. [A-Z]") as said:
         checked(REFUSED[option])
+    noted.refused(said, strategy="DeepSpeed", option=option)
 
 
 @pytest.mark.parametrize(
@@ -169,8 +171,10 @@ def test_names_are_registered_for_every_import_name(deepspeed):
 def test_second_order_is_refused_under_the_stock_strategy_in_one_process_too(lightning):
     cls = importlib.import_module(lightning).strategies.DeepSpeedStrategy
     trainer = SimpleNamespace(strategy=cls.__new__(cls), world_size=1, callbacks=[])
-    with pytest.raises(ConfigError, match=r"with SecondOrderDeepSpeedStrategy, .* the Trainer has DeepSpeedStrategy\."):
+    match = r"with SecondOrderDeepSpeedStrategy, .* the Trainer has DeepSpeedStrategy\."
+    with pytest.raises(ConfigError, match=match) as said:
         SecondOrder(SOAP()).setup(trainer, Net(), "fit")
+    noted.refused(said, strategy="Lightning's own DeepSpeedStrategy")
 
 
 def test_without_deepspeed_the_remedy_is_named(monkeypatch):

@@ -8,6 +8,7 @@ from torch import nn
 
 from lightning_so import SOAP, ConfigError, Muon, StateError, attach
 from lightning_so.linalg.basis import refresh
+from tests import noted
 from tests.problems import Net, batch, train
 
 
@@ -156,8 +157,9 @@ def test_sparse_gradient_is_refused_by_name():
     optimizer = torch.optim.AdamW(model.parameters())
     attach(model, optimizer, SOAP())
     model(torch.tensor([1, 2])).sum().backward()
-    with pytest.raises(ConfigError, match=r"0\.weight has a sparse gradient.*route"):
+    with pytest.raises(ConfigError, match=r"0\.weight has a sparse gradient.*route") as said:
         optimizer.step()
+    noted.refused(said, option="sparse gradients")
 
 
 class Tower(nn.Module):
@@ -237,8 +239,9 @@ def test_a_subclass_with_an_inherited_step_counts_as_its_parent():
 
     net = Net()
     attach(net, Mine(net.parameters()), SOAP())
-    with pytest.raises(ConfigError, match="Other is not in the registry"):
+    with pytest.raises(ConfigError, match="Other is not in the registry") as said:
         attach(net, Other(net.parameters()), SOAP())
+    noted.refused(said, base="LAMB, LBFGS or another that is not known")
 
 
 def test_closures_are_wrapped():

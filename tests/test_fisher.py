@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from lightning_so import KFAC, ConfigError, TrustError, attach
+from tests import noted
 from tests.test_kfac import close, data, error, factors, gradient, linears, net, product, stats_of
 
 
@@ -300,8 +301,9 @@ def test_a_reentrant_checkpoint_is_refused_by_name():
     engine = attach(model, torch.optim.SGD(model.parameters(), lr=0.1), KFAC(fisher="sampled", period=1))
     loss = by_hand(model[4](checkpoint(model[:4], x.requires_grad_(), use_reentrant=True)), y, None)
     engine.before_backward(loss)
-    with pytest.raises(ConfigError, match=r"0.weight.*use_reentrant=False"):
+    with pytest.raises(ConfigError, match=r"0.weight.*use_reentrant=False") as said:
         loss.backward()
+    noted.refused(said, method="KFAC", option="fisher='sampled' and reentrant activation checkpointing")
 
 
 def test_too_many_passes_are_refused_with_their_number():

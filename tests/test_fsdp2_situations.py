@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_so import EKFAC, KFAC, SOAP, Muon, Shampoo
-from tests import shards
+from tests import noted, shards
 from tests.test_fsdp2 import same
 
 ADAMW = (torch.optim.AdamW, {"lr": 3e-3, "weight_decay": 0.1})
@@ -92,6 +92,7 @@ def test_checks_that_need_whole_weights_are_refused_by_name(two, check):
     for told in two.run(shards.refused, *SOAP4, **{check: 3}):
         assert check in told
         assert "pieces" in told
+    noted.refused(told, strategy="FSDP2", option=check)
 
 
 @pytest.mark.parametrize(

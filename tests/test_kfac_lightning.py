@@ -5,6 +5,7 @@ import torch
 from pytorch_lightning.plugins.precision import MixedPrecision
 
 from lightning_so import EKFAC, KFAC, ConfigError, SecondOrder, TrustError, attach
+from tests import noted
 from tests.problems import batch
 from tests.test_callback import fit
 from tests.test_situations import Plain, loss_of, net, same
@@ -124,8 +125,9 @@ def test_a_backward_pass_past_the_trainer_is_refused_where_the_loss_must_be_seen
             self.loss(self.net, index).backward()
             optimizer.step()
 
-    with pytest.raises(TrustError, match=r"self\.manual_backward"):
+    with pytest.raises(TrustError, match=r"self\.manual_backward") as said:
         fit(Manual(BASES["sgd"]), [SecondOrder(KFAC(fisher="sampled"))])
+    noted.refused(said, method="KFAC", option="fisher='sampled' and loss.backward() instead of manual_backward")
 
 
 def test_a_loss_that_does_not_tell_is_refused_by_name_and_said_beside_the_method():
@@ -143,8 +145,9 @@ def test_a_loss_that_does_not_tell_is_refused_by_name_and_said_beside_the_method
         x, y = batch(number)
         return Own.apply(torch.nn.functional.cross_entropy(net(x), y, reduction="none"))
 
-    with pytest.raises(ConfigError, match=r"OwnBackward.*reduction='mean'"):
+    with pytest.raises(ConfigError, match=r"OwnBackward.*reduction='mean'") as said:
         trained(own)
+    noted.refused(said, method="KFAC", option="a loss whose graph does not tell, without reduction=")
     model, ours = (
         Plain(lambda parameters: torch.optim.SGD(parameters, lr=0.1), own),
         SecondOrder(METHOD, reduction="mean"),

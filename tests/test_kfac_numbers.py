@@ -8,6 +8,7 @@ import torch
 from lightning_so import KFAC, ConfigError, Relative, attach
 from lightning_so.core.telemetry import state_bytes
 from lightning_so.linalg import psd
+from tests import noted
 from tests.test_kfac import EXACT, close, data, factors, linears, losses, matrix, net, stats_of, step
 
 # ---------------------------------------------------------------- one loss, written in many ways
@@ -88,8 +89,9 @@ def test_a_bad_argument_is_refused_by_name(argument, value):
 @pytest.mark.parametrize("cls", [torch.optim.RMSprop, torch.optim.Adagrad])
 def test_a_base_without_a_first_moment_is_refused_by_name(cls):
     model = net()
-    with pytest.raises(ConfigError, match=f"KFAC on {cls.__name__}.*use SGD, Adam or AdamW"):
+    with pytest.raises(ConfigError, match=f"KFAC on {cls.__name__}.*use SGD, Adam or AdamW") as said:
         attach(model, cls(model.parameters()), KFAC())
+    noted.refused(said, method="KFAC", base=cls.__name__)
 
 
 @EXACT

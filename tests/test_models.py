@@ -7,9 +7,9 @@ import pytorch_lightning
 import torch
 from pytorch_lightning.callbacks import BaseFinetuning, EarlyStopping
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from lightning_so import SOAP, Muon, SecondOrder, attach
+from tests.noted import checkpoint
 from tests.problems import Net, train
 from tests.test_callback import METHOD, fit
 from tests.test_situations import Plain, adamw, by_hand, loss_of, net, same

@@ -7,6 +7,7 @@ import torch
 
 from lightning_so import SOAP, ConfigError, Synchronous, attach
 from lightning_so.core.schedule import Schedule
+from tests import noted
 from tests.problems import BASES, SGDS, Net, name, train
 from tests.reference import Reference
 
@@ -61,8 +62,9 @@ def test_soap_equals_an_independent_reference():
 def test_rotating_sgd_is_refused_with_what_works(case):
     cls, arguments = case
     net = Net()
-    with pytest.raises(ConfigError, match=r"rotating SGD changes nothing.*AdamW"):
+    with pytest.raises(ConfigError, match=r"rotating SGD changes nothing.*AdamW") as said:
         attach(net, cls(net.parameters(), **arguments), SOAP())
+    noted.refused(said, method="SOAP", base="SGD")
 
 
 @pytest.mark.parametrize("case", BASES, ids=name)

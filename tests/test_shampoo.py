@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from lightning_so import ConfigError, SecondOrder, Shampoo, Synchronous, attach
+from tests import noted
 from tests.test_kfac import close
 
 EVERY = {"period": 1, "schedule": Synchronous()}
@@ -209,8 +210,9 @@ def test_a_factor_that_is_not_finite_is_counted_and_the_last_root_stays(cls):
 @pytest.mark.parametrize("cls", [torch.optim.RMSprop, torch.optim.Adagrad])
 def test_a_base_without_a_first_moment_is_refused_by_name(cls):
     model = nn.Linear(3, 2)
-    with pytest.raises(ConfigError, match=f"Shampoo on {cls.__name__}.*use SGD, Adam or AdamW"):
+    with pytest.raises(ConfigError, match=f"Shampoo on {cls.__name__}.*use SGD, Adam or AdamW") as said:
         attach(model, cls(model.parameters()), Shampoo())
+    noted.refused(said, method="Shampoo", base=cls.__name__)
 
 
 @pytest.mark.parametrize(

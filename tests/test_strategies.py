@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from lightning_so.comm.sharded import even
 from lightning_so.strategies import REGISTRIES, fsdp
+from tests import noted
 from tests.peers import DEEPSPEED
 from tests.trainings import train, unchanged
 from tests.transformer import Transformer, batch
@@ -185,5 +186,6 @@ def test_fsdp1_has_a_name_for_every_import_name():
 
 def test_lightning_clips_by_norm_under_no_fsdp1():
     """Why the harness asks torch to: if this fails, the harness and the strategy's docstring can be simpler."""
-    with pytest.raises(MisconfigurationException, match="gradient_clip_algorithm='norm'"):
+    with pytest.raises(MisconfigurationException, match="gradient_clip_algorithm='norm'") as said:
         FSDPPrecision("32-true").clip_grad_by_norm()
+    noted.refused(said, strategy="FSDP1", option="clipping by Lightning itself")

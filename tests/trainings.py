@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from lightning_fabric.plugins.environments import ClusterEnvironment
 from pytorch_lightning.callbacks import Checkpoint
-from pytorch_lightning.plugins import FSDPPrecision
+from pytorch_lightning.plugins import FSDPPrecision, MixedPrecision
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -25,6 +25,7 @@ from lightning_so import SecondOrder
 from lightning_so.core.routing import clean
 from lightning_so.strategies.ddp import SecondOrderDDPStrategy
 from lightning_so.strategies.fsdp import SecondOrderFSDPStrategy
+from tests import noted
 from tests.peers import PEERS
 from tests.transformer import BATCH, Block, Transformer, batch
 
@@ -67,10 +68,12 @@ class Trained(NamedTuple):
 class Module(pl.LightningModule):
     """The language model; ranks take strided parts of global batches, numbered by what is in checkpoints."""
 
-    def __init__(self, strategy, base, dtype=torch.float32, grouped=False) -> None:
+    def __init__(self, strategy, base, dtype=torch.float32, grouped=False, prepare=None) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.net, self.how, self.base, self.grouped = Transformer().to(dtype), strategy, base, grouped
+        if prepare is not None:
+            prepare(self.net)
         self.losses = []
 
     def configure_model(self) -> None:
@@ -128,6 +131,8 @@ class Watch(pl.Callback):
         self.state = sum(piece(value).numel() for value in state if isinstance(value, torch.Tensor) and value.ndim)
         with whole(trainer, pl_module) as params:
             self.weights = {clean(name): value.detach().cpu().clone() for name, value in params}
+        if self.ours is not None:
+            noted.trained(trainer, self.ours.engines, pl_module.how)
 
 
 class Save(pl.Callback):
@@ -281,6 +286,7 @@ def train(
     precision="32-true",
     dtype=torch.float32,
     grouped=False,
+    prepare=None,
     callbacks=(),
     whole_files=None,
     resume=None,
@@ -298,6 +304,7 @@ def train(
         precision: The Trainer's.
         dtype: The parameters'; DeepSpeed makes float32 of any.
         grouped: Whether biases, norms and the like are a group of their own, without decay.
+        prepare: Changes the network before a strategy wraps it.
         callbacks: More callbacks.
         whole_files: Whether a checkpoint is one file with whole tensors (True) or a folder with pieces (False); None
             is what the strategy does when it is not told.
@@ -306,11 +313,15 @@ def train(
     """
     ours = None if method is None else SecondOrder(method, print_plan=False, **second_order)
     watch = Watch(ours)
-    several, plugins = strategy != "one", []
-    if several:
-        plugins.append(Standing())
+    several = strategy != "one"
+    plugins: list[Any] = [Standing()] if several else []
     if strategy in FSDP1 and dtype == torch.float64:
         plugins.append(Double())
+        precision = None
+    if strategy in ("one", "ddp") and precision == "16-mixed":
+        # By its name Lightning takes bf16-mixed on CPU.
+        plugins.append(MixedPrecision(precision, "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=256.0)))
+        precision = None
     with unchanged(strategy):
         trainer = pl.Trainer(
             accelerator="cpu",
@@ -321,7 +332,7 @@ def train(
             max_epochs=1,
             accumulate_grad_batches=accumulate,
             gradient_clip_val=clip,
-            precision=None if len(plugins) > 1 else precision,
+            precision=precision,
             callbacks=[*([] if ours is None else [ours]), *callbacks, watch],
             use_distributed_sampler=False,
             logger=False,
@@ -329,7 +340,7 @@ def train(
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        module = Module(strategy, base, dtype, grouped)
+        module = Module(strategy, base, dtype, grouped, prepare)
         trainer.fit(module, DataLoader(range(steps * accumulate), batch_size=1), ckpt_path=resume)
         report = None if ours is None else ours.engines[0].report
     return Trained(watch.weights, module.losses, watch.held, watch.state, watch.sent, report)

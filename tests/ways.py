@@ -4,9 +4,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
-from torch.utils.checkpoint import checkpoint
 
 from lightning_so import attach
+from tests import noted
 from tests.test_contract import LAYERS, METHODS, made
 
 BASES = {
@@ -58,12 +58,13 @@ def walked(name, number, base, way, steps=14):
         if way == "ranks":
             chunks = [chunks[dist.get_rank()]]
         for part, wanted in chunks:
-            found = checkpoint(wrapped, part, use_reentrant=False) if way == "checkpointed" else wrapped(part)
+            found = noted.checkpoint(wrapped, part, use_reentrant=False) if way == "checkpointed" else wrapped(part)
             loss = (found - wanted).square().mean() / len(chunks)
             engine.before_backward(loss)
             loss.backward()
         optimizer.step()
     report, parameters = engine.report, [p.detach().clone() for p in model.parameters()]
+    noted.ran([engine], "ddp" if way == "ranks" else "one", noted.LOOP, accumulation=way == "micro")
     engine.detach()
     return parameters, report.rotated + report.bent + report.preconditioned
 

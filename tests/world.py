@@ -9,6 +9,8 @@ from multiprocessing import get_context
 import torch
 import torch.distributed as dist
 
+from tests import noted
+
 
 class World:
     """Ranks 0 .. size-1, each waiting for (function, arguments); a function may be any importable one."""
@@ -40,10 +42,11 @@ class World:
         for rank, pipe in enumerate(self.pipes):
             assert pipe.poll(120), f"rank {rank} of {function.__name__} did not answer"
             answers.append(pipe.recv())
-        for rank, (ok, value) in enumerate(answers):
+        for rank, (ok, value, _) in enumerate(answers):
             assert ok, f"rank {rank}:\n{value}"
         self.broken = False
-        return [value for _, value in answers]
+        noted.add(answers[0][2])
+        return [value for _, value, _ in answers]
 
     def close(self) -> None:
         if not self.broken:
@@ -68,8 +71,10 @@ def serve(rank, size, file, pipe) -> None:
     )
     while (call := pipe.recv()) is not None:
         function, arguments, named = call
+        noted.taken()  # What a call before it has left and not finished.
         try:
-            pipe.send((True, function(*arguments, **named)))
+            found = function(*arguments, **named)
+            pipe.send((True, found, noted.taken()))
         except BaseException:
-            pipe.send((False, traceback.format_exc()))
+            pipe.send((False, traceback.format_exc(), []))
     dist.destroy_process_group()
