@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constrain
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fast lint format bench clean
+.PHONY: help demo test fast matrix lint format bench clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */\1\t/' | expand -t 10
@@ -38,6 +38,11 @@ test: lint .venv/.peers ## Lint, type-check and run the whole test suite
 
 fast: $(READY) ## Run the everyday tests: all but the slow ones
 	@$(PYTEST) -m "not slow"
+
+# TESTS=tests/test_zero.py is a part of them, which brings its part of the table up to date.
+matrix: $(READY) .venv/.peers ## Run the tests and write docs/compatibility.md from what they have trained
+	@$(BIN)/python -m tests.compatibility
+	@$(PYTEST) -p tests.recording $(or $(TESTS),tests)
 
 lint: $(READY) ## Lint, check the format and the types
 	@$(BIN)/ruff check

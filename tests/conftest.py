@@ -5,6 +5,18 @@ import torch
 
 from tests.world import World
 
+FOUND = pytest.StashKey[set[str]]()
+
+
+def pytest_itemcollected(item):
+    item.config.stash.setdefault(FOUND, set()).add(item.nodeid)
+
+
+@pytest.fixture
+def found(request):
+    """Ids of the tests of this session's files, those that were not chosen too."""
+    return request.config.stash[FOUND]
+
 
 @pytest.fixture(autouse=True)
 def _seed():

@@ -98,7 +98,8 @@ def trained(trainer, engines, strategy: str) -> None:
         engines: SecondOrder's.
         strategy: A key of `STRATEGIES`.
     """
-    clip, by_value = trainer.gradient_clip_val, str(trainer.gradient_clip_algorithm).endswith("value")
+    clip, algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
+    by_value = getattr(algorithm, "value", algorithm) == "value"
     on = {
         "accumulation": trainer.accumulate_grad_batches > 1,
         "clipping": clip and not by_value,

@@ -108,17 +108,18 @@ def refusal(strategy, precision):
 
 @SLOW
 @pytest.mark.parametrize(
-    ("strategy", "covers", "words"),
+    ("strategy", "precision", "covers", "words"),
     [
         # Lightning's own, which the documentation names.
-        ("fsdp2", "FSDP2", "does not support"),
-        pytest.param("zero2", "DeepSpeed", "the Trainer has 16-mixed, whose gradients carry", marks=needs_deepspeed),
+        ("fsdp2", "16-mixed", "FSDP2", "does not support"),
+        pytest.param("zero2", "16-mixed", "DeepSpeed", "the Trainer has 16-mixed, whose", marks=needs_deepspeed),
+        pytest.param("zero2", "16-true", "DeepSpeed", "the Trainer has 16-true, whose", marks=needs_deepspeed),
     ],
 )
-def test_a_loss_scale_that_cannot_be_taken_out_is_refused(two, strategy, covers, words):
-    told, again = two.run(refusal, strategy, "16-mixed")
+def test_a_loss_scale_that_cannot_be_taken_out_is_refused(two, strategy, precision, covers, words):
+    told, again = two.run(refusal, strategy, precision)
     assert words in told == again
-    noted.refused(told, strategy=covers, precision="16-mixed")
+    noted.refused(told, strategy=covers, precision=precision)
 
 
 def test_a_strategy_that_is_not_known_is_refused_by_name():
