@@ -12,6 +12,7 @@ TRAINER, LOOP = "Trainer", "plain loop"
 STRATEGIES = {
     "one": "one process",
     "ddp": "DDP",
+    "ddp_so": "DDP (ddp_so)",
     "fsdp2": "FSDP2",
     "hsdp": "FSDP2 with replicas",
     "fsdp1": "FSDP1",
@@ -71,6 +72,8 @@ def ran(engines, strategy: str, loop: str = TRAINER, precision: str | None = Non
         exact = "64-true" if "torch.float64" in dtypes else "bf16-true" if "torch.bfloat16" in dtypes else "32-true"
         more = {
             "parameter groups": len(engine.groups) > 1,
+            "lag=1": engine.lag,
+            "sharding='local'": engine.access.local,
             "compile": any(hasattr(m, "_orig_mod") or m._compiled_call_impl for m in engine.model.modules()),
             **{name.replace("_", " "): on for name, on in options.items()},
             **dict.fromkeys(_used, True),

@@ -462,6 +462,43 @@ def test_a_signals_handler_saves_without_the_other_ranks(two, tmp_path, form, ba
     assert ends[0].report.step == STEPS
 
 
+class Moments(pl.Callback):
+    """By block, this rank's moments as they were loaded."""
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        engine = trainer.callbacks[0].engines[0]
+        self.found = {block.name: engine.access.state(engine.optimizer, block.param) for block in engine.plan.blocks}
+        self.found = {name: (s["exp_avg"].clone(), s["exp_avg_sq"].clone()) for name, s in self.found.items()}
+
+
+def resumed_from_a_signal(*arguments, **named):
+    moments = Moments()
+    return train(*arguments, callbacks=[moments], **named), moments.found
+
+
+@pytest.mark.slow
+@needs_deepspeed
+def test_a_signals_handler_leaves_no_rotated_moments_in_deepspeeds_folder(two, tmp_path):
+    path = str(tmp_path / "signal.ckpt")
+    straight = two.run(train, "zero2", *METHODS["soap"], STEPS, callbacks=[Signal(path, STOP)])
+    for end, moments in two.run(resumed_from_a_signal, "zero2", *METHODS["soap"], STEPS, resume=path):
+        assert len(moments) == 16
+        assert any(m.numel() for m, _ in moments.values())
+        for first, second in moments.values():
+            assert not first.any()
+            assert not second.numel() or bool((second == second[0]).all() and second[0] > 0)
+        assert end.report.step == STEPS
+        assert all(bool(value.isfinite().all()) for value in end.weights.values())
+    # Nothing of it is left in the training that went on.
+    assert apart(straight, two.run(train, "zero2", *METHODS["soap"], STEPS)) == 0
+
+
+def test_a_checkpoint_from_before_the_first_step_is_exact(two, tmp_path):
+    path = str(tmp_path / "early.ckpt")
+    straight = fit(two, "one", "soap", callbacks=[Early(path)])
+    assert apart(fit(two, "one", "soap", resume=path), straight) == 0
+
+
 def refusal(*arguments, **named):
     """What a rank says."""
     try:

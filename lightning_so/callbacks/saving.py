@@ -74,9 +74,8 @@ def wrap(strategy: Any, engines: Sequence[Engine]) -> list[str]:
 
     def save_checkpoint(*args: Any, **kwargs: Any) -> None:
         with ExitStack() as stack:
-            if not inside_handler():
-                for engine in engines:
-                    stack.enter_context(files.plainly(engine))
+            for engine in engines:
+                stack.enter_context(files.plainly(engine, alone=inside_handler()))
             save(*args, **kwargs)
 
     strategy.lightning_module_state_dict, strategy.optimizer_state = lightning_module_state_dict, optimizer_state

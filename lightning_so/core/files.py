@@ -111,16 +111,26 @@ def _check_moments(block: Block, keys: list[list[str]], exact: dict[str, Tensor]
 
 
 @contextmanager
-def plainly(engine: "Engine") -> Iterator[None]:
+def plainly(engine: "Engine", *, alone: bool = False) -> Iterator[None]:
     """Have the optimizer's moments in plain coordinates for a while, bit for bit as they were afterwards.
 
     A collective where parameters are sharded.
+
+    Args:
+        engine: The engine.
+        alone: Whether to ask no other rank. Pieces cannot be taken out of a basis: then first moments are zero, and
+            second ones their mean, of which a rotation leaves the sum.
     """
     jobs = _jobs(engine, bases.plain)
     values = (value for job in jobs for state in job.states for value in state.values())
     held = [(value, value.clone()) for value in values if torch.is_tensor(value)]
     with torch.no_grad():
-        engine.layout.move(jobs)
+        if alone and engine.layout.split:
+            for key, value in (item for job in jobs for state in job.states for item in state.items()):
+                if key in (*engine.base.first, *engine.base.second) and value.numel():
+                    value.fill_(0.0 if key in engine.base.first else value.mean())
+        else:
+            engine.layout.move(jobs)
     try:
         yield
     finally:

@@ -126,6 +126,7 @@ class Schedule:
         ranks: World size.
         given: The owner of each unit, where it is not for the schedule to choose.
         origin: Step from which the interval counts: later than 0 after blocks were added or curvature was lost.
+        placed: Step of the last packing; 0 before the first.
         tried: Step of each unit's last solve, good or failed (0 = never).
         last: Step of each unit's last good solve (0 = never).
         next: Step at which each unit is due.
@@ -141,6 +142,7 @@ class Schedule:
     ranks: int = 1
     given: list[int] | None = None
     origin: int = field(default=0, init=False)
+    placed: int = field(default=0, init=False)
     tried: list[int] = field(default_factory=list, init=False)
     last: list[int] = field(default_factory=list, init=False)
     next: list[int] = field(default_factory=list, init=False)
@@ -221,6 +223,7 @@ class Schedule:
 
     def place(self, step: int) -> None:
         """Pack the units for the intervals of a step, without moving what is due."""
+        self.placed = step
         every = [unit.every(step - self.origin) for unit in self.units]
         if every != self.every:
             self.every, self.slot = every, pack([unit.cost for unit in self.units], self._slots(every))

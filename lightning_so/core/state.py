@@ -47,6 +47,7 @@ def state_dict(engine: "Engine") -> dict[str, Any]:
         "units": units,
         "flights": _flights(engine),
         "origin": schedule.origin,
+        "placed": schedule.placed,
         "report": engine.report.portable(),
     }
 
@@ -71,7 +72,8 @@ def load_blocks(engine: "Engine", state: dict[str, Any]) -> None:
     take_over(engine, state)
     load_report(engine, state["report"])
     engine.schedule.origin = state["origin"]
-    engine.schedule.place(engine.report.step)
+    if state["placed"]:  # Else what is due is still to move to the slots of the first packing.
+        engine.schedule.place(state["placed"])
 
 
 def check_blocks(engine: "Engine", state: dict[str, Any], mine: dict[str, dict[str, Tensor]]) -> None:
