@@ -97,6 +97,13 @@ def test_two_replicas_of_two_pieces_are_one_process_with_all_at_once(four, strat
     same(four.run(train, strategy, *METHODS[method], steps=STEPS, **more), one(method, **more), 1e-5)
 
 
+@SLOW
+@pytest.mark.parametrize(("strategy", "method"), [("ddp", "kfac"), ("fsdp2", "soap"), ("fsdp1", "kfac")])
+def test_two_ranks_are_one_process_with_all_at_once(two, strategy, method):
+    more = {"accumulate": 2, "clip": 0.3, "grouped": True}
+    same(two.run(train, strategy, *METHODS[method], steps=STEPS, **more), one(method, **more), 1e-5)
+
+
 def refusal(strategy, precision):
     """What a rank is told."""
     try:
