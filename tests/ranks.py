@@ -8,11 +8,15 @@ from itertools import pairwise
 import torch
 import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook, fp16_compress_hook
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from lightning_so import SecondOrder, TrustError, attach, curvature
-from lightning_so.comm.sharded import Pieces, Sharded, even
+from lightning_so.comm.dtensor import DTensorAccess
+from lightning_so.comm.sharded import Pieces, Sharded
 from lightning_so.core.traffic import traffic
+from lightning_so.core.whole import space_of
 from tests import noted
 from tests.problems import Net, batch
 
@@ -214,13 +218,15 @@ def exchanged(edges, owners, seed, dtype=torch.float32):
 
 
 def products(sharded):
-    """Gram matrix of three random vectors of four tensors, some of them cut in pieces, and the dense one."""
-    comm, rank = Sharded(), dist.get_rank()
-    generator = torch.Generator().manual_seed(0)
-    rows = [[torch.randn(n, generator=generator) for n in (7, 1, 12, 5)] for _ in range(3)]
-    dense = torch.stack([torch.cat(row) for row in rows]).double()
-    pieces = [even(n, 1, comm.ranks, 0) for n in (7, 1, 12, 5)]
-    cut = [[p.of(t, rank) if s else t for t, p, s in zip(row, pieces, sharded, strict=True)] for row in rows]
-    found = comm.gram(cut, sharded=sharded), comm.inner(cut[0], cut[1], sharded=sharded)
+    """Gram matrix of three random vectors over four parameters, some of them DTensors, and the dense one."""
+    comm, mesh = Sharded(), init_device_mesh("cpu", (dist.get_world_size(),))
+    params = [torch.nn.Parameter(torch.zeros(n)) for n in (7, 1, 12, 5)]
+    params = [torch.nn.Parameter(distribute_tensor(p, mesh, [Shard(0)])) if s else p for p, s in zip(params, sharded)]
+    access = DTensorAccess()
+    space = space_of([(f"p{number}", p) for number, p in enumerate(params)], access, comm)
+    whole = torch.stack([torch.randn(25, generator=torch.Generator().manual_seed(number)) for number in range(3)])
+    spans = [access.span(p) for p in params]
+    parts = zip(whole.split([7, 1, 12, 5], 1), spans, strict=True)
+    found = space.gram(*[torch.cat([part[:, first:last] for part, (first, last) in parts], 1)] * 2)
     comm.close()
-    return found, dense @ dense.mT
+    return found, space.dimension, whole.double() @ whole.double().mT

@@ -1,4 +1,4 @@
-"""Ranks that hold pieces of parameters: whole tensors at an owner, back as pieces, and sums over a sharded vector.
+"""Ranks that hold pieces of parameters: whole tensors at an owner, and back as pieces.
 
 A piece is a range of a tensor's row-major numbers, so that one description fits rows of a DTensor, FSDP1's flat
 parameters and ZeRO's partitions; uneven or empty as they come, and the same on several ranks where they are replicas.
@@ -148,38 +148,6 @@ class Sharded(Replicated):
             theirs = self._of(into, pieces, owner)
             for (target, _), piece in zip(theirs, part.split([p.size(self.rank) for _, p in theirs]), strict=True):
                 target.copy_(piece.view(target.shape))
-
-    def inner(self, xs: Sequence[Tensor], ys: Sequence[Tensor], *, sharded: Sequence[bool] | None = None) -> Tensor:
-        """`<x, y>` of two vectors that are lists of tensors, the same scalar on every rank; see `gram`."""
-        return self.gram([xs], [ys], sharded=sharded)[0, 0]
-
-    def gram(
-        self,
-        rows: Sequence[Sequence[Tensor]],
-        others: Sequence[Sequence[Tensor]] | None = None,
-        *,
-        sharded: Sequence[bool] | None = None,
-    ) -> Tensor:
-        """`<x_i, y_j>` of vectors that are lists of tensors: local sums in float64 and one all-reduce of k x l numbers.
-
-        Args:
-            rows: The k vectors x, this rank's pieces of each.
-            others: The l vectors y; None for x.
-            sharded: Which tensors are pieces; the others are whole, and equal, on every rank. None for all.
-
-        Returns:
-            The products, shape (k, l), float64, equal on every rank.
-        """
-        others = rows if others is None else others
-        pieces = [True] * len(rows[0]) if sharded is None else sharded
-        # Whole tensors are counted by one rank alone, so that the sum is the same on all.
-        counted = [number for number, piece in enumerate(pieces) if piece or self.rank == 0]
-        total = torch.zeros(len(rows), len(others), dtype=torch.float64, device=self._device)
-        for number in counted:
-            X, Y = (torch.stack([v[number].reshape(-1) for v in side]).double() for side in (rows, others))
-            total += (X @ Y.mT).to(total.device)
-        self.sum(total)
-        return total
 
     def _of(self, tensors: Sequence, pieces: Sequence[Pieces], owner: int) -> list:
         return [(t, p) for t, p in zip(tensors, pieces, strict=True) if p.owner == owner]

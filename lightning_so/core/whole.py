@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lightning_so.comm import Access, Local, Pieces
+from lightning_so.comm import Access, Local, Pieces, Sharded
 from lightning_so.linalg.vectors import Piece, Space
 
 
@@ -30,12 +30,11 @@ def space_of(named: Iterable[tuple[str, Tensor]], access: Access, comm: Local) -
     dtype, device = torch.float64 if double else torch.float32, weights[0].device if weights else "cpu"
     if not access.sharded:  # What every rank has is no sum.
         return Space(tuple(pieces), dtype=dtype, device=device)
-    spans = torch.tensor([(piece.first, piece.first + piece.count) for piece in pieces], dtype=torch.int64)
-    wires = comm.gather(spans.flatten().view(torch.uint8), [spans.nbytes] * comm.ranks)
-    of_ranks = [wire.clone().view(torch.int64).view(-1, 2).tolist() for wire in wires]
+    assert isinstance(comm, Sharded)
+    spans = comm.spans([(piece.first, piece.first + piece.count) for piece in pieces])
+    # Of ranks that have the same numbers, one counts them.
     counted = (
-        replace(piece, counted=Pieces(tuple((first, last) for first, last in of), 0).gives(comm.rank) > 0)
-        for piece, of in zip(pieces, zip(*of_ranks, strict=True), strict=True)
+        replace(piece, counted=Pieces(of, 0).gives(comm.rank) > 0) for piece, of in zip(pieces, spans, strict=True)
     )
 
     def total(numbers: Tensor) -> Tensor:
