@@ -5,6 +5,7 @@ from lightning_so.callbacks.monitor import CurvatureMonitor as CurvatureMonitor
 from lightning_so.callbacks.resume.check import resume_check as resume_check
 from lightning_so.callbacks.resume.verdict import ResumeCheck as ResumeCheck
 from lightning_so.callbacks.second_order import SecondOrder as SecondOrder
+from lightning_so.callbacks.sharpness import SharpnessGuard as SharpnessGuard
 from lightning_so.core.attach import attach as attach
 from lightning_so.core.errors import ConfigError as ConfigError
 from lightning_so.core.errors import LaunchError as LaunchError
@@ -36,6 +37,7 @@ __all__ = [
     "ResumeCheck",
     "SecondOrder",
     "Shampoo",
+    "SharpnessGuard",
     "Staggered",
     "StateError",
     "Synchronous",

@@ -1,0 +1,139 @@
+"""What callbacks share that look at the loss's curvature every so many steps, between two steps of the optimizer."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning_utilities.core.rank_zero import rank_zero_only
+from torch import Tensor, nn
+
+from lightning_so.callbacks import strategies
+from lightning_so.callbacks.names import Callback
+from lightning_so.callbacks.replay import Replay, random_state
+from lightning_so.comm import Access, Local, access_of, ambient
+from lightning_so.core.errors import ConfigError, check_count
+from lightning_so.core.routing import clean
+from lightning_so.core.whole import space_of
+from lightning_so.linalg.products import STEPS, FiniteDifference
+from lightning_so.linalg.vectors import Space
+
+#: Products of two steps that differ by more than this are of a gradient too rough for the smaller one.
+ROUGH = 0.05
+#: A gradient that is computed twice may differ by this share: some kernels add in another order each time.
+AGAIN = 1e-3
+
+
+class Looking(Callback):
+    """Looks at the last micro-batch's loss right after every so many steps of the optimizer; see `look`.
+
+    Args:
+        every: Steps between two looks.
+        verbose: Print at the first look how products are taken, and why.
+
+    Raises:
+        ConfigError: If an argument is out of range.
+    """
+
+    def __init__(self, every: int, verbose: bool) -> None:
+        """Check the arguments."""
+        self._name = type(self).__name__
+        check_count(self._name, "every", every, 1, 1_000_000_000)
+        self.every, self.verbose = every, verbose
+        self._clear()
+
+    def _clear(self) -> None:
+        self.params: list[Tensor] = []
+        self.weights: list[Tensor] = []
+        self.space, self.access = Space(()), Access()
+        self._comm: Local | None = None
+        self._replay: Replay | None = None
+        self._central: bool | None = None
+        self._random: tuple[Any, ...] | None = None
+        self._looked = -1
+
+    def look(self, trainer: Any, product: Callable[[Tensor], Tensor], gradient: Tensor) -> None:
+        """Look.
+
+        Args:
+            trainer: The Trainer.
+            product: `v -> H v` over `space`.
+            gradient: g at the weights.
+        """
+        raise NotImplementedError
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Refuse what cannot be looked at."""
+        if stage == "fit" and strategies.is_deepspeed(trainer.strategy):
+            raise ConfigError(
+                f"{self._name}: DeepSpeed keeps the weights that it steps on apart from those of the forward pass, "
+                "which would have to be moved together. Look at a short training under DDP or FSDP2."
+            )
+        if stage == "fit" and not pl_module.automatic_optimization:
+            raise ConfigError(
+                f"{self._name}: with manual optimization training_step steps the optimizers itself, and cannot be run "
+                "again to look. Use lightning_so.linalg.lanczos with a loss of your own."
+            )
+
+    def on_train_start(self, trainer: Any, pl_module: nn.Module) -> None:
+        """Say what the whole vector is: the parameters that are trained."""
+        self._clear()
+        named = [(clean(name), param) for name, param in pl_module.named_parameters() if param.requires_grad]
+        self.params = [param for _, param in named]
+        self.access = access_of(self.params, trainer.strategy.model)
+        self._comm = ambient(sharded=self.access.sharded)
+        self.space = space_of(named, self.access, self._comm)
+        self.weights = [self.access.weight(param) for param in self.params]
+        self._replay = Replay(trainer, pl_module, self.params, self.access, self.space)
+
+    def teardown(self, trainer: Any, pl_module: nn.Module, stage: str) -> None:
+        """Give back what was set up."""
+        if self._comm is not None:
+            self._comm.close()
+        self._clear()
+
+    def on_train_batch_start(self, trainer: Any, pl_module: nn.Module, batch: Any, batch_idx: int) -> None:
+        """Remember the random numbers of a step that will be looked at."""
+        self._random = random_state() if (trainer.global_step + 1) % self.every == 0 else None
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Look, once the optimizer has stepped."""
+        step = trainer.global_step
+        if step % self.every or step == self._looked or self._random is None or self._replay is None:
+            return
+        self._looked = step
+        recorders = [
+            recorder
+            for callback in trainer.callbacks
+            for engine in getattr(callback, "engines", ())
+            for recorder in engine.recorders
+        ]
+        with self._replay.of(batch, batch_idx, self._random, recorders) as gradient:
+            half = "16" in str(trainer.precision)
+            step_size = STEPS[torch.bfloat16 if half else self.space.dtype]
+            here = gradient()
+            if self._central is None:
+                self._central = self._probe(gradient, here, step_size, half)
+            product = FiniteDifference(self.weights, gradient, self.space, step_size, self._central, here)
+            self.look(trainer, product, here)
+
+    def _probe(self, gradient: Callable[[], Tensor], here: Tensor, step: float, half: bool) -> bool:
+        """Choose between forward and central differences, and say why."""
+        space = self.space
+        apart, length = space.norm(gradient() - here), space.norm(here)
+        if apart > AGAIN * length:
+            raise ConfigError(
+                f"{self._name}: the same training step twice, with the same batch, weights and random numbers, gave "
+                f"gradients {apart / max(length, 1e-30):.1e} apart: it remembers something (an attribute that it "
+                f"writes, a generator of its own). Differences of such gradients are no curvature."
+            )
+        v = space.normal(0)
+        once, twice = (FiniteDifference(self.weights, gradient, space, s, here=here)(v) for s in (step, 2 * step))
+        rough = space.norm(once - twice) / max(space.norm(once), 1e-30)
+        central = half or not rough <= ROUGH
+        if self.verbose:
+            why = "half precision" if half else f"steps of {step:.0e} and twice that differ by {rough:.1e}"
+            how = "central" if central else "forward"
+            rank_zero_only(print)(
+                f"{self._name}: products by {how} differences of gradients ({why}), every {self.every} steps."
+            )
+        return central
