@@ -119,8 +119,8 @@ def refusal(strategy, precision):
     [
         # Lightning's own, which the documentation names.
         ("fsdp2", "16-mixed", "FSDP2", "does not support"),
-        pytest.param("zero2", "16-mixed", "DeepSpeed", "the Trainer has 16-mixed, whose", marks=needs_deepspeed),
-        pytest.param("zero2", "16-true", "DeepSpeed", "the Trainer has 16-true, whose", marks=needs_deepspeed),
+        pytest.param("zero2", "16-mixed", "DeepSpeed", "the Trainer has 16-mixed, where", marks=needs_deepspeed),
+        pytest.param("zero2", "16-true", "DeepSpeed", "the Trainer has 16-true, where", marks=needs_deepspeed),
     ],
 )
 def test_a_loss_scale_that_cannot_be_taken_out_is_refused(two, strategy, precision, covers, words):

@@ -8,7 +8,7 @@ from benchmarks.resume import different, trials
 
 @pytest.mark.slow
 def test_kill_and_resume_equals_not_having_stopped(tmp_path):
-    records = list(trials("soap", ranks=2, kills=3, seed=2, folder=tmp_path))
+    records = list(trials("soap", ranks=1, kills=3, seed=1, folder=tmp_path))
     assert [record["phase"] for record in records] == ["before", "at", "after"]
     for record in records:
         assert 0 < record["resumed_after"] <= record["step"]
@@ -18,9 +18,8 @@ def test_kill_and_resume_equals_not_having_stopped(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "ranks"), [("kfac", 1), ("kfac_sgd", 2)])
-def test_kfac_resumes_with_factors_that_only_their_owner_had(method, ranks, tmp_path):
-    for record in trials(method, ranks, kills=1, seed=1, folder=tmp_path):
+def test_kfac_resumes_with_factors_that_only_their_owner_had(tmp_path):
+    for record in trials("kfac_sgd", ranks=2, kills=1, seed=1, folder=tmp_path):
         assert 0 < record["resumed_after"] <= record["step"]
         assert record["different"] == [], record
 
