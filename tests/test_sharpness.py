@@ -111,6 +111,21 @@ def test_a_look_that_is_not_finite_leaves_the_cap():
     assert seen[-1] == seen[4] < math.inf
 
 
+def test_an_exception_leaves_the_rate_as_it_was():
+    class Fails(pl.Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            if trainer.global_step == 5:
+                assert optimizer.param_groups[0]["lr"] < 0.3
+                self.optimizer = optimizer
+                raise ZeroDivisionError
+
+    guard, fails = SharpnessGuard(every=1, verbose=False), Fails()
+    with pytest.raises(ZeroDivisionError):
+        fit(Quadratic(torch.optim.SGD, lr=0.3), guard, fails)
+    assert fails.optimizer.param_groups[0]["lr"] == 0.3
+    assert not fails.optimizer._optimizer_step_post_hooks
+
+
 def capped(strategy):
     guard = SharpnessGuard(every=2, safety=0.02, verbose=False)
     caps = []

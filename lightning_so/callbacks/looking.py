@@ -91,6 +91,10 @@ class Looking(Callback):
             self._comm.close()
         self._clear()
 
+    def on_exception(self, trainer: Any, pl_module: nn.Module, exception: BaseException) -> None:
+        """The same: callbacks are not asked to tear down then."""
+        self.teardown(trainer, pl_module, "fit")
+
     def on_train_batch_start(self, trainer: Any, pl_module: nn.Module, batch: Any, batch_idx: int) -> None:
         """Remember the random numbers of a step that will be looked at."""
         self._random = random_state() if (trainer.global_step + 1) % self.every == 0 else None
