@@ -22,6 +22,8 @@ from lightning_so.methods.kfac import KFAC as KFAC
 from lightning_so.methods.muon import Muon as Muon
 from lightning_so.methods.shampoo import Shampoo as Shampoo
 from lightning_so.methods.soap import SOAP as SOAP
+from lightning_so.monitor.spectrum import Spectrum as Spectrum
+from lightning_so.monitor.spectrum import spectrum as spectrum
 
 __all__ = [
     "EKFAC",
@@ -38,6 +40,7 @@ __all__ = [
     "SecondOrder",
     "Shampoo",
     "SharpnessGuard",
+    "Spectrum",
     "Staggered",
     "StateError",
     "Synchronous",
@@ -45,4 +48,5 @@ __all__ = [
     "attach",
     "curvature",
     "resume_check",
+    "spectrum",
 ]

@@ -1,10 +1,17 @@
-"""Lanczos, quadrature and Hutchinson against dense matrices; probes that do not depend on how numbers are cut."""
+"""Lanczos, quadrature and Hutchinson against dense matrices; probes that do not depend on how numbers are cut.
+
+At the end, the spectrum of a model's loss against its dense Hessian.
+"""
 
 import math
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
+from lightning_so import ConfigError, spectrum
 from lightning_so.linalg.hutchinson import diagonal, trace
 from lightning_so.linalg.lanczos import density, lanczos
 from lightning_so.linalg.vectors import Piece, Space
@@ -133,3 +140,107 @@ def test_probes_are_as_random_as_they_should_be():
     for limit, share in ((1.0, 0.6827), (2.0, 0.9545), (3.0, 0.9973)):
         assert abs(float((normal.abs() < limit).double().mean()) - share) < 0.005
     assert bool(normal.isfinite().all())
+
+
+class Net(nn.Module):
+    """A small network; attention that cannot be differentiated twice, where it is asked for."""
+
+    def __init__(self, attention=False, dtype=torch.float64):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.drop, self.last = nn.Linear(4, 5), nn.Dropout(0.2), nn.Linear(5, 3)
+        self.attention = attention
+        self.to(dtype)
+
+    def forward(self, x):
+        x = self.first(x).tanh()
+        if self.attention:
+            x = nn.functional.scaled_dot_product_attention(x[None, None], x[None, None], x[None, None])[0, 0]
+        return self.last(self.drop(x))
+
+
+def data(dtype=torch.float64):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(12, 4, generator=generator).to(dtype), torch.randint(3, (12,), generator=generator)
+
+
+def dense(model, names):
+    """The Hessian of some parameters, by torch.func."""
+    x, y = data()
+    params = {name: p.detach() for name, p in model.named_parameters()}
+    flat = torch.cat([params[name].reshape(-1) for name in names])
+
+    def loss(w):
+        parts = w.split([params[name].numel() for name in names])
+        new = {name: part.view(params[name].shape) for name, part in zip(names, parts, strict=True)}
+        return nn.functional.cross_entropy(torch.func.functional_call(model, {**params, **new}, (x,)), y)
+
+    return torch.func.hessian(loss)(flat)
+
+
+@pytest.mark.parametrize("names", [None, ["last.weight", "last.bias"]])
+def test_of_a_model_it_is_that_of_the_dense_hessian(names):
+    model, (x, y) = Net().eval(), data()
+    found = spectrum(model, lambda: nn.functional.cross_entropy(model(x), y), params=names, steps=60, probes=40)
+    H = dense(model, names or [name for name, _ in model.named_parameters()])
+    values = torch.linalg.eigvalsh(H)
+    assert abs(found.top - float(values[-1])) < 1e-9
+    assert abs(found.bottom - float(values[0])) < 1e-9
+    assert abs(found.trace.mean - float(values.sum())) < 4 * found.trace.error
+    assert found.density.dimension == len(H)
+    assert "double backward" in str(found)
+
+
+def test_nothing_of_the_model_changes_and_its_dropout_is_one_function():
+    model, (x, y) = Net(), data()
+    model(x).sum().backward()
+    before = [(p.detach().clone(), p.grad.clone()) for p in model.parameters()]
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    by = {
+        how: spectrum(model, lambda: nn.functional.cross_entropy(model(x), y), steps=40, probes=2, product=how)
+        for how in ("double backward", "central difference")
+    }
+    assert torch.equal(torch.get_rng_state(), state)
+    for p, (weight, grad) in zip(model.parameters(), before, strict=True):
+        assert torch.equal(p, weight)
+        assert torch.equal(p.grad, grad)
+    assert abs(by["double backward"].top - by["central difference"].top) < 1e-6
+
+
+def test_where_there_is_no_double_backward_differences_are_taken_and_it_is_said():
+    model, (x, y) = Net(attention=True, dtype=torch.float32).eval(), data(torch.float32)
+    loss = lambda: nn.functional.cross_entropy(model(x), y)  # noqa: E731
+    found = spectrum(model, loss, steps=10, probes=1)
+    assert "central differences: derivative for aten::_scaled_dot_product" in found.product
+    assert found.top > 0
+    with pytest.raises(ConfigError, match="no double backward here"):
+        spectrum(model, loss, product="double backward")
+
+
+def test_what_is_no_loss_is_refused():
+    model, (x, _) = Net(), data()
+    with pytest.raises(ConfigError, match=r"shape \(12, 3\) and a graph"):
+        spectrum(model, lambda: model(x))
+    with pytest.raises(ConfigError, match=r"\['middle.weight'\] are no parameters of Net"):
+        spectrum(model, lambda: model(x).sum(), params=["middle.weight"])
+    with pytest.raises(ConfigError, match="product must be one of"):
+        spectrum(model, lambda: model(x).sum(), product="magic")
+
+
+def of_ranks():
+    """Of the mean loss over ranks."""
+    model, (x, y) = Net().eval(), data()
+    wrapped = DistributedDataParallel(model)
+    mine = slice(dist.get_rank(), None, dist.get_world_size())
+    return spectrum(wrapped, lambda: nn.functional.cross_entropy(wrapped(x[mine]), y[mine]), steps=20, probes=2)
+
+
+def test_ranks_see_the_spectrum_of_one_process(two):
+    model, (x, y) = Net().eval(), data()
+    one = spectrum(model, lambda: nn.functional.cross_entropy(model(x), y), steps=20, probes=2)
+    for found in two.run(of_ranks):
+        assert found.names == one.names
+        assert abs(found.top - one.top) < 1e-6
+        assert abs(found.bottom - one.bottom) < 1e-6
+        assert abs(found.trace.mean - one.trace.mean) < 1e-5

@@ -9,13 +9,11 @@ from torch import Tensor, nn
 
 from lightning_so.callbacks import strategies
 from lightning_so.callbacks.names import Callback
-from lightning_so.callbacks.replay import Replay, random_state
-from lightning_so.comm import Access, Local, access_of, ambient
+from lightning_so.callbacks.replay import Replay
 from lightning_so.core.errors import ConfigError, check_count
-from lightning_so.core.routing import clean
-from lightning_so.core.whole import space_of
+from lightning_so.core.untouched import random_state
+from lightning_so.core.whole import Whole
 from lightning_so.linalg.products import STEPS, FiniteDifference
-from lightning_so.linalg.vectors import Space
 
 #: Products of two steps that differ by more than this are of a gradient too rough for the smaller one.
 ROUGH = 0.05
@@ -42,21 +40,24 @@ class Looking(Callback):
         self._clear()
 
     def _clear(self) -> None:
-        self.params: list[Tensor] = []
-        self.weights: list[Tensor] = []
-        self.space, self.access = Space(()), Access()
-        self._comm: Local | None = None
+        self._whole: Whole | None = None
         self._replay: Replay | None = None
         self._central: bool | None = None
         self._random: tuple[Any, ...] | None = None
         self._looked = -1
+
+    @property
+    def whole(self) -> Whole:
+        """The parameters as one vector, while a fit runs."""
+        assert self._whole is not None
+        return self._whole
 
     def look(self, trainer: Any, product: Callable[[Tensor], Tensor], gradient: Tensor) -> None:
         """Look.
 
         Args:
             trainer: The Trainer.
-            product: `v -> H v` over `space`.
+            product: `v -> H v` over `whole.space`.
             gradient: g at the weights.
         """
         raise NotImplementedError
@@ -77,18 +78,13 @@ class Looking(Callback):
     def on_train_start(self, trainer: Any, pl_module: nn.Module) -> None:
         """Say what the whole vector is: the parameters that are trained."""
         self._clear()
-        named = [(clean(name), param) for name, param in pl_module.named_parameters() if param.requires_grad]
-        self.params = [param for _, param in named]
-        self.access = access_of(self.params, trainer.strategy.model)
-        self._comm = ambient(sharded=self.access.sharded)
-        self.space = space_of(named, self.access, self._comm)
-        self.weights = [self.access.weight(param) for param in self.params]
-        self._replay = Replay(trainer, pl_module, self.params, self.access, self.space)
+        self._whole = Whole.of(pl_module.named_parameters(), trainer.strategy.model)
+        self._replay = Replay(trainer, pl_module, self._whole)
 
     def teardown(self, trainer: Any, pl_module: nn.Module, stage: str) -> None:
         """Give back what was set up."""
-        if self._comm is not None:
-            self._comm.close()
+        if self._whole is not None:
+            self._whole.comm.close()
         self._clear()
 
     def on_exception(self, trainer: Any, pl_module: nn.Module, exception: BaseException) -> None:
@@ -113,16 +109,16 @@ class Looking(Callback):
         ]
         with self._replay.of(batch, batch_idx, self._random, recorders) as gradient:
             half = "16" in str(trainer.precision)
-            step_size = STEPS[torch.bfloat16 if half else self.space.dtype]
+            step_size = STEPS[torch.bfloat16 if half else self.whole.space.dtype]
             here = gradient()
             if self._central is None:
                 self._central = self._probe(gradient, here, step_size, half)
-            product = FiniteDifference(self.weights, gradient, self.space, step_size, self._central, here)
+            product = self._difference(gradient, step_size, here, central=self._central)
             self.look(trainer, product, here)
 
     def _probe(self, gradient: Callable[[], Tensor], here: Tensor, step: float, half: bool) -> bool:
         """Choose between forward and central differences, and say why."""
-        space = self.space
+        space = self.whole.space
         apart, length = space.norm(gradient() - here), space.norm(here)
         if apart > AGAIN * length:
             raise ConfigError(
@@ -131,7 +127,7 @@ class Looking(Callback):
                 f"writes, a generator of its own). Differences of such gradients are no curvature."
             )
         v = space.normal(0)
-        once, twice = (FiniteDifference(self.weights, gradient, space, s, here=here)(v) for s in (step, 2 * step))
+        once, twice = (self._difference(gradient, size, here)(v) for size in (step, 2 * step))
         rough = space.norm(once - twice) / max(space.norm(once), 1e-30)
         central = half or not rough <= ROUGH
         if self.verbose:
@@ -141,3 +137,8 @@ class Looking(Callback):
                 f"{self._name}: products by {how} differences of gradients ({why}), every {self.every} steps."
             )
         return central
+
+    def _difference(
+        self, gradient: Callable[[], Tensor], step: float, here: Tensor, *, central: bool = False
+    ) -> FiniteDifference:
+        return FiniteDifference(self.whole.weights, gradient, self.whole.space, step, central, here)

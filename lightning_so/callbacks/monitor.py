@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_so.callbacks.looking import Looking
 from lightning_so.core.errors import check_count
-from lightning_so.monitor.spectrum import Sight, sight
+from lightning_so.monitor.sight import Sight, sight
 
 
 class CurvatureMonitor(Looking):
@@ -45,7 +45,7 @@ class CurvatureMonitor(Looking):
 
     def look(self, trainer: Any, product: Callable[[Tensor], Tensor], gradient: Tensor) -> None:
         """See `Looking.look`: a few steps of Lanczos, logged."""
-        self.last = sight(product, gradient, self.space, steps=self.products, seed=trainer.global_step)
+        self.last = sight(product, gradient, self.whole.space, steps=self.products, seed=trainer.global_step)
         if self.last is None:
             return
         values = self.last.scalars(float(trainer.optimizers[0].param_groups[0]["lr"]))

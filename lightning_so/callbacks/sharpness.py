@@ -115,7 +115,7 @@ class SharpnessGuard(Looking):
     def look(self, trainer: Any, product: Callable[[Tensor], Tensor], gradient: Tensor) -> None:
         """See `Looking.look`: power iteration with the preconditioned Hessian."""
         optimizer = trainer.optimizers[0]
-        root, space = self._root(optimizer), self.space
+        root, space = self._root(optimizer), self.whole.space
         v = space.normal(0) if self._v is None else self._v
         for _ in range(FIRST if self._v is None else 1):
             u = root * product(root * v)
@@ -140,9 +140,10 @@ class SharpnessGuard(Looking):
     def _root(self, optimizer: Optimizer) -> Tensor:
         """`P^-1/2`, a vector of the space."""
         group_of = {param: group for group in optimizer.param_groups for param in group["params"]}
-        parts = [torch.empty(0, dtype=self.space.dtype, device=self.space.device)]
-        for param, weight in zip(self.params, self.weights, strict=True):
-            state, group = self.access.state(optimizer, param), group_of.get(param)
+        whole = self.whole
+        parts = [torch.empty(0, dtype=whole.space.dtype, device=whole.space.device)]
+        for param, weight in zip(whole.params, whole.weights, strict=True):
+            state, group = whole.access.state(optimizer, param), group_of.get(param)
             if group is None or not isinstance(optimizer, ADAM):
                 parts.append(parts[0].new_full((weight.numel(),), float(group is not None)))
                 continue

@@ -1,12 +1,13 @@
 """The whole parameter vector: this rank's numbers of all parameters, and sums over all ranks' numbers."""
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lightning_so.comm import Access, Local, Pieces, Sharded
+from lightning_so.comm import Access, Local, Pieces, Sharded, access_of, ambient
+from lightning_so.core.routing import clean
 from lightning_so.linalg.vectors import Piece, Space
 
 
@@ -42,3 +43,47 @@ def space_of(named: Iterable[tuple[str, Tensor]], access: Access, comm: Local) -
         return numbers
 
     return Space(tuple(counted), dtype=dtype, device=device, total=total)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Parameters as one vector.
+
+    Attributes:
+        params: The parameters.
+        weights: This rank's pieces of them, changed in place.
+        access: Where their numbers are.
+        comm: How ranks talk.
+        space: What vectors are.
+    """
+
+    params: list[Tensor]
+    weights: list[Tensor]
+    access: Access
+    comm: Local
+    space: Space
+
+    @classmethod
+    def of(cls, named: Iterable[tuple[str, Tensor]], model: nn.Module) -> "Whole":
+        """The vector of some parameters of a model: a collective on several ranks.
+
+        Args:
+            named: Names and parameters; those that are not trained are left out.
+            model: The model as it is wrapped.
+
+        Returns:
+            The vector.
+        """
+        found = [(clean(name), param) for name, param in named if param.requires_grad]
+        params = [param for _, param in found]
+        access = access_of(params, model)
+        comm = ambient(sharded=access.sharded)
+        return cls(params, [access.weight(p) for p in params], access, comm, space_of(found, access, comm))
+
+    def gradient(self) -> Tensor:
+        """What is in `.grad`; zeros where nothing is."""
+        found = [torch.empty(0, dtype=self.space.dtype, device=self.space.device)]
+        for param, piece in zip(self.params, self.space.pieces, strict=True):
+            grad = self.access.grad(param)
+            found.append(found[0].new_zeros(piece.count) if grad is None else grad.reshape(-1).to(found[0]))
+        return torch.cat(found)

@@ -100,7 +100,7 @@ class Density:
     """A spectral density by stochastic Lanczos quadrature: points with weights, one row a probe.
 
     Attributes:
-        values: The points, shape (p, m), float64.
+        values: The points, shape (p, m), float64; zeros without weight where an invariant subspace was found before.
         weights: Their weights, rows sum to one, shape (p, m), float64.
         dimension: N.
     """
@@ -114,6 +114,11 @@ class Density:
         found = (self.weights * function(self.values)).sum(1)
         spread = found.std().item() / len(found) ** 0.5 if len(found) > 1 else float("inf")
         return found.mean().item(), spread
+
+    def ends(self) -> tuple[float, float]:
+        """The smallest and the largest point."""
+        points = self.values[self.weights > 0]
+        return float(points.min()), float(points.max())
 
     def negative(self) -> float:
         """The share of eigenvalues below zero."""

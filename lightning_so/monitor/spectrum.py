@@ -1,71 +1,162 @@
-"""What a few steps of Lanczos say of a loss: its extreme curvatures, and how far an extremum is."""
+"""The spectrum of a loss's Hessian, of a model as it is: a finished checkpoint, or between two steps."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from lightning_so.linalg.lanczos import Product, lanczos
-from lightning_so.linalg.vectors import Space
+from lightning_so.core.errors import ConfigError, check_choice, check_count
+from lightning_so.core.untouched import random_state, set_random_state, untouched
+from lightning_so.core.whole import Whole
+from lightning_so.linalg.hutchinson import Trace, trace
+from lightning_so.linalg.lanczos import Density, Product, density
+from lightning_so.linalg.products import STEPS, DoubleBackward, FiniteDifference
+
+PRODUCTS = ("double backward", "central difference", "forward difference")
 
 
 @dataclass(frozen=True)
-class Sight:
-    """The curvature of a loss at some weights.
+class Spectrum:
+    """What is known of the eigenvalues of a Hessian.
 
     Attributes:
-        top: The largest eigenvalue of the Hessian that was found.
+        top: The largest eigenvalue that was found.
         bottom: The smallest.
-        errors: Bounds of the distances of the two to eigenvalues.
-        negative: The share of a random vector in directions of negative curvature.
-        distance: `|<g, v>| / |top|`: how far the model's extremum is along the top direction v.
-        products: Products that it took.
-        ok: Whether all of them were finite.
+        trace: The trace, with its standard error.
+        density: The spectral density.
+        product: How products were taken, and why.
+        names: The parameters.
     """
 
     top: float
     bottom: float
-    errors: tuple[float, float]
-    negative: float
-    distance: float
-    products: int
-    ok: bool
+    trace: Trace
+    density: Density
+    product: str
+    names: tuple[str, ...]
 
-    def scalars(self, rate: float) -> dict[str, float]:
-        """What is logged, given the learning rate."""
-        return {
-            "curv/lambda_max": self.top,
-            "curv/lambda_min": self.bottom,
-            "curv/neg_mass": self.negative,
-            "curv/lr_x_lambda": rate * self.top,
-            "curv/distance": self.distance,
-        }
+    def __str__(self) -> str:
+        """In one line."""
+        return (
+            f"eigenvalues of {self.density.dimension} parameters from {self.bottom:.4g} to {self.top:.4g}, trace "
+            f"{self.trace.mean:.4g} +- {self.trace.error:.2g}, {100 * self.density.negative():.1f} % negative; "
+            f"products {self.product}"
+        )
 
 
-def sight(product: Product, gradient: Tensor, space: Space, *, steps: int, seed: int) -> Sight | None:
-    """Look at a loss.
+def spectrum(
+    model: nn.Module,
+    loss: Callable[[], Tensor],
+    *,
+    params: Iterable[str] | None = None,
+    steps: int = 30,
+    probes: int = 8,
+    seed: int = 0,
+    product: str | None = None,
+) -> Spectrum:
+    """Extreme eigenvalues, trace and spectral density of the Hessian of a loss.
+
+    Nothing of the model changes: weights, gradients, buffers and random numbers are put back. Several ranks call it
+    together, each with the loss of its own data, whose mean it is about; of DDP pass the wrapped model.
 
     Args:
-        product: `v -> H v`.
-        gradient: g at the weights.
-        space: What vectors are.
-        steps: Products.
-        seed: Of the start, which is the same for every number of ranks.
+        model: The model as it is wrapped.
+        loss: Computes the loss: the same batch at every call.
+        params: Names of the parameters that it is about, for the Hessian of a layer; all that are trained by default.
+        steps: Lanczos steps a probe.
+        probes: Random vectors; each costs `steps + 1` products.
+        seed: Of the probes.
+        product: One of `PRODUCTS`. None takes double backward where it works and is not of one rank's data alone, else
+            central differences.
 
     Returns:
-        What is seen; None if the first product is not finite.
+        The spectrum.
+
+    Raises:
+        ConfigError: If the loss is no scalar of the parameters, a name is none of them, or a product is asked for that
+            cannot be taken.
+
+    Example:
+        >>> import torch
+        >>> w = nn.Linear(2, 1, bias=False).double()
+        >>> found = spectrum(w, lambda: (w.weight * torch.tensor([[1.0, 3.0]])).square().sum())
+        >>> round(found.top, 6), round(found.bottom, 6)
+        (18.0, 2.0)
     """
-    found = lanczos(product, space.normal(seed), steps, space)
-    if not len(found.diagonal):
-        return None
-    values, weights, errors = found.ritz()
-    top, bottom = float(values[-1]), float(values[0])
-    along = space.dot(gradient, found.vector(-1))
-    return Sight(
-        top=top,
-        bottom=bottom,
-        errors=(float(errors[-1]), float(errors[0])),
-        negative=float(weights[values < 0].sum()),
-        distance=abs(along) / abs(top) if top else float("inf"),
-        products=len(found.diagonal) + (not found.ok),
-        ok=found.ok,
-    )
+    check_choice("spectrum", "product", product, (None, *PRODUCTS))
+    check_count("spectrum", "steps", steps, 1, 10_000)
+    check_count("spectrum", "probes", probes, 1, 100_000)
+    whole = Whole.of(_chosen(model, params), model)
+    state = random_state()
+
+    def repeated() -> Tensor:
+        set_random_state(state)
+        found = loss()
+        if found.numel() != 1 or not found.requires_grad:
+            raise ConfigError(
+                f"spectrum: the loss has shape {tuple(found.shape)} and {'a' if found.requires_grad else 'no'} graph: "
+                "curvature is that of a scalar that the weights have made. Give a function that returns one."
+            )
+        return found
+
+    def gradient() -> Tensor:
+        for param in whole.params:
+            param.grad = None
+        repeated().backward()
+        return whole.gradient()
+
+    try:
+        with untouched(model, list(model.parameters())):
+            how, why = _product(whole, repeated, gradient, product)
+            found = density(how, whole.space, steps=min(steps, whole.space.dimension), probes=probes, seed=seed)
+            traces = trace(how, whole.space, probes=probes, seed=seed)
+    finally:
+        whole.comm.close()
+    if not len(found.values):
+        raise ConfigError(
+            "spectrum: no product was finite: the loss is not smooth here, or overflows at these weights."
+        )
+    bottom, top = found.ends()
+    return Spectrum(top, bottom, traces, found, why, tuple(piece.name for piece in whole.space.pieces))
+
+
+def _chosen(model: nn.Module, params: Iterable[str] | None) -> list[tuple[str, Tensor]]:
+    """Names and parameters."""
+    named = dict((model.module if isinstance(model, DistributedDataParallel) else model).named_parameters())
+    if params is None:
+        return list(named.items())
+    wanted = list(params)
+    if unknown := [name for name in wanted if name not in named]:
+        raise ConfigError(
+            f"spectrum: {unknown[:5]} are no parameters of {type(model).__name__}, which has {list(named)[:10]}."
+        )
+    return [(name, named[name]) for name in wanted]
+
+
+def _product(
+    whole: Whole, loss: Callable[[], Tensor], gradient: Callable[[], Tensor], asked: str | None
+) -> tuple[Product, str]:
+    """How products are taken, and why."""
+    why = f"by {asked}, as asked" if asked else ""
+    alone = whole.comm.ranks == 1
+    if asked == "double backward" and not alone:
+        raise ConfigError(
+            "spectrum: double backward differentiates this rank's loss alone, without a word. Use a difference."
+        )
+    if asked in (None, "double backward"):
+        try:
+            if alone:
+                exact = DoubleBackward(loss, whole.params)
+                exact(whole.space.normal(0))
+                return exact, why or "by double backward, which works here"
+            why = "by central differences: double backward would be of one rank's data"
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0][:120]
+            if asked:
+                raise ConfigError(
+                    f"spectrum: there is no double backward here ({reason}). Use a difference."
+                ) from error
+            why = f"by central differences: {reason}"
+    step = STEPS[whole.space.dtype]
+    return FiniteDifference(whole.weights, gradient, whole.space, step, asked != "forward difference"), why

@@ -1,0 +1,97 @@
+"""What a forward and backward pass leaves behind, taken back: gradients, buffers, metrics, random numbers."""
+
+import copy
+import random
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+#: What a metric of torchmetrics keeps besides its states.
+KEPT = ("_update_count", "_computed", "_forward_cache", "_cache", "_is_synced", "_to_sync", "_should_unsync")
+
+
+def random_state() -> tuple[Any, ...]:
+    """The states of all generators that a training step may ask."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    # What was never imported was never asked.
+    numpy: Any = sys.modules.get("numpy")
+    return random.getstate(), torch.get_rng_state(), cuda, numpy and numpy.random.get_state()
+
+
+def set_random_state(state: tuple[Any, ...]) -> None:
+    """Go back to what `random_state` gave."""
+    python, cpu, cuda, of_numpy = state
+    random.setstate(python)
+    torch.set_rng_state(cpu)
+    if cuda is not None:
+        torch.cuda.set_rng_state_all(cuda)
+    if of_numpy is not None:
+        sys.modules["numpy"].random.set_state(of_numpy)
+
+
+@contextmanager
+def untouched(module: nn.Module, params: Sequence[Tensor]) -> Iterator[None]:
+    """Have everything afterwards as it was before.
+
+    Args:
+        module: The module, whose buffers and metrics it is about.
+        params: The parameters whose gradients.
+    """
+    state = random_state()
+    with ExitStack() as stack:
+        stack.callback(set_random_state, state)
+        stack.enter_context(_gradients(params))
+        stack.enter_context(_buffers(module))
+        stack.enter_context(_metrics(module))
+        yield
+
+
+@contextmanager
+def _gradients(params: Sequence[Tensor]) -> Iterator[None]:
+    """Put the gradients back: the same tensors, with the same numbers (those of DDP are views of its buckets)."""
+    kept = [(param, param.grad, None if param.grad is None else param.grad.clone()) for param in params]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for param, grad, numbers in kept:
+                param.grad = grad
+                if grad is not None and numbers is not None:
+                    grad.copy_(numbers)
+
+
+@contextmanager
+def _buffers(module: nn.Module) -> Iterator[None]:
+    """Put the buffers back."""
+    kept = [
+        (owner, name, buffer, buffer.clone())
+        for owner in module.modules()
+        for name, buffer in owner._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for owner, name, buffer, numbers in kept:
+                buffer.copy_(numbers)
+                owner._buffers[name] = buffer
+
+
+@contextmanager
+def _metrics(module: nn.Module) -> Iterator[None]:
+    """Put the states of torchmetrics' metrics back."""
+    metrics: list[Any] = [part for part in module.modules() if hasattr(part, "_defaults") and hasattr(part, "update")]
+    kept = [
+        {name: copy.deepcopy(value) for name, value in metric.__dict__.items() if name in (*metric._defaults, *KEPT)}
+        for metric in metrics
+    ]
+    try:
+        yield
+    finally:
+        for metric, values in zip(metrics, kept, strict=True):
+            metric.__dict__.update(values)
