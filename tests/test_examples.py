@@ -56,13 +56,12 @@ def test_image_classifier_reaches_its_accuracy_in_the_rotated_basis(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "loss", "did"),
     [
-        ([], 0.4, "8 bent"),
         (["--model.base", "sgd", "--model.lr", "0.1"], 0.4, "8 preconditioned"),
         (["--trainer.callbacks", "null"], 2.0, ""),
     ],
-    ids=["adamw", "sgd", "alone"],
+    ids=["sgd", "alone"],
 )
-def test_autoencoder_from_yaml_on_both_bases(arguments, loss, did, tmp_path):
+def test_autoencoder_from_yaml_with_and_without_the_callback(arguments, loss, did, tmp_path):
     config = ["--config", "configs/kfac_autoencoder.yaml", "--trainer.enable_progress_bar", "false"]
     root = ["--trainer.default_root_dir", str(tmp_path)]
     out = run("-m", "examples.autoencoder", "fit", *config, *root, *arguments)
@@ -71,11 +70,10 @@ def test_autoencoder_from_yaml_on_both_bases(arguments, loss, did, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "rotated", "bent"), [("soap", (2, 3), (0, 0)), ("muon", (0, 0), (2, 3))])
-def test_gan_has_one_engine_an_optimizer(method, rotated, bent):
-    out = run("-m", "examples.gan", "--method", method, "--epochs", "10")
-    for player, turned, curved in zip(("discriminator", "generator"), rotated, bent, strict=True):
-        assert f"280 steps, {turned} blocks rotated, {curved} bent" in found(rf"{player}: (.*)", out)
+def test_gan_has_one_engine_an_optimizer():
+    out = run("-m", "examples.gan", "--method", "soap", "--epochs", "10")
+    for player, turned in {"discriminator": 2, "generator": 3}.items():
+        assert f"280 steps, {turned} blocks rotated, 0 bent" in found(rf"{player}: (.*)", out)
     # The discriminator beats a guess (log 2), and the generator is not beaten outright.
     assert 0.05 < float(found(r"discriminator: loss ([\d.]+)", out)) < 0.69
     assert float(found(r"generator: loss ([\d.]+)", out)) < 3
