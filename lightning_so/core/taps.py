@@ -256,9 +256,10 @@ class Recorder:
             if self.engine.lives(block) and block not in self.fired and block.name not in self.silent:
                 self.silent.add(block.name)
                 warnings.warn(
-                    f"{block.name} has a gradient, but its layer was not called in training mode: its weight is used "
-                    f"functionally. Without its layer's rows it stays on the base; route={{'base': ['{block.name}']}} "
-                    f"says so.",
+                    f"{block.name} has a gradient, but its layer's hooks were not called in training mode: its weight "
+                    f"is used functionally, or its code was compiled before this training without hooks (then call "
+                    f"torch.compiler.reset() first). Without its layer's rows it stays on the base; "
+                    f"route={{'base': ['{block.name}']}} says so.",
                     stacklevel=2,
                 )
 
