@@ -137,6 +137,17 @@ def test_a_step_that_remembers_is_told():
         fit(Remembers(), [CurvatureMonitor(every=2, verbose=False)])
 
 
+def test_a_loss_that_is_no_scalar_is_told():
+    class Several(Net):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)["loss"]
+            return loss if self.trainer.global_step < 2 else torch.stack([loss, loss])
+
+    # The step itself is right; from the look on it gives two numbers.
+    with pytest.raises(ConfigError, match=r"training_step: the loss has shape \(2,\) and a graph"):
+        fit(Several(), [CurvatureMonitor(every=2, verbose=False)])
+
+
 def test_what_cannot_be_watched_is_refused():
     class Manual(Net):
         automatic_optimization = False

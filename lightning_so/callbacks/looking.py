@@ -1,5 +1,6 @@
 """What callbacks share that look at the loss's curvature every so many steps, between two steps of the optimizer."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,7 @@ ROUGH = 0.05
 AGAIN = 1e-3
 
 
-class Looking(Callback):
+class Looking(Callback, ABC):
     """Looks at the last micro-batch's loss right after every so many steps of the optimizer; see `look`.
 
     Args:
@@ -52,6 +53,7 @@ class Looking(Callback):
         assert self._whole is not None
         return self._whole
 
+    @abstractmethod
     def look(self, trainer: Any, product: Callable[[Tensor], Tensor], gradient: Tensor) -> None:
         """Look.
 
@@ -60,7 +62,11 @@ class Looking(Callback):
             product: `v -> H v` over `whole.space`.
             gradient: g at the weights.
         """
-        raise NotImplementedError
+
+    def tell(self, trainer: Any, values: dict[str, float]) -> None:
+        """Give scalars to the Trainer's loggers, at this step."""
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=trainer.global_step)
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Refuse what cannot be looked at."""

@@ -48,6 +48,4 @@ class CurvatureMonitor(Looking):
         self.last = sight(product, gradient, self.whole.space, steps=self.products, seed=trainer.global_step)
         if self.last is None:
             return
-        values = self.last.scalars(float(trainer.optimizers[0].param_groups[0]["lr"]))
-        for logger in trainer.loggers:
-            logger.log_metrics(values, step=trainer.global_step)
+        self.tell(trainer, self.last.scalars(float(trainer.optimizers[0].param_groups[0]["lr"])))

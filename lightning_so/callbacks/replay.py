@@ -7,9 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_so.core.errors import ConfigError
 from lightning_so.core.untouched import set_random_state, untouched
-from lightning_so.core.whole import Whole
+from lightning_so.core.whole import Whole, scalar
 
 
 class Replay:
@@ -17,9 +16,6 @@ class Replay:
 
     Gradients, buffers (BatchNorm's), metrics, logged values and the generators are afterwards as they were before; what
     a training step itself writes into attributes of the module is not.
-
-    Attributes:
-        calls: Gradients that were computed.
     """
 
     def __init__(self, trainer: Any, module: nn.Module, whole: Whole) -> None:
@@ -30,7 +26,7 @@ class Replay:
             module: Its LightningModule.
             whole: The parameters.
         """
-        self._trainer, self._module, self._whole, self.calls = trainer, module, whole, 0
+        self._trainer, self._module, self._whole = trainer, module, whole
 
     @contextmanager
     def of(self, batch: Any, index: int, state: tuple[Any, ...], recorders: list[Any]) -> Iterator[Any]:
@@ -53,12 +49,11 @@ class Replay:
             yield lambda: self._gradient(batch, index, state)
 
     def _gradient(self, batch: Any, index: int, state: tuple[Any, ...]) -> Tensor:
-        self.calls += 1
-        set_random_state(state)
-        for param in self._whole.params:
-            param.grad = None
-        _loss(self._trainer.strategy.training_step(*_arguments(self._module, batch, index))).backward()
-        return self._whole.gradient()
+        def loss() -> Tensor:
+            set_random_state(state)
+            return _loss(self._trainer.strategy.training_step(*_arguments(self._module, batch, index)))
+
+        return self._whole.gradient(loss)
 
 
 def _arguments(module: Any, batch: Any, index: int) -> tuple[Any, ...]:
@@ -72,13 +67,7 @@ def _arguments(module: Any, batch: Any, index: int) -> tuple[Any, ...]:
 def _loss(output: Any) -> Tensor:
     """The loss in what `training_step` gave."""
     loss = output.get("loss") if isinstance(output, Mapping) else output
-    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
-        what = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise ConfigError(
-            f"training_step gave {what} for the loss: curvature is that of a scalar that the weights have made. Return "
-            f"the loss, or a dict with it under 'loss'."
-        )
-    return loss
+    return scalar(loss, "training_step", "Return the loss, or a dict with it under 'loss'.")
 
 
 @contextmanager

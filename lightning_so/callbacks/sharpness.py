@@ -126,9 +126,7 @@ class SharpnessGuard(Looking):
             v = u / length
         self._v, self._top = v, max(top, MEMORY * self._top)
         self.cap = self.safety * self._limit(optimizer) / self._top if self._top > 0 else float("inf")
-        for logger in trainer.loggers:
-            values = {"curv/preconditioned_max": self._top, "curv/lr_cap": self.cap}
-            logger.log_metrics(values, step=trainer.global_step)
+        self.tell(trainer, {"curv/preconditioned_max": self._top, "curv/lr_cap": self.cap})
 
     def _limit(self, optimizer: Optimizer) -> float:
         """The smallest limit of the groups."""

@@ -1,4 +1,4 @@
-"""What strategies need of torch.distributed: process groups and their classes are reached through this room."""
+"""What FSDP1 wraps modules with, for strategies: process groups and their classes are reached through this room."""
 
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
@@ -10,8 +10,6 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.fsdp.wrap import enable_wrap
 
-from lightning_so.comm.buckets import tell
-
 __all__ = [
     "FullOptimStateDictConfig",
     "FullStateDictConfig",
@@ -20,5 +18,4 @@ __all__ = [
     "StateDictType",
     "enable_wrap",
     "init_device_mesh",
-    "tell",
 ]

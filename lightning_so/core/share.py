@@ -37,8 +37,8 @@ class Flight:
 
     lands: int
     due: list[int]
-    results: list[Result] | None
-    arrive: Callable[[], list[Result]]
+    results: list[Result] | None = None
+    arrive: Callable[[], list[Result]] = list
 
     def arrived(self) -> list[Result]:
         """The results: waits for the others, the first time."""
@@ -71,7 +71,7 @@ def start(engine: "Engine", due: list[int], how: Callable[[Stack, Unit], Result]
     engine.report.solved_here += len(mine)
     lands = engine.report.step + engine.lag
     if comm.ranks == 1 or not due:
-        return Flight(lands, due, [mine[number] for number in due], list)
+        return Flight(lands, due, [mine[number] for number in due])
     sizes = [0] * comm.ranks
     for number in due:
         sizes[owner[number]] += unit_bytes(engine, number)
@@ -89,7 +89,7 @@ def start(engine: "Engine", due: list[int], how: Callable[[Stack, Unit], Result]
             results.append(mine[number] if number in mine else _unpack(engine, wire, number))
         return results
 
-    return Flight(lands, due, None, arrive)
+    return Flight(lands, due, arrive=arrive)
 
 
 def _pack(engine: "Engine", result: Result, number: int) -> Tensor:

@@ -149,7 +149,7 @@ def _recalled(engine: "Engine", state: dict[str, Any]) -> share.Flight:
             order = None if saved["order"] is None else saved["order"].to(stack.device)
             numbers.append(known[key])
             results.append(Result(saved["value"].to(stack.device, stack.dtype), saved["ok"], order, saved["attempts"]))
-    return share.Flight(state["lands"], numbers, results, list)
+    return share.Flight(state["lands"], numbers, results)
 
 
 def load_report(engine: "Engine", counts: dict[str, Any]) -> None:

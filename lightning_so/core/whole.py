@@ -1,12 +1,14 @@
 """The whole parameter vector: this rank's numbers of all parameters, and sums over all ranks' numbers."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_so.comm import Access, Local, Pieces, Sharded, access_of, ambient
+from lightning_so.core.errors import ConfigError
 from lightning_so.core.routing import clean
 from lightning_so.linalg.vectors import Piece, Space
 
@@ -80,10 +82,42 @@ class Whole:
         comm = ambient(sharded=access.sharded)
         return cls(params, [access.weight(p) for p in params], access, comm, space_of(found, access, comm))
 
-    def gradient(self) -> Tensor:
-        """What is in `.grad`; zeros where nothing is."""
+    def gradient(self, loss: Callable[[], Tensor]) -> Tensor:
+        """The gradient of a loss, which stays in `.grad`; zeros where nothing is.
+
+        Args:
+            loss: Computes it, with its graph.
+
+        Returns:
+            A vector of the space.
+        """
+        for param in self.params:
+            param.grad = None
+        loss().backward()
         found = [torch.empty(0, dtype=self.space.dtype, device=self.space.device)]
         for param, piece in zip(self.params, self.space.pieces, strict=True):
             grad = self.access.grad(param)
             found.append(found[0].new_zeros(piece.count) if grad is None else grad.reshape(-1).to(found[0]))
         return torch.cat(found)
+
+
+def scalar(loss: Any, whose: str, way: str) -> Tensor:
+    """A loss, if it is one.
+
+    Args:
+        loss: What was given for it.
+        whose: Who gave it, for the message.
+        way: What to do else, for the message.
+
+    Returns:
+        The loss.
+
+    Raises:
+        ConfigError: If it is no number with a graph.
+    """
+    tensor = isinstance(loss, Tensor)
+    if tensor and loss.numel() == 1 and loss.requires_grad:
+        return loss
+    graph = "a" if tensor and loss.requires_grad else "no"
+    what = f"shape {tuple(loss.shape)} and {graph} graph" if tensor else f"type {type(loss).__name__}"
+    raise ConfigError(f"{whose}: the loss has {what}: curvature is that of a scalar that the weights have made. {way}")

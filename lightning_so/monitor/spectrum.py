@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_so.core.errors import ConfigError, check_choice, check_count
 from lightning_so.core.untouched import random_state, set_random_state, untouched
-from lightning_so.core.whole import Whole
+from lightning_so.core.whole import Whole, scalar
 from lightning_so.linalg.hutchinson import Trace, trace
 from lightning_so.linalg.lanczos import Density, Product, density
 from lightning_so.linalg.products import STEPS, DoubleBackward, FiniteDifference
@@ -92,23 +93,11 @@ def spectrum(
 
     def repeated() -> Tensor:
         set_random_state(state)
-        found = loss()
-        if found.numel() != 1 or not found.requires_grad:
-            raise ConfigError(
-                f"spectrum: the loss has shape {tuple(found.shape)} and {'a' if found.requires_grad else 'no'} graph: "
-                "curvature is that of a scalar that the weights have made. Give a function that returns one."
-            )
-        return found
-
-    def gradient() -> Tensor:
-        for param in whole.params:
-            param.grad = None
-        repeated().backward()
-        return whole.gradient()
+        return scalar(loss(), "spectrum", "Give a function that returns one.")
 
     try:
         with untouched(model, list(model.parameters())):
-            how, why = _product(whole, repeated, gradient, product)
+            how, why = _product(whole, repeated, product)
             found = density(how, whole.space, steps=min(steps, whole.space.dimension), probes=probes, seed=seed)
             traces = trace(how, whole.space, probes=probes, seed=seed)
     finally:
@@ -134,9 +123,7 @@ def _chosen(model: nn.Module, params: Iterable[str] | None) -> list[tuple[str, T
     return [(name, named[name]) for name in wanted]
 
 
-def _product(
-    whole: Whole, loss: Callable[[], Tensor], gradient: Callable[[], Tensor], asked: str | None
-) -> tuple[Product, str]:
+def _product(whole: Whole, loss: Callable[[], Tensor], asked: str | None) -> tuple[Product, str]:
     """How products are taken, and why."""
     why = f"by {asked}, as asked" if asked else ""
     alone = whole.comm.ranks == 1
@@ -159,4 +146,5 @@ def _product(
                 ) from error
             why = f"by central differences: {reason}"
     step = STEPS[whole.space.dtype]
-    return FiniteDifference(whole.weights, gradient, whole.space, step, asked != "forward difference"), why
+    gradient, central = partial(whole.gradient, loss), asked != "forward difference"
+    return FiniteDifference(whole.weights, gradient, whole.space, step, central), why

@@ -9,7 +9,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from lightning_so.comm.wrapping import tell
+from lightning_so.comm.buckets import tell
 from lightning_so.strategies.names import twins
 
 __all__ = ["CLASSES", "SecondOrderDDPStrategy"]
