@@ -1,6 +1,7 @@
 """Second-order methods for PyTorch Lightning: curvature in front of the optimizer that you already have."""
 
 from lightning_so import strategies as strategies
+from lightning_so.callbacks.matrix_free import MatrixFree as MatrixFree
 from lightning_so.callbacks.monitor import CurvatureMonitor as CurvatureMonitor
 from lightning_so.callbacks.resume.check import resume_check as resume_check
 from lightning_so.callbacks.resume.verdict import ResumeCheck as ResumeCheck
@@ -17,9 +18,13 @@ from lightning_so.core.mixture import Mixture as Mixture
 from lightning_so.core.spread import Staggered as Staggered
 from lightning_so.core.spread import Synchronous as Synchronous
 from lightning_so.linalg.damping import Relative as Relative
+from lightning_so.methods.auto_step import AutoStep as AutoStep
+from lightning_so.methods.directions import FewDirections as FewDirections
 from lightning_so.methods.ekfac import EKFAC as EKFAC
 from lightning_so.methods.kfac import KFAC as KFAC
 from lightning_so.methods.muon import Muon as Muon
+from lightning_so.methods.ogr import OGR as OGR
+from lightning_so.methods.quadratic_model import QuadraticModel as QuadraticModel
 from lightning_so.methods.shampoo import Shampoo as Shampoo
 from lightning_so.methods.soap import SOAP as SOAP
 from lightning_so.monitor.spectrum import Spectrum as Spectrum
@@ -28,13 +33,18 @@ from lightning_so.monitor.spectrum import spectrum as spectrum
 __all__ = [
     "EKFAC",
     "KFAC",
+    "OGR",
     "SOAP",
+    "AutoStep",
     "ConfigError",
     "CurvatureMonitor",
+    "FewDirections",
     "LaunchError",
     "LayerCurvature",
+    "MatrixFree",
     "Mixture",
     "Muon",
+    "QuadraticModel",
     "Relative",
     "ResumeCheck",
     "SecondOrder",

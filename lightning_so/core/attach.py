@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from types import MethodType
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import nn
@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from lightning_so.comm import SHARDINGS, access_of, ambient
 from lightning_so.core import apart
+from lightning_so.core.attach_vector import AttachedVector
 from lightning_so.core.bases import depart
 from lightning_so.core.checks import Checks
 from lightning_so.core.engine import Engine
@@ -17,6 +18,7 @@ from lightning_so.core.errors import ConfigError, check_choice
 from lightning_so.core.method import Method
 from lightning_so.core.mixture import Mixture
 from lightning_so.core.state import check_header, load_state_dict, state_dict
+from lightning_so.core.vector_method import VectorMethod
 
 
 class Attached(Engine):
@@ -119,6 +121,11 @@ def _guarded(engine: Engine, original: Any) -> Any:
     return step
 
 
+@overload
+def attach(model: nn.Module, optimizer: Optimizer, method: VectorMethod) -> AttachedVector: ...
+
+
+@overload
 def attach(
     model: nn.Module,
     optimizer: Optimizer,
@@ -131,7 +138,22 @@ def attach(
     compare_every: int = 0,
     lag: int = 0,
     sharding: str = "exact",
-) -> Attached:
+) -> Attached: ...
+
+
+def attach(
+    model: nn.Module,
+    optimizer: Optimizer,
+    method: Method | Mixture | VectorMethod,
+    *,
+    route: Mapping[str, Sequence[str]] | None = None,
+    min_coverage: float = 0.0,
+    reduction: str | None = None,
+    verify_every: int = 0,
+    compare_every: int = 0,
+    lag: int = 0,
+    sharding: str = "exact",
+) -> Attached | AttachedVector:
     """Put a method in front of an optimizer in a plain torch loop.
 
     Call `zero_grad`, `backward`, clipping and `optimizer.step()` as always. In an initialised `torch.distributed` world
@@ -140,7 +162,8 @@ def attach(
     Args:
         model: The model whose parameter names are used.
         optimizer: The base optimizer; it stays the only one.
-        method: `SOAP()`, `KFAC()`, `Muon()`, ..., or a `Mixture` of rules.
+        method: `SOAP()`, `KFAC()`, `Muon()`, ..., or a `Mixture` of rules. Or one on the whole parameter vector
+            (`FewDirections()`, ...), which takes none of the arguments below and has `optimizer.step(closure)` called.
         route: Overrides, role ("base", "hidden", "embedding", "head") -> globs on names.
         min_coverage: Smallest share of the optimizer's elements that must be covered.
         reduction: Whether the loss is a "mean" or a "sum" over samples, for methods that observe layers. None reads it
@@ -168,6 +191,18 @@ def attach(
     """
     if getattr(optimizer, "_lightning_so", None) is not None:
         raise ConfigError("attach: this optimizer already has a method attached; call `engine.detach()` first.")
+    if isinstance(method, VectorMethod):
+        if (route, min_coverage, reduction, verify_every, compare_every, lag, sharding) != (
+            None,
+            0,
+            None,
+            0,
+            0,
+            0,
+            "exact",
+        ):
+            raise ConfigError(f"attach: {type(method).__name__} is one method on all parameters: it takes no options.")
+        return AttachedVector(model, optimizer, method)
     check_choice("attach", "sharding", sharding, SHARDINGS)
     checks = Checks(verify_every, compare_every)
     access = access_of((p for group in optimizer.param_groups for p in group["params"]), model, sharding=sharding)

@@ -8,6 +8,7 @@ from torch import nn
 
 from lightning_so.core.errors import ConfigError
 from lightning_so.core.method import KNOWN, Method
+from lightning_so.core.vector_method import VectorMethod
 
 #: The rule value that leaves a parameter alone.
 BASE = "base"
@@ -61,9 +62,10 @@ class Mixture:
             ConfigError: If it is neither.
         """
         if isinstance(method, type) or not isinstance(method, Method | Mixture):
-            raise ConfigError(
-                f"method={method!r} is not a method; use SOAP(), KFAC() or Muon(), or a Mixture of rules."
-            )
+            vector = isinstance(method, VectorMethod) and not isinstance(method, type)
+            way = f"put it into MatrixFree({method!r})" if vector else "use SOAP(), KFAC() or Muon(), or a Mixture"
+            what = "works on the whole parameter vector" if vector else "is not a method"
+            raise ConfigError(f"method={method!r} {what}; {way}.")
         return method if isinstance(method, Mixture) else _Single({"*": method})
 
     def key(self, name: str, module: nn.Module | None) -> str | None:

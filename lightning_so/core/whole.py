@@ -94,11 +94,20 @@ class Whole:
         for param in self.params:
             param.grad = None
         loss().backward()
+        return self.grads()
+
+    def grads(self, out: Tensor | None = None) -> Tensor:
+        """What is in `.grad`, zeros where nothing is: a vector of the space, `out` if it is given."""
         found = [torch.empty(0, dtype=self.space.dtype, device=self.space.device)]
         for param, piece in zip(self.params, self.space.pieces, strict=True):
             grad = self.access.grad(param)
             found.append(found[0].new_zeros(piece.count) if grad is None else grad.reshape(-1).to(found[0]))
-        return torch.cat(found)
+        return torch.cat(found, out=out)
+
+    def values(self, out: Tensor | None = None) -> Tensor:
+        """The weights as they are: a vector of the space, `out` if it is given."""
+        empty = torch.empty(0, dtype=self.space.dtype, device=self.space.device)
+        return torch.cat([empty, *(weight.detach().reshape(-1).to(empty) for weight in self.weights)], out=out)
 
 
 def scalar(loss: Any, whose: str, way: str) -> Tensor:

@@ -1,0 +1,199 @@
+"""The callback of methods on the whole parameter vector: behind the optimizer's step, whatever makes it."""
+
+from typing import Any
+
+from lightning_utilities.core.rank_zero import rank_zero_only
+from torch import nn
+
+from lightning_so.callbacks import strategies
+from lightning_so.callbacks.names import Callback
+from lightning_so.callbacks.replay import Replay
+from lightning_so.core import vector_files
+from lightning_so.core.errors import ConfigError
+from lightning_so.core.untouched import random_state
+from lightning_so.core.vector_engine import VectorEngine
+from lightning_so.core.vector_method import VectorMethod
+
+
+class MatrixFree(Callback):
+    """Put a method on the whole parameter vector behind the optimizer: it changes the step that the optimizer makes.
+
+    The optimizer sees its own gradients and keeps its own moments; clipping, schedules, accumulation, bf16 and
+    `SecondOrder` beside it work as they do without. What a method evaluates besides, it evaluates on the step's last
+    micro-batch with its random numbers; gradients, buffers, metrics, logged values and generators are put back. Works
+    in one process, under DDP, FSDP2 and FSDP1.
+
+    Attributes:
+        engine: What does the work; None before training starts.
+
+    Args:
+        method: `FewDirections()`, `OGR()`, `AutoStep()` or `QuadraticModel()`.
+        verbose: Print what will be done, and at the first evaluation how products are taken, and why.
+
+    Raises:
+        ConfigError: If it is none of them.
+
+    Example:
+        >>> from lightning_so import FewDirections, MatrixFree
+        >>> MatrixFree(FewDirections(k=2)).method.k
+        2
+    """
+
+    def __init__(self, method: VectorMethod, verbose: bool = True) -> None:
+        """Check the arguments; everything else happens when training starts."""
+        if not isinstance(method, VectorMethod):
+            raise ConfigError(
+                f"MatrixFree: {type(method).__name__} is no method on the whole parameter vector. Use FewDirections(), "
+                f"OGR(), AutoStep() or QuadraticModel(); methods on layers and matrices go into SecondOrder(...)."
+            )
+        self.method, self.verbose = method, verbose
+        self._loaded: dict[str, Any] | None = None
+        self._clear()
+
+    def _clear(self) -> None:
+        self.engine: VectorEngine | None = None
+        self._replay: Replay | None = None
+        self._wrapped: Any = None
+        self._batch: tuple[Any, int, tuple[Any, ...] | None] | None = None
+
+    @property
+    def state_key(self) -> str:
+        """The key in checkpoints."""
+        return "lightning_so.MatrixFree"
+
+    # ---------------------------------------------------------------- start and end
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Refuse what cannot work before anything is set up."""
+        if stage != "fit":
+            return
+        twins = sum(isinstance(callback, MatrixFree) for callback in trainer.callbacks)
+        if twins > 1:
+            raise ConfigError(f"MatrixFree is in the Trainer's callbacks {twins} times; keep one.")
+        if strategies.is_deepspeed(trainer.strategy):
+            raise ConfigError(
+                "MatrixFree: DeepSpeed keeps the weights that it steps on apart from those of the forward pass. Use "
+                "strategy='ddp', or ModelParallelStrategy (FSDP2) where the model is too large for it."
+            )
+        if not pl_module.automatic_optimization:
+            raise ConfigError(
+                "MatrixFree: with manual optimization training_step steps the optimizers itself, and cannot be run "
+                "again. Use automatic optimization, or `attach` in a loop of your own."
+            )
+        if getattr(trainer.precision_plugin, "scaler", None) is not None:
+            raise ConfigError("MatrixFree: gradients carry a GradScaler's scale with 16-mixed. Use 'bf16-mixed'.")
+
+    def on_train_start(self, trainer: Any, pl_module: nn.Module) -> None:
+        """Make the engine, once the optimizers are there."""
+        self._unhook()
+        if len(trainer.optimizers) != 1:
+            raise ConfigError(
+                f"MatrixFree works with one optimizer; configure_optimizers gave {len(trainer.optimizers)}."
+            )
+        optimizer = strategies.client(trainer.optimizers[0])
+        engine = VectorEngine(trainer.strategy.model, pl_module.named_parameters(), optimizer, self.method)
+        if self._loaded is not None:
+            vector_files.load_state_dict(engine, self._loaded)
+            self._loaded = None
+        self.engine, self._replay = engine, Replay(trainer, pl_module, engine.whole)
+        if self.verbose:
+            engine.tell = rank_zero_only(print)
+            engine.tell(f"MatrixFree: {engine.plan}")
+        self._wrap(trainer)
+
+    def teardown(self, trainer: Any, pl_module: nn.Module, stage: str) -> None:
+        """Give back what was set up."""
+        self._unhook()
+
+    # ---------------------------------------------------------------- one step
+
+    def on_train_batch_start(self, trainer: Any, pl_module: nn.Module, batch: Any, batch_idx: int) -> None:
+        """Remember what a step that evaluates is about."""
+        probes = self.engine is not None and self.engine.probes()
+        self._batch = batch, batch_idx, random_state() if probes else None
+
+    def on_after_backward(self, trainer: Any, pl_module: nn.Module) -> None:
+        """Remember the gradient, before anything is done to it."""
+        if self.engine is not None:
+            self.engine.saw()
+
+    def _wrap(self, trainer: Any) -> None:
+        """Stand around the step, and around `SecondOrder`, whose hooks are in it."""
+        strategy, engine = trainer.strategy, self.engine
+        assert engine is not None
+        original, end = strategy.optimizer_step, strategy.teardown
+
+        def optimizer_step(*args: Any, **kwargs: Any) -> Any:
+            engine.begin()
+            found = original(*args, **kwargs)
+            self._finish(trainer)
+            return found
+
+        def teardown() -> None:
+            # After an exception Lightning asks the strategy alone, not callbacks.
+            self._unhook()
+            end()
+
+        before = {name: strategy.__dict__.get(name) for name in ("optimizer_step", "teardown")}
+        strategy.optimizer_step, strategy.teardown = optimizer_step, teardown
+        self._wrapped = strategy, before
+
+    def _finish(self, trainer: Any) -> None:
+        """The optimizer has stepped."""
+        assert self.engine is not None
+        assert self._replay is not None
+        assert self._batch is not None
+        replay, (batch, index, state) = self._replay, self._batch
+        recorders = [
+            recorder
+            for callback in trainer.callbacks
+            for engine in getattr(callback, "engines", ())
+            for recorder in engine.recorders
+        ]
+        half = "16" in str(trainer.precision)
+        self.engine.finish(
+            lambda: replay.of(batch, index, state or random_state(), recorders),
+            same=trainer.accumulate_grad_batches == 1 and not half,
+            half=half,
+        )
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Log what the method says."""
+        self._batch = None
+        every = trainer.log_every_n_steps
+        if self.engine is None or not every or trainer.global_step % every:
+            return
+        for logger in trainer.loggers:
+            logger.log_metrics(self.engine.scalars(), step=trainer.global_step)
+
+    # ---------------------------------------------------------------- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the method remembers; before training starts, what a checkpoint has brought."""
+        if self.engine is None:
+            return {"engine": self._loaded}
+        return {"engine": vector_files.state_dict(self.engine)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep it until training starts."""
+        self._loaded = state_dict["engine"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what belongs to a running fit, so that the callback can be pickled and copied."""
+        return {name: self.__dict__[name] for name in ("method", "verbose", "_loaded")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy is not part of the fit."""
+        self.__dict__.update(state)
+        self._clear()
+
+    # ---------------------------------------------------------------- inside
+
+    def _unhook(self) -> None:
+        if self._wrapped is not None:
+            strategy, before = self._wrapped
+            for name, value in before.items():
+                strategy.__dict__.pop(name, None)
+                if value is not None:
+                    setattr(strategy, name, value)
+            self._wrapped = None

@@ -1,0 +1,84 @@
+"""The engine of methods on the whole parameter vector for a plain torch loop, whose step is given a closure."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_so.core import vector_files
+from lightning_so.core.errors import ConfigError
+from lightning_so.core.untouched import random_state, set_random_state, untouched
+from lightning_so.core.vector_engine import VectorEngine
+from lightning_so.core.vector_method import VectorMethod
+
+
+class AttachedVector(VectorEngine):
+    """An engine that has taken the place of its optimizer's `step`; made by `attach`."""
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, method: VectorMethod) -> None:
+        """See `VectorEngine`."""
+        super().__init__(model, model.named_parameters(), optimizer, method)
+        self._model, self._original = model, optimizer.step
+        optimizer._lightning_so = self  # type: ignore[attr-defined]
+        step = _step(self, self._original)
+        # Learning-rate schedulers mark the step they have wrapped, and warn when the mark is gone.
+        step.__dict__.update(getattr(getattr(self._original, "__func__", self._original), "__dict__", {}))
+        self._ours = MethodType(step, optimizer)
+        optimizer.step = self._ours  # type: ignore[method-assign]
+
+    def detach(self) -> None:
+        """Leave: the optimizer's own step comes back. Its state was never touched."""
+        optimizer = self._optimizer
+        if optimizer.step is self._ours:  # otherwise a scheduler has wrapped it: it only passes calls through
+            optimizer.step = self._original  # type: ignore[method-assign]
+        self.whole.comm.close()
+        del optimizer._lightning_so  # type: ignore[attr-defined]
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `core.vector_files.state_dict`; save it beside the optimizer's own."""
+        return vector_files.state_dict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `core.vector_files.load_state_dict`."""
+        vector_files.load_state_dict(self, state)
+
+    @contextmanager
+    def again(self, closure: Callable[[], Any], state: tuple[Any, ...]) -> Iterator[Callable[[], Tensor]]:
+        """The closure's gradient as often as is wanted, with the same random numbers; see `core.untouched`."""
+
+        def gradient() -> Tensor:
+            for param in self.whole.params:
+                param.grad = None
+            set_random_state(state)
+            closure()
+            return self.whole.grads()
+
+        with untouched(self._model, self.whole.params):
+            yield gradient
+
+
+def _step(engine: AttachedVector, original: Any) -> Any:
+    """The optimizer's step with the method behind it."""
+
+    def step(optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> Any:
+        if getattr(optimizer, "_lightning_so", None) is not engine:
+            return original(closure)
+        if closure is None:
+            raise ConfigError(
+                f"{type(engine.method).__name__} evaluates the loss again: call `optimizer.step(closure)`, where the "
+                f"closure zeroes the gradients, computes the loss, calls `backward()` and returns the loss."
+            )
+        state = random_state()
+        with torch.enable_grad():
+            loss = closure()
+        engine.saw()
+        engine.begin()
+        original()
+        engine.finish(lambda: engine.again(closure, state), same=True, half=False)
+        return loss
+
+    return step

@@ -1,0 +1,225 @@
+"""The engine of methods on the whole parameter vector: it watches the base step, and puts what they say in its place.
+
+begin | the base optimizer steps | finish: evaluate at the weights before, ask the method, write the weights
+"""
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_so.core.errors import ConfigError
+from lightning_so.core.examined import Examined, examined
+from lightning_so.core.vector_method import Batch, Step, VectorMethod
+from lightning_so.core.whole import Whole
+from lightning_so.linalg.products import FiniteDifference, moved
+
+#: Gives, while it is entered, the gradient of the step's batch at whatever the weights are: a vector of the space.
+Replays = Callable[[], AbstractContextManager[Callable[[], Tensor]]]
+
+
+@dataclass
+class Counts:
+    """What was done.
+
+    Attributes:
+        steps: Steps of the base that the method saw.
+        skipped: Steps that were left to the base: it moved nothing, or something was not finite.
+        refused: Answers of the method that were not finite; the base's steps were kept.
+        evaluations: Gradients that were computed besides the training's own.
+    """
+
+    steps: int = 0
+    skipped: int = 0
+    refused: int = 0
+    evaluations: int = 0
+
+
+class VectorEngine:
+    """Puts one method behind one base optimizer.
+
+    Attributes:
+        method: The method.
+        whole: The parameters of the optimizer as one vector.
+        state: What the method remembers.
+        counts: What was done.
+        examined: How products are taken; None before the first.
+        tell: Called with what is worth telling.
+    """
+
+    def __init__(
+        self, model: nn.Module, named: Iterable[tuple[str, Tensor]], optimizer: Optimizer, method: VectorMethod
+    ) -> None:
+        """See whether the method can work, and create all state.
+
+        Args:
+            model: The model as it is wrapped.
+            named: Its parameters by name.
+            optimizer: The base optimizer; parameters that it does not have are left out.
+            method: The method.
+
+        Raises:
+            ConfigError: If the method refuses, or the optimizer calls closures itself.
+        """
+        if isinstance(optimizer, torch.optim.LBFGS):
+            raise ConfigError(
+                f"{type(method).__name__}: LBFGS moves the weights several times a step, and what it learns from that "
+                f"would be wrong: use SGD or Adam."
+            )
+        known = {id(param) for group in optimizer.param_groups for param in group["params"]}
+        self.method, self.counts, self._optimizer = method, Counts(), optimizer
+        self.whole = Whole.of(((name, param) for name, param in named if id(param) in known), model)
+        space = self.whole.space
+        if not space.dimension:
+            raise ConfigError(f"{type(method).__name__}: the optimizer has no parameter that is trained.")
+        if (reason := method.refuse(space, optimizer.param_groups)) is not None:
+            raise ConfigError(reason)
+        self.state = method.init(space)
+        self.examined: Examined | None = None
+        self.tell: Callable[[object], None] = lambda _: None
+        local = sum(piece.count for piece in space.pieces)
+        # The weights before the step, the gradient, and what the base has added.
+        self._rows = torch.zeros(3, local, dtype=space.dtype, device=space.device)
+        self._seen = False
+
+    @property
+    def plan(self) -> str:
+        """What it will do, in words."""
+        vectors = sum(tensor.numel() // max(tensor.shape[-1], 1) for tensor in self.state.vectors.values())
+        space = self.whole.space
+        size = vectors * space.dimension * self._rows.element_size() / 1e6
+        return (
+            f"{self.method} on {space.dimension:,} numbers of {len(space.pieces)} parameters; "
+            f"remembers {vectors} vectors ({size:.1f} MB over all ranks)."
+        )
+
+    def probes(self) -> bool:
+        """Whether the coming step evaluates anything besides."""
+        return self.method.products and self.method.probes(self.counts.steps + 1)
+
+    @torch.no_grad()
+    def saw(self) -> None:
+        """Remember the gradient: after the backward pass, before it is clipped or changed."""
+        self.whole.grads(out=self._rows[1])
+        self._seen = True
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Remember the weights: before the base steps."""
+        self.whole.values(out=self._rows[0])
+
+    @torch.no_grad()
+    def finish(self, replays: Replays, *, same: bool, half: bool) -> None:
+        """Put what the method says in the place of the base's step, which has been made.
+
+        Args:
+            replays: See there.
+            same: Whether they give the gradient that was seen.
+            half: Whether they are computed in half precision.
+        """
+        if not self._seen:
+            return
+        self._seen = False
+        start, gradient, update = self._rows
+        space = self.whole.space
+        torch.sub(self.whole.values(), start, out=update)
+        lengths = space.along(self._rows[1:], self._rows[1:]).diagonal().sqrt().tolist()
+        if not all(0 < length < float("inf") for length in lengths):
+            self.counts.skipped += 1
+            return
+        self.counts.steps += 1
+        batch = Around(self, replays, gradient if same else None, half)
+        try:
+            rate, number = lengths[1] / lengths[0], self.counts.steps
+            step = Step(number, space, start, gradient, update, rate, self._schedule(), batch)
+            taken = self.method.update(self.state, step)
+        finally:
+            batch.close()
+        if taken is None:
+            return
+        change = taken - update
+        if not float(space.along(change[None], change[None])) < float("inf"):
+            self.counts.refused += 1
+            return
+        for weight, part in zip(self.whole.weights, space.split(change), strict=True):
+            weight.add_(part.view(weight.shape))
+
+    def recall(self, counts: Counts, how: dict[str, Any] | None) -> None:
+        """Go on from saved counts, and from what was found out about products."""
+        self.counts, self.examined = counts, None if how is None else Examined(**how)
+
+    def _schedule(self) -> float:
+        """See `Step.schedule`."""
+        group = self._optimizer.param_groups[0]
+        return float(group["lr"]) / float(group.get("initial_lr", group["lr"]))
+
+    def scalars(self) -> dict[str, float]:
+        """What is logged."""
+        return {**self.method.scalars(self.state), "curv/evaluations": float(self.counts.evaluations)}
+
+
+class Around(Batch):
+    """Evaluations at the weights before the step: they are put there at the first, and back by `close`."""
+
+    def __init__(self, engine: VectorEngine, replays: Replays, here: Tensor | None, half: bool) -> None:
+        """Remember where things are."""
+        self._engine, self._whole, self._replays, self._half = engine, engine.whole, replays, half
+        self._here, self._open = here, None
+        self._kept: list[Tensor] = []
+        self._gradient: Callable[[], Tensor] | None = None
+
+    @property
+    def here(self) -> Tensor:
+        """See `Batch.here`."""
+        if self._here is None:
+            self._here = self._evaluate()
+        return self._here
+
+    def at(self, displacement: Tensor) -> Tensor:
+        """See `Batch.at`."""
+        self._enter()
+        with moved(self._whole.weights, self._whole.space.split(displacement), 1.0):
+            return self._evaluate()
+
+    def product(self, v: Tensor) -> Tensor:
+        """See `Batch.product`."""
+        self._enter()
+        engine = self._engine
+        if engine.examined is None:
+            engine.examined = examined(type(engine.method).__name__, self._whole, self._evaluate, self.here, self._half)
+            engine.tell(f"{type(engine.method).__name__}: {engine.examined}.")
+        found = engine.examined
+        here = None if found.central else self.here
+        return FiniteDifference(
+            self._whole.weights, self._evaluate, self._whole.space, found.step, found.central, here
+        )(v)
+
+    def _evaluate(self) -> Tensor:
+        gradient = self._enter()
+        self._engine.counts.evaluations += 1
+        with torch.enable_grad():
+            return gradient().detach().clone()
+
+    def _enter(self) -> Callable[[], Tensor]:
+        if self._gradient is None:
+            self._kept = [weight.detach().clone() for weight in self._whole.weights]
+            self._set(self._whole.space.split(self._engine._rows[0]))
+            self._open = self._replays()
+            self._gradient = self._open.__enter__()
+        return self._gradient
+
+    def close(self) -> None:
+        """Put the weights where the base has put them."""
+        if self._open is not None:
+            self._open.__exit__(None, None, None)
+            self._set(self._kept)
+            self._open, self._gradient = None, None
+
+    @torch.no_grad()
+    def _set(self, values: Iterable[Any]) -> None:
+        for weight, value in zip(self._whole.weights, values, strict=True):
+            weight.copy_(value.view(weight.shape))

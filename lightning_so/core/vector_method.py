@@ -1,0 +1,98 @@
+"""The contract of a method on the whole parameter vector: the base has stepped, and the method says what is taken."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from lightning_so.linalg.vectors import Space
+
+
+class Batch(ABC):
+    """The loss of one step's last micro-batch around the weights before the step: same numbers at every call."""
+
+    @property
+    @abstractmethod
+    def here(self) -> Tensor:
+        """Its gradient at the weights, shape (n,)."""
+
+    @abstractmethod
+    def at(self, displacement: Tensor) -> Tensor:
+        """Its gradient beside them, shape (n,); one evaluation."""
+
+    @abstractmethod
+    def product(self, v: Tensor) -> Tensor:
+        """`H v`, shape (n,)."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a training, after the base has made its own.
+
+    Attributes:
+        number: Of the step, from 1.
+        space: What vectors are.
+        weights: w before the step, shape (n,).
+        gradient: g at the weights before the step, as the base got it but for clipping, shape (n,).
+        update: u, what the base has added to the weights, shape (n,).
+        rate: `|u| / |g|`, the length of the base's step per length of the gradient.
+        schedule: The learning rate over the one that it started from, where a scheduler moves it; else 1.
+        batch: What can be computed at them besides.
+    """
+
+    number: int
+    space: Space
+    weights: Tensor
+    gradient: Tensor
+    update: Tensor
+    rate: float
+    schedule: float
+    batch: Batch
+
+
+@dataclass
+class VectorState:
+    """What a method remembers, in a form that can be saved.
+
+    Attributes:
+        vectors: Vectors of the space, shapes (..., n).
+        numbers: Small tensors that are equal on all ranks, on the CPU.
+    """
+
+    vectors: dict[str, Tensor] = field(default_factory=dict)
+    numbers: dict[str, Tensor] = field(default_factory=dict)
+
+
+@runtime_checkable
+class VectorMethod(Protocol):
+    """What the engine asks of a method on the whole parameter vector.
+
+    It decides by numbers that are equal on all ranks alone, since every evaluation is a collective.
+
+    Attributes:
+        products: Whether it takes gradients or products of its own.
+    """
+
+    products: ClassVar[bool]
+
+    def refuse(self, space: Space, groups: Sequence[dict]) -> str | None:
+        """The reason why it cannot work there, with the way out, or None."""
+        ...
+
+    def init(self, space: Space) -> VectorState:
+        """What it remembers at first, created eagerly."""
+        ...
+
+    def probes(self, number: int) -> bool:
+        """Whether it evaluates anything at a step."""
+        ...
+
+    def update(self, state: VectorState, step: Step) -> Tensor | None:
+        """What is added to the weights instead of the base's update, shape (n,), or None to leave that as it is."""
+        ...
+
+    def scalars(self, state: VectorState) -> dict[str, float]:
+        """What is logged."""
+        ...

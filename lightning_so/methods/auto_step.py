@@ -1,0 +1,117 @@
+"""The length of a step from the parabola along it: a training without a learning rate to choose."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lightning_so.core.errors import check_choice, check_count, check_range
+from lightning_so.core.vector_method import Step, VectorState
+from lightning_so.linalg.vectors import Space
+
+CURVATURES = ("measured", "constant")
+#: Largest change of the factor at once.
+STRIDE = 2.0
+
+
+@dataclass(frozen=True)
+class AutoStep:
+    """Multiply the base's updates by one factor, which the loss along the last of them gives.
+
+        a = <g(w - u), u> / |u|^2,   b = <g(w), u> / |u|^2,   curvature b - a
+        factor = share E[-a] / E[b - a]          of steps of the learning rate that the optimizer was made with
+
+    u is the step that has led here and g the gradient of a new batch, at both of its ends: u knows nothing of that
+    batch's noise, so that both slopes are unbiased (of the batch that has made u they are not: its gradient is in u).
+    One evaluation each time. The factor moves by at most 2 at once. Schedulers multiply as they are wont to: the factor
+    belongs to the rate that they started from.
+
+    Source: parabola along the step: Rolinek and Martius 2018, arXiv 1802.05074, for the idea of a step length from a
+    local model; a second batch for the slopes is what noise asks for (see docs/few-directions.md).
+
+    Attributes:
+        every: Steps between two looks.
+        share: Of the modelled best length.
+        memory: What is left of the averages at each look.
+        curvature: "measured", or "constant": what was measured first, to see what curvature is worth.
+
+    Raises:
+        ConfigError: If an argument is out of range.
+
+    Example:
+        >>> AutoStep().every
+        10
+    """
+
+    every: int = 10
+    share: float = 1.0
+    memory: float = 0.9
+    curvature: str = "measured"
+
+    products: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        name = type(self).__name__
+        check_count(name, "every", self.every, 1, 1_000_000)
+        check_range(name, "share", self.share, 0.0, 10.0)
+        check_range(name, "memory", self.memory, 0.0, 1.0, closed=False)
+        check_choice(name, "curvature", self.curvature, CURVATURES)
+
+    def refuse(self, space: Space, groups: Sequence[dict]) -> str | None:
+        """See `VectorMethod.refuse`."""
+        if len({float(group.get("initial_lr", group["lr"])) for group in groups}) == 1:
+            return None
+        return "AutoStep gives one factor to all: give the optimizer's groups one learning rate, or leave it out."
+
+    def init(self, space: Space) -> VectorState:
+        """See `VectorMethod.init`."""
+        last = torch.zeros(sum(piece.count for piece in space.pieces), dtype=space.dtype, device=space.device)
+        numbers = {name: torch.zeros((), dtype=torch.float64) for name in ("slope", "curvature", "failed", "looks")}
+        # Of the last step: by what it was multiplied, schedulers included.
+        ones = {name: torch.ones((), dtype=torch.float64) for name in ("factor", "by")}
+        return VectorState({"last": last}, {**ones, **numbers})
+
+    def probes(self, number: int) -> bool:
+        """See `VectorMethod.probes`."""
+        return number % self.every == 0
+
+    def update(self, state: VectorState, step: Step) -> Tensor | None:
+        """See `VectorMethod.update`."""
+        numbers, last = state.numbers, state.vectors["last"]
+        if self.probes(step.number):
+            self._look(state, step)
+        torch.mul(step.update, float(numbers["factor"]), out=last)
+        numbers["by"].copy_(numbers["factor"] * step.schedule)
+        return last
+
+    def _look(self, state: VectorState, step: Step) -> None:
+        """Measure the loss along the last step, and move the factor."""
+        numbers, last = state.numbers, state.vectors["last"]
+        ends = torch.stack([last, step.batch.at(-last), step.batch.here])
+        square, before, after = step.space.gram(last[None], ends)[0].tolist()
+        if not square:
+            return  # No step has been made yet.
+        if not abs(before) + abs(after) < float("inf"):
+            numbers["failed"] += 1
+            return
+        slope, curvature = before / square * float(numbers["by"]), (after - before) / square
+        if self.curvature == "constant" and numbers["looks"] > 0:
+            curvature = float(numbers["curvature"])
+        rate = 1 - self.memory if numbers["looks"] > 0 else 1.0
+        numbers["slope"] += rate * (slope - numbers["slope"])
+        numbers["curvature"] += rate * (curvature - numbers["curvature"])
+        numbers["looks"] += 1
+        fall, bend = -float(numbers["slope"]), float(numbers["curvature"])
+        factor = float(numbers["factor"])
+        # No minimum ahead: on, as far as is allowed at once; nothing but a rise: back.
+        best = self.share * fall / bend if bend > 0 else STRIDE * factor
+        numbers["factor"].fill_(min(max(best, factor / STRIDE), factor * STRIDE))
+
+    def scalars(self, state: VectorState) -> dict[str, float]:
+        """See `VectorMethod.scalars`."""
+        numbers = state.numbers
+        names = {"factor": "curv/step_factor", "curvature": "curv/along_step", "failed": "curv/failed"}
+        return {to: float(numbers[name]) for name, to in names.items()}
