@@ -1,6 +1,5 @@
 """Methods on the whole vector in real trainings: any number of ranks, resumed, beside others; nothing else changes."""
 
-
 import pytest
 import torch
 

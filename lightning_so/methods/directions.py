@@ -26,12 +26,12 @@ class FewDirections:
         M = V H V' = U L U',   c = V g
         u <- u - V'V u - share V'U min(1 / |L|, cap |u| / |g|) U'c
 
-    V has orthonormal rows: the last update, a slow momentum, the directions of the largest curvatures and that of the
-    most negative one (with k < 5 the last first). Every so many steps one of them, in turn, is brought up to date and
-    multiplied with the Hessian of the batch at hand, so that no product is older than k x every steps; rows of large
-    curvature go on from what the products of all rows say of it (one step of block power iteration), the most negative
-    one the same way from the other end. Along L > 0 a step goes to the minimum of the parabola, along L < 0 away from
-    its maximum, as far as that is; where there is little curvature, at most `cap` times as far as the base would.
+    V has orthonormal rows: the directions of the largest curvature and of the most negative one, the last update, a
+    slow momentum, and with k > 4 more of large curvature. Every so many steps one of them, in turn, is brought up to
+    date and multiplied with the Hessian of the batch at hand, so that no product is older than k x every steps; those
+    of extreme curvature go on from the best that the products of all rows say, in the plane of it and the rest of its
+    product. Along L > 0 a step goes to the minimum of the parabola, along L < 0 away from its maximum, as far as that
+    is; where there is little curvature, at most `cap` times as far as the base would.
 
     For deterministic or low-noise training, few sharp directions that change slowly, and saddles. On minibatches a
     tuned first-order optimizer is as good: see docs/few-directions.md for what was measured.
@@ -153,11 +153,16 @@ class FewDirections:
         if not bool((state.numbers["measured"] >= 0).any()):
             return step.space.normal(row, step.number)
         curvatures, U = torch.linalg.eigh(state.numbers["M"])
-        if role == "bottom":
-            s = U[:, 0].to(V)
-            return float(curvatures.abs().max()) * (s @ V) - s @ HV
-        rank = self.roles[:row].count("top")
-        return U[:, self.k - 1 - rank].to(V) @ HV
+        number = 0 if role == "bottom" else self.k - 1 - self.roles[:row].count("top")
+        s, curvature = U[:, number].to(V), float(curvatures[number])
+        x = s @ V
+        rest = s @ HV - curvature * x
+        length = step.space.norm(rest)
+        # The extreme direction of the plane of x and the rest of its product: of the rest's own curvature nothing is
+        # known, and most directions of a network have about none.
+        plane = torch.tensor([[curvature, length], [length, 0.0]], dtype=torch.float64)
+        a, b = torch.linalg.eigh(plane)[1][:, 0 if role == "bottom" else 1].tolist()
+        return a * x + b / (length or 1.0) * rest
 
     def scalars(self, state: VectorState) -> dict[str, float]:
         """See `VectorMethod.scalars`."""
