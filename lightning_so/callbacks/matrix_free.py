@@ -95,6 +95,7 @@ class MatrixFree(Callback):
         if self._loaded is not None:
             vector_files.load_state_dict(engine, self._loaded)
             self._loaded = None
+        engine.layerwise = [inner for callback in trainer.callbacks for inner in getattr(callback, "engines", ())]
         self.engine, self._replay = engine, Replay(trainer, pl_module, engine.whole)
         if self.verbose:
             engine.tell = rank_zero_only(print)
@@ -144,12 +145,7 @@ class MatrixFree(Callback):
         assert self._replay is not None
         assert self._batch is not None
         replay, (batch, index, state) = self._replay, self._batch
-        recorders = [
-            recorder
-            for callback in trainer.callbacks
-            for engine in getattr(callback, "engines", ())
-            for recorder in engine.recorders
-        ]
+        recorders = [recorder for engine in self.engine.layerwise for recorder in engine.recorders]
         half = "16" in str(trainer.precision)
         self.engine.finish(
             lambda: replay.of(batch, index, state or random_state(), recorders),

@@ -189,20 +189,16 @@ def attach(
         >>> engine.plan.blocks[0].name
         'weight'
     """
-    if getattr(optimizer, "_lightning_so", None) is not None:
+    whole = isinstance(method, VectorMethod)
+    if getattr(optimizer, "_lightning_so_vector" if whole else "_lightning_so", None) is not None:
         raise ConfigError("attach: this optimizer already has a method attached; call `engine.detach()` first.")
-    if isinstance(method, VectorMethod):
-        if (route, min_coverage, reduction, verify_every, compare_every, lag, sharding) != (
-            None,
-            0,
-            None,
-            0,
-            0,
-            0,
-            "exact",
-        ):
+    if whole:
+        options = route, min_coverage, reduction, verify_every, compare_every, lag, sharding
+        if options != (None, 0, None, 0, 0, 0, "exact"):
             raise ConfigError(f"attach: {type(method).__name__} is one method on all parameters: it takes no options.")
         return AttachedVector(model, optimizer, method)
+    if getattr(optimizer, "_lightning_so_vector", None) is not None:
+        raise ConfigError("attach: attach methods on layers and matrices before the one on the whole vector.")
     check_choice("attach", "sharding", sharding, SHARDINGS)
     checks = Checks(verify_every, compare_every)
     access = access_of((p for group in optimizer.param_groups for p in group["params"]), model, sharding=sharding)

@@ -1,7 +1,7 @@
 """The engine of methods on the whole parameter vector for a plain torch loop, whose step is given a closure."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import MethodType
 from typing import Any
 
@@ -23,7 +23,9 @@ class AttachedVector(VectorEngine):
         """See `VectorEngine`."""
         super().__init__(model, model.named_parameters(), optimizer, method)
         self._model, self._original = model, optimizer.step
-        optimizer._lightning_so = self  # type: ignore[attr-defined]
+        inner = getattr(optimizer, "_lightning_so", None)
+        self.layerwise = [] if inner is None else [inner]
+        optimizer._lightning_so_vector = self  # type: ignore[attr-defined]
         step = _step(self, self._original)
         # Learning-rate schedulers mark the step they have wrapped, and warn when the mark is gone.
         step.__dict__.update(getattr(getattr(self._original, "__func__", self._original), "__dict__", {}))
@@ -36,7 +38,7 @@ class AttachedVector(VectorEngine):
         if optimizer.step is self._ours:  # otherwise a scheduler has wrapped it: it only passes calls through
             optimizer.step = self._original  # type: ignore[method-assign]
         self.whole.comm.close()
-        del optimizer._lightning_so  # type: ignore[attr-defined]
+        del optimizer._lightning_so_vector  # type: ignore[attr-defined]
 
     def state_dict(self) -> dict[str, Any]:
         """See `core.vector_files.state_dict`; save it beside the optimizer's own."""
@@ -57,7 +59,10 @@ class AttachedVector(VectorEngine):
             closure()
             return self.whole.grads()
 
-        with untouched(self._model, self.whole.params):
+        with ExitStack() as stack:
+            stack.enter_context(untouched(self._model, self.whole.params))
+            for recorder in [recorder for engine in self.layerwise for recorder in engine.recorders]:
+                stack.enter_context(recorder.ignoring())
             yield gradient
 
 
@@ -65,7 +70,7 @@ def _step(engine: AttachedVector, original: Any) -> Any:
     """The optimizer's step with the method behind it."""
 
     def step(optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> Any:
-        if getattr(optimizer, "_lightning_so", None) is not engine:
+        if getattr(optimizer, "_lightning_so_vector", None) is not engine:
             return original(closure)
         if closure is None:
             raise ConfigError(

@@ -3,7 +3,7 @@
 Legend: B blocks of a stack, Q groups.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
@@ -199,3 +199,15 @@ class Layerwise:
         for name, side in zip(SIDES, stats.sides, strict=True):
             for number, factor in enumerate(side.factors):
                 yield f"{name}.factor.{number}", factor
+
+
+def dampen(stacks: Sequence[Stack], damping: float) -> None:
+    """Set the damping of methods that have one, for solves to come.
+
+    Args:
+        stacks: The stacks.
+        damping: l, in the units of the curvature of one sample's loss.
+    """
+    for stack in stacks:
+        if hasattr(stack.stats, "rule"):
+            stack.stats.rule = damping

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_so.core.engine import Engine
 from lightning_so.core.errors import ConfigError
 from lightning_so.core.examined import Examined, examined
+from lightning_so.core.layerwise import dampen
 from lightning_so.core.vector_method import Batch, Step, VectorMethod
 from lightning_so.core.whole import Whole
 from lightning_so.linalg.products import FiniteDifference, moved
@@ -49,6 +51,7 @@ class VectorEngine:
         counts: What was done.
         examined: How products are taken; None before the first.
         tell: Called with what is worth telling.
+        layerwise: Engines of methods on layers before the same optimizer.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class VectorEngine:
         self.state = method.init(space)
         self.examined: Examined | None = None
         self.tell: Callable[[object], None] = lambda _: None
+        self.layerwise: list[Engine] = []
         local = sum(piece.count for piece in space.pieces)
         # The weights before the step, the gradient, and what the base has added.
         self._rows = torch.zeros(3, local, dtype=space.dtype, device=space.device)
@@ -109,7 +113,10 @@ class VectorEngine:
 
     @torch.no_grad()
     def begin(self) -> None:
-        """Remember the weights: before the base steps."""
+        """Remember the weights: before the base steps, and the methods on layers."""
+        if (damping := self.method.damping(self.state)) is not None:
+            for engine in self.layerwise:
+                dampen(engine.stacks, damping)
         self.whole.values(out=self._rows[0])
 
     @torch.no_grad()

@@ -93,6 +93,10 @@ class VectorMethod(Protocol):
         """What is added to the weights instead of the base's update, shape (n,), or None to leave that as it is."""
         ...
 
+    def damping(self, state: VectorState) -> float | None:
+        """The damping of methods on layers before this one, in the units of one sample's loss; None leaves theirs."""
+        ...
+
     def scalars(self, state: VectorState) -> dict[str, float]:
         """What is logged."""
         ...

@@ -110,6 +110,10 @@ class AutoStep:
         best = self.share * fall / bend if bend > 0 else STRIDE * factor
         numbers["factor"].fill_(min(max(best, factor / STRIDE), factor * STRIDE))
 
+    def damping(self, state: VectorState) -> float | None:
+        """See `VectorMethod.damping`."""
+        return None
+
     def scalars(self, state: VectorState) -> dict[str, float]:
         """See `VectorMethod.scalars`."""
         numbers = state.numbers

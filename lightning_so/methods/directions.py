@@ -164,6 +164,10 @@ class FewDirections:
         a, b = torch.linalg.eigh(plane)[1][:, 0 if role == "bottom" else 1].tolist()
         return a * x + b / (length or 1.0) * rest
 
+    def damping(self, state: VectorState) -> float | None:
+        """See `VectorMethod.damping`."""
+        return None
+
     def scalars(self, state: VectorState) -> dict[str, float]:
         """See `VectorMethod.scalars`."""
         numbers = state.numbers

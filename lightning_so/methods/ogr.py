@@ -158,6 +158,10 @@ class OGR:
         numbers["C"].lerp_(torch.outer(x, x), self.beta)
         numbers["D"].lerp_(torch.outer(y, x), self.beta)
 
+    def damping(self, state: VectorState) -> float | None:
+        """See `VectorMethod.damping`."""
+        return None
+
     def scalars(self, state: VectorState) -> dict[str, float]:
         """See `VectorMethod.scalars`."""
         curvatures = torch.linalg.eigvalsh(state.numbers["H"])

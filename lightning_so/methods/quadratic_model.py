@@ -16,6 +16,8 @@ from lightning_so.linalg.vectors import Space
 CURVATURES = ("measured", "constant")
 #: Largest share of the last step that is kept between two looks.
 MOST = 0.95
+#: The damping changes by this factor a look.
+LEVENBERG = 19 / 20
 
 
 @dataclass(frozen=True)
@@ -23,17 +25,22 @@ class QuadraticModel:
     """Take `a u + b last`, where the loss of the batch has its modelled minimum: step size and momentum in one.
 
         Q = orthonormal(u, last),   M = Q H Q' = U L U',   c = Q g
-        a u + b last = -Q'U (|L| + damping)^-1 U'c,   at most `growth` times as long as the longer of u and last
+        a u + b last = Q'z,   z = -U (|L| + l)^-1 U'c,   at most `growth` times as long as the longer of u and last
+        r = (<g(w), Q'z> + <g(w + Q'z), Q'z>) / 2 / (c'z + z'(M + l) z / 2)
+        r > 3/4: l <- (19/20)^adapt l;   r < 1/4: l <- (20/19)^adapt l          (Levenberg and Marquardt)
 
     u is the base's step: of SGD without momentum behind K-FAC, minus the learning rate times the preconditioned
-    gradient; its length matters at the first step alone. Two products a look; between two looks a and b stay.
+    gradient; its length matters at the first step alone. l is the damping of K-FAC's factors as well, where
+    `SecondOrder(KFAC())` or `SecondOrder(EKFAC())` stands before it, whatever theirs says. Two products a look; between
+    two looks a and b stay. The change of the loss in r is had from its slopes at both ends, one evaluation.
 
-    Source: Martens and Grosse 2015, arXiv 1503.05671, section 7, with the Hessian, |L| and a bound, where there the
-    Fisher matrix is positive.
+    Source: Martens and Grosse 2015, arXiv 1503.05671, sections 6.5 and 7, with the Hessian, |L| and a bound, where
+    there the Fisher matrix is positive.
 
     Attributes:
         every: Steps between two looks.
-        damping: Added to the curvatures, in the units of the loss.
+        initial: l at first, in the units of the curvature of the loss.
+        adapt: Looks between two changes of l; 0 for never.
         growth: Longest step relative to the last one and to the base's.
         curvature: "measured", or "constant": one mean stride along both, to see what curvature is worth.
 
@@ -46,7 +53,8 @@ class QuadraticModel:
     """
 
     every: int = 1
-    damping: float = 0.0
+    initial: float = 1.0
+    adapt: int = 5
     growth: float = 4.0
     curvature: str = "measured"
 
@@ -56,7 +64,8 @@ class QuadraticModel:
         """Check the arguments."""
         name = type(self).__name__
         check_count(name, "every", self.every, 1, 1_000_000)
-        check_range(name, "damping", self.damping, 0.0, float("inf"))
+        check_range(name, "initial", self.initial, 0.0, 1e12)
+        check_count(name, "adapt", self.adapt, 0, 1_000_000)
         check_range(name, "growth", self.growth, 1.0, float("inf"))
         check_choice(name, "curvature", self.curvature, CURVATURES)
 
@@ -74,9 +83,11 @@ class QuadraticModel:
     def init(self, space: Space) -> VectorState:
         """See `VectorMethod.init`."""
         last = torch.zeros(sum(piece.count for piece in space.pieces), dtype=space.dtype, device=space.device)
+        numbers = {name: torch.zeros((), dtype=torch.float64) for name in ("top", "ratio")}
+        counts = {name: torch.zeros((), dtype=torch.int64) for name in ("failed", "looks")}
         weights = torch.tensor([1.0, 0.0], dtype=torch.float64)
-        numbers = {"top": torch.zeros((), dtype=torch.float64), "failed": torch.zeros((), dtype=torch.int64)}
-        return VectorState({"last": last}, {"weights": weights, **numbers})
+        damping = torch.tensor(self.initial, dtype=torch.float64)
+        return VectorState({"last": last}, {"weights": weights, "damping": damping, **numbers, **counts})
 
     def probes(self, number: int) -> bool:
         """See `VectorMethod.probes`."""
@@ -86,13 +97,14 @@ class QuadraticModel:
         """See `VectorMethod.update`."""
         last, numbers = state.vectors["last"], state.numbers
         pair = torch.stack([step.update, last])
-        if self.probes(step.number):
-            self._look(state, step, pair)
+        predicted = self._look(state, step, pair) if self.probes(step.number) else None
         torch.mv(pair.mT, numbers["weights"].to(last), out=last)
+        if predicted is not None and self.adapt and int(numbers["looks"]) % self.adapt == 0:
+            self._adapt(state, step, predicted)
         return last
 
-    def _look(self, state: VectorState, step: Step, pair: Tensor) -> None:
-        """Find both weights from the loss at hand."""
+    def _look(self, state: VectorState, step: Step, pair: Tensor) -> float | None:
+        """Find both weights from the loss at hand; gives the change of the damped model, if all was finite."""
         numbers = state.numbers
         frame = orthonormal(pair, step.space)
         Q = frame.value if frame.ok else pair[:1] / step.space.norm(pair[0])
@@ -100,25 +112,38 @@ class QuadraticModel:
         found = step.space.gram(Q, torch.cat([products, step.batch.here[None], pair])).cpu()
         count = len(Q)
         M, c, L = found[:, :count], found[:, count], found[:, count + 1 : 2 * count + 1]
-        if not bool(found.isfinite().all()):
-            numbers["failed"] += 1
-            return
-        curvatures, U = torch.linalg.eigh((M + M.mT) / 2)
-        along = strides(curvatures.abs() + self.damping, float("inf"))
+        curvatures, U = torch.linalg.eigh((M + M.mT).nan_to_num() / 2)
+        damped = curvatures.abs() + numbers["damping"]
+        along = strides(damped, float("inf"))
         if self.curvature == "constant":
             along = torch.full_like(along, float(along.mean()))
-        taken = -(U @ (along * (U.mT @ c)))
-        if not bool(taken.isfinite().all()):
+        z = -(U @ (along * (U.mT @ c)))
+        if not bool(found.isfinite().all() and z.isfinite().all()):
             numbers["failed"] += 1
-            return
-        taken *= min(1.0, self.growth * float(L.norm(dim=0).max() / taken.norm().clamp(min=1e-300)))
-        weights = torch.linalg.solve(L, taken)  # Q' taken = pair' weights, and Q pair' = L.
-        numbers["weights"][:count] = weights
-        if count == 2 and self.every > 1:
+            return None
+        z *= min(1.0, self.growth * float(L.norm(dim=0).max() / z.norm().clamp(min=1e-300)))
+        numbers["weights"].zero_()[:count] = torch.linalg.solve(L, z)  # Q'z = pair' weights, and Q pair' = L.
+        if self.every > 1:
             numbers["weights"][1].clamp_(-MOST, MOST)
-        elif count == 1:
-            numbers["weights"][1] = 0
+        numbers["looks"] += 1
         numbers["top"].copy_(curvatures[-1])
+        return float(c @ z + 0.5 * (U.mT @ z).square() @ damped)
+
+    def _adapt(self, state: VectorState, step: Step, predicted: float) -> None:
+        """Change the damping by how well the model has foretold."""
+        numbers, taken = state.numbers, state.vectors["last"]
+        ends = torch.stack([step.batch.here, step.batch.at(taken)])
+        ratio = float(step.space.gram(taken[None], ends).mean()) / predicted if predicted else 0.0
+        numbers["ratio"].fill_(ratio)
+        factor = LEVENBERG**self.adapt
+        if not ratio >= 0.25:  # NaN too
+            numbers["damping"] /= factor
+        elif ratio > 0.75:
+            numbers["damping"] *= factor
+
+    def damping(self, state: VectorState) -> float | None:
+        """See `VectorMethod.damping`."""
+        return float(state.numbers["damping"])
 
     def scalars(self, state: VectorState) -> dict[str, float]:
         """See `VectorMethod.scalars`."""
@@ -127,5 +152,7 @@ class QuadraticModel:
             "curv/step_factor": float(numbers["weights"][0]),
             "curv/momentum": float(numbers["weights"][1]),
             "curv/lambda_max": float(numbers["top"]),
+            "curv/damping": float(numbers["damping"]),
+            "curv/reduction_ratio": float(numbers["ratio"]),
             "curv/failed": float(numbers["failed"]),
         }
