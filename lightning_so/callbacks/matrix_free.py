@@ -28,6 +28,8 @@ class MatrixFree(Callback):
 
     Args:
         method: `FewDirections()`, `OGR()`, `AutoStep()` or `QuadraticModel()`.
+        parallel: Have each rank probe a direction of its own, on its part of the batch (DDP): as many directions in the
+            time of one as there are ranks, each measured on less data. Results then depend on the number of ranks.
         verbose: Print what will be done, and at the first evaluation how products are taken, and why.
 
     Raises:
@@ -39,14 +41,14 @@ class MatrixFree(Callback):
         2
     """
 
-    def __init__(self, method: VectorMethod, verbose: bool = True) -> None:
+    def __init__(self, method: VectorMethod, parallel: bool = False, verbose: bool = True) -> None:
         """Check the arguments; everything else happens when training starts."""
         if not isinstance(method, VectorMethod):
             raise ConfigError(
                 f"MatrixFree: {type(method).__name__} is no method on the whole parameter vector. Use FewDirections(), "
                 f"OGR(), AutoStep() or QuadraticModel(); methods on layers and matrices go into SecondOrder(...)."
             )
-        self.method, self.verbose = method, verbose
+        self.method, self.parallel, self.verbose = method, parallel, verbose
         self._loaded: dict[str, Any] | None = None
         self._clear()
 
@@ -91,7 +93,13 @@ class MatrixFree(Callback):
                 f"MatrixFree works with one optimizer; configure_optimizers gave {len(trainer.optimizers)}."
             )
         optimizer = strategies.client(trainer.optimizers[0])
-        engine = VectorEngine(trainer.strategy.model, pl_module.named_parameters(), optimizer, self.method)
+        engine = VectorEngine(
+            trainer.strategy.model,
+            pl_module.named_parameters(),
+            optimizer,
+            self.method,
+            parallel=self.parallel,
+        )
         if self._loaded is not None:
             vector_files.load_state_dict(engine, self._loaded)
             self._loaded = None
@@ -176,7 +184,7 @@ class MatrixFree(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to a running fit, so that the callback can be pickled and copied."""
-        return {name: self.__dict__[name] for name in ("method", "verbose", "_loaded")}
+        return {name: self.__dict__[name] for name in ("method", "parallel", "verbose", "_loaded")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy is not part of the fit."""

@@ -1,12 +1,13 @@
 """The gradient of a training step again, as often as is wanted: nothing that the step has touched remembers it."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from inspect import Parameter, signature
 from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_so.comm import apart
 from lightning_so.core.untouched import set_random_state, untouched
 from lightning_so.core.whole import Whole, scalar
 
@@ -39,21 +40,22 @@ class Replay:
             recorders: Of methods that observe layers, which are not to observe these passes.
 
         Yields:
-            The function: no arguments, a vector of the space.
+            The function: a vector of the space; told True, of this rank's part of the batch, under DDP.
         """
         with ExitStack() as stack:
             stack.enter_context(_silent(self._module))
             stack.enter_context(untouched(self._module, self._whole.params))
             for recorder in recorders:
                 stack.enter_context(recorder.ignoring())
-            yield lambda: self._gradient(batch, index, state)
+            yield lambda local=False: self._gradient(batch, index, state, local)
 
-    def _gradient(self, batch: Any, index: int, state: tuple[Any, ...]) -> Tensor:
+    def _gradient(self, batch: Any, index: int, state: tuple[Any, ...], local: bool) -> Tensor:
         def loss() -> Tensor:
             set_random_state(state)
             return _loss(self._trainer.strategy.training_step(*_arguments(self._module, batch, index)))
 
-        return self._whole.gradient(loss)
+        with apart(self._trainer.strategy.model) if local else nullcontext():
+            return self._whole.gradient(loss)
 
 
 def _arguments(module: Any, batch: Any, index: int) -> tuple[Any, ...]:

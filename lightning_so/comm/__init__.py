@@ -2,7 +2,7 @@
 
 from lightning_so.comm.access import SHARDINGS, Access, access_of, filled
 from lightning_so.comm.local import Local, spread
-from lightning_so.comm.replicated import Replicated, group_of
+from lightning_so.comm.replicated import Replicated, apart, group_of
 from lightning_so.comm.sharded import Pieces, Sharded, ambient
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Sharded",
     "access_of",
     "ambient",
+    "apart",
     "filled",
     "group_of",
     "spread",

@@ -1,7 +1,7 @@
 """The engine of methods on the whole parameter vector for a plain torch loop, whose step is given a closure."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from types import MethodType
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_so.comm import apart
 from lightning_so.core import vector_files
 from lightning_so.core.errors import ConfigError
 from lightning_so.core.untouched import random_state, set_random_state, untouched
@@ -49,14 +50,15 @@ class AttachedVector(VectorEngine):
         vector_files.load_state_dict(self, state)
 
     @contextmanager
-    def again(self, closure: Callable[[], Any], state: tuple[Any, ...]) -> Iterator[Callable[[], Tensor]]:
+    def again(self, closure: Callable[[], Any], state: tuple[Any, ...]) -> Iterator[Callable[[bool], Tensor]]:
         """The closure's gradient as often as is wanted, with the same random numbers; see `core.untouched`."""
 
-        def gradient() -> Tensor:
+        def gradient(local: bool) -> Tensor:
             for param in self.whole.params:
                 param.grad = None
             set_random_state(state)
-            closure()
+            with apart(self._model) if local else nullcontext():
+                closure()
             return self.whole.grads()
 
         with ExitStack() as stack:

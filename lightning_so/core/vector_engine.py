@@ -4,7 +4,6 @@ begin | the base optimizer steps | finish: evaluate at the weights before, ask t
 """
 
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,16 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_so.core.around import Around, Replays
 from lightning_so.core.engine import Engine
 from lightning_so.core.errors import ConfigError
-from lightning_so.core.examined import Examined, examined
+from lightning_so.core.examined import Examined
 from lightning_so.core.layerwise import dampen
-from lightning_so.core.vector_method import Batch, Step, VectorMethod
+from lightning_so.core.vector_method import Step, VectorMethod
 from lightning_so.core.whole import Whole
-from lightning_so.linalg.products import FiniteDifference, moved
-
-#: Gives, while it is entered, the gradient of the step's batch at whatever the weights are: a vector of the space.
-Replays = Callable[[], AbstractContextManager[Callable[[], Tensor]]]
 
 
 @dataclass
@@ -49,13 +45,20 @@ class VectorEngine:
         whole: The parameters of the optimizer as one vector.
         state: What the method remembers.
         counts: What was done.
+        parallel: Whether each replica probes a direction of its own, on its part of the batch.
         examined: How products are taken; None before the first.
         tell: Called with what is worth telling.
         layerwise: Engines of methods on layers before the same optimizer.
     """
 
     def __init__(
-        self, model: nn.Module, named: Iterable[tuple[str, Tensor]], optimizer: Optimizer, method: VectorMethod
+        self,
+        model: nn.Module,
+        named: Iterable[tuple[str, Tensor]],
+        optimizer: Optimizer,
+        method: VectorMethod,
+        *,
+        parallel: bool = False,
     ) -> None:
         """See whether the method can work, and create all state.
 
@@ -64,6 +67,7 @@ class VectorEngine:
             named: Its parameters by name.
             optimizer: The base optimizer; parameters that it does not have are left out.
             method: The method.
+            parallel: Whether each replica probes a direction of its own.
 
         Raises:
             ConfigError: If the method refuses, or the optimizer calls closures itself.
@@ -79,9 +83,14 @@ class VectorEngine:
         space = self.whole.space
         if not space.dimension:
             raise ConfigError(f"{type(method).__name__}: the optimizer has no parameter that is trained.")
+        if parallel and self.whole.access.sharded:
+            raise ConfigError(
+                f"{type(method).__name__}: parallel=True has ranks evaluate apart, and here they hold pieces of the "
+                f"parameters: every evaluation needs all of them. Leave it out."
+            )
         if (reason := method.refuse(space, optimizer.param_groups)) is not None:
             raise ConfigError(reason)
-        self.state = method.init(space)
+        self.state, self.parallel = method.init(space), parallel
         self.examined: Examined | None = None
         self.tell: Callable[[object], None] = lambda _: None
         self.layerwise: list[Engine] = []
@@ -139,7 +148,7 @@ class VectorEngine:
             self.counts.skipped += 1
             return
         self.counts.steps += 1
-        batch = Around(self, replays, gradient if same else None, half)
+        batch = Around(self, replays, start, gradient if same else None, half)
         try:
             rate, number = lengths[1] / lengths[0], self.counts.steps
             step = Step(number, space, start, gradient, update, rate, self._schedule(), batch)
@@ -167,66 +176,3 @@ class VectorEngine:
     def scalars(self) -> dict[str, float]:
         """What is logged."""
         return {**self.method.scalars(self.state), "curv/evaluations": float(self.counts.evaluations)}
-
-
-class Around(Batch):
-    """Evaluations at the weights before the step: they are put there at the first, and back by `close`."""
-
-    def __init__(self, engine: VectorEngine, replays: Replays, here: Tensor | None, half: bool) -> None:
-        """Remember where things are."""
-        self._engine, self._whole, self._replays, self._half = engine, engine.whole, replays, half
-        self._here, self._open = here, None
-        self._kept: list[Tensor] = []
-        self._gradient: Callable[[], Tensor] | None = None
-
-    @property
-    def here(self) -> Tensor:
-        """See `Batch.here`."""
-        if self._here is None:
-            self._here = self._evaluate()
-        return self._here
-
-    def at(self, displacement: Tensor) -> Tensor:
-        """See `Batch.at`."""
-        self._enter()
-        with moved(self._whole.weights, self._whole.space.split(displacement), 1.0):
-            return self._evaluate()
-
-    def product(self, v: Tensor) -> Tensor:
-        """See `Batch.product`."""
-        self._enter()
-        engine = self._engine
-        if engine.examined is None:
-            engine.examined = examined(type(engine.method).__name__, self._whole, self._evaluate, self.here, self._half)
-            engine.tell(f"{type(engine.method).__name__}: {engine.examined}.")
-        found = engine.examined
-        here = None if found.central else self.here
-        return FiniteDifference(
-            self._whole.weights, self._evaluate, self._whole.space, found.step, found.central, here
-        )(v)
-
-    def _evaluate(self) -> Tensor:
-        gradient = self._enter()
-        self._engine.counts.evaluations += 1
-        with torch.enable_grad():
-            return gradient().detach().clone()
-
-    def _enter(self) -> Callable[[], Tensor]:
-        if self._gradient is None:
-            self._kept = [weight.detach().clone() for weight in self._whole.weights]
-            self._set(self._whole.space.split(self._engine._rows[0]))
-            self._open = self._replays()
-            self._gradient = self._open.__enter__()
-        return self._gradient
-
-    def close(self) -> None:
-        """Put the weights where the base has put them."""
-        if self._open is not None:
-            self._open.__exit__(None, None, None)
-            self._set(self._kept)
-            self._open, self._gradient = None, None
-
-    @torch.no_grad()
-    def _set(self, values: Iterable[Any]) -> None:
-        for weight, value in zip(self._whole.weights, values, strict=True):
-            weight.copy_(value.view(weight.shape))

@@ -22,9 +22,18 @@ class Batch(ABC):
     def at(self, displacement: Tensor) -> Tensor:
         """Its gradient beside them, shape (n,); one evaluation."""
 
+    @property
     @abstractmethod
-    def product(self, v: Tensor) -> Tensor:
-        """`H v`, shape (n,)."""
+    def width(self) -> int:
+        """Products that take the time of one: where each rank probes a direction of its own, as many as ranks."""
+
+    @abstractmethod
+    def products(self, vectors: Tensor) -> Tensor:
+        """`H v` of each of at most `width` vectors, or of more, one after the other: shapes (m, n)."""
+
+    @abstractmethod
+    def forms(self, frame: Tensor, vectors: Tensor) -> Tensor:
+        """`frame H v` of each, shapes (k, n), (m, n) -> (m, k), float64: only these numbers travel between replicas."""
 
 
 @dataclass(frozen=True)

@@ -124,24 +124,35 @@ class FewDirections:
         return torch.addmv(step.update, V.mT, (taken - a).to(V))
 
     def _measure(self, state: VectorState, step: Step) -> None:
-        """Bring the row whose turn it is up to date, and take its product."""
+        """Bring the rows whose turn it is up to date, and take their products."""
         V, HV, numbers = state.vectors["V"], state.vectors["HV"], state.numbers
-        row = (step.number // self.every - 1) % self.k
-        others = V.clone()
-        others[row] = 0
+        width = min(step.batch.width, self.k)
+        first = (step.number // self.every - 1) * width
+        rows = [(first + i) % self.k for i in range(width)]
+        now = V.clone()
+        for row in rows:
+            now[row] = 0
+        for row in rows:
+            now[row] = self._directed(row, now, state, step)
+        products = step.batch.products(now[rows])
+        forms = step.space.gram(products, now).cpu()
+        if not bool(forms.isfinite().all()):
+            numbers["failed"] += 1  # Directions and products stay what they were.
+            return
+        V.copy_(now)
+        HV[rows] = products
+        numbers["M"][rows], numbers["M"][:, rows] = forms, forms.mT
+        numbers["measured"][rows] = step.number
+
+    def _directed(self, row: int, others: Tensor, state: VectorState, step: Step) -> Tensor:
+        """What a row is now, beside the others."""
         v = beside(others, self._candidate(row, state, step), step.space)
-        if v is None and int(numbers["measured"][row]) >= 0:
-            v = V[row].clone()  # Nothing new: the same again, at these weights.
+        if v is None and int(state.numbers["measured"][row]) >= 0:
+            v = beside(others, state.vectors["V"][row], step.space)  # Nothing new: the same again, at these weights.
         if v is None:
             v = beside(others, step.space.normal(row, step.number), step.space)
-        product = None if v is None else step.batch.product(v)
-        if v is None or product is None or not step.space.norm(product) < float("inf"):
-            numbers["failed"] += 1
-            return
-        V[row], HV[row] = v, product
-        along = step.space.gram(V, product[None])[:, 0].cpu()
-        numbers["M"][row], numbers["M"][:, row] = along, along
-        numbers["measured"][row] = step.number
+        assert v is not None, "an independent normal vector"
+        return v
 
     def _candidate(self, row: int, state: VectorState, step: Step) -> Tensor:
         """The direction that a row should have now."""

@@ -142,21 +142,22 @@ class OGR:
         V.copy_(frame.value)
 
     def _learn(self, state: VectorState, step: Step) -> None:
-        """Fold one pair of a displacement and what it does to the gradient into the statistics."""
+        """Fold pairs of displacements and what they do to the gradient into the statistics."""
         vectors, numbers = state.vectors, state.numbers
         V = vectors["V"]
         if self.curvature == "same-batch":
-            row = (step.number // self.every - 1) % self.k
-            x = torch.eye(self.k, dtype=torch.float64)[row]
-            y = step.space.gram(V, step.batch.product(V[row])[None])[:, 0].cpu()
+            first = (step.number // self.every - 1) * step.batch.width
+            rows = [(first + i) % self.k for i in range(min(step.batch.width, self.k))]
+            X = torch.eye(self.k, dtype=torch.float64)[rows]
+            Y = step.batch.forms(V, V[rows]).cpu()
         else:
             moved = torch.stack([step.weights - vectors["weights"], step.gradient - vectors["gradients"]])
-            x, y = step.space.gram(V, moved).cpu().unbind(1)
-        if not bool(y.isfinite().all()):
+            X, Y = step.space.gram(V, moved).cpu().mT.split(1)
+        if not bool(Y.isfinite().all()):
             numbers["failed"] += 1
             return
-        numbers["C"].lerp_(torch.outer(x, x), self.beta)
-        numbers["D"].lerp_(torch.outer(y, x), self.beta)
+        numbers["C"].lerp_(X.mT @ X, self.beta)
+        numbers["D"].lerp_(Y.mT @ X, self.beta)
 
     def damping(self, state: VectorState) -> float | None:
         """See `VectorMethod.damping`."""

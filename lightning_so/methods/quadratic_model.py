@@ -108,7 +108,7 @@ class QuadraticModel:
         numbers = state.numbers
         frame = orthonormal(pair, step.space)
         Q = frame.value if frame.ok else pair[:1] / step.space.norm(pair[0])
-        products = torch.stack([step.batch.product(q) for q in Q])
+        products = step.batch.products(Q)
         found = step.space.gram(Q, torch.cat([products, step.batch.here[None], pair])).cpu()
         count = len(Q)
         M, c, L = found[:, :count], found[:, count], found[:, count + 1 : 2 * count + 1]
