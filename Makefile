@@ -23,11 +23,15 @@ $(READY): pyproject.toml constraints.txt
 # deepspeed goes in as Python alone, with those of its dependencies that the environment does not have.
 DEEPSPEED := deepspeed==0.19.8 annotated-types einops hjson msgpack ninja psutil py-cpuinfo pydantic pydantic_core \
 	typing-inspection
+# The reference for curvature, the same way: what it needs to be imported, no more.
+CURVLINOPS := curvlinops-for-pytorch==3.0.1 linear_operator einops einconv opt_einsum
 .venv/.peers: $(READY)
 	@echo "Setting up .venv/peers (once)"
 	@$(PIP) --target .venv/peers transformers==5.24.0 || echo "transformers cannot be had: its layers are not tested"
 	@DS_BUILD_OPS=0 $(PIP) --target .venv/peers --no-deps --no-build-isolation $(DEEPSPEED) \
 		|| echo "deepspeed cannot be had: its strategy is not tested"
+	@$(PIP) --target .venv/peers --no-deps $(CURVLINOPS) \
+		|| echo "curvlinops cannot be had: curvature is not compared with it"
 	@touch $@
 
 demo: $(READY) ## Train one model with AdamW, SOAP and Muon, and plot the curves
