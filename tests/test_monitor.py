@@ -64,11 +64,12 @@ def test_a_training_that_is_watched_is_the_same_bit_for_bit(method, accumulate):
     for watching in (False, True):
         base = torch.optim.AdamW if isinstance(method, SOAP) else torch.optim.SGD
         ours = [] if method is None else [SecondOrder(method, print_plan=False)]
-        monitor = CurvatureMonitor(every=2, verbose=False)
+        monitor = CurvatureMonitor(every=2, layers="*", verbose=False)
         callbacks = [monitor] if watching else []
         module = Net(base)
         trainer = fit(module, [*callbacks, *ours], accumulate_grad_batches=accumulate)
         assert (monitor.last is not None) == watching
+        assert list(monitor.last_of) == (["net.0", "net.1", "net.4"] if watching else [])
         logged = {k: v for k, v in trainer.callback_metrics.items() if not k.startswith(("so/", "curv/", "so%"))}
         reports = [engine.report.portable() for callback in ours for engine in callback.engines]
         grads = {name: p.grad for name, p in module.named_parameters()}
@@ -116,14 +117,30 @@ def test_what_is_seen_is_the_hessians(capsys):
     assert "products by forward differences of gradients" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("every", "layer", "numbers"), [(12, "net.0", slice(56)), (6, "net.2", slice(56, None))])
+def test_a_layers_turn_shows_its_diagonal_block(every, layer, numbers):
+    module, monitor = Smooth(), CurvatureMonitor(every=every, products=60, layers=["net.?"])
+    fit(module, [monitor])
+    H, g = (found[(numbers,) * found.ndim] for found in module.hessian())
+    values, vectors = torch.linalg.eigh(H)
+    assert len(monitor.last_of) == 12 // every
+    seen = monitor.last_of[layer]
+    assert abs(seen.top - float(values[-1])) < 1e-5
+    assert abs(seen.bottom - float(values[0])) < 1e-5
+    assert abs(seen.distance - abs(float(g @ vectors[:, -1])) / seen.top) < 1e-4
+
+
 def test_everything_is_logged_and_nothing_of_the_users_is_twice(tmp_path):
     logger = CSVLogger(tmp_path)
-    fit(Net(), [CurvatureMonitor(every=4, verbose=False)], logger=logger, log_every_n_steps=1)
+    monitor = CurvatureMonitor(every=4, layers=["net.0", "net.4"], verbose=False)
+    fit(Net(), [monitor], logger=logger, log_every_n_steps=1)
     rows = (tmp_path / "lightning_logs/version_0/metrics.csv").read_text().splitlines()
     head = rows[0].split(",")
     for name in ("lambda_max", "lambda_min", "neg_mass", "lr_x_lambda", "distance"):
         found = [float(row.split(",")[head.index(f"curv/{name}")] or math.nan) for row in rows[1:]]
         assert sum(map(math.isfinite, found)) == 3
+    for name, often in (("max/net.0", 2), ("min/net.0", 2), ("max/net.4", 1)):
+        assert sum(bool(row.split(",")[head.index(f"curv/lambda_{name}")]) for row in rows[1:]) == often
     assert sum(bool(row.split(",")[head.index("loss_step")]) for row in rows[1:]) == 12
 
 
@@ -156,24 +173,29 @@ def test_what_cannot_be_watched_is_refused():
         fit(Manual(), [CurvatureMonitor()])
     with pytest.raises(ConfigError, match=r"CurvatureMonitor\(every=0\)"):
         CurvatureMonitor(every=0)
+    with pytest.raises(ConfigError, match=r"'net.9' fits no layer .*'net.0', 'net.1', 'net.4'"):
+        fit(Net(), [CurvatureMonitor(layers=["net.*", "net.9"])])
 
 
 def watched(strategy):
     """The last sight of a short training, and its weights."""
-    monitor = CurvatureMonitor(every=4, products=20, verbose=False)
+    # Four ranks have three rows of that layer.
+    monitor = CurvatureMonitor(every=4, products=20, layers="*.narrow", verbose=False)
     found = trainings.train(strategy, SOAP(start=2, period=2), ADAMW, 4, callbacks=[monitor])
-    return monitor.last, found.weights
+    return monitor.last, monitor.last_of["net.narrow"], found.weights
 
 
 @pytest.mark.parametrize(
     "strategy", ["ddp", "fsdp2", *(pytest.param(s, marks=pytest.mark.slow) for s in ("ddp_so", "hsdp", "fsdp1"))]
 )
 def test_ranks_see_what_one_process_sees(two, four, strategy):
-    one, weights = watched("one")
+    one, layer, weights = watched("one")
     world = four if strategy == "hsdp" else two
-    for seen, same in world.run(watched, strategy):
+    for seen, of_layer, same in world.run(watched, strategy):
         assert abs(seen.top / one.top - 1) < 1e-3
         assert abs(seen.bottom - one.bottom) < 1e-3 * one.top
         assert abs(seen.distance / one.distance - 1) < 2e-2
+        assert abs(of_layer.top / layer.top - 1) < 1e-3
+        assert abs(of_layer.bottom - layer.bottom) < 1e-3 * layer.top
         for name, value in weights.items():
             torch.testing.assert_close(same[name], value, rtol=0, atol=1e-5)

@@ -143,3 +143,23 @@ def test_the_spectrum_of_a_network_is_that_of_the_dense_hessian():
         values, _, errors = lanczos(product, problem.space.normal(0), 40, problem.space).ritz()
         torch.testing.assert_close(values[[0, -1]], L[[0, -1]], rtol=1e-6, atol=1e-6)
         assert errors[[0, -1]].max() < 1e-4
+
+
+def test_a_block_is_the_diagonal_block():
+    problem = Problem()
+    H, v, numbers = problem.hessian(), problem.space.normal(0), [1, 3]
+    places = torch.cat([torch.arange(36, 42), torch.arange(66, 70)])
+    expected = H[places][:, places] @ v[places]
+    assert torch.equal(problem.space.part(v, numbers), v[places])
+    exact, central = DoubleBackward(problem.loss, problem.params), difference(problem, step=1e-5, central=True)
+    torch.testing.assert_close(exact.block(numbers)(v[places]), expected, rtol=0, atol=1e-14)
+    torch.testing.assert_close(central.block(numbers)(v[places]), expected, rtol=0, atol=1e-8)
+
+
+def test_a_block_that_is_zero_is_moved_as_others_are():
+    problem = Problem(dtype=torch.float32)
+    problem.params[0].data.zero_()
+    v = problem.space.normal(0)[:36]
+    expected = problem.hessian()[:36, :36] @ v
+    # Seen: .02, and 2.7 with steps relative to its own length.
+    assert float((difference(problem).block([0])(v) - expected).norm() / expected.norm()) < 0.05

@@ -14,7 +14,7 @@ from lightning_so.callbacks.replay import Replay
 from lightning_so.core.errors import ConfigError, check_count
 from lightning_so.core.untouched import random_state
 from lightning_so.core.whole import Whole
-from lightning_so.linalg.products import STEPS, FiniteDifference
+from lightning_so.linalg.products import STEPS, BlockProduct, FiniteDifference
 
 #: Products of two steps that differ by more than this are of a gradient too rough for the smaller one.
 ROUGH = 0.05
@@ -54,7 +54,7 @@ class Looking(Callback, ABC):
         return self._whole
 
     @abstractmethod
-    def look(self, trainer: Any, product: Callable[[Tensor], Tensor], gradient: Tensor) -> None:
+    def look(self, trainer: Any, product: BlockProduct, gradient: Tensor) -> None:
         """Look.
 
         Args:

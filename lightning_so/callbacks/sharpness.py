@@ -1,6 +1,5 @@
 """A learning rate that the measured curvature bears."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from lightning_so.callbacks.looking import Looking
 from lightning_so.callbacks.second_order import SecondOrder
 from lightning_so.core.errors import ConfigError, check_range
+from lightning_so.linalg.products import BlockProduct
 
 #: Products of the first look, which starts from a random direction; later ones go on from the last.
 FIRST = 8
@@ -112,7 +112,7 @@ class SharpnessGuard(Looking):
             group, rate = self._asked.pop()
             group["lr"] = rate
 
-    def look(self, trainer: Any, product: Callable[[Tensor], Tensor], gradient: Tensor) -> None:
+    def look(self, trainer: Any, product: BlockProduct, gradient: Tensor) -> None:
         """See `Looking.look`: power iteration with the preconditioned Hessian."""
         optimizer = trainer.optimizers[0]
         root, space = self._root(optimizer), self.whole.space

@@ -6,9 +6,11 @@ autocast. Where second derivatives exist, double backward is exact.
 Legend: n numbers of this rank.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +19,22 @@ from lightning_so.linalg.vectors import Space
 
 #: Steps of finite differences relative to the length of the weights, by the precision of the gradients.
 STEPS = {torch.float32: 3e-4, torch.bfloat16: 3e-2, torch.float16: 3e-2, torch.float64: 1e-6}
+#: Added to the length of the weights, for those that are zero.
+LEAST = 1e-3
+#: A block is moved as far as one with this share of the root mean square of all weights, at least.
+SHARE = 0.1
+
+
+class BlockProduct(Protocol):
+    """`v -> A v`, and the same of diagonal blocks of A."""
+
+    def __call__(self, v: Tensor, /) -> Tensor:
+        """A v, shape (n,)."""
+        ...
+
+    def block(self, numbers: Sequence[int]) -> "BlockProduct":
+        """The product with the diagonal block of some parameters, by their numbers in the space."""
+        ...
 
 
 @dataclass
@@ -56,12 +74,28 @@ class FiniteDifference:
         if length == 0:
             return torch.zeros_like(v)
         weights = torch.cat([weight.reshape(-1).to(v) for weight in self.weights])
-        size = self.step * (self.space.norm(weights) + 1e-3) / length
+        size = self.step * (self.space.norm(weights) + LEAST) / length
         if self.central:
             return (self._at(v, size) - self._at(v, -size)) / (2 * size)
         if self.here is None:
             self.here = self._gradient()
         return (self._at(v, size) - self.here) / size
+
+    def block(self, numbers: Sequence[int]) -> "FiniteDifference":
+        """See `BlockProduct.block`; other weights stay where they are, and steps are relative to the block's own."""
+        space, block = self.space, self.space.block(numbers)
+        flat = torch.cat([weight.detach().reshape(-1).to(space.dtype) for weight in self.weights])
+        own = block.norm(space.part(flat, numbers)) + LEAST
+        # Of a block that began at zero (an adapter's), a step relative to its length is lost in rounding.
+        usual = space.norm(flat) * (block.dimension / space.dimension) ** 0.5
+        return FiniteDifference(
+            [self.weights[number] for number in numbers],
+            lambda: space.part(self.gradient(), numbers),
+            block,
+            self.step * max(1.0, SHARE * usual / own),
+            self.central,
+            None if self.here is None else space.part(self.here, numbers),
+        )
 
     def _at(self, v: Tensor, size: float) -> Tensor:
         with moved(self.weights, self.space.split(v), size):
@@ -115,6 +149,12 @@ class DoubleBackward:
     def gradient(self) -> Tensor:
         """g, shape (n,)."""
         return _flat([grad.detach() for grad in self._grads])
+
+    def block(self, numbers: Sequence[int]) -> "DoubleBackward":
+        """See `BlockProduct.block`; on the same graph, so that it is usable as long as this one is."""
+        found = copy.copy(self)
+        found._params, found._grads = ([of[number] for number in numbers] for of in (self._params, self._grads))
+        return found
 
     def __call__(self, v: Tensor) -> Tensor:
         """H v, shape (n,)."""

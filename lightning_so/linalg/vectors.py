@@ -5,8 +5,8 @@ Legend: n numbers of this rank, N of all ranks, k and l vectors.
 
 import hashlib
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -63,6 +63,15 @@ class Space:
     def split(self, vector: Tensor) -> list[Tensor]:
         """Views of a vector, one a piece."""
         return list(vector.split([piece.count for piece in self.pieces]))
+
+    def block(self, numbers: Sequence[int]) -> "Space":
+        """The space of some of the pieces."""
+        return replace(self, pieces=tuple(self.pieces[number] for number in numbers))
+
+    def part(self, vector: Tensor, numbers: Sequence[int]) -> Tensor:
+        """What a vector has in the space of some of the pieces."""
+        parts = self.split(vector)
+        return torch.cat([parts[number] for number in numbers])
 
     def gram(self, X: Tensor, Y: Tensor) -> Tensor:
         """Inner products `<x_i, y_j>`: local sums in float64, and one sum over ranks of k x l numbers.

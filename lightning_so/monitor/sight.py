@@ -48,13 +48,13 @@ def sight(product: Product, gradient: Tensor, space: Space, *, steps: int, seed:
         product: `v -> H v`.
         gradient: g at the weights.
         space: What vectors are.
-        steps: Products.
+        steps: Products; of fewer numbers than that, one a number.
         seed: Of the start, which is the same for every number of ranks.
 
     Returns:
         What is seen; None if the first product is not finite.
     """
-    found = lanczos(product, space.normal(seed), steps, space)
+    found = lanczos(product, space.normal(seed), min(steps, space.dimension), space)
     if not len(found.diagonal):
         return None
     values, weights, errors = found.ritz()
