@@ -9,7 +9,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from lightning_so import ConfigError, spectrum
 from lightning_so.linalg.hutchinson import diagonal, trace
@@ -199,13 +202,13 @@ def test_nothing_of_the_model_changes_and_its_dropout_is_one_function():
     state = torch.get_rng_state()
     by = {
         how: spectrum(model, lambda: nn.functional.cross_entropy(model(x), y), steps=40, probes=2, product=how)
-        for how in ("double backward", "central difference")
+        for how in ("exact", "difference")
     }
     assert torch.equal(torch.get_rng_state(), state)
     for p, (weight, grad) in zip(model.parameters(), before, strict=True):
         assert torch.equal(p, weight)
         assert torch.equal(p.grad, grad)
-    assert abs(by["double backward"].top - by["central difference"].top) < 1e-6
+    assert abs(by["exact"].top - by["difference"].top) < 1e-6
 
 
 def test_where_there_is_no_double_backward_differences_are_taken_and_it_is_said():
@@ -214,8 +217,30 @@ def test_where_there_is_no_double_backward_differences_are_taken_and_it_is_said(
     found = spectrum(model, loss, steps=10, probes=1)
     assert "central differences: derivative for aten::_scaled_dot_product" in found.product
     assert found.top > 0
-    with pytest.raises(ConfigError, match="no double backward here"):
-        spectrum(model, loss, product="double backward")
+    with pytest.raises(ConfigError, match=r'derivative for aten::.*product="difference".*sdpa_kernel'):
+        spectrum(model, loss, product="exact")
+
+
+@pytest.mark.parametrize("hides", ["all", "first", "one use of two"])
+def test_of_what_a_checkpoint_hides_no_double_backward_is_taken(hides):
+    model, (x, y) = Net().eval(), data()
+    x.requires_grad_()
+
+    def loss():
+        if hides == "all":  # Nothing is in the graph then, and torch does not complain.
+            return nn.functional.cross_entropy(checkpoint(model, x, use_reentrant=True), y)
+        first = checkpoint(model.first, x, use_reentrant=True) if hides == "first" else model.first(x)
+        plain = nn.functional.cross_entropy(model.last(first.tanh()), y)
+        if hides == "first":
+            return plain
+        return (plain + nn.functional.cross_entropy(checkpoint(model, x, use_reentrant=True), y)) / 2
+
+    with pytest.raises(ConfigError, match=r'no double backward here \(.*checkpoint.*product="difference"'):
+        spectrum(model, loss, product="exact")
+    found = spectrum(model, loss, steps=20, probes=1)
+    assert "central differences: " in found.product
+    names = [name for name, _ in model.named_parameters()]
+    assert abs(found.top - float(torch.linalg.eigvalsh(dense(model, names))[-1])) < 1e-6
 
 
 def test_what_is_no_loss_is_refused():
@@ -228,19 +253,46 @@ def test_what_is_no_loss_is_refused():
         spectrum(model, lambda: model(x).sum(), product="magic")
 
 
-def of_ranks():
-    """Of the mean loss over ranks."""
+def of_ranks(product):
+    """Of the mean loss over ranks; one more training step of the same model goes as before."""
     model, (x, y) = Net().eval(), data()
     wrapped = DistributedDataParallel(model)
     mine = slice(dist.get_rank(), None, dist.get_world_size())
-    return spectrum(wrapped, lambda: nn.functional.cross_entropy(wrapped(x[mine]), y[mine]), steps=20, probes=2)
+    loss = lambda: nn.functional.cross_entropy(wrapped(x[mine]), y[mine])  # noqa: E731
+    found = spectrum(wrapped, loss, steps=20, probes=2, product=product)
+    assert wrapped.require_forward_param_sync
+    loss().backward()
+    return found, model.last.weight.grad
 
 
-def test_ranks_see_the_spectrum_of_one_process(two):
+def of_pieces():
+    """What is said of sharded parameters."""
+    model, (x, y) = Net().eval(), data()
+    fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    loss = lambda: nn.functional.cross_entropy(model(x), y)  # noqa: E731
+    with pytest.raises(ConfigError, match=r'no double backward here \(of sharded.*product="difference"'):
+        spectrum(model, loss, product="exact")
+    return spectrum(model, loss, steps=20, probes=2)
+
+
+@pytest.mark.parametrize(("product", "limit"), [("auto", 1e-12), ("difference", 1e-6)])
+def test_ranks_see_the_spectrum_of_one_process(two, product, limit):
+    model, (x, y) = Net().eval(), data()
+    loss = lambda: nn.functional.cross_entropy(model(x), y)  # noqa: E731
+    one = spectrum(model, loss, steps=20, probes=2)
+    loss().backward()
+    for found, grad in two.run(of_ranks, product):
+        assert found.names == one.names
+        assert ("double backward" in found.product) == (product == "auto")
+        torch.testing.assert_close(grad, model.last.weight.grad)
+        for seen, expected in ((found.top, one.top), (found.bottom, one.bottom)):
+            assert abs(seen - expected) < limit
+        assert abs(found.trace.mean - one.trace.mean) < 10 * limit
+
+
+def test_of_sharded_parameters_differences_are_taken(two):
     model, (x, y) = Net().eval(), data()
     one = spectrum(model, lambda: nn.functional.cross_entropy(model(x), y), steps=20, probes=2)
-    for found in two.run(of_ranks):
-        assert found.names == one.names
+    for found in two.run(of_pieces):
+        assert "central differences: of sharded" in found.product
         assert abs(found.top - one.top) < 1e-6
-        assert abs(found.bottom - one.bottom) < 1e-6
-        assert abs(found.trace.mean - one.trace.mean) < 1e-5

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,15 +12,14 @@ from torch import Tensor, nn
 from lightning_so.callbacks import strategies
 from lightning_so.callbacks.names import Callback
 from lightning_so.callbacks.replay import Replay
-from lightning_so.core.errors import ConfigError, check_count
+from lightning_so.core.errors import ConfigError, check_choice, check_count
+from lightning_so.core.exact import AGAIN, exact, way_out
 from lightning_so.core.untouched import random_state
 from lightning_so.core.whole import Whole
-from lightning_so.linalg.products import STEPS, BlockProduct, FiniteDifference
+from lightning_so.linalg.products import PRODUCTS, STEPS, BlockProduct, FiniteDifference
 
 #: Products of two steps that differ by more than this are of a gradient too rough for the smaller one.
 ROUGH = 0.05
-#: A gradient that is computed twice may differ by this share: some kernels add in another order each time.
-AGAIN = 1e-3
 
 
 class Looking(Callback, ABC):
@@ -28,21 +28,24 @@ class Looking(Callback, ABC):
     Args:
         every: Steps between two looks.
         verbose: Print at the first look how products are taken, and why.
+        product: One of `PRODUCTS`: "auto" takes double backward where it exists, else differences.
 
     Raises:
         ConfigError: If an argument is out of range.
     """
 
-    def __init__(self, every: int, verbose: bool) -> None:
+    def __init__(self, every: int, verbose: bool, product: str) -> None:
         """Check the arguments."""
         self._name = type(self).__name__
         check_count(self._name, "every", every, 1, 1_000_000_000)
-        self.every, self.verbose = every, verbose
+        check_choice(self._name, "product", product, PRODUCTS)
+        self.every, self.verbose, self.product = every, verbose, product
         self._clear()
 
     def _clear(self) -> None:
         self._whole: Whole | None = None
         self._replay: Replay | None = None
+        self._exact: bool | None = None
         self._central: bool | None = None
         self._random: tuple[Any, ...] | None = None
         self._looked = -1
@@ -113,14 +116,37 @@ class Looking(Callback, ABC):
             for engine in getattr(callback, "engines", ())
             for recorder in engine.recorders
         ]
-        with self._replay.of(batch, batch_idx, self._random, recorders) as gradient:
-            half = "16" in str(trainer.precision)
-            step_size = STEPS[torch.bfloat16 if half else self.whole.space.dtype]
-            here = gradient()
-            if self._central is None:
-                self._central = self._probe(gradient, here, step_size, half)
-            product = self._difference(gradient, step_size, here, central=self._central)
-            self.look(trainer, product, here)
+        with self._replay.of(batch, batch_idx, self._random, recorders) as loss:
+            self.look(trainer, *(self._by_double_backward(trainer, loss) or self._by_differences(trainer, loss)))
+
+    def _by_double_backward(self, trainer: Any, loss: Callable[[], Tensor]) -> tuple[BlockProduct, Tensor] | None:
+        """Products and the gradient; None where there are no such products, or others are asked for."""
+        if self.product == "difference" or self._exact is False:
+            return None
+        first = self._exact is None
+        found = exact(self.whole, trainer.strategy.model, loss, probe=first)
+        self._exact = not isinstance(found, str)
+        if isinstance(found, str):
+            if self.product == "exact":
+                raise ConfigError(f"{self._name}: {way_out(found)}")
+            self._say(f"no double backward here ({found}).")
+            return None
+        if first:
+            self._say(f"products by double backward, every {self.every} steps.")
+        return found, found.gradient
+
+    def _by_differences(self, trainer: Any, loss: Callable[[], Tensor]) -> tuple[BlockProduct, Tensor]:
+        """Products and the gradient."""
+        gradient, half = partial(self.whole.gradient, loss), "16" in str(trainer.precision)
+        step = STEPS[torch.bfloat16 if half else self.whole.space.dtype]
+        here = gradient()
+        if self._central is None:
+            self._central = self._probe(gradient, here, step, half)
+        return self._difference(gradient, step, here, central=self._central), here
+
+    def _say(self, what: str) -> None:
+        if self.verbose:
+            rank_zero_only(print)(f"{self._name}: {what}")
 
     def _probe(self, gradient: Callable[[], Tensor], here: Tensor, step: float, half: bool) -> bool:
         """Choose between forward and central differences, and say why."""
@@ -136,12 +162,11 @@ class Looking(Callback, ABC):
         once, twice = (self._difference(gradient, size, here)(v) for size in (step, 2 * step))
         rough = space.norm(once - twice) / max(space.norm(once), 1e-30)
         central = half or not rough <= ROUGH
-        if self.verbose:
-            why = "half precision" if half else f"steps of {step:.0e} and twice that differ by {rough:.1e}"
-            how = "central" if central else "forward"
-            rank_zero_only(print)(
-                f"{self._name}: products by {how} differences of gradients ({why}), every {self.every} steps."
-            )
+        why = "half precision" if half else f"steps of {step:.0e} and twice that differ by {rough:.1e}"
+        if central and not half:
+            why += ": the gradient jumps, as that of ReLU does, and what is seen may be several times too large"
+        how = "central" if central else "forward"
+        self._say(f"products by {how} differences of gradients ({why}), every {self.every} steps.")
         return central
 
     def _difference(

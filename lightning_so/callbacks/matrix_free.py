@@ -1,13 +1,16 @@
 """The callback of methods on the whole parameter vector: behind the optimizer's step, whatever makes it."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_only
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_so.callbacks import strategies
 from lightning_so.callbacks.names import Callback
 from lightning_so.callbacks.replay import Replay
+from lightning_so.comm import unsynced
 from lightning_so.core import vector_files
 from lightning_so.core.errors import ConfigError
 from lightning_so.core.untouched import random_state
@@ -155,11 +158,22 @@ class MatrixFree(Callback):
         replay, (batch, index, state) = self._replay, self._batch
         recorders = [recorder for engine in self.engine.layerwise for recorder in engine.recorders]
         half = "16" in str(trainer.precision)
+
+        @contextmanager
+        def replays() -> Iterator[Callable[[bool], Tensor]]:
+            with replay.of(batch, index, state or random_state(), recorders) as loss:
+                yield lambda local: self._gradient(trainer, loss, local)
+
         self.engine.finish(
-            lambda: replay.of(batch, index, state or random_state(), recorders),
+            replays,
             same=trainer.accumulate_grad_batches == 1 and not half,
             half=half,
         )
+
+    def _gradient(self, trainer: Any, loss: Callable[[], Tensor], local: bool) -> Tensor:
+        assert self.engine is not None
+        with unsynced(trainer.strategy.model) if local else nullcontext():
+            return self.engine.whole.gradient(loss)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log what the method says."""

@@ -16,9 +16,10 @@ class CurvatureMonitor(Looking):
     """Log the extreme curvatures of the loss, and change nothing: weights are those of a run without it, bit for bit.
 
     Every so many steps of the optimizer, Lanczos takes a few products with the Hessian of the last micro-batch's loss,
-    by differences of gradients of the real training step. Logged are `curv/lambda_max` and `curv/lambda_min`,
-    `curv/neg_mass` (the share of a random direction with negative curvature), `curv/lr_x_lambda` (of plain gradient
-    descent: unstable above 2) and `curv/distance` (to the model's extremum along the top direction).
+    by double backward through the real training step where that exists, else by differences of its gradients. Logged
+    are `curv/lambda_max` and `curv/lambda_min`, `curv/neg_mass` (the share of a random direction with negative
+    curvature), `curv/lr_x_lambda` (of plain gradient descent: unstable above 2) and `curv/distance` (to the model's
+    extremum along the top direction).
 
     With `layers`, `curv/lambda_max/<layer>` and `curv/lambda_min/<layer>` are those of the layer's diagonal block: one
     layer a look, in turn, at the price of a second look; of n layers each is seen every n looks.
@@ -31,8 +32,10 @@ class CurvatureMonitor(Looking):
 
     Args:
         every: Steps between two looks.
-        products: Products a look; each costs about a forward and backward pass.
+        products: Products a look; each costs about a forward and backward pass by differences, 2.5 of them by double
+            backward, which is exact.
         layers: Globs of layers' names, such as `["*"]` or `["net.blocks.*"]`; none by default.
+        product: "exact" (by double backward), "difference", or "auto": exact where that exists.
         verbose: Print at the first look how products are taken, and why.
 
     Raises:
@@ -44,10 +47,15 @@ class CurvatureMonitor(Looking):
     """
 
     def __init__(
-        self, every: int = 100, products: int = 8, layers: str | Sequence[str] = (), verbose: bool = True
+        self,
+        every: int = 100,
+        products: int = 8,
+        layers: str | Sequence[str] = (),
+        product: str = "auto",
+        verbose: bool = True,
     ) -> None:
         """Check the arguments."""
-        super().__init__(every, verbose)
+        super().__init__(every, verbose, product)
         check_count("CurvatureMonitor", "products", products, 1, 1000)
         self.products = products
         self.layers = (layers,) if isinstance(layers, str) else tuple(layers)

@@ -1,19 +1,18 @@
-"""The gradient of a training step again, as often as is wanted: nothing that the step has touched remembers it."""
+"""The loss of a training step again, as often as is wanted: nothing that the step has touched remembers it."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from inspect import Parameter, signature
 from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_so.comm import apart
 from lightning_so.core.untouched import set_random_state, untouched
 from lightning_so.core.whole import Whole, scalar
 
 
 class Replay:
-    """Gradients of one training step at whatever the weights are: same batch, same random numbers.
+    """The loss of one training step at whatever the weights are: same batch, same random numbers.
 
     Gradients, buffers (BatchNorm's), metrics, logged values and the generators are afterwards as they were before; what
     a training step itself writes into attributes of the module is not.
@@ -30,8 +29,10 @@ class Replay:
         self._trainer, self._module, self._whole = trainer, module, whole
 
     @contextmanager
-    def of(self, batch: Any, index: int, state: tuple[Any, ...], recorders: list[Any]) -> Iterator[Any]:
-        """Make a function that gives the gradient.
+    def of(
+        self, batch: Any, index: int, state: tuple[Any, ...], recorders: list[Any]
+    ) -> Iterator[Callable[[], Tensor]]:
+        """Make a function that gives the loss, with its graph.
 
         Args:
             batch: The batch.
@@ -40,22 +41,18 @@ class Replay:
             recorders: Of methods that observe layers, which are not to observe these passes.
 
         Yields:
-            The function: a vector of the space; told True, of this rank's part of the batch, under DDP.
+            The function.
         """
         with ExitStack() as stack:
             stack.enter_context(_silent(self._module))
             stack.enter_context(untouched(self._module, self._whole.params))
             for recorder in recorders:
                 stack.enter_context(recorder.ignoring())
-            yield lambda local=False: self._gradient(batch, index, state, local)
+            yield lambda: self._loss(batch, index, state)
 
-    def _gradient(self, batch: Any, index: int, state: tuple[Any, ...], local: bool) -> Tensor:
-        def loss() -> Tensor:
-            set_random_state(state)
-            return _loss(self._trainer.strategy.training_step(*_arguments(self._module, batch, index)))
-
-        with apart(self._trainer.strategy.model) if local else nullcontext():
-            return self._whole.gradient(loss)
+    def _loss(self, batch: Any, index: int, state: tuple[Any, ...]) -> Tensor:
+        set_random_state(state)
+        return _loss(self._trainer.strategy.training_step(*_arguments(self._module, batch, index)))
 
 
 def _arguments(module: Any, batch: Any, index: int) -> tuple[Any, ...]:

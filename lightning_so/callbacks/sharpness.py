@@ -51,7 +51,7 @@ class SharpnessGuard(Looking):
 
     def __init__(self, every: int = 10, safety: float = 1.0, verbose: bool = True) -> None:
         """Check the arguments."""
-        super().__init__(every, verbose)
+        super().__init__(every, verbose, "difference")
         check_range("SharpnessGuard", "safety", safety, 0.01, 10.0)
         self.safety, self.capped = safety, 0
         self._forget()

@@ -2,8 +2,9 @@
 
 from lightning_so.comm.access import SHARDINGS, Access, access_of, filled
 from lightning_so.comm.local import Local, spread
-from lightning_so.comm.replicated import Replicated, apart, group_of
+from lightning_so.comm.replicated import Replicated, group_of
 from lightning_so.comm.sharded import Pieces, Sharded, ambient
+from lightning_so.comm.unsynced import unsynced
 
 __all__ = [
     "SHARDINGS",
@@ -14,8 +15,8 @@ __all__ = [
     "Sharded",
     "access_of",
     "ambient",
-    "apart",
     "filled",
     "group_of",
     "spread",
+    "unsynced",
 ]

@@ -2,14 +2,13 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from lightning_so.comm.local import Local
 
@@ -124,15 +123,3 @@ def patience() -> timedelta | None:
         return world._get_backend(world._device_types[0]).options._timeout
     except (AttributeError, RuntimeError):  # not public, and not every backend has options
         return None
-
-
-def apart(model: nn.Module) -> AbstractContextManager[Any]:
-    """Let backward passes give each rank's own gradient for a while; nothing where ranks are not replicas under DDP.
-
-    Args:
-        model: The model as it is wrapped.
-
-    Returns:
-        DDP's `no_sync`, around forward and backward pass.
-    """
-    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()

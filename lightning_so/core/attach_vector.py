@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_so.comm import apart
+from lightning_so.comm import unsynced
 from lightning_so.core import vector_files
 from lightning_so.core.errors import ConfigError
 from lightning_so.core.untouched import random_state, set_random_state, untouched
@@ -57,7 +57,7 @@ class AttachedVector(VectorEngine):
             for param in self.whole.params:
                 param.grad = None
             set_random_state(state)
-            with apart(self._model) if local else nullcontext():
+            with unsynced(self._model) if local else nullcontext():
                 closure()
             return self.whole.grads()
 

@@ -19,6 +19,8 @@ from lightning_so.linalg.vectors import Space
 
 #: Steps of finite differences relative to the length of the weights, by the precision of the gradients.
 STEPS = {torch.float32: 3e-4, torch.bfloat16: 3e-2, torch.float16: 3e-2, torch.float64: 1e-6}
+#: How products are taken: "auto" is exact (by double backward) where that exists, else by differences of gradients.
+PRODUCTS = ("auto", "exact", "difference")
 #: Added to the length of the weights, for those that are zero.
 LEAST = 1e-3
 #: A block is moved as far as one with this share of the root mean square of all weights, at least.
@@ -131,6 +133,9 @@ class DoubleBackward:
     """H v by differentiating `<g, v>`: exact, where the graph of the loss can be differentiated twice.
 
     Source: Pearlmutter 1994.
+
+    Attributes:
+        reached: By parameter, whether it is in the graph.
     """
 
     def __init__(self, loss: Callable[[], Tensor], params: Sequence[Tensor]) -> None:
@@ -143,6 +148,7 @@ class DoubleBackward:
         self._params = list(params)
         with torch.enable_grad():
             grads = torch.autograd.grad(loss(), self._params, create_graph=True, allow_unused=True)
+        self.reached = [grad is not None for grad in grads]
         self._grads = [torch.zeros_like(p) if g is None else g for p, g in zip(self._params, grads, strict=True)]
 
     @property
@@ -158,13 +164,13 @@ class DoubleBackward:
 
     def __call__(self, v: Tensor) -> Tensor:
         """H v, shape (n,)."""
-        parts = [part.view(p.shape) for part, p in zip(v.split([p.numel() for p in self._params]), self._params)]
+        parts = [part.view(p.shape).to(p) for part, p in zip(v.split([p.numel() for p in self._params]), self._params)]
         pairs = [(grad, part) for grad, part in zip(self._grads, parts, strict=True) if grad.requires_grad]
         if not pairs:
             return torch.zeros_like(v)
         grads, vectors = zip(*pairs, strict=True)
         found = torch.autograd.grad(grads, self._params, vectors, retain_graph=True, allow_unused=True)
-        return _flat([torch.zeros_like(p) if h is None else h for p, h in zip(self._params, found, strict=True)])
+        return _flat([torch.zeros_like(p) if h is None else h for p, h in zip(self._params, found, strict=True)]).to(v)
 
 
 class GaussNewton:

@@ -8,13 +8,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_so.core.errors import ConfigError, check_choice, check_count
+from lightning_so.core.exact import exact, way_out
 from lightning_so.core.untouched import random_state, set_random_state, untouched
 from lightning_so.core.whole import Whole, scalar
 from lightning_so.linalg.hutchinson import Trace, trace
 from lightning_so.linalg.lanczos import Density, Product, density
-from lightning_so.linalg.products import STEPS, DoubleBackward, FiniteDifference
-
-PRODUCTS = ("double backward", "central difference", "forward difference")
+from lightning_so.linalg.products import PRODUCTS, STEPS, FiniteDifference
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ def spectrum(
     steps: int = 30,
     probes: int = 8,
     seed: int = 0,
-    product: str | None = None,
+    product: str = "auto",
 ) -> Spectrum:
     """Extreme eigenvalues, trace and spectral density of the Hessian of a loss.
 
@@ -68,8 +67,7 @@ def spectrum(
         steps: Lanczos steps a probe.
         probes: Random vectors; each costs `steps + 1` products.
         seed: Of the probes.
-        product: One of `PRODUCTS`. None takes double backward where it works and is not of one rank's data alone, else
-            central differences.
+        product: "exact" (by double backward), "difference" (central), or "auto": exact where that exists.
 
     Returns:
         The spectrum.
@@ -85,7 +83,7 @@ def spectrum(
         >>> round(found.top, 6), round(found.bottom, 6)
         (18.0, 2.0)
     """
-    check_choice("spectrum", "product", product, (None, *PRODUCTS))
+    check_choice("spectrum", "product", product, PRODUCTS)
     check_count("spectrum", "steps", steps, 1, 10_000)
     check_count("spectrum", "probes", probes, 1, 100_000)
     whole = Whole.of(_chosen(model, params), model)
@@ -97,7 +95,7 @@ def spectrum(
 
     try:
         with untouched(model, list(model.parameters())):
-            how, why = _product(whole, repeated, product)
+            how, why = _product(whole, model, repeated, product)
             found = density(how, whole.space, steps=min(steps, whole.space.dimension), probes=probes, seed=seed)
             traces = trace(how, whole.space, probes=probes, seed=seed)
     finally:
@@ -123,28 +121,17 @@ def _chosen(model: nn.Module, params: Iterable[str] | None) -> list[tuple[str, T
     return [(name, named[name]) for name in wanted]
 
 
-def _product(whole: Whole, loss: Callable[[], Tensor], asked: str | None) -> tuple[Product, str]:
+def _product(whole: Whole, model: nn.Module, loss: Callable[[], Tensor], asked: str) -> tuple[Product, str]:
     """How products are taken, and why."""
-    why = f"by {asked}, as asked" if asked else ""
-    alone = whole.comm.ranks == 1
-    if asked == "double backward" and not alone:
-        raise ConfigError(
-            "spectrum: double backward differentiates this rank's loss alone, without a word. Use a difference."
-        )
-    if asked in (None, "double backward"):
-        try:
-            if alone:
-                exact = DoubleBackward(loss, whole.params)
-                exact(whole.space.normal(0))
-                return exact, why or "by double backward, which works here"
-            why = "by central differences: double backward would be of one rank's data"
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0][:120]
-            if asked:
-                raise ConfigError(
-                    f"spectrum: there is no double backward here ({reason}). Use a difference."
-                ) from error
-            why = f"by central differences: {reason}"
+    why = "as asked"
+    if asked != "difference":
+        found = exact(whole, model, loss)
+        if not isinstance(found, str):
+            return found, f"by double backward, {'which works here' if asked == 'auto' else why}"
+        if asked == "exact":
+            raise ConfigError(f"spectrum: {way_out(found)}")
+        why = found
     step = STEPS[whole.space.dtype]
-    gradient, central = partial(whole.gradient, loss), asked != "forward difference"
-    return FiniteDifference(whole.weights, gradient, whole.space, step, central), why
+    return FiniteDifference(
+        whole.weights, partial(whole.gradient, loss), whole.space, step, True
+    ), f"by central differences: {why}"

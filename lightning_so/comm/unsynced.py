@@ -1,0 +1,27 @@
+"""Passes of a DDP model that are of this rank alone."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@contextmanager
+def unsynced(model: nn.Module) -> Iterator[None]:
+    """Have DDP expect no gradients of the forward passes meanwhile; what is expected afterwards stays as it was.
+
+    Args:
+        model: The model as it is wrapped; without DDP nothing happens.
+    """
+    wrapped = [module for module in model.modules() if isinstance(module, DistributedDataParallel)]
+    # A pass without an exchange of gradients has the next one leave out that of the buffers.
+    buffers = [module.require_forward_param_sync for module in wrapped]
+    try:
+        with ExitStack() as stack:
+            for module in wrapped:
+                stack.enter_context(module.no_sync())
+            yield
+    finally:
+        for module, before in zip(wrapped, buffers, strict=True):
+            module.require_forward_param_sync = before
