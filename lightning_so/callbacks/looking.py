@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,17 +12,18 @@ from lightning_so.callbacks import strategies
 from lightning_so.callbacks.names import Callback
 from lightning_so.callbacks.replay import Replay
 from lightning_so.core.errors import ConfigError, check_choice, check_count
-from lightning_so.core.exact import AGAIN, exact, way_out
+from lightning_so.core.exact import exact, way_out
+from lightning_so.core.examined import Examined, examined
 from lightning_so.core.untouched import random_state
 from lightning_so.core.whole import Whole
-from lightning_so.linalg.products import PRODUCTS, STEPS, BlockProduct, FiniteDifference
-
-#: Products of two steps that differ by more than this are of a gradient too rough for the smaller one.
-ROUGH = 0.05
+from lightning_so.linalg.products import PRODUCTS, BlockProduct, FiniteDifference
 
 
 class Looking(Callback, ABC):
-    """Looks at the last micro-batch's loss right after every so many steps of the optimizer; see `look`.
+    """Looks at the last micro-batch's loss right after every so many steps of the optimizer; see `wants` and `look`.
+
+    Attributes:
+        evaluations: Gradients that all looks have cost.
 
     Args:
         every: Steps between two looks.
@@ -39,14 +39,15 @@ class Looking(Callback, ABC):
         self._name = type(self).__name__
         check_count(self._name, "every", every, 1, 1_000_000_000)
         check_choice(self._name, "product", product, PRODUCTS)
-        self.every, self.verbose, self.product = every, verbose, product
+        self.every, self.verbose, self.product, self.evaluations = every, verbose, product, 0
         self._clear()
 
     def _clear(self) -> None:
         self._whole: Whole | None = None
         self._replay: Replay | None = None
         self._exact: bool | None = None
-        self._central: bool | None = None
+        self._examined: Examined | None = None
+        self._loss: Tensor | None = None
         self._random: tuple[Any, ...] | None = None
         self._looked = -1
 
@@ -56,15 +57,41 @@ class Looking(Callback, ABC):
         assert self._whole is not None
         return self._whole
 
+    def wants(self, trainer: Any) -> bool:
+        """Whether to look at this step, the same on every rank; asked every so many steps, before anything is computed.
+
+        Args:
+            trainer: The Trainer.
+
+        Returns:
+            Whether.
+        """
+        return True
+
     @abstractmethod
     def look(self, trainer: Any, product: BlockProduct, gradient: Tensor) -> None:
         """Look.
 
         Args:
             trainer: The Trainer.
-            product: `v -> H v` over `whole.space`.
+            product: `v -> H v` over `whole.space`; a `FiniteDifference` where differences were asked for.
             gradient: g at the weights.
         """
+
+    def losses(self) -> tuple[float, float]:
+        """The losses at the weights and where the last gradient was taken, means over ranks: an exchange."""
+        assert self._replay is not None
+        assert self._loss is not None
+        assert self._replay.loss is not None
+        total = torch.stack([loss.double().reshape(()) for loss in (self._loss, self._replay.loss)])
+        self.whole.comm.sum(total)
+        here, there = (total / self.whole.comm.ranks).tolist()
+        return here, there
+
+    @staticmethod
+    def half(trainer: Any) -> bool:
+        """Whether gradients are of half precision."""
+        return "16" in str(trainer.precision)
 
     def tell(self, trainer: Any, values: dict[str, float]) -> None:
         """Give scalars to the Trainer's loggers, at this step."""
@@ -110,6 +137,8 @@ class Looking(Callback, ABC):
         if step % self.every or step == self._looked or self._random is None or self._replay is None:
             return
         self._looked = step
+        if not self.wants(trainer):
+            return
         recorders = [
             recorder
             for callback in trainer.callbacks
@@ -137,39 +166,20 @@ class Looking(Callback, ABC):
 
     def _by_differences(self, trainer: Any, loss: Callable[[], Tensor]) -> tuple[BlockProduct, Tensor]:
         """Products and the gradient."""
-        gradient, half = partial(self.whole.gradient, loss), "16" in str(trainer.precision)
-        step = STEPS[torch.bfloat16 if half else self.whole.space.dtype]
+        assert self._replay is not None
+
+        def gradient() -> Tensor:
+            self.evaluations += 1
+            return self.whole.gradient(loss)
+
         here = gradient()
-        if self._central is None:
-            self._central = self._probe(gradient, here, step, half)
-        return self._difference(gradient, step, here, central=self._central), here
+        self._loss = self._replay.loss
+        if self._examined is None:
+            self._examined = examined(self._name, self.whole, gradient, here, self.half(trainer))
+            self._say(f"{self._examined}, every {self.every} steps.")
+        how = self._examined
+        return FiniteDifference(self.whole.weights, gradient, self.whole.space, how.step, how.central, here), here
 
     def _say(self, what: str) -> None:
         if self.verbose:
             rank_zero_only(print)(f"{self._name}: {what}")
-
-    def _probe(self, gradient: Callable[[], Tensor], here: Tensor, step: float, half: bool) -> bool:
-        """Choose between forward and central differences, and say why."""
-        space = self.whole.space
-        apart, length = space.norm(gradient() - here), space.norm(here)
-        if apart > AGAIN * length:
-            raise ConfigError(
-                f"{self._name}: the same training step twice, with the same batch, weights and random numbers, gave "
-                f"gradients {apart / max(length, 1e-30):.1e} apart: it remembers something (an attribute that it "
-                f"writes, a generator of its own). Differences of such gradients are no curvature."
-            )
-        v = space.normal(0)
-        once, twice = (self._difference(gradient, size, here)(v) for size in (step, 2 * step))
-        rough = space.norm(once - twice) / max(space.norm(once), 1e-30)
-        central = half or not rough <= ROUGH
-        why = "half precision" if half else f"steps of {step:.0e} and twice that differ by {rough:.1e}"
-        if central and not half:
-            why += ": the gradient jumps, as that of ReLU does, and what is seen may be several times too large"
-        how = "central" if central else "forward"
-        self._say(f"products by {how} differences of gradients ({why}), every {self.every} steps.")
-        return central
-
-    def _difference(
-        self, gradient: Callable[[], Tensor], step: float, here: Tensor, *, central: bool = False
-    ) -> FiniteDifference:
-        return FiniteDifference(self.whole.weights, gradient, self.whole.space, step, central, here)

@@ -16,6 +16,9 @@ class Replay:
 
     Gradients, buffers (BatchNorm's), metrics, logged values and the generators are afterwards as they were before; what
     a training step itself writes into attributes of the module is not.
+
+    Attributes:
+        loss: This rank's loss where the last gradient was taken; None before.
     """
 
     def __init__(self, trainer: Any, module: nn.Module, whole: Whole) -> None:
@@ -27,6 +30,7 @@ class Replay:
             whole: The parameters.
         """
         self._trainer, self._module, self._whole = trainer, module, whole
+        self.loss: Tensor | None = None
 
     @contextmanager
     def of(
@@ -52,7 +56,9 @@ class Replay:
 
     def _loss(self, batch: Any, index: int, state: tuple[Any, ...]) -> Tensor:
         set_random_state(state)
-        return _loss(self._trainer.strategy.training_step(*_arguments(self._module, batch, index)))
+        found = _loss(self._trainer.strategy.training_step(*_arguments(self._module, batch, index)))
+        self.loss = found.detach()
+        return found
 
 
 def _arguments(module: Any, batch: Any, index: int) -> tuple[Any, ...]:

@@ -7,13 +7,12 @@ import torch
 from torch import Tensor
 
 from lightning_so.core.errors import ConfigError
+from lightning_so.core.exact import AGAIN
 from lightning_so.core.whole import Whole
 from lightning_so.linalg.products import STEPS, FiniteDifference
 
 #: Products of two steps that differ by more than this are of a gradient too rough for the smaller one.
 ROUGH = 0.05
-#: A gradient that is computed twice may differ by this share: some kernels add in another order each time.
-AGAIN = 1e-3
 
 
 @dataclass(frozen=True)
@@ -65,5 +64,7 @@ def examined(name: str, whole: Whole, gradient: Callable[[], Tensor], here: Tens
     v = space.normal(0)
     once, twice = (FiniteDifference(whole.weights, gradient, space, r, here=here)(v) for r in (step, 2 * step))
     rough = space.norm(once - twice) / max(space.norm(once), 1e-30)
-    why = f"steps of {step:.0e} and twice that differ by {rough:.1e}"
-    return Examined(step, not rough <= ROUGH, why)
+    why, central = f"steps of {step:.0e} and twice that differ by {rough:.1e}", not rough <= ROUGH
+    if central:
+        why += ": the gradient jumps, as that of ReLU does, and what is seen may be several times too large"
+    return Examined(step, central, why)

@@ -109,6 +109,19 @@ class FiniteDifference:
             return self.gradient().detach().clone()
 
 
+@torch.no_grad()
+def move(weights: Sequence[Tensor], direction: Sequence[Tensor], size: float) -> None:
+    """Take weights to `w + size v`, for good.
+
+    Args:
+        weights: w, changed in place.
+        direction: v, one tensor a weight with as many numbers.
+        size: How far.
+    """
+    for weight, part in zip(weights, direction, strict=True):
+        weight.add_(part.view(weight.shape), alpha=size)
+
+
 @contextmanager
 def moved(weights: Sequence[Tensor], direction: Sequence[Tensor], size: float) -> Iterator[None]:
     """Weights at `w + size v` for a while, and bit for bit as they were afterwards, whatever happens.
@@ -120,8 +133,7 @@ def moved(weights: Sequence[Tensor], direction: Sequence[Tensor], size: float) -
     """
     with torch.no_grad():
         kept = [weight.clone() for weight in weights]
-        for weight, part in zip(weights, direction, strict=True):
-            weight.add_(part.view(weight.shape), alpha=size)
+    move(weights, direction, size)
     try:
         yield
     finally:
