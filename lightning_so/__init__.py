@@ -5,6 +5,7 @@ from lightning_so.callbacks.matrix_free import MatrixFree as MatrixFree
 from lightning_so.callbacks.monitor import CurvatureMonitor as CurvatureMonitor
 from lightning_so.callbacks.resume.check import resume_check as resume_check
 from lightning_so.callbacks.resume.verdict import ResumeCheck as ResumeCheck
+from lightning_so.callbacks.saddle import SaddleEscape as SaddleEscape
 from lightning_so.callbacks.second_order import SecondOrder as SecondOrder
 from lightning_so.callbacks.sharpness import SharpnessGuard as SharpnessGuard
 from lightning_so.core.attach import attach as attach
@@ -47,6 +48,7 @@ __all__ = [
     "QuadraticModel",
     "Relative",
     "ResumeCheck",
+    "SaddleEscape",
     "SecondOrder",
     "Shampoo",
     "SharpnessGuard",
