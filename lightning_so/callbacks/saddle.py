@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from lightning_so.callbacks.looking import Looking
 from lightning_so.callbacks.signals import inside_handler
 from lightning_so.core.errors import check_count, check_range
+from lightning_so.core.examined import Examined
 from lightning_so.linalg.lanczos import lanczos
 from lightning_so.linalg.line import Point, downhill
-from lightning_so.linalg.products import FiniteDifference, move, moved
+from lightning_so.linalg.products import BlockProduct, FiniteDifference, move, moved
 
 #: The first distance tried is at least this share of the length of the weights: on a saddle the model says 0.
 SHARE = 1e-3
@@ -22,7 +23,7 @@ CLEAR, CLEAR_HALF = 1e-3, 0.1
 #: Losses below this share of the largest mean so far do not tell a plateau from a loss that falls to zero.
 FLOOR = 1e-3
 #: What survives a checkpoint besides the sums of the window.
-KEPT = ("escapes", "evaluations", "unfit", "_peak", "_wait", "_left", "_central")
+KEPT = ("escapes", "evaluations", "unfit", "_peak", "_wait", "_left")
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class SaddleEscape(Looking):
 
     def __init__(self, every: int = 50, products: int = 16, flat: float = 1e-2, verbose: bool = True) -> None:
         """Check the arguments."""
-        super().__init__(every, verbose)
+        super().__init__(every, verbose, "difference")
         check_count("SaddleEscape", "every", every, 2, 1_000_000_000)
         check_count("SaddleEscape", "products", products, 1, 1000)
         check_range("SaddleEscape", "flat", flat, 0.0, 1.0)
@@ -100,6 +101,8 @@ class SaddleEscape(Looking):
         if self._loaded is not None:
             for name in KEPT:
                 setattr(self, name, self._loaded[name])
+            how = self._loaded["examined"]
+            self._examined = None if how is None else Examined(**how)
             if self.whole.comm.rank == 0:  # They are sums over ranks.
                 self._sums += self._sums.new_tensor(self._loaded["sums"])
         self._loaded = None
@@ -147,8 +150,9 @@ class SaddleEscape(Looking):
 
     # ---------------------------------------------------------------- where, and how far
 
-    def look(self, trainer: Any, product: FiniteDifference, gradient: Tensor) -> None:
+    def look(self, trainer: Any, product: BlockProduct, gradient: Tensor) -> None:
         """See `Looking.look`: find a direction, go along it."""
+        assert isinstance(product, FiniteDifference)
         space, trained = self.whole.space, self._trained(trainer)
         # Twice the wait, unless this look finds a way.
         self._left = self._wait = 2 * self._wait + 1
@@ -216,7 +220,8 @@ class SaddleEscape(Looking):
         sums = [[0.0, 0.0], [0.0, 0.0]]
         if self._whole is not None and not inside_handler():
             sums = self._over_ranks()
-        return {"sums": sums, **{name: getattr(self, name) for name in KEPT}}
+        how = None if self._examined is None else dict(vars(self._examined))
+        return {"sums": sums, "examined": how, **{name: getattr(self, name) for name in KEPT}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep it until training starts."""
