@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from lightning_so import ConfigError, Muon, SecondOrder, SharpnessGuard
 from tests import trainings
+from tests.peers import needs_deepspeed
 
 CURVATURES = torch.tensor([100.0, 10.0, 1.0, 0.1], dtype=torch.float64)
 
@@ -126,7 +127,7 @@ def test_an_exception_leaves_the_rate_as_it_was():
     assert not fails.optimizer._optimizer_step_post_hooks
 
 
-def capped(strategy):
+def capped(strategy, grouped=False):
     guard = SharpnessGuard(every=2, safety=0.02, verbose=False)
     caps = []
 
@@ -134,18 +135,26 @@ def capped(strategy):
         def on_train_batch_end(self, *_):
             caps.append(guard.cap)
 
-    found = trainings.train(strategy, None, (torch.optim.AdamW, {"lr": 0.5}), 8, callbacks=[guard, Caps()])
+    base = torch.optim.AdamW, {"lr": 0.5}
+    found = trainings.train(strategy, None, base, 8, grouped=grouped, callbacks=[guard, Caps()])
     return caps[-1], guard.capped, found.weights
 
 
-@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
+SLOW = [pytest.param("fsdp2", marks=pytest.mark.slow), pytest.param("zero2", marks=[pytest.mark.slow, needs_deepspeed])]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", *SLOW])
 def test_ranks_have_the_cap_of_one_process(two, strategy):
-    cap, count, _ = capped("one")
-    found = two.run(capped, strategy)
+    grouped = strategy == "zero2"  # It steps one group after the other.
+    cap, count, alone = capped("one", grouped)
+    found = two.run(capped, strategy, grouped)
     for other, also, weights in found:
         assert other == pytest.approx(cap, rel=2e-2)
         assert also == count > 0
-        assert all(torch.equal(value, found[0][2][name]) for name, value in weights.items())
+        for name, value in weights.items():
+            assert torch.equal(value, found[0][2][name])
+            # A group whose rate is not capped ends elsewhere by 1 or 2.
+            torch.testing.assert_close(value, alone[name], rtol=0, atol=0.05)
     assert found[0][0] == found[1][0]
 
 

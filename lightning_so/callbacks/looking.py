@@ -88,10 +88,9 @@ class Looking(Callback, ABC):
         here, there = (total / self.whole.comm.ranks).tolist()
         return here, there
 
-    @staticmethod
-    def half(trainer: Any) -> bool:
+    def half(self, trainer: Any) -> bool:
         """Whether gradients are of half precision."""
-        return "16" in str(trainer.precision)
+        return strategies.half(trainer, self.whole.weights)
 
     def tell(self, trainer: Any, values: dict[str, float]) -> None:
         """Give scalars to the Trainer's loggers, at this step."""
@@ -100,11 +99,6 @@ class Looking(Callback, ABC):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Refuse what cannot be looked at."""
-        if stage == "fit" and strategies.is_deepspeed(trainer.strategy):
-            raise ConfigError(
-                f"{self._name}: DeepSpeed keeps the weights that it steps on apart from those of the forward pass, "
-                "which would have to be moved together. Look at a short training under DDP or FSDP2."
-            )
         if stage == "fit" and not pl_module.automatic_optimization:
             raise ConfigError(
                 f"{self._name}: with manual optimization training_step steps the optimizers itself, and cannot be run "
@@ -114,7 +108,7 @@ class Looking(Callback, ABC):
     def on_train_start(self, trainer: Any, pl_module: nn.Module) -> None:
         """Say what the whole vector is: the parameters that are trained."""
         self._clear()
-        self._whole = Whole.of(pl_module.named_parameters(), trainer.strategy.model)
+        self._whole = Whole.of(pl_module.named_parameters(), trainer.strategy.model, strategies.engine(trainer))
         self._replay = Replay(trainer, pl_module, self._whole)
 
     def teardown(self, trainer: Any, pl_module: nn.Module, stage: str) -> None:

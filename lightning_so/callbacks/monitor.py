@@ -24,7 +24,8 @@ class CurvatureMonitor(Looking):
     With `layers`, `curv/lambda_max/<layer>` and `curv/lambda_min/<layer>` are those of the layer's diagonal block: one
     layer a look, in turn, at the price of a second look; of n layers each is seen every n looks.
 
-    Works with any optimizer, with and without `SecondOrder`, in one process, under DDP, FSDP2 and FSDP1.
+    Works with any optimizer, with and without `SecondOrder`, in one process, under DDP, FSDP2, FSDP1 and
+    DeepSpeed's ZeRO.
 
     Attributes:
         last: What was seen last; None before.

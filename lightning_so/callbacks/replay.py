@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_so.callbacks import strategies
 from lightning_so.core.untouched import set_random_state, untouched
 from lightning_so.core.whole import Whole, scalar
 
@@ -50,13 +51,14 @@ class Replay:
         with ExitStack() as stack:
             stack.enter_context(_silent(self._module))
             stack.enter_context(untouched(self._module, self._whole.params))
+            stack.enter_context(self._whole.forward.kept())
             for recorder in recorders:
                 stack.enter_context(recorder.ignoring())
             yield lambda: self._loss(batch, index, state)
 
     def _loss(self, batch: Any, index: int, state: tuple[Any, ...]) -> Tensor:
         set_random_state(state)
-        found = _loss(self._trainer.strategy.training_step(*_arguments(self._module, batch, index)))
+        found = _loss(strategies.training_step(self._trainer, *_arguments(self._module, batch, index)))
         self.loss = found.detach()
         return found
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from lightning_so.callbacks import strategies
 from lightning_so.callbacks.looking import Looking
 from lightning_so.callbacks.second_order import SecondOrder
 from lightning_so.core.errors import ConfigError, check_range
@@ -62,6 +63,7 @@ class SharpnessGuard(Looking):
         self._v: Tensor | None = None
         self._asked: list[tuple[dict[str, Any], Any]] = []
         self._handle: Any = None
+        self._calls = 0
 
     # ---------------------------------------------------------------- start and end
 
@@ -78,14 +80,14 @@ class SharpnessGuard(Looking):
         """See whether the optimizer's limit is known."""
         super().on_train_start(trainer, pl_module)
         self._forget()
-        optimizers = trainer.optimizers
+        optimizers = [strategies.client(optimizer) for optimizer in trainer.optimizers]
         if len(optimizers) != 1 or not isinstance(optimizers[0], (*ADAM, SGD)):
             names = ", ".join(type(optimizer).__name__ for optimizer in optimizers)
             raise ConfigError(
                 f"SharpnessGuard knows the limits of one Adam, AdamW or SGD, and configure_optimizers gave {names}: "
                 "use one of these, or CurvatureMonitor, which goes with any."
             )
-        self._handle = optimizers[0].register_step_post_hook(self._restore)
+        self._handle = optimizers[0].register_step_post_hook(self._stepped)
 
     def teardown(self, trainer: Any, pl_module: nn.Module, stage: str) -> None:
         """Give back what was set up."""
@@ -99,22 +101,31 @@ class SharpnessGuard(Looking):
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: nn.Module, optimizer: Optimizer) -> None:
         """Let through at most the cap, for this step: schedulers and loggers see the rate that was asked for."""
+        if not strategies.steps_now(trainer):
+            return
         self._restore()
-        groups = [group for group in optimizer.param_groups if float(group["lr"]) > self.cap]
+        groups = [group for group in strategies.client(optimizer).param_groups if float(group["lr"]) > self.cap]
         for group in groups:
             rate = group["lr"]
             self._asked.append((group, rate))
             group["lr"] = torch.full_like(rate, self.cap) if isinstance(rate, Tensor) else self.cap
         self.capped += bool(groups)
 
-    def _restore(self, *_: Any) -> None:
+    def _stepped(self, *_: Any) -> None:
+        self._calls += 1
+        # DeepSpeed calls the optimizer several times a step.
+        if self._calls >= len(self.whole.access.calls() or [()]):
+            self._restore()
+
+    def _restore(self) -> None:
+        self._calls = 0
         while self._asked:
             group, rate = self._asked.pop()
             group["lr"] = rate
 
     def look(self, trainer: Any, product: BlockProduct, gradient: Tensor) -> None:
         """See `Looking.look`: power iteration with the preconditioned Hessian."""
-        optimizer = trainer.optimizers[0]
+        optimizer = strategies.client(trainer.optimizers[0])
         root, space = self._root(optimizer), self.whole.space
         v = space.normal(0) if self._v is None else self._v
         for _ in range(FIRST if self._v is None else 1):
@@ -137,8 +148,8 @@ class SharpnessGuard(Looking):
 
     def _root(self, optimizer: Optimizer) -> Tensor:
         """`P^-1/2`, a vector of the space."""
-        group_of = {param: group for group in optimizer.param_groups for param in group["params"]}
         whole = self.whole
+        group_of = {param: group for group in whole.access.groups(optimizer) for param in group["params"]}
         parts = [torch.empty(0, dtype=whole.space.dtype, device=whole.space.device)]
         for param, weight in zip(whole.params, whole.weights, strict=True):
             state, group = whole.access.state(optimizer, param), group_of.get(param)

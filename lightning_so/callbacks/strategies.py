@@ -1,8 +1,11 @@
 """Which of Lightning's strategies `SecondOrder` runs under, and where they keep the numbers of parameters."""
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_so.comm import Access, access_of
@@ -63,9 +66,50 @@ def client(optimizer: Any) -> Optimizer:
 
 def access(trainer: Any, optimizer: Optimizer, sharding: str) -> Access:
     """Where the numbers of an optimizer's parameters are, once the strategy has set them up; see `access_of`."""
-    deepspeed = trainer.strategy.deepspeed_engine if is_deepspeed(trainer.strategy) else None
     params = (p for group in optimizer.param_groups for p in group["params"])
-    return access_of(params, trainer.strategy.model, deepspeed, sharding=sharding)
+    return access_of(params, trainer.strategy.model, engine(trainer), sharding=sharding)
+
+
+def engine(trainer: Any) -> Any:
+    """DeepSpeed's engine, once the strategy has set it up; None elsewhere."""
+    return trainer.strategy.deepspeed_engine if is_deepspeed(trainer.strategy) else None
+
+
+def half(trainer: Any, weights: Iterable[Tensor]) -> bool:
+    """Whether gradients have half precision, by the Trainer, the weights or DeepSpeed's configuration.
+
+    Args:
+        trainer: The Trainer.
+        weights: Those of the forward pass.
+
+    Returns:
+        Whether.
+    """
+    deepspeed = engine(trainer)
+    autocast = deepspeed is not None and deepspeed.torch_autocast_enabled()
+    return autocast or "16" in str(trainer.precision) or any(weight.itemsize == 2 for weight in weights)
+
+
+def training_step(trainer: Any, *arguments: Any) -> Any:
+    """The training step again, as the Trainer runs it; of DeepSpeed's engine only what changes the numbers.
+
+    The engine's own forward would count the pass, and scale what comes back and reduce it. The module is called with
+    its hooks, by which stage 3 gathers weights.
+
+    Args:
+        trainer: The Trainer.
+        arguments: Of the module's `training_step`.
+
+    Returns:
+        What it gives.
+    """
+    strategy, deepspeed = trainer.strategy, engine(trainer)
+    if deepspeed is None:
+        return strategy.training_step(*arguments)
+    module, on = strategy.lightning_module, deepspeed.torch_autocast_enabled()
+    autocast = torch.autocast(strategy.root_device.type, deepspeed.torch_autocast_dtype() if on else None, enabled=on)
+    with strategy.precision_plugin.train_step_context(), autocast:
+        return strategy._forward_redirection(module, module, "training_step", *arguments)
 
 
 def steps_now(trainer: Any) -> bool:

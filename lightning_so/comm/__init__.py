@@ -1,6 +1,7 @@
 """The only room that talks to other processes: every exchange is here, and is made by all ranks in the same order."""
 
 from lightning_so.comm.access import SHARDINGS, Access, access_of, filled
+from lightning_so.comm.forward import Forward, forward_of
 from lightning_so.comm.local import Local, spread
 from lightning_so.comm.replicated import Replicated, group_of
 from lightning_so.comm.sharded import Pieces, Sharded, ambient
@@ -9,6 +10,7 @@ from lightning_so.comm.unsynced import unsynced
 __all__ = [
     "SHARDINGS",
     "Access",
+    "Forward",
     "Local",
     "Pieces",
     "Replicated",
@@ -16,6 +18,7 @@ __all__ = [
     "access_of",
     "ambient",
     "filled",
+    "forward_of",
     "group_of",
     "spread",
     "unsynced",

@@ -1,13 +1,13 @@
 """The whole parameter vector: this rank's numbers of all parameters, and sums over all ranks' numbers."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_so.comm import Access, Local, Pieces, Sharded, access_of, ambient
+from lightning_so.comm import Access, Forward, Local, Pieces, Sharded, access_of, ambient, forward_of
 from lightning_so.core.errors import ConfigError
 from lightning_so.core.routing import clean
 from lightning_so.linalg.vectors import Piece, Space
@@ -53,37 +53,44 @@ class Whole:
 
     Attributes:
         params: The parameters.
-        weights: This rank's pieces of them, changed in place.
         access: Where their numbers are.
+        forward: How the forward pass gets at them.
         comm: How ranks talk.
         space: What vectors are.
     """
 
     params: list[Tensor]
-    weights: list[Tensor]
     access: Access
+    forward: Forward
     comm: Local
     space: Space
 
     @classmethod
-    def of(cls, named: Iterable[tuple[str, Tensor]], model: nn.Module) -> "Whole":
+    def of(cls, named: Iterable[tuple[str, Tensor]], model: nn.Module, engine: Any = None) -> "Whole":
         """The vector of some parameters of a model: a collective on several ranks.
 
         Args:
             named: Names and parameters; those that are not trained are left out.
             model: The model as it is wrapped.
+            engine: DeepSpeed's engine, where there is one.
 
         Returns:
             The vector.
         """
         found = [(clean(name), param) for name, param in named if param.requires_grad]
         params = [param for _, param in found]
-        access = access_of(params, model)
+        access = access_of(params, model, engine)
         comm = ambient(sharded=access.sharded)
-        return cls(params, [access.weight(p) for p in params], access, comm, space_of(found, access, comm))
+        forward = forward_of(params, access, comm, engine)
+        return cls(params, access, forward, comm, space_of(found, access, comm))
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """This rank's pieces of the weights that the forward pass reads, changed in place."""
+        return self.forward.weights()
 
     def gradient(self, loss: Callable[[], Tensor]) -> Tensor:
-        """The gradient of a loss, which stays in `.grad`; zeros where nothing is.
+        """The gradient of a loss at the weights as they are, which may stay in `.grad`; zeros where nothing is.
 
         Args:
             loss: Computes it, with its graph.
@@ -91,23 +98,22 @@ class Whole:
         Returns:
             A vector of the space.
         """
-        for param in self.params:
-            param.grad = None
-        loss().backward()
-        return self.grads()
+        return self._flat(self.forward.gradient(loss))
 
     def grads(self, out: Tensor | None = None) -> Tensor:
         """What is in `.grad`, zeros where nothing is: a vector of the space, `out` if it is given."""
-        found = [torch.empty(0, dtype=self.space.dtype, device=self.space.device)]
-        for param, piece in zip(self.params, self.space.pieces, strict=True):
-            grad = self.access.grad(param)
-            found.append(found[0].new_zeros(piece.count) if grad is None else grad.reshape(-1).to(found[0]))
-        return torch.cat(found, out=out)
+        return self._flat([self.access.grad(param) for param in self.params], out)
 
     def values(self, out: Tensor | None = None) -> Tensor:
         """The weights as they are: a vector of the space, `out` if it is given."""
         empty = torch.empty(0, dtype=self.space.dtype, device=self.space.device)
         return torch.cat([empty, *(weight.detach().reshape(-1).to(empty) for weight in self.weights)], out=out)
+
+    def _flat(self, pieces: Sequence[Tensor | None], out: Tensor | None = None) -> Tensor:
+        found = [torch.empty(0, dtype=self.space.dtype, device=self.space.device)]
+        for numbers, piece in zip(pieces, self.space.pieces, strict=True):
+            found.append(found[0].new_zeros(piece.count) if numbers is None else numbers.reshape(-1).to(found[0]))
+        return torch.cat(found, out=out)
 
 
 def scalar(loss: Any, whose: str, way: str) -> Tensor:

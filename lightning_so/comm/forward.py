@@ -1,0 +1,67 @@
+"""The weights that the forward pass reads, and the gradient of a loss at them, wherever they have been moved to."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from torch import Tensor
+
+from lightning_so.comm.access import Access
+from lightning_so.comm.local import Local
+
+
+class Forward:
+    """The weights that the optimizer steps on, with gradients that ranks average themselves: all but DeepSpeed."""
+
+    def __init__(self, params: Sequence[Tensor], access: Access) -> None:
+        """Remember them.
+
+        Args:
+            params: The parameters.
+            access: Where their numbers are.
+        """
+        self.params, self.access = list(params), access
+
+    def weights(self) -> list[Tensor]:
+        """This rank's pieces, changed in place; as of `Access.weight`."""
+        return [self.access.weight(param) for param in self.params]
+
+    def gradient(self, loss: Callable[[], Tensor]) -> list[Tensor | None]:
+        """The gradient at the weights as they are now, the mean over ranks: a collective.
+
+        Args:
+            loss: Computes this rank's loss, with its graph.
+
+        Returns:
+            This rank's pieces, in any shape; None for zeros.
+        """
+        for param in self.params:
+            param.grad = None
+        loss().backward()
+        return [self.access.grad(param) for param in self.params]
+
+    def kept(self) -> AbstractContextManager[None]:
+        """Have what `gradient` has done to weights undone afterwards; the pieces are the caller's to put back."""
+        return nullcontext()
+
+
+def forward_of(params: Sequence[Tensor], access: Access, comm: Local, engine: Any = None) -> Forward:
+    """The forward pass's side of some parameters; a collective with DeepSpeed.
+
+    Args:
+        params: The parameters, all that are trained.
+        access: Where their numbers are.
+        comm: How ranks talk.
+        engine: DeepSpeed's engine, where there is one.
+
+    Returns:
+        The side.
+
+    Raises:
+        ConfigError: If the engine keeps weights in a way that is not supported.
+    """
+    if engine is None:
+        return Forward(params, access)
+    from lightning_so.comm.zero_forward import engine_forward
+
+    return engine_forward(params, access, comm, engine)
