@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_so.callbacks import strategies
 from lightning_so.callbacks.looking import Looking
 from lightning_so.callbacks.signals import inside_handler
-from lightning_so.core.errors import check_count, check_range
+from lightning_so.core.errors import ConfigError, check_count, check_range
 from lightning_so.core.examined import Examined
 from lightning_so.linalg.lanczos import lanczos
 from lightning_so.linalg.line import Point, downhill
@@ -93,6 +94,15 @@ class SaddleEscape(Looking):
         self._loaded: dict[str, Any] | None = None
 
     # ---------------------------------------------------------------- when
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Refuse what cannot be moved."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and strategies.is_deepspeed(trainer.strategy):
+            raise ConfigError(
+                "SaddleEscape: DeepSpeed keeps the weights that it steps on apart from those of the forward pass, which "
+                "alone could be moved. Use strategy='ddp', or ModelParallelStrategy (FSDP2) where the model is too large."
+            )
 
     def on_train_start(self, trainer: Any, pl_module: nn.Module) -> None:
         """Begin a window, or go on with that of a checkpoint."""
