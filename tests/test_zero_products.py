@@ -90,7 +90,7 @@ def reentrant(net) -> None:
 
 def seen(strategy, prepare=None, precision="32-true", accumulate=1, options=None):
     """The last sight of a short training."""
-    monitor = CurvatureMonitor(every=4, products=20, verbose=False)
+    monitor = CurvatureMonitor(every=4, products=20, product="difference", verbose=False)
     callbacks = [monitor, *([] if options is None else [Options(options)])]
     trainings.train(strategy, None, ADAMW, 4, accumulate, precision=precision, prepare=prepare, callbacks=callbacks)
     return monitor.last

@@ -100,8 +100,8 @@ class SaddleEscape(Looking):
         super().setup(trainer, pl_module, stage)
         if stage == "fit" and strategies.is_deepspeed(trainer.strategy):
             raise ConfigError(
-                "SaddleEscape: DeepSpeed keeps the weights that it steps on apart from those of the forward pass, which "
-                "alone could be moved. Use strategy='ddp', or ModelParallelStrategy (FSDP2) where the model is too large."
+                "SaddleEscape: DeepSpeed keeps the weights that it steps on apart from those of the forward pass, and "
+                "only these could be moved. Use strategy='ddp', or ModelParallelStrategy (FSDP2) for large models."
             )
 
     def on_train_start(self, trainer: Any, pl_module: nn.Module) -> None:
