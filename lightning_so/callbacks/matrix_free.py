@@ -72,9 +72,6 @@ class MatrixFree(Callback):
         """Refuse what cannot work before anything is set up."""
         if stage != "fit":
             return
-        twins = sum(isinstance(callback, MatrixFree) for callback in trainer.callbacks)
-        if twins > 1:
-            raise ConfigError(f"MatrixFree is in the Trainer's callbacks {twins} times; keep one.")
         if strategies.is_deepspeed(trainer.strategy):
             raise ConfigError(
                 "MatrixFree: DeepSpeed keeps the weights that it steps on apart from those of the forward pass. Use "

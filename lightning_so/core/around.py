@@ -75,7 +75,7 @@ class Around(Batch):
     def _differences(self, vectors: Tensor, of: Linear, *, apart: bool) -> Tensor:
         """A linear function of `H v` of each vector; `apart` has it, not the gradient, averaged over replicas."""
         how, comm = self._examined(), self._whole.comm
-        if self.width == 1 or len(vectors) > self.width:
+        if not 1 < len(vectors) <= self.width:
             here = None if how.central else of(self.here)
 
             def everywhere() -> Tensor:
