@@ -7,7 +7,7 @@ from pytorch_lightning.cli import LightningCLI
 
 from examples.autoencoder import Autoencoder, Digits
 from examples.byte_lm import ByteLM, ByteText
-from lightning_so import KFAC, SOAP, Mixture, Muon, SecondOrder, Synchronous
+from lightning_so import KFAC, SOAP, FewDirections, MatrixFree, Mixture, Muon, SecondOrder, Synchronous
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -24,6 +24,12 @@ RULES = Mixture({"LayerNorm": "base", "Linear": KFAC(), "*": SOAP()})
 def test_shipped_configurations(name, method):
     callback, _ = parse("--config", str(CONFIGS / f"{name}_byte_lm.yaml"))
     assert callback.method == method
+
+
+def test_methods_on_the_whole_vector_from_yaml():
+    arguments = ["--config", str(CONFIGS / "few_directions_byte_lm.yaml")]
+    cli = LightningCLI(ByteLM, ByteText, run=False, save_config_callback=None, args=arguments)
+    assert next(c for c in cli.trainer.callbacks if isinstance(c, MatrixFree)).method == FewDirections()
 
 
 def test_the_autoencoders_configuration_holds_the_defaults():
