@@ -23,13 +23,11 @@ from lightning_so import KFAC, QuadraticModel, attach
 OUT = Path("benchmarks/results/levenberg.jsonl")
 #: By name: K-FAC or None, the model or None, the learning rate.
 VARIANTS: dict[str, tuple[Any, Any, float]] = {
-    "K-FAC, its own damping and clip": (KFAC(), None, 0.3),
     "quadratic model alone": (None, QuadraticModel(), 1.0),
-    "K-FAC + model, l fixed": (KFAC(), QuadraticModel(adapt=0), 1.0),
+    "K-FAC + model, l fixed at 1": (KFAC(), QuadraticModel(initial=1.0, adapt=0), 1.0),
+    "K-FAC + model, l adapts, from 1": (KFAC(), QuadraticModel(initial=1.0), 1.0),
     "K-FAC + model, l adapts": (KFAC(), QuadraticModel(), 1.0),
-    "K-FAC + model, l adapts, from 0.1": (KFAC(), QuadraticModel(initial=0.1), 1.0),
-    "K-FAC + model, every 5 steps": (KFAC(), QuadraticModel(every=5, adapt=1), 1.0),
-    "K-FAC + model, constant curvature": (KFAC(), QuadraticModel(curvature="constant"), 1.0),
+    "K-FAC + model, constant curvature, from 1": (KFAC(), QuadraticModel(initial=1.0, curvature="constant"), 1.0),
 }
 
 

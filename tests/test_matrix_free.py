@@ -34,7 +34,7 @@ METHODS = {
     "regression": (OGR(k=2, cap=2.0), SGD),
     "same batch": (OGR(k=2, cap=2.0, curvature="same-batch", every=2), ADAMW),
     "auto": (AutoStep(every=2), ADAMW),
-    "model": (QuadraticModel(every=2), SGD),
+    "model": (QuadraticModel(), SGD),
 }
 
 

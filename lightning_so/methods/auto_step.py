@@ -1,5 +1,6 @@
 """The length of a step from the parabola along it: a training without a learning rate to choose."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -107,8 +108,11 @@ class AutoStep:
         fall, bend = -float(numbers["slope"]), float(numbers["curvature"])
         factor = float(numbers["factor"])
         # No minimum ahead: on, as far as is allowed at once; nothing but a rise: back.
-        best = self.share * fall / bend if bend > 0 else STRIDE * factor
-        numbers["factor"].fill_(min(max(best, factor / STRIDE), factor * STRIDE))
+        best = self.share * fall / bend if bend > 0 else math.inf
+        taken = min(max(best, factor / STRIDE), factor * STRIDE)
+        if taken != best:
+            numbers["looks"].zero_()  # Still on the way: what was seen from here says little of there.
+        numbers["factor"].fill_(taken)
 
     def damping(self, state: VectorState) -> float | None:
         """See `VectorMethod.damping`."""

@@ -14,9 +14,7 @@ from lightning_so.linalg.parabola import strides
 from lightning_so.linalg.vectors import Space
 
 CURVATURES = ("measured", "constant")
-#: Largest share of the last step that is kept between two looks.
-MOST = 0.95
-#: The damping changes by this factor a look.
+#: The damping changes by this factor a step.
 LEVENBERG = 19 / 20
 
 
@@ -31,16 +29,15 @@ class QuadraticModel:
 
     u is the base's step: of SGD without momentum behind K-FAC, minus the learning rate times the preconditioned
     gradient; its length matters at the first step alone. l is the damping of K-FAC's factors as well, where
-    `SecondOrder(KFAC())` or `SecondOrder(EKFAC())` stands before it, whatever theirs says. Two products a look; between
-    two looks a and b stay. The change of the loss in r is had from its slopes at both ends, one evaluation.
+    `SecondOrder(KFAC())` or `SecondOrder(EKFAC())` stands before it, whatever theirs says. Two products a step;
+    the change of the loss in r is had from its slopes at both ends, one evaluation.
 
     Source: Martens and Grosse 2015, arXiv 1503.05671, sections 6.5 and 7, with the Hessian, |L| and a bound, where
     there the Fisher matrix is positive.
 
     Attributes:
-        every: Steps between two looks.
         initial: l at first, in the units of the curvature of the loss.
-        adapt: Looks between two changes of l; 0 for never.
+        adapt: Steps between two changes of l; 0 for never.
         growth: Longest step relative to the last one and to the base's.
         curvature: "measured", or "constant": one mean stride along both, to see what curvature is worth.
 
@@ -48,12 +45,11 @@ class QuadraticModel:
         ConfigError: If an argument is out of range.
 
     Example:
-        >>> QuadraticModel().every
-        1
+        >>> QuadraticModel().adapt
+        5
     """
 
-    every: int = 1
-    initial: float = 1.0
+    initial: float = 0.1
     adapt: int = 5
     growth: float = 4.0
     curvature: str = "measured"
@@ -63,7 +59,6 @@ class QuadraticModel:
     def __post_init__(self) -> None:
         """Check the arguments."""
         name = type(self).__name__
-        check_count(name, "every", self.every, 1, 1_000_000)
         check_range(name, "initial", self.initial, 0.0, 1e12)
         check_count(name, "adapt", self.adapt, 0, 1_000_000)
         check_range(name, "growth", self.growth, 1.0, float("inf"))
@@ -91,13 +86,13 @@ class QuadraticModel:
 
     def probes(self, number: int) -> bool:
         """See `VectorMethod.probes`."""
-        return number % self.every == 0
+        return True
 
     def update(self, state: VectorState, step: Step) -> Tensor | None:
         """See `VectorMethod.update`."""
         last, numbers = state.vectors["last"], state.numbers
         pair = torch.stack([step.update, last])
-        predicted = self._look(state, step, pair) if self.probes(step.number) else None
+        predicted = self._look(state, step, pair)
         torch.mv(pair.mT, numbers["weights"].to(last), out=last)
         if predicted is not None and self.adapt and int(numbers["looks"]) % self.adapt == 0:
             self._adapt(state, step, predicted)
@@ -123,8 +118,6 @@ class QuadraticModel:
             return None
         z *= min(1.0, self.growth * float(L.norm(dim=0).max() / z.norm().clamp(min=1e-300)))
         numbers["weights"].zero_()[:count] = torch.linalg.solve(L, z)  # Q'z = pair' weights, and Q pair' = L.
-        if self.every > 1:
-            numbers["weights"][1].clamp_(-MOST, MOST)
         numbers["looks"] += 1
         numbers["top"].copy_(curvatures[-1])
         return float(c @ z + 0.5 * (U.mT @ z).square() @ damped)
