@@ -108,7 +108,7 @@ class Around(Batch):
         gradient = self._enter()
         self._engine.counts.evaluations += 1
         with torch.enable_grad():
-            return gradient(local).detach().clone()
+            return gradient(local)
 
     def _enter(self) -> Callable[[bool], Tensor]:
         if self._gradient is None:

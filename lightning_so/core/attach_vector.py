@@ -79,13 +79,13 @@ def _step(engine: AttachedVector, original: Any) -> Any:
                 f"{type(engine.method).__name__} evaluates the loss again: call `optimizer.step(closure)`, where the "
                 f"closure zeroes the gradients, computes the loss, calls `backward()` and returns the loss."
             )
-        state = random_state()
+        state = random_state() if engine.probes() else None
         with torch.enable_grad():
             loss = closure()
         engine.saw()
         engine.begin()
         original()
-        engine.finish(lambda: engine.again(closure, state), same=True, half=False)
+        engine.finish(lambda: engine.again(closure, state or random_state()), same=True, half=False)
         return loss
 
     return step

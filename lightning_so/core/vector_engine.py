@@ -97,6 +97,10 @@ class VectorEngine:
         local = sum(piece.count for piece in space.pieces)
         # The weights before the step, the gradient, and what the base has added.
         self._rows = torch.zeros(3, local, dtype=space.dtype, device=space.device)
+        self._parts = [
+            [part.view(weight.shape) for part, weight in zip(space.split(row), self.whole.weights, strict=True)]
+            for row in self._rows
+        ]  # As the parameters are shaped.
         self._seen = False
 
     @property
@@ -126,7 +130,7 @@ class VectorEngine:
         if (damping := self.method.damping(self.state)) is not None:
             for engine in self.layerwise:
                 dampen(engine.stacks, damping)
-        self.whole.values(out=self._rows[0])
+        torch._foreach_copy_(self._parts[0], self.whole.weights)
 
     @torch.no_grad()
     def finish(self, replays: Replays, *, same: bool, half: bool) -> None:
@@ -140,9 +144,10 @@ class VectorEngine:
         if not self._seen:
             return
         self._seen = False
-        start, gradient, update = self._rows
+        start, gradient, _ = self._rows
         space = self.whole.space
-        torch.sub(self.whole.values(), start, out=update)
+        for weight, at, part in zip(self.whole.weights, self._parts[0], self._parts[2], strict=True):
+            torch.sub(weight, at, out=part)
         lengths = space.along(self._rows[1:], self._rows[1:]).diagonal().sqrt().tolist()
         if not all(0 < length < float("inf") for length in lengths):
             self.counts.skipped += 1
@@ -151,18 +156,17 @@ class VectorEngine:
         batch = Around(self, replays, start, gradient if same else None, half)
         try:
             rate, number = lengths[1] / lengths[0], self.counts.steps
-            step = Step(number, space, start, gradient, update, rate, self._schedule(), batch)
+            step = Step(number, space, start, self._rows[1:], rate, self._schedule(), batch)
             taken = self.method.update(self.state, step)
         finally:
             batch.close()
         if taken is None:
             return
-        change = taken - update
-        if not float(space.along(change[None], change[None])) < float("inf"):
+        if not float(space.along(taken[None], taken[None])) < float("inf"):
             self.counts.refused += 1
             return
-        for weight, part in zip(self.whole.weights, space.split(change), strict=True):
-            weight.add_(part.view(weight.shape))
+        for weight, at, part in zip(self.whole.weights, self._parts[0], space.split(taken), strict=True):
+            torch.add(at, part.view(at.shape), out=weight)
 
     def recall(self, counts: Counts, how: dict[str, Any] | None) -> None:
         """Go on from saved counts, and from what was found out about products."""

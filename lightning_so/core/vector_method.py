@@ -44,8 +44,7 @@ class Step:
         number: Of the step, from 1.
         space: What vectors are.
         weights: w before the step, shape (n,).
-        gradient: g at the weights before the step, as the base got it but for clipping, shape (n,).
-        update: u, what the base has added to the weights, shape (n,).
+        moves: The gradient and the update as rows, shape (2, n).
         rate: `|u| / |g|`, the length of the base's step per length of the gradient.
         schedule: The learning rate over the one that it started from, where a scheduler moves it; else 1.
         batch: What can be computed at them besides.
@@ -54,11 +53,20 @@ class Step:
     number: int
     space: Space
     weights: Tensor
-    gradient: Tensor
-    update: Tensor
+    moves: Tensor
     rate: float
     schedule: float
     batch: Batch
+
+    @property
+    def gradient(self) -> Tensor:
+        """The loss's gradient g at the weights before the step, as the base got it but for clipping, shape (n,)."""
+        return self.moves[0]
+
+    @property
+    def update(self) -> Tensor:
+        """The update u that the base has added to the weights, shape (n,)."""
+        return self.moves[1]
 
 
 @dataclass
@@ -99,7 +107,10 @@ class VectorMethod(Protocol):
         ...
 
     def update(self, state: VectorState, step: Step) -> Tensor | None:
-        """What is added to the weights instead of the base's update, shape (n,), or None to leave that as it is."""
+        """What is added to the weights instead of the base's update, shape (n,), or None to leave that as it is.
+
+        `step.update` may be changed in place and given back: vectors are long, and this is every step.
+        """
         ...
 
     def damping(self, state: VectorState) -> float | None:

@@ -53,7 +53,7 @@ def beside(V_kn: Tensor, x_n: Tensor, space: Space) -> Tensor | None:
     """
     whole = space.norm(x_n)
     for _ in range(2):
-        x_n = x_n - space.gram(V_kn, x_n[None])[:, 0].to(x_n) @ V_kn
+        x_n = torch.addmv(x_n, V_kn.mT, space.along(V_kn, x_n[None])[:, 0].to(x_n), alpha=-1)
     length = space.norm(x_n)
     return x_n / length if DEPENDENT * whole < length < float("inf") else None
 

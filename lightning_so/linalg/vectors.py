@@ -109,8 +109,8 @@ class Space:
         return float(self.gram(x[None], y[None]))
 
     def norm(self, x: Tensor) -> float:
-        """`|x|`; a host read."""
-        return math.sqrt(max(self.dot(x, x), 0.0))
+        """`|x|`, summed as `along` does; a host read."""
+        return math.sqrt(float(self.along(x[None], x[None])))
 
     def rademacher(self, seed: int, stream: int = 0) -> Tensor:
         """A vector of independent signs; each number depends on the seed, its parameter's name and its place alone.

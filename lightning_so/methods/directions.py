@@ -114,14 +114,14 @@ class FewDirections:
         if not bool((numbers["measured"] >= 0).any()):
             return None
         curvatures, U = torch.linalg.eigh(numbers["M"])
-        c, a = step.space.along(V, torch.stack([step.gradient, step.update])).cpu().unbind(1)
+        c, a = step.space.along(V, step.moves).cpu().unbind(1)
         longest = strides(curvatures, self.cap * step.rate)
         if self.curvature == "constant":
             longest = torch.full_like(longest, float(longest.mean()))
         slopes = U.mT @ c
         numbers["distance"].copy_((slopes[-1] / curvatures[-1]).abs().nan_to_num(0.0))
         taken = -self.share * (U @ (longest * slopes))
-        return torch.addmv(step.update, V.mT, (taken - a).to(V))
+        return step.update.addmv_(V.mT, (taken - a).to(V))
 
     def _measure(self, state: VectorState, step: Step) -> None:
         """Bring the rows whose turn it is up to date, and take their products."""
@@ -135,7 +135,7 @@ class FewDirections:
         for row in rows:
             now[row] = self._directed(row, now, state, step)
         products = step.batch.products(now[rows])
-        forms = step.space.gram(products, now).cpu()
+        forms = step.space.along(products, now).cpu()
         if not bool(forms.isfinite().all()):
             numbers["failed"] += 1  # Directions and products stay what they were.
             return
