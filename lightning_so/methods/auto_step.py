@@ -13,8 +13,10 @@ from lightning_so.core.vector_method import Step, VectorState
 from lightning_so.linalg.vectors import Space
 
 CURVATURES = ("measured", "constant")
-#: Largest change of the factor at once.
+#: Largest rise of the factor at once; it falls as far as it has to.
 STRIDE = 2.0
+#: Between two looks no step is longer than this many times the one that was looked at: a parabola is true nearby.
+REACH = 4.0
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,9 @@ class AutoStep:
 
     u is the step that has led here and g the gradient of a new batch, at both of its ends: u knows nothing of that
     batch's noise, so that both slopes are unbiased (of the batch that has made u they are not: its gradient is in u).
-    One evaluation each time. The factor moves by at most 2 at once. Schedulers multiply as they are wont to: the factor
-    belongs to the rate that they started from.
+    One evaluation each time. The factor rises by at most 2 at once, and falls at once where the curvature has risen: a
+    step that is much too long cannot wait for an average. Between two looks no step is longer than 4 times the one that
+    was looked at. Schedulers multiply as they are wont to: the factor belongs to the rate that they started from.
 
     Source: parabola along the step: Rolinek and Martius 2018, arXiv 1802.05074, for the idea of a step length from a
     local model; a second batch for the slopes is what noise asks for (see docs/few-directions.md).
@@ -73,7 +76,9 @@ class AutoStep:
         numbers = {name: torch.zeros((), dtype=torch.float64) for name in ("slope", "curvature", "failed", "looks")}
         # Of the last step: by what it was multiplied, schedulers included.
         ones = {name: torch.ones((), dtype=torch.float64) for name in ("factor", "by")}
-        return VectorState({"last": last}, {**ones, **numbers})
+        # How long steps may be: before the first look as long as they are.
+        longest = torch.full((), float("inf"), dtype=torch.float64)
+        return VectorState({"last": last}, {**ones, **numbers, "longest": longest})
 
     def probes(self, number: int) -> bool:
         """See `VectorMethod.probes`."""
@@ -84,8 +89,9 @@ class AutoStep:
         numbers, last = state.numbers, state.vectors["last"]
         if self.probes(step.number):
             self._look(state, step)
-        torch.mul(step.update, float(numbers["factor"]), out=last)
-        numbers["by"].copy_(numbers["factor"] * step.schedule)
+        factor = min(float(numbers["factor"]), float(numbers["longest"]) / step.space.norm(step.update))
+        torch.mul(step.update, factor, out=last)
+        numbers["by"].fill_(factor * step.schedule)
         return last
 
     def _look(self, state: VectorState, step: Step) -> None:
@@ -105,11 +111,12 @@ class AutoStep:
         numbers["slope"] += rate * (slope - numbers["slope"])
         numbers["curvature"] += rate * (curvature - numbers["curvature"])
         numbers["looks"] += 1
-        fall, bend = -float(numbers["slope"]), float(numbers["curvature"])
+        numbers["longest"].fill_(REACH * math.sqrt(square))
+        fall, bend = -float(numbers["slope"]), max(float(numbers["curvature"]), curvature)
         factor = float(numbers["factor"])
-        # No minimum ahead: on, as far as is allowed at once; nothing but a rise: back.
+        # No minimum ahead: on, as far as is allowed at once; nothing but a rise: back, and no number says how far.
         best = self.share * fall / bend if bend > 0 else math.inf
-        taken = min(max(best, factor / STRIDE), factor * STRIDE)
+        taken = min(best, STRIDE * factor) if best > 0 else factor / STRIDE
         if taken != best:
             numbers["looks"].zero_()  # Still on the way: what was seen from here says little of there.
         numbers["factor"].fill_(taken)
