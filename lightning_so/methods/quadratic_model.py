@@ -106,7 +106,7 @@ class QuadraticModel:
         products = step.batch.products(Q)
         found = step.space.gram(Q, torch.cat([products, step.batch.here[None], pair])).cpu()
         count = len(Q)
-        M, c, L = found[:, :count], found[:, count], found[:, count + 1 : 2 * count + 1]
+        M, c, L = found[:, :count], found[:, count], found[:, count + 1 :]
         curvatures, U = torch.linalg.eigh((M + M.mT).nan_to_num() / 2)
         damped = curvatures.abs() + numbers["damping"]
         along = strides(damped, float("inf"))
@@ -117,7 +117,9 @@ class QuadraticModel:
             numbers["failed"] += 1
             return None
         z *= min(1.0, self.growth * float(L.norm(dim=0).max() / z.norm().clamp(min=1e-300)))
-        numbers["weights"].zero_()[:count] = torch.linalg.solve(L, z)  # Q'z = pair' weights, and Q pair' = L.
+        numbers["weights"].zero_()[:count] = torch.linalg.solve(
+            L[:, :count], z
+        )  # Q'z = pair' weights, and Q pair' = L.
         numbers["looks"] += 1
         numbers["top"].copy_(curvatures[-1])
         return float(c @ z + 0.5 * (U.mT @ z).square() @ damped)
