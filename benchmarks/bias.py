@@ -46,6 +46,10 @@ class Watched:
         """Learn alone."""
         self.method.update(state, step)
 
+    def damping(self, state: VectorState) -> float | None:
+        """As the method."""
+        return self.method.damping(state)
+
     def scalars(self, state: VectorState) -> dict[str, float]:
         """As the method."""
         return self.method.scalars(state)
