@@ -72,7 +72,7 @@ def variants(dimension: int, settings: dict[str, Any], only: list[str]) -> list[
     methods: list[Any] = [FewDirections(k=k, every=every) for k in (2, 5) for every in (1, 10)]
     methods += [OGR(k=k) for k in (1, 2, 5)] + [OGR(k=k, curvature="same-batch") for k in (2, 5)]
     methods += [AutoStep(), QuadraticModel()]
-    behind_adam = (FewDirections(k=min(5, dimension)), OGR(), OGR(k=2), OGR(k=5), AutoStep())
+    behind_adam = (FewDirections(k=min(5, dimension)), OGR(k=1), OGR(k=2), OGR(k=5), AutoStep())
     found = [Variant("SGD", momentum) for momentum in (0.0, 0.9, 0.99)] + [Variant("Adam")] if ALONE in only else []
     for method in methods:
         if type(method).__name__ not in only or getattr(method, "k", 0) > dimension:

@@ -88,7 +88,7 @@ def test_steps_are_bounded_where_there_is_no_curvature(method):
 
 def test_a_step_may_grow_where_the_last_one_is_parallel():
     """It was bounded by the base's step alone, so that a small learning rate stayed small."""
-    loop = Loop(saddle, [0.0, 1e-3], QuadraticModel(), 1e-3)
+    loop = Loop(saddle, [0.0, 1e-3], QuadraticModel(initial=0.0, adapt=0), 1e-3)
     for _ in range(8):
         (_, y), (_, y_after), _ = loop.step()
     assert y_after.item() == pytest.approx(2 * y.item(), rel=1e-5)

@@ -9,6 +9,7 @@ from typing import ClassVar
 import pytest
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -227,11 +228,47 @@ def pieces():
     trainings.train("fsdp2", None, SGD, 2, callbacks=[MatrixFree(FewDirections(k=2, every=1), parallel=True)])
 
 
-@pytest.mark.parametrize("beside", [SOAP(start=4, period=2), KFAC(period=2)])
-def test_it_goes_with_methods_on_layers(two, beside):
-    expected, *_ = trained("one", "few", beside)
-    for found, _, _ in two.run(trained, "ddp", "few", beside):
+@pytest.mark.parametrize(
+    ("name", "beside"), [("few", SOAP(start=4, period=2)), ("few", KFAC(period=2)), ("model", KFAC(period=2))]
+)
+def test_it_goes_with_methods_on_layers(two, name, beside):
+    expected, *_ = trained("one", name, beside)
+    for found, _, _ in two.run(trained, "ddp", name, beside):
         same(found, expected, 1e-6)
+
+
+def looped(ranks):
+    """The weights of a plain loop, K-FAC and few directions in it, by rank where there are several."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    wrapped = nn.parallel.DistributedDataParallel(model) if ranks > 1 else model
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    inner = attach(model, optimizer, KFAC(period=2))
+    engine = attach(wrapped, optimizer, FewDirections(k=3, every=2))
+    for step in range(10):
+        x = torch.randn(8, 6, generator=torch.Generator().manual_seed(step)).double()
+        part = x[dist.get_rank() :: ranks] if ranks > 1 else x
+
+        def closure(part=part):
+            optimizer.zero_grad()
+            loss = wrapped(part).sin().square().sum(1).mean()
+            inner.before_backward(loss)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+    assert engine.counts.evaluations == 3 + 5
+    found = [p.detach().clone() for p in model.parameters()]
+    engine.detach()
+    inner.detach()
+    return found
+
+
+def test_a_plain_loop_on_two_ranks_is_one_on_one(two):
+    expected = looped(1)
+    for found in two.run(looped, 2):
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
 
 
 def test_a_quadratic_model_damps_kfac():

@@ -5,7 +5,7 @@ from lightning_so.comm.forward import Forward, forward_of
 from lightning_so.comm.local import Local, spread
 from lightning_so.comm.replicated import Replicated, group_of
 from lightning_so.comm.sharded import Pieces, Sharded, ambient
-from lightning_so.comm.unsynced import unsynced
+from lightning_so.comm.unsynced import unsynced, unwrapped
 
 __all__ = [
     "SHARDINGS",
@@ -22,4 +22,5 @@ __all__ = [
     "group_of",
     "spread",
     "unsynced",
+    "unwrapped",
 ]

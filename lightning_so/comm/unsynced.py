@@ -1,4 +1,4 @@
-"""Passes of a DDP model that are of this rank alone."""
+"""What DDP has around a model: passes that are of this rank alone, and the model itself."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -25,3 +25,8 @@ def unsynced(model: nn.Module) -> Iterator[None]:
     finally:
         for module, before in zip(wrapped, buffers, strict=True):
             module.require_forward_param_sync = before
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside DDP, whose parameters have the names that they have in one process; else the model."""
+    return model.module if isinstance(model, DistributedDataParallel) else model

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from lightning_so.comm import SHARDINGS, access_of, ambient
+from lightning_so.comm import SHARDINGS, access_of, ambient, unwrapped
 from lightning_so.core import apart
 from lightning_so.core.attach_vector import AttachedVector
 from lightning_so.core.bases import depart
@@ -203,7 +203,7 @@ def attach(
     checks = Checks(verify_every, compare_every)
     access = access_of((p for group in optimizer.param_groups for p in group["params"]), model, sharding=sharding)
     engine = Attached(
-        model,
+        unwrapped(model),
         optimizer,
         method,
         roles=route,

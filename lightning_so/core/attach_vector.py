@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_so.comm import unsynced
+from lightning_so.comm import unsynced, unwrapped
 from lightning_so.core import vector_files
 from lightning_so.core.errors import ConfigError
 from lightning_so.core.untouched import random_state, set_random_state, untouched
@@ -22,7 +22,7 @@ class AttachedVector(VectorEngine):
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, method: VectorMethod) -> None:
         """See `VectorEngine`."""
-        super().__init__(model, model.named_parameters(), optimizer, method)
+        super().__init__(model, unwrapped(model).named_parameters(), optimizer, method)
         self._model, self._original = model, optimizer.step
         inner = getattr(optimizer, "_lightning_so", None)
         self.layerwise = [] if inner is None else [inner]
