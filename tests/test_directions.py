@@ -186,6 +186,13 @@ def test_the_buffer_holds_the_form_of_the_hessian(k):
         assert found[-2] == pytest.approx(10.0, rel=1e-2)
 
 
+def test_without_a_cap_rows_that_are_empty_yet_are_no_step():
+    H, _ = spread(torch.linspace(0.5, 4, 12))
+    for method in (FewDirections(k=3, every=1, cap=math.inf), OGR(k=3, cap=math.inf)):
+        _, engine, _ = run(quadratic(H, torch.ones(12).double()), torch.ones(12).double(), method, 4, lr=0.01)
+        assert engine.counts.refused == 0
+
+
 def test_inside_the_frame_is_the_parabola_and_outside_the_base():
     H, _ = spread(torch.linspace(0.5, 4, 12))
     b, start = torch.randn(12).double(), torch.randn(12).double()
@@ -286,14 +293,21 @@ def test_one_number_more_is_one_direction_too_many():
 
 
 @pytest.mark.parametrize("base", [torch.optim.SGD, torch.optim.AdamW])
-@pytest.mark.parametrize("lr", [1e-6, 1e-3])
+@pytest.mark.parametrize("lr", [1e-6, 1e-3, 1e3])
 def test_the_rate_that_was_given_does_not_matter(base, lr):
     H, _ = spread(torch.linspace(0.5, 5, 10))
     start = torch.randn(10).double()
     method = AutoStep(every=1, memory=0.5)
     _, engine, values = run(quadratic(H, torch.zeros(10).double()), start, method, 200, lr=lr, base=base)
     assert values[-1] < 1e-2 * values[0]
+    assert max(values) < 100 * values[0]  # No step was much too long, the first neither.
     assert engine.counts.evaluations == 200
+
+
+def test_a_first_step_into_nowhere_is_shortened():
+    _, engine, values = run(lambda w: (w @ w).exp(), [1.0, 2.0], AutoStep(every=2), 60, lr=1e6)
+    assert engine.scalars()["curv/failed"] >= 1
+    assert values[-1] < 1.1
 
 
 def test_the_factor_is_the_best_length_along_the_step():

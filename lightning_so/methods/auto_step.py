@@ -17,8 +17,10 @@ CURVATURES = ("measured", "constant")
 STRIDE = 2.0
 #: Between two looks no step is longer than this many times the one that was looked at: a parabola is true nearby.
 REACH = 4.0
-#: Lengths of the first step that are tried, each a tenth of the one before.
-LENGTHS = 8
+#: A first step that ends on a slope this many times as steep as the one it went down is too long.
+STEEP = 10.0
+#: Lengths of the first step that are tried until the gradient is finite, each a tenth of the one before.
+LENGTHS = 30
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,10 @@ class AutoStep:
 
     u is the step that has led here and g the gradient of a new batch, at both of its ends: u knows nothing of that
     batch's noise, so that both slopes are unbiased (of the batch that has made u they are not: its gradient is in u).
-    One evaluation each time. The first step is looked at before it is taken, and each of the next few: any rate will
-    do. The factor rises by at most 2 at once, and falls at once where the curvature has risen: a step that is much too
-    long cannot wait for an average. Between two looks no step is longer than 4 times the one that was looked at.
-    Schedulers multiply as they are wont to: the factor belongs to the rate that they started from.
+    One evaluation each time. The first step is looked at before it is taken: where it leads up a slope ten times as
+    steep it is shortened. The factor rises by at most 2 at once, and falls at once where the curvature has risen: a
+    step that is much too long cannot wait for an average. Between two looks no step is longer than 4 times the one that
+    was looked at. Schedulers multiply as they are wont to: the factor belongs to the rate that they started from.
 
     Source: parabola along the step: Rolinek and Martius 2018, arXiv 1802.05074, for the idea of a step length from a
     local model; a second batch for the slopes is what noise asks for (see docs/few-directions.md).
@@ -86,8 +88,8 @@ class AutoStep:
         return VectorState({"last": last}, numbers)
 
     def probes(self, number: int) -> bool:
-        """See `VectorMethod.probes`: at first at every step, to come from any rate to one that fits."""
-        return number <= self.every or number % self.every == 0
+        """See `VectorMethod.probes`."""
+        return number == 1 or number % self.every == 0
 
     def update(self, state: VectorState, step: Step) -> Tensor | None:
         """See `VectorMethod.update`."""
@@ -95,30 +97,35 @@ class AutoStep:
         if not bool(numbers["by"]):
             self._begin(state, step)
         elif self.probes(step.number):
-            self._look(state, step, torch.stack([last, step.batch.at(-last), step.batch.here]))
+            self._look(state, step)
         factor = min(float(numbers["factor"]), float(numbers["longest"]) / step.space.norm(step.update))
         torch.mul(step.update, factor, out=last)
         numbers["by"].fill_(factor * step.schedule)
         return last
 
     def _begin(self, state: VectorState, step: Step) -> None:
-        """Look ahead along the first step, which may be any number of times too long."""
+        """Look ahead along the first step: where it leads up a slope many times as steep, it is shortened."""
         u, numbers = step.update, state.numbers
         for shorter in range(LENGTHS):
-            scale = 10.0**-shorter
-            ahead = scale * u
-            numbers["by"].fill_(scale * step.schedule)
-            if self._look(state, step, torch.stack([ahead, step.batch.here, step.batch.at(ahead)])):
-                numbers["factor"].clamp_(max=1.0)  # Of the batch that has made it, it is no promise.
-                return
+            ahead = 10.0**-shorter * u
+            slopes = step.space.gram(u[None], torch.stack([step.batch.here, step.batch.at(ahead)]))[0].tolist()
+            if abs(slopes[0]) + abs(slopes[1]) < float("inf"):
+                break
+            numbers["failed"] += 1
+        else:
+            return
+        if shorter or slopes[1] > STEEP * abs(slopes[0]):
+            share = -slopes[0] / (slopes[1] - slopes[0]) if slopes[1] > slopes[0] else 1.0
+            numbers["factor"].fill_(10.0**-shorter * (min(share, 1.0) if share > 0 else 1 / STEEP))
 
-    def _look(self, state: VectorState, step: Step, along: Tensor) -> bool:
-        """Move the factor by a step and the gradients at both of its ends; whether they were finite."""
-        numbers = state.numbers
-        square, before, after = step.space.gram(along[:1], along)[0].tolist()
+    def _look(self, state: VectorState, step: Step) -> None:
+        """Measure the loss along the last step, and move the factor."""
+        numbers, last = state.numbers, state.vectors["last"]
+        ends = torch.stack([last, step.batch.at(-last), step.batch.here])
+        square, before, after = step.space.gram(last[None], ends)[0].tolist()
         if not (square and abs(before) + abs(after) < float("inf")):
             numbers["failed"] += 1
-            return False
+            return
         slope, curvature = before / square * float(numbers["by"]), (after - before) / square
         if self.curvature == "constant" and bool(numbers["curvature"]):
             curvature = float(numbers["curvature"])
@@ -135,7 +142,6 @@ class AutoStep:
         if taken != best:
             numbers["looks"].zero_()  # Still on the way: what was seen from here says little of there.
         numbers["factor"].fill_(taken)
-        return True
 
     def damping(self, state: VectorState) -> float | None:
         """See `VectorMethod.damping`."""

@@ -120,7 +120,7 @@ class FewDirections:
             longest = torch.full_like(longest, float(longest.mean()))
         slopes = U.mT @ c
         numbers["distance"].copy_((slopes[-1] / curvatures[-1]).abs().nan_to_num(0.0))
-        taken = -self.share * (U @ (longest * slopes))
+        taken = -self.share * (U @ torch.where(slopes == 0, 0.0, longest * slopes))  # inf x 0 is no step.
         return step.update.addmv_(V.mT, (taken - a).to(V))
 
     def _measure(self, state: VectorState, step: Step) -> None:

@@ -125,7 +125,8 @@ class OGR:
         longest = strides(curvatures, self.cap * step.rate)
         if self.curvature == "constant":
             longest = torch.full_like(longest, float(longest.mean()))
-        taken = -self.share * (U @ (longest * (U.mT @ c)))
+        slopes = U.mT @ c
+        taken = -self.share * (U @ torch.where(slopes == 0, 0.0, longest * slopes))  # inf x 0 is no step.
         return torch.addmv(step.update, vectors["V"].mT, (taken - a).to(vectors["V"]))
 
     def _turn(self, state: VectorState, step: Step) -> None:
