@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_so import (
     KFAC,
@@ -281,6 +281,18 @@ def test_a_quadratic_model_damps_kfac():
     assert damping != 0.5
     stats = [stack.stats for stack in ours.engines[0].stacks]
     assert all(stat.rule == pytest.approx(damping, rel=0.3) and stat.rule != 0.002 for stat in stats)
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_second_fit_finds_the_strategy_as_it_was(first):
+    ours, callback = SecondOrder(KFAC(period=2), print_plan=False), MatrixFree(AutoStep(), verbose=False)
+    module = Net()
+    trainer = fit(module, [callback, ours] if first else [ours, callback])
+    assert not {"optimizer_step", "teardown"} & trainer.strategy.__dict__.keys()
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(module, DataLoader(TensorDataset(torch.randn(24, 6), torch.randint(3, (24,))), batch_size=8))
+    assert callback.engine.counts.steps == 3
+    assert not {"optimizer_step", "teardown"} & trainer.strategy.__dict__.keys()
 
 
 def test_a_step_that_is_not_finite_is_left_to_the_base():

@@ -88,6 +88,8 @@ class MatrixFree(Callback):
     def on_train_start(self, trainer: Any, pl_module: nn.Module) -> None:
         """Make the engine, once the optimizers are there."""
         self._unhook()
+        if self.engine is not None:
+            self.engine.whole.comm.close()
         if len(trainer.optimizers) != 1:
             raise ConfigError(
                 f"MatrixFree works with one optimizer; configure_optimizers gave {len(trainer.optimizers)}."
@@ -143,9 +145,10 @@ class MatrixFree(Callback):
             self._unhook()
             end()
 
-        before = {name: strategy.__dict__.get(name) for name in ("optimizer_step", "teardown")}
-        strategy.optimizer_step, strategy.teardown = optimizer_step, teardown
-        self._wrapped = strategy, before
+        ours = {"optimizer_step": optimizer_step, "teardown": teardown}
+        before = {name: strategy.__dict__.get(name) for name in ours}
+        strategy.__dict__.update(ours)
+        self._wrapped = strategy, ours, before
 
     def _finish(self, trainer: Any) -> None:
         """The optimizer has stepped."""
@@ -206,9 +209,11 @@ class MatrixFree(Callback):
 
     def _unhook(self) -> None:
         if self._wrapped is not None:
-            strategy, before = self._wrapped
-            for name, value in before.items():
-                strategy.__dict__.pop(name, None)
-                if value is not None:
-                    setattr(strategy, name, value)
+            strategy, ours, before = self._wrapped
+            for name, function in ours.items():
+                # Another callback may have taken away what stands around it, ours too.
+                if strategy.__dict__.get(name) is function:
+                    del strategy.__dict__[name]
+                    if before[name] is not None:
+                        strategy.__dict__[name] = before[name]
             self._wrapped = None
