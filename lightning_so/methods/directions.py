@@ -129,28 +129,28 @@ class FewDirections:
         width = min(step.batch.width, self.k)
         first = (step.number // self.every - 1) * width
         rows = [(first + i) % self.k for i in range(width)]
-        now = V.clone()
-        for row in rows:
-            now[row] = 0
-        for row in rows:
-            now[row] = self._directed(row, now, state, step)
-        products = step.batch.products(now[rows])
-        forms = step.space.along(products, now).cpu()
+        last, candidates = V[rows], [self._candidate(row, state, step) for row in rows]
+        V[rows] = 0  # They do not count beside which the others are found.
+        for row, before, candidate in zip(rows, last, candidates, strict=True):
+            V[row] = self._directed(row, before, candidate, state, step)
+        products = step.batch.products(V[rows])
+        forms = step.space.along(products, V).cpu()
         if not bool(forms.isfinite().all()):
-            numbers["failed"] += 1  # Directions and products stay what they were.
+            numbers["failed"] += 1
+            V[rows] = last
             return
-        V.copy_(now)
         HV[rows] = products
         numbers["M"][rows], numbers["M"][:, rows] = forms, forms.mT
         numbers["measured"][rows] = step.number
 
-    def _directed(self, row: int, others: Tensor, state: VectorState, step: Step) -> Tensor:
+    def _directed(self, row: int, before: Tensor, candidate: Tensor, state: VectorState, step: Step) -> Tensor:
         """What a row is now, beside the others."""
-        v = beside(others, self._candidate(row, state, step), step.space)
+        V = state.vectors["V"]
+        v = beside(V, candidate, step.space)
         if v is None and int(state.numbers["measured"][row]) >= 0:
-            v = beside(others, state.vectors["V"][row], step.space)  # Nothing new: the same again, at these weights.
+            v = beside(V, before, step.space)  # Nothing new: the same again, at these weights.
         if v is None:
-            v = beside(others, step.space.normal(row, step.number), step.space)
+            v = beside(V, step.space.normal(row, step.number), step.space)
         assert v is not None, "an independent normal vector"
         return v
 
