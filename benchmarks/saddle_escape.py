@@ -84,7 +84,9 @@ class Saddle(pl.LightningModule):
 
 def train(kind: str, start: str, seed: int, base: str, rate: float, products: int | None, args: Any) -> Saddle:
     """One training."""
-    escape = None if products is None else SaddleEscape(every=args.every, products=products, verbose=False)
+    escape = None
+    if products is not None:
+        escape = SaddleEscape(every=args.every, products=products, curvature=args.curvature, verbose=False)
     module = Saddle(kind, start, seed, base, rate, escape)
     if escape is None:  # The same steps, ten times as fast.
         optimizer = module.configure_optimizers()
@@ -120,6 +122,7 @@ def main() -> None:
     add("--steps", type=int, default=700)
     add("--every", type=int, default=20)
     add("--products", type=int, nargs="+", default=[16], help="of SaddleEscape, in variants")
+    add("--curvature", choices=["measured", "constant"], default="measured", help="of SaddleEscape")
     add("--out", type=Path, default=Path("benchmarks/results/saddle_escape.jsonl"), help="lines are appended")
     args = parser.parse_args()
 
@@ -150,7 +153,7 @@ def main() -> None:
                         "steps": {share: [run.steps.get(share) for run in runs] for share in SHARES},
                         "evaluations": {share: [run.evaluations.get(share) for run in runs] for share in SHARES},
                     }
-                    facts |= {"every": args.every, "seeds": args.seeds, **found}
+                    facts |= {"every": args.every, "curvature": args.curvature, "seeds": args.seeds, **found}
                     print(json.dumps(facts), file=file, flush=True)
                     for share in SHARES:
                         best[share] = min(best[share], median(run.evaluations.get(share, math.inf) for run in runs))

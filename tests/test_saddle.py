@@ -67,6 +67,11 @@ def test_a_saddle_of_many_dimensions_is_left_in_all_of_them():
     fit(module, escape, steps=300)
     assert escape.escapes >= 3
     assert module.losses[-1] < 1e-3 < 0.3 < module.losses[0]
+    # Along any other direction there is no way.
+    module, escape = Saddle(curvatures, [0.0] * 100), SaddleEscape(every=10, curvature="constant", verbose=False)
+    fit(module, escape, steps=300)
+    assert escape.evaluations > 0
+    assert module.losses[-1] > 0.3
 
 
 def test_the_distance_is_that_of_the_model():

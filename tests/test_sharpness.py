@@ -98,6 +98,22 @@ def test_a_rate_below_the_cap_is_untouched():
     assert torch.equal(*ends)
 
 
+def test_a_constant_curvature_is_the_first():
+    caps = []
+    for curvature in ("measured", "constant"):
+        module, guard = Quadratic(torch.optim.SGD, lr=0.01), SharpnessGuard(every=1, curvature=curvature, verbose=False)
+        seen = caps.append([]) or caps[-1]
+
+        class Look(pl.Callback):
+            def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, guard=guard, seen=seen):
+                seen.append(guard.cap)
+                pl_module.H = 1.1 * pl_module.H
+
+        fit(module, guard, Look(), steps=6)
+    assert len(set(caps[0])) == 6
+    assert len(set(caps[1])) == 1
+
+
 def test_a_look_that_is_not_finite_leaves_the_cap():
     module, guard = Quadratic(torch.optim.SGD, lr=0.01), SharpnessGuard(every=1, verbose=False)
     seen = []

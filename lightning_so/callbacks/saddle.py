@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lightning_so.callbacks import strategies
 from lightning_so.callbacks.looking import Looking
 from lightning_so.callbacks.signals import inside_handler
-from lightning_so.core.errors import ConfigError, check_count, check_range
+from lightning_so.core.errors import ConfigError, check_choice, check_count, check_range
 from lightning_so.core.examined import Examined
 from lightning_so.linalg.lanczos import lanczos
 from lightning_so.linalg.line import Point, downhill
@@ -68,6 +68,7 @@ class SaddleEscape(Looking):
         every: Steps between two comparisons.
         products: Products a look; each costs about a forward and backward pass.
         flat: The relative change of the mean loss, from half to half, up to which it is a plateau.
+        curvature: "measured", or "constant": along Lanczos' start instead, to see what the direction is worth.
         verbose: Print at the first look how products are taken, and why.
 
     Raises:
@@ -78,13 +79,21 @@ class SaddleEscape(Looking):
         0
     """
 
-    def __init__(self, every: int = 50, products: int = 16, flat: float = 1e-2, verbose: bool = True) -> None:
+    def __init__(
+        self,
+        every: int = 50,
+        products: int = 16,
+        flat: float = 1e-2,
+        curvature: str = "measured",
+        verbose: bool = True,
+    ) -> None:
         """Check the arguments."""
         super().__init__(every, verbose, "difference")
         check_count("SaddleEscape", "every", every, 2, 1_000_000_000)
         check_count("SaddleEscape", "products", products, 1, 1000)
         check_range("SaddleEscape", "flat", flat, 0.0, 1.0)
-        self.products, self.flat = products, flat
+        check_choice("SaddleEscape", "curvature", curvature, ("measured", "constant"))
+        self.products, self.flat, self.curvature = products, flat, curvature
         self.escapes, self.unfit = 0, 0
         self.last: Escape | None = None
         self._peak, self._wait, self._left = 0.0, 0, 0
@@ -174,6 +183,8 @@ class SaddleEscape(Looking):
             self.unfit += 1
             return
         values, v = found.ritz()[0].tolist(), found.vector(0)
+        if self.curvature == "constant":
+            values[0], v = -max(map(abs, values)), start / space.norm(start)
         # Downhill; where it is level, the side of the start.
         v = -v if (space.dot(g, v) or -space.dot(start, v)) > 0 else v
         # It is v'H v, whatever the bound of its distance to an eigenvalue: the lowest of these is as low or lower.

@@ -9,7 +9,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from lightning_so.callbacks import strategies
 from lightning_so.callbacks.looking import Looking
 from lightning_so.callbacks.second_order import SecondOrder
-from lightning_so.core.errors import ConfigError, check_range
+from lightning_so.core.errors import ConfigError, check_choice, check_range
 from lightning_so.linalg.products import BlockProduct
 
 #: Products of the first look, which starts from a random direction; later ones go on from the last.
@@ -40,6 +40,7 @@ class SharpnessGuard(Looking):
     Args:
         every: Steps between two looks; each costs about a forward and backward pass.
         safety: The share of the limit that is used.
+        curvature: "measured", or "constant": what was seen first for good, to see what measuring is worth.
         verbose: Print at the first look how products are taken, and why.
 
     Raises:
@@ -50,11 +51,12 @@ class SharpnessGuard(Looking):
         inf
     """
 
-    def __init__(self, every: int = 10, safety: float = 1.0, verbose: bool = True) -> None:
+    def __init__(self, every: int = 10, safety: float = 1.0, curvature: str = "measured", verbose: bool = True) -> None:
         """Check the arguments."""
         super().__init__(every, verbose, "difference")
         check_range("SharpnessGuard", "safety", safety, 0.01, 10.0)
-        self.safety, self.capped = safety, 0
+        check_choice("SharpnessGuard", "curvature", curvature, ("measured", "constant"))
+        self.safety, self.curvature, self.capped = safety, curvature, 0
         self._forget()
 
     def _forget(self) -> None:
@@ -135,6 +137,8 @@ class SharpnessGuard(Looking):
             if not 0 < length < float("inf"):
                 return  # Not finite, or no curvature at all: the last cap stays.
             v = u / length
+        if self.curvature == "constant" and self._top:
+            top = self._top
         self._v, self._top = v, max(top, MEMORY * self._top)
         self.cap = self.safety * self._limit(optimizer) / self._top if self._top > 0 else float("inf")
         self.tell(trainer, {"curv/preconditioned_max": self._top, "curv/lr_cap": self.cap})
