@@ -1,6 +1,7 @@
 """Methods on the whole vector in real trainings: any number of ranks, resumed, beside others; nothing else changes."""
 
 import copy
+import csv
 import io
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,6 +11,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
+from pytorch_lightning.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -281,6 +283,20 @@ def test_a_quadratic_model_damps_kfac():
     assert damping != 0.5
     stats = [stack.stats for stack in ours.engines[0].stacks]
     assert all(stat.rule == pytest.approx(damping, rel=0.3) and stat.rule != 0.002 for stat in stats)
+
+
+def test_what_it_does_is_seen(tmp_path, capsys):
+    logger = CSVLogger(tmp_path)
+    callback = MatrixFree(FewDirections(k=2, every=2))
+    trainer = fit(Net(), [callback], logger=logger, log_every_n_steps=4)
+    rows = list(csv.DictReader((tmp_path / "lightning_logs/version_0/metrics.csv").open()))
+    for name in ("curv/lambda_max", "curv/lambda_min", "curv/distance", "curv/age", "curv/evaluations"):
+        assert sum(bool(row[name]) for row in rows) == 3
+        assert trainer.callback_metrics[name] == pytest.approx(callback.engine.scalars()[name])
+    told = capsys.readouterr().out
+    assert "MatrixFree: FewDirections(k=2" in told
+    assert "remembers 5 vectors" in told
+    assert "FewDirections: products by" in told
 
 
 @pytest.mark.parametrize("first", [False, True])

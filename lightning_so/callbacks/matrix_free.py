@@ -181,8 +181,7 @@ class MatrixFree(Callback):
         every = trainer.log_every_n_steps
         if self.engine is None or not every or trainer.global_step % every:
             return
-        for logger in trainer.loggers:
-            logger.log_metrics(self.engine.scalars(), step=trainer.global_step)
+        pl_module.log_dict(self.engine.scalars())
 
     # ---------------------------------------------------------------- state
 
