@@ -13,6 +13,8 @@ from lightning_so.linalg.products import DoubleBackward, GaussNewton
 from lightning_so.linalg.vectors import Piece, Space
 from tests.peers import PEERS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def curvlinops(monkeypatch):

@@ -68,6 +68,7 @@ def test_a_saddle_is_left_at_twice_the_distance(name):
     assert loop.calls == 5 + loop.engine.counts.evaluations
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ALL, ids=lambda method: f"{type(method).__name__}-{getattr(method, 'every', 0)}")
 def test_steps_are_bounded_where_there_is_no_curvature(method):
     still = Loop(monkey, [0.0, 0.0], method, 0.1)

@@ -193,7 +193,8 @@ def parts(file):
     return [torch.load(io.BytesIO(state.numpy().tobytes()), weights_only=True) for state in states]
 
 
-@pytest.mark.parametrize("form", ["fsdp2 in pieces", pytest.param("fsdp2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["fsdp2 in pieces", "fsdp2"])
 def test_a_resumed_run_equals_one_that_did_not_stop_bit_for_bit(two, saved, form):
     straight, path = saved(form)
     for again, rank in zip(resume(two, form, path, sharding="local"), straight, strict=True):

@@ -57,9 +57,9 @@ def same(found, expected, tolerance):
         torch.testing.assert_close(found[name], value, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ["few", *(pytest.param(name, marks=pytest.mark.slow) for name in list(METHODS)[1:])])
 @pytest.mark.parametrize(
-    "strategy", ["ddp", "fsdp2", *(pytest.param(s, marks=pytest.mark.slow) for s in ("hsdp", "fsdp1"))]
+    "strategy", ["ddp", *(pytest.param(s, marks=pytest.mark.slow) for s in ("fsdp2", "hsdp", "fsdp1"))]
 )
 def test_ranks_take_the_steps_of_one_process(two, four, strategy, name):
     expected, scalars, counts = trained("one", name)
@@ -136,6 +136,7 @@ def test_a_resumed_training_is_the_same_bit_for_bit(tmp_path, name):
     same(found, expected, 0)
 
 
+@pytest.mark.slow
 def test_a_sharded_training_is_resumed_too(two, tmp_path):
     for expected, found in two.run(resumed, "fsdp2", "few", tmp_path / "saved.ckpt"):
         same(found, expected, 0)
@@ -210,6 +211,7 @@ def several(parallel):
     return list(Several.found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parallel", [False, True])
 def test_directions_at_once_are_directions_one_by_one(two, parallel):
     for found in two.run(several, parallel):
@@ -230,6 +232,7 @@ def pieces():
     trainings.train("fsdp2", None, SGD, 2, callbacks=[MatrixFree(FewDirections(k=2, every=1), parallel=True)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "beside"), [("few", SOAP(start=4, period=2)), ("few", KFAC(period=2)), ("model", KFAC(period=2))]
 )

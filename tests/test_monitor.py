@@ -236,7 +236,7 @@ def watched(strategy, product):
     ("strategy", "product"),
     [
         ("ddp", "exact"),
-        ("fsdp2", "auto"),
+        pytest.param("fsdp2", "auto", marks=pytest.mark.slow),
         *(pytest.param(s, "difference", marks=pytest.mark.slow) for s in ("ddp", "ddp_so", "hsdp", "fsdp1")),
     ],
 )

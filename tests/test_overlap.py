@@ -64,7 +64,7 @@ def train_and_tell(*args, **named):
     return train(*args, callbacks=[gone], **named), gone.early, gone.flying
 
 
-@pytest.mark.parametrize("name", ["kfac", "ekfac"])
+@pytest.mark.parametrize("name", ["kfac", pytest.param("ekfac", marks=pytest.mark.slow)])
 def test_statistics_leave_during_the_last_backward_pass_of_a_step(two, name):
     method, base = METHODS[name]
     wanted = {"steps": 20, "accumulate": 2, "dtype": torch.float64, "precision": "64-true", "lag": 1}

@@ -173,7 +173,7 @@ def left(strategy, path):
     return *ends[0], same and ends[0][1:] == ends[1][1:]
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", pytest.param("fsdp1", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("strategy", ["ddp", *(pytest.param(s, marks=pytest.mark.slow) for s in ("fsdp2", "fsdp1"))])
 def test_ranks_go_where_one_process_goes(two, tmp_path, strategy):
     weights, last, state, resumed = left("one", tmp_path / "one.ckpt")
     assert resumed

@@ -80,6 +80,7 @@ SHARDED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("form", "method"), SHARDED)
 def test_within_a_strategy_a_resumed_run_equals_one_that_did_not_stop_bit_for_bit(two, saved, form, method):
     straight, path = saved(form, method)
