@@ -28,7 +28,6 @@ class Watched:
     """A method that learns, and whose steps are not taken."""
 
     method: VectorMethod
-    products = True
 
     def refuse(self, space: Any, groups: Any) -> str | None:
         """As the method."""
@@ -45,10 +44,6 @@ class Watched:
     def update(self, state: VectorState, step: Step) -> None:
         """Learn alone."""
         self.method.update(state, step)
-
-    def damping(self, state: VectorState) -> float | None:
-        """As the method."""
-        return self.method.damping(state)
 
     def scalars(self, state: VectorState) -> dict[str, float]:
         """As the method."""

@@ -52,8 +52,6 @@ GUESSES = {
 class Watching:
     """FewDirections of several k that see every step of the base, and take none or those of one k."""
 
-    products = True
-
     def __init__(self, look: Callable[[Step], None], every: int, take: int) -> None:
         """Make them."""
         self.methods, self.look, self.every, self.take = {k: FewDirections(k=k) for k in KS}, look, every, take
@@ -105,7 +103,7 @@ class Looks:
         """Measure at the weights before a step."""
         with untouched(self.model, self.whole.params), placed(self.whole, step.weights):
             grads = torch.stack([self.gradient(batch) for batch in self.fresh])
-            mine = lanczos(step.batch.product, step.gradient, LANCZOS, step.space)
+            mine = lanczos(lambda v: step.batch.products(v[None])[0], step.gradient, LANCZOS, step.space)
             large = self.spectrum(step, grads[: len(self.hessian)].mean(0))
         gradients = torch.cat([step.gradient[None], grads, grads.mean(0)[None]])
         before = self.losses(step, None)

@@ -155,9 +155,8 @@ class MatrixFree(Callback):
         assert self.engine is not None
         assert self._replay is not None
         assert self._batch is not None
-        replay, (batch, index, state) = self._replay, self._batch
-        recorders = [recorder for engine in self.engine.layerwise for recorder in engine.recorders]
-        half = "16" in str(trainer.precision)
+        replay, (batch, index, state), recorders = self._replay, self._batch, self.engine.recorders
+        half = strategies.half(trainer, self.engine.whole.weights)
 
         @contextmanager
         def replays() -> Iterator[Callable[[bool], Tensor]]:

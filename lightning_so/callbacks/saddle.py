@@ -11,6 +11,7 @@ from lightning_so.callbacks.looking import Looking
 from lightning_so.callbacks.signals import inside_handler
 from lightning_so.core.errors import ConfigError, check_choice, check_count, check_range
 from lightning_so.core.examined import Examined
+from lightning_so.core.vector_method import CURVATURES
 from lightning_so.linalg.lanczos import lanczos
 from lightning_so.linalg.line import Point, downhill
 from lightning_so.linalg.products import BlockProduct, FiniteDifference, move, moved
@@ -92,7 +93,7 @@ class SaddleEscape(Looking):
         check_count("SaddleEscape", "every", every, 2, 1_000_000_000)
         check_count("SaddleEscape", "products", products, 1, 1000)
         check_range("SaddleEscape", "flat", flat, 0.0, 1.0)
-        check_choice("SaddleEscape", "curvature", curvature, ("measured", "constant"))
+        check_choice("SaddleEscape", "curvature", curvature, CURVATURES)
         self.products, self.flat, self.curvature = products, flat, curvature
         self.escapes, self.unfit = 0, 0
         self.last: Escape | None = None

@@ -10,6 +10,7 @@ from lightning_so.callbacks import strategies
 from lightning_so.callbacks.looking import Looking
 from lightning_so.callbacks.second_order import SecondOrder
 from lightning_so.core.errors import ConfigError, check_choice, check_range
+from lightning_so.core.vector_method import CURVATURES
 from lightning_so.linalg.products import BlockProduct
 
 #: Products of the first look, which starts from a random direction; later ones go on from the last.
@@ -55,7 +56,7 @@ class SharpnessGuard(Looking):
         """Check the arguments."""
         super().__init__(every, verbose, "difference")
         check_range("SharpnessGuard", "safety", safety, 0.01, 10.0)
-        check_choice("SharpnessGuard", "curvature", curvature, ("measured", "constant"))
+        check_choice("SharpnessGuard", "curvature", curvature, CURVATURES)
         self.safety, self.curvature, self.capped = safety, curvature, 0
         self._forget()
 

@@ -63,7 +63,7 @@ class AttachedVector(VectorEngine):
 
         with ExitStack() as stack:
             stack.enter_context(untouched(self._model, self.whole.params))
-            for recorder in [recorder for engine in self.layerwise for recorder in engine.recorders]:
+            for recorder in self.recorders:
                 stack.enter_context(recorder.ignoring())
             yield gradient
 

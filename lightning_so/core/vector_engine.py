@@ -16,6 +16,7 @@ from lightning_so.core.engine import Engine
 from lightning_so.core.errors import ConfigError
 from lightning_so.core.examined import Examined
 from lightning_so.core.layerwise import dampen
+from lightning_so.core.taps import Recorder
 from lightning_so.core.vector_method import Step, VectorMethod
 from lightning_so.core.whole import Whole
 
@@ -94,9 +95,8 @@ class VectorEngine:
         self.examined: Examined | None = None
         self.tell: Callable[[object], None] = lambda _: None
         self.layerwise: list[Engine] = []
-        local = sum(piece.count for piece in space.pieces)
         # The weights before the step, the gradient, and what the base has added.
-        self._rows = torch.zeros(3, local, dtype=space.dtype, device=space.device)
+        self._rows = space.zeros(3)
         self._parts = [
             [part.view(weight.shape) for part, weight in zip(space.split(row), self.whole.weights, strict=True)]
             for row in self._rows
@@ -114,9 +114,14 @@ class VectorEngine:
             f"remembers {vectors} vectors ({size:.1f} MB over all ranks)."
         )
 
+    @property
+    def recorders(self) -> list[Recorder]:
+        """Of the methods on layers: what is evaluated besides is not theirs to observe."""
+        return [recorder for engine in self.layerwise for recorder in engine.recorders]
+
     def probes(self) -> bool:
         """Whether the coming step evaluates anything besides."""
-        return self.method.products and self.method.probes(self.counts.steps + 1)
+        return self.method.probes(self.counts.steps + 1)
 
     @torch.no_grad()
     def saw(self) -> None:
@@ -127,9 +132,9 @@ class VectorEngine:
     @torch.no_grad()
     def begin(self) -> None:
         """Remember the weights: before the base steps, and the methods on layers."""
-        if (damping := self.method.damping(self.state)) is not None:
+        if "damping" in self.state.numbers:
             for engine in self.layerwise:
-                dampen(engine.stacks, damping)
+                dampen(engine.stacks, float(self.state.numbers["damping"]))
         torch._foreach_copy_(self._parts[0], self.whole.weights)
 
     @torch.no_grad()

@@ -3,11 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 from lightning_so.linalg.vectors import Space
+
+#: Where the curvature is from: the loss, or nowhere, to see what it is worth.
+CURVATURES = ("measured", "constant")
 
 
 class Batch(ABC):
@@ -75,7 +78,8 @@ class VectorState:
 
     Attributes:
         vectors: Vectors of the space, shapes (..., n).
-        numbers: Small tensors that are equal on all ranks, on the CPU.
+        numbers: Small tensors that are equal on all ranks, on the CPU. One called "damping" is that of the methods on
+            layers before this one too, in the units of one sample's loss; without it they have their own.
     """
 
     vectors: dict[str, Tensor] = field(default_factory=dict)
@@ -87,12 +91,7 @@ class VectorMethod(Protocol):
     """What the engine asks of a method on the whole parameter vector.
 
     It decides by numbers that are equal on all ranks alone, since every evaluation is a collective.
-
-    Attributes:
-        products: Whether it takes gradients or products of its own.
     """
-
-    products: ClassVar[bool]
 
     def refuse(self, space: Space, groups: Sequence[dict]) -> str | None:
         """The reason why it cannot work there, with the way out, or None."""
@@ -111,10 +110,6 @@ class VectorMethod(Protocol):
 
         `step.update` may be changed in place and given back: vectors are long, and this is every step.
         """
-        ...
-
-    def damping(self, state: VectorState) -> float | None:
-        """The damping of methods on layers before this one, in the units of one sample's loss; None leaves theirs."""
         ...
 
     def scalars(self, state: VectorState) -> dict[str, float]:

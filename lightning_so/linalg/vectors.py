@@ -60,6 +60,10 @@ class Space:
         """N."""
         return sum(piece.whole for piece in self.pieces)
 
+    def zeros(self, *rows: int) -> Tensor:
+        """Vectors of zeros, shape (*rows, n)."""
+        return torch.zeros(*rows, sum(piece.count for piece in self.pieces), dtype=self.dtype, device=self.device)
+
     def split(self, vector: Tensor) -> list[Tensor]:
         """Views of a vector, one a piece."""
         return list(vector.split([piece.count for piece in self.pieces]))

@@ -3,16 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_so.core.errors import check_choice, check_count, check_range
-from lightning_so.core.vector_method import Step, VectorState
+from lightning_so.core.vector_method import CURVATURES, Step, VectorState
 from lightning_so.linalg.vectors import Space
 
-CURVATURES = ("measured", "constant")
 #: Largest rise of the factor at once; it falls as far as it has to.
 STRIDE = 2.0
 #: Between two looks no step is longer than this many times the one that was looked at: a parabola is true nearby.
@@ -59,8 +57,6 @@ class AutoStep:
     memory: float = 0.9
     curvature: str = "measured"
 
-    products: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
         """Check the arguments."""
         name = type(self).__name__
@@ -77,7 +73,6 @@ class AutoStep:
 
     def init(self, space: Space) -> VectorState:
         """See `VectorMethod.init`."""
-        last = torch.zeros(sum(piece.count for piece in space.pieces), dtype=space.dtype, device=space.device)
         numbers = {
             name: torch.zeros((), dtype=torch.float64) for name in ("slope", "curvature", "failed", "looks", "by")
         }
@@ -85,7 +80,7 @@ class AutoStep:
         # How long steps may be: before the first look as long as they are.
         numbers["longest"] = torch.full((), float("inf"), dtype=torch.float64)
         numbers["factor"] = torch.ones((), dtype=torch.float64)
-        return VectorState({"last": last}, numbers)
+        return VectorState({"last": space.zeros()}, numbers)
 
     def probes(self, number: int) -> bool:
         """See `VectorMethod.probes`."""
@@ -142,10 +137,6 @@ class AutoStep:
         if taken != best:
             numbers["looks"].zero_()  # Still on the way: what was seen from here says little of there.
         numbers["factor"].fill_(taken)
-
-    def damping(self, state: VectorState) -> float | None:
-        """See `VectorMethod.damping`."""
-        return None
 
     def scalars(self, state: VectorState) -> dict[str, float]:
         """See `VectorMethod.scalars`."""

@@ -5,18 +5,15 @@ Legend: k directions, n numbers of this rank.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_so.core.errors import check_choice, check_count, check_range
-from lightning_so.core.vector_method import Step, VectorState
+from lightning_so.core.vector_method import CURVATURES, Step, VectorState
 from lightning_so.linalg.frame import beside
 from lightning_so.linalg.parabola import strides
 from lightning_so.linalg.vectors import Space
-
-CURVATURES = ("measured", "constant")
 
 
 @dataclass(frozen=True)
@@ -61,8 +58,6 @@ class FewDirections:
     momentum: float = 0.99
     curvature: str = "measured"
 
-    products: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
         """Check the arguments."""
         name = type(self).__name__
@@ -81,7 +76,6 @@ class FewDirections:
 
     def init(self, space: Space) -> VectorState:
         """See `VectorMethod.init`."""
-        zeros = torch.zeros(self.k, sum(piece.count for piece in space.pieces), dtype=space.dtype, device=space.device)
         numbers = {
             "M": torch.zeros(self.k, self.k, dtype=torch.float64),
             # The step of each row's product; -1 before the first.
@@ -90,7 +84,8 @@ class FewDirections:
             "step": torch.zeros((), dtype=torch.int64),
             "distance": torch.zeros((), dtype=torch.float64),
         }
-        return VectorState({"V": zeros, "HV": zeros.clone(), "momentum": zeros[0].clone()}, numbers)
+        vectors = {"V": space.zeros(self.k), "HV": space.zeros(self.k), "momentum": space.zeros()}
+        return VectorState(vectors, numbers)
 
     @property
     def roles(self) -> list[str]:
@@ -174,10 +169,6 @@ class FewDirections:
         plane = torch.tensor([[curvature, length], [length, 0.0]], dtype=torch.float64)
         a, b = torch.linalg.eigh(plane)[1][:, 0 if role == "bottom" else 1].tolist()
         return a * x + b / (length or 1.0) * rest
-
-    def damping(self, state: VectorState) -> float | None:
-        """See `VectorMethod.damping`."""
-        return None
 
     def scalars(self, state: VectorState) -> dict[str, float]:
         """See `VectorMethod.scalars`."""

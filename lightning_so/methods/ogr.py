@@ -5,7 +5,6 @@ Legend: k directions, n numbers of this rank.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -67,8 +66,6 @@ class OGR:
     curvature: str = "regression"
     every: int = 10
 
-    products: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
         """Check the arguments."""
         name = type(self).__name__
@@ -91,8 +88,7 @@ class OGR:
         start = torch.stack([space.normal(row) for row in range(self.k)])
         frame = orthonormal(start, space)
         assert frame.ok, "independent normal vectors"
-        zeros = torch.zeros_like(start[0])
-        vectors = {"V": frame.value, "m": zeros, "weights": zeros.clone(), "gradients": zeros.clone()}
+        vectors = {"V": frame.value, **{name: space.zeros() for name in ("m", "weights", "gradients")}}
         square = torch.zeros(self.k, self.k, dtype=torch.float64)
         counts = {name: torch.zeros((), dtype=torch.int64) for name in ("step", "failed", "products")}
         return VectorState(vectors, {"C": square, "D": square.clone(), "H": square.clone(), **counts})
@@ -160,10 +156,6 @@ class OGR:
             return
         numbers["C"].lerp_(X.mT @ X, self.beta)
         numbers["D"].lerp_(Y.mT @ X, self.beta)
-
-    def damping(self, state: VectorState) -> float | None:
-        """See `VectorMethod.damping`."""
-        return None
 
     def scalars(self, state: VectorState) -> dict[str, float]:
         """See `VectorMethod.scalars`."""

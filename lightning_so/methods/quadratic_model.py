@@ -2,18 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_so.core.errors import check_choice, check_count, check_range
-from lightning_so.core.vector_method import Step, VectorState
+from lightning_so.core.vector_method import CURVATURES, Step, VectorState
 from lightning_so.linalg.frame import orthonormal
 from lightning_so.linalg.parabola import strides
 from lightning_so.linalg.vectors import Space
 
-CURVATURES = ("measured", "constant")
 #: The damping changes by this factor a step.
 LEVENBERG = 19 / 20
 
@@ -54,8 +52,6 @@ class QuadraticModel:
     growth: float = 4.0
     curvature: str = "measured"
 
-    products: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
         """Check the arguments."""
         name = type(self).__name__
@@ -77,12 +73,11 @@ class QuadraticModel:
 
     def init(self, space: Space) -> VectorState:
         """See `VectorMethod.init`."""
-        last = torch.zeros(sum(piece.count for piece in space.pieces), dtype=space.dtype, device=space.device)
         numbers = {name: torch.zeros((), dtype=torch.float64) for name in ("top", "ratio")}
         counts = {name: torch.zeros((), dtype=torch.int64) for name in ("failed", "looks")}
         weights = torch.tensor([1.0, 0.0], dtype=torch.float64)
         damping = torch.tensor(self.initial, dtype=torch.float64)
-        return VectorState({"last": last}, {"weights": weights, "damping": damping, **numbers, **counts})
+        return VectorState({"last": space.zeros()}, {"weights": weights, "damping": damping, **numbers, **counts})
 
     def probes(self, number: int) -> bool:
         """See `VectorMethod.probes`."""
@@ -135,10 +130,6 @@ class QuadraticModel:
             numbers["damping"] /= factor
         elif ratio > 0.75:
             numbers["damping"] *= factor
-
-    def damping(self, state: VectorState) -> float | None:
-        """See `VectorMethod.damping`."""
-        return float(state.numbers["damping"])
 
     def scalars(self, state: VectorState) -> dict[str, float]:
         """See `VectorMethod.scalars`."""
