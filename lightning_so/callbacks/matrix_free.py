@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_only
@@ -12,10 +13,31 @@ from lightning_so.callbacks.names import Callback
 from lightning_so.callbacks.replay import Replay
 from lightning_so.comm import unsynced
 from lightning_so.core import vector_files
+from lightning_so.core.around import Again
 from lightning_so.core.errors import ConfigError
 from lightning_so.core.untouched import random_state
 from lightning_so.core.vector_engine import VectorEngine
 from lightning_so.core.vector_method import VectorMethod
+from lightning_so.core.whole import Whole
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """See `core.around.Again`."""
+
+    replayed: Callable[[], Tensor]
+    model: nn.Module
+    whole: Whole
+
+    def gradient(self, local: bool, /) -> Tensor:
+        """See `Again.gradient`."""
+        with unsynced(self.model) if local else nullcontext():
+            return self.whole.gradient(self.replayed)
+
+    def loss(self, local: bool, /) -> Tensor:
+        """See `Again.loss`."""
+        with unsynced(self.model) if local else nullcontext():
+            return self.replayed()
 
 
 class MatrixFree(Callback):
@@ -102,10 +124,15 @@ class MatrixFree(Callback):
             self.method,
             parallel=self.parallel,
         )
+        if self.method.owns and trainer.gradient_clip_val:
+            raise ConfigError(
+                f"MatrixFree: {type(self.method).__name__} makes the step itself, and gradient_clip_val="
+                f"{trainer.gradient_clip_val} would do nothing: leave it out."
+            )
         if self._loaded is not None:
             vector_files.load_state_dict(engine, self._loaded)
             self._loaded = None
-        engine.layerwise = [inner for callback in trainer.callbacks for inner in getattr(callback, "engines", ())]
+        engine.stand_behind([inner for callback in trainer.callbacks for inner in getattr(callback, "engines", ())])
         self.engine, self._replay = engine, Replay(trainer, pl_module, engine.whole)
         if self.verbose:
             engine.tell = rank_zero_only(print)
@@ -155,24 +182,20 @@ class MatrixFree(Callback):
         assert self.engine is not None
         assert self._replay is not None
         assert self._batch is not None
-        replay, (batch, index, state), recorders = self._replay, self._batch, self.engine.recorders
-        half = strategies.half(trainer, self.engine.whole.weights)
+        engine = self.engine
+        replay, (batch, index, state), recorders = self._replay, self._batch, engine.recorders
+        half = strategies.half(trainer, engine.whole.weights)
 
         @contextmanager
-        def replays() -> Iterator[Callable[[bool], Tensor]]:
+        def replays() -> Iterator[Again]:
             with replay.of(batch, index, state or random_state(), recorders) as loss:
-                yield lambda local: self._gradient(trainer, loss, local)
+                yield Replayed(loss, trainer.strategy.model, engine.whole)
 
-        self.engine.finish(
+        engine.finish(
             replays,
             same=trainer.accumulate_grad_batches == 1 and not half,
             half=half,
         )
-
-    def _gradient(self, trainer: Any, loss: Callable[[], Tensor], local: bool) -> Tensor:
-        assert self.engine is not None
-        with unsynced(trainer.strategy.model) if local else nullcontext():
-            return self.engine.whole.gradient(loss)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log what the method says."""

@@ -1,7 +1,7 @@
 """The only room that talks to other processes: every exchange is here, and is made by all ranks in the same order."""
 
 from lightning_so.comm.access import SHARDINGS, Access, access_of, filled
-from lightning_so.comm.forward import Forward, forward_of
+from lightning_so.comm.forward import Forward, Sent, forward_of
 from lightning_so.comm.local import Local, spread
 from lightning_so.comm.replicated import Replicated, group_of
 from lightning_so.comm.sharded import Pieces, Sharded, ambient
@@ -14,6 +14,7 @@ __all__ = [
     "Local",
     "Pieces",
     "Replicated",
+    "Sent",
     "Sharded",
     "access_of",
     "ambient",

@@ -2,12 +2,20 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from lightning_so.comm.access import Access
 from lightning_so.comm.local import Local
+
+
+class Sent(Protocol):
+    """A loss, or what else goes backward to the weights."""
+
+    def backward(self) -> None:
+        """The backward pass."""
+        ...
 
 
 class Forward:
@@ -26,7 +34,7 @@ class Forward:
         """This rank's pieces, changed in place; as of `Access.weight`."""
         return [self.access.weight(param) for param in self.params]
 
-    def gradient(self, loss: Callable[[], Tensor]) -> list[Tensor | None]:
+    def gradient(self, loss: Callable[[], Sent]) -> list[Tensor | None]:
         """The gradient at the weights as they are now, the mean over ranks: a collective.
 
         Args:

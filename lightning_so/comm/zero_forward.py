@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lightning_so.comm.access import Access, private
-from lightning_so.comm.forward import Forward
+from lightning_so.comm.forward import Forward, Sent
 from lightning_so.comm.local import Local
 from lightning_so.comm.sharded import Sharded
 from lightning_so.core.errors import ConfigError
@@ -39,7 +39,7 @@ class EngineForward(Forward):
         super().__init__(params, access)
         self._comm, self._engine = comm, engine
 
-    def gradient(self, loss: Callable[[], Tensor]) -> list[Tensor | None]:
+    def gradient(self, loss: Callable[[], Sent]) -> list[Tensor | None]:
         """See `Forward.gradient`: whole gradients, of which each rank takes its pieces once the mean is there."""
         self._spread()
         with _unheard(self.params):

@@ -2,21 +2,37 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
+from lightning_so.core.errors import ConfigError
+from lightning_so.core.exact import AGAIN
 from lightning_so.core.examined import Examined, examined
+from lightning_so.core.residuals import Residuals, residuals
+from lightning_so.core.terms import Pulled, Term, terms
 from lightning_so.core.vector_method import Batch
-from lightning_so.linalg.products import FiniteDifference, moved
+from lightning_so.linalg.products import LEAST, STEPS, FiniteDifference, moved
 
 if TYPE_CHECKING:
     from lightning_so.core.vector_engine import VectorEngine
 
-#: Gives, while it is entered, the gradient of the step's batch at whatever the weights are: a vector of the space. Told
-#: True, that of this rank's part of the batch, where replicas have a part each.
-Replays = Callable[[], AbstractContextManager[Callable[[bool], Tensor]]]
+
+class Again(Protocol):
+    """A step's batch at whatever the weights are."""
+
+    def gradient(self, local: bool, /) -> Tensor:
+        """Its gradient, a vector of the space; of this rank's part of the batch alone where replicas have one each."""
+        ...
+
+    def loss(self, local: bool, /) -> Tensor:
+        """This rank's loss with its graph, whose backward pass averages over replicas unless it is local."""
+        ...
+
+
+#: Gives it while entered.
+Replays = Callable[[], AbstractContextManager[Again]]
 #: What is wanted of a gradient: all of it, or some linear function.
 Linear = Callable[[Tensor], Tensor]
 
@@ -37,10 +53,11 @@ class Around(Batch):
             half: Whether gradients are computed in half precision.
         """
         self._engine, self._whole, self._replays, self._half = engine, engine.whole, replays, half
-        self._start, self._here = start, here
+        self._start, self._here, self._name = start, here, type(engine.method).__name__
         self._kept: list[Tensor] = []
         self._open: AbstractContextManager[Any] | None = None
-        self._gradient: Callable[[bool], Tensor] | None = None
+        self._again: Again | None = None
+        self._terms: list[Term] | None = None
 
     @property
     def here(self) -> Tensor:
@@ -70,6 +87,35 @@ class Around(Batch):
         replicas = not self._whole.access.sharded and self._whole.comm.ranks > 1
         return self._differences(vectors, lambda gradient: space.along(frame, gradient[None])[:, 0], apart=replicas)
 
+    def loss(self, displacement: Tensor | None = None) -> float:
+        """See `Batch.loss`."""
+        return self._mean(self._beside(displacement))
+
+    def gauss_newton(self, vectors: Tensor) -> Tensor:
+        """See `Batch.gauss_newton`."""
+        return torch.stack([self._gauss_newton(v) for v in vectors])
+
+    def residuals(self) -> Residuals:
+        """See `Batch.residuals`."""
+        whole, comm = self._whole, self._whole.comm
+        if whole.access.sharded:
+            raise ConfigError(
+                f"{self._name} needs the Jacobian of whole parameters, and ranks hold pieces of them: it is for small "
+                f"models, so use one process or strategy='ddp'; NewtonCG(curvature='hessian') works on pieces."
+            )
+        self._same_again()
+        with torch.enable_grad():
+            mine = residuals(lambda: self._enter().loss(True), whole.params, self._name)
+        counts = torch.zeros(comm.ranks, dtype=torch.int64, device=mine.values.device)
+        counts[comm.rank] = len(mine.values)
+        comm.sum(counts)
+        first, all_of_them = int(counts[: comm.rank].sum()), int(counts.sum())
+        table = mine.jacobian.new_zeros(all_of_them, whole.space.dimension + 1)
+        # The mean over ranks: the sum of their squares, divided by their number.
+        table[first : first + len(mine.values)] = torch.cat([mine.values[:, None], mine.jacobian], 1) / comm.ranks**0.5
+        comm.sum(table)
+        return Residuals(table[:, 0], table[:, 1:], mine.by_row)
+
     # ---------------------------------------------------------------- inside
 
     def _differences(self, vectors: Tensor, of: Linear, *, apart: bool) -> Tensor:
@@ -97,33 +143,97 @@ class Around(Batch):
         return FiniteDifference(self._whole.weights, of, self._whole.space, how.step, how.central, here)(v)
 
     def _examined(self) -> Examined:
-        engine, name = self._engine, type(self._engine.method).__name__
+        engine = self._engine
         self._enter()
         if engine.examined is None:
-            engine.examined = examined(name, self._whole, self._evaluate, self.here, self._half)
-            engine.tell(f"{name}: {engine.examined}.")
+            engine.examined = examined(self._name, self._whole, self._evaluate, self.here, self._half)
+            engine.tell(f"{self._name}: {engine.examined}.")
         return engine.examined
 
+    def _gauss_newton(self, v: Tensor) -> Tensor:
+        """`J'H (f(w + e v) - f(w)) / e`: the predictions twice, or three times, and one backward pass."""
+        whole, engine = self._whole, self._engine
+        length = whole.space.norm(v)
+        if length == 0:
+            return torch.zeros_like(v)
+        size = STEPS[torch.bfloat16 if self._half else v.dtype] * (whole.space.norm(self._start) + LEAST) / length
+        beyond = self._predictions(size * v)
+        before = self._predictions(-size * v) if self._half else None
+        found = self._terms if self._terms is not None else self._read()
+        ends = [term.values for term in found] if before is None else before
+        far = size if before is None else 2 * size
+        sent = [t.curved((there - here) / far) for t, there, here in zip(found, beyond, ends, strict=True)]
+        engine.counts.evaluations += 1
+        again = self._enter()
+        with torch.enable_grad():
+            if self._terms is None:
+                return whole.gradient(lambda: Pulled(terms(again.loss(False), self._name), sent))
+            product = whole.gradient(lambda: Pulled(found, sent, retain=True))
+        whole.comm.sum(product)
+        return product / whole.comm.ranks
+
+    def _predictions(self, displacement: Tensor) -> list[Tensor]:
+        return [term.values for term in terms(self._beside(displacement), self._name)]
+
+    def _read(self) -> list[Term]:
+        """The terms at the weights; the graph is kept for all products where the parameters are whole."""
+        self._same_again()
+        with torch.enable_grad():
+            found = terms(self._enter().loss(True), self._name)
+        if not self._whole.access.sharded:
+            self._terms = found
+        return found
+
+    def _beside(self, displacement: Tensor | None) -> Tensor:
+        """This rank's loss beside the weights, with its graph."""
+        again = self._enter()
+        self._engine.counts.forwards += 1
+        with torch.enable_grad():
+            if displacement is None:
+                return again.loss(True)
+            with moved(self._whole.weights, self._whole.space.split(displacement), 1.0):
+                return again.loss(True)
+
+    def _mean(self, loss: Tensor) -> float:
+        comm = self._whole.comm
+        total = loss.detach().double().reshape(1)
+        comm.sum(total)
+        return float(total) / comm.ranks
+
+    def _same_again(self) -> None:
+        """Refuse a training step that is another each time; seen once."""
+        engine = self._engine
+        if engine.repeats:
+            return
+        one, other = self.loss(), self.loss()
+        if abs(one - other) > AGAIN * abs(one):
+            raise ConfigError(
+                f"{self._name}: the same training step twice, with the same batch, weights and random numbers, gave "
+                f"losses {one:.6g} and {other:.6g}: it remembers something (an attribute that it writes, a generator "
+                f"of its own), and what is computed from both is of neither."
+            )
+        engine.repeats = True
+
     def _evaluate(self, local: bool = False) -> Tensor:
-        gradient = self._enter()
+        again = self._enter()
         self._engine.counts.evaluations += 1
         with torch.enable_grad():
-            return gradient(local)
+            return again.gradient(local)
 
-    def _enter(self) -> Callable[[bool], Tensor]:
-        if self._gradient is None:
+    def _enter(self) -> Again:
+        if self._again is None:
             self._kept = [weight.detach().clone() for weight in self._whole.weights]
             self._set(self._whole.space.split(self._start))
             self._open = self._replays()
-            self._gradient = self._open.__enter__()
-        assert self._gradient is not None
-        return self._gradient
+            self._again = self._open.__enter__()
+        assert self._again is not None
+        return self._again
 
     def close(self) -> None:
         """Put the weights where the base has put them."""
         if self._open is not None:
             self._open.__exit__(None, None, None)
-            self._open, self._gradient = None, None
+            self._open, self._again, self._terms = None, None, None
         if self._kept:
             self._set(self._kept)
             self._kept = []

@@ -2,19 +2,23 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.overrides import TorchFunctionMode
 
 from lightning_so.comm import unsynced, unwrapped
 from lightning_so.core import vector_files
+from lightning_so.core.around import Again
 from lightning_so.core.errors import ConfigError
 from lightning_so.core.untouched import random_state, set_random_state, untouched
 from lightning_so.core.vector_engine import VectorEngine
 from lightning_so.core.vector_method import VectorMethod
+from lightning_so.core.whole import Whole
 
 
 class AttachedVector(VectorEngine):
@@ -25,7 +29,7 @@ class AttachedVector(VectorEngine):
         super().__init__(model, unwrapped(model).named_parameters(), optimizer, method)
         self._model, self._original = model, optimizer.step
         inner = getattr(optimizer, "_lightning_so", None)
-        self.layerwise = [] if inner is None else [inner]
+        self.stand_behind([] if inner is None else [inner])
         optimizer._lightning_so_vector = self  # type: ignore[attr-defined]
         step = _step(self, self._original)
         # Learning-rate schedulers mark the step they have wrapped, and warn when the mark is gone.
@@ -50,22 +54,64 @@ class AttachedVector(VectorEngine):
         vector_files.load_state_dict(self, state)
 
     @contextmanager
-    def again(self, closure: Callable[[], Any], state: tuple[Any, ...]) -> Iterator[Callable[[bool], Tensor]]:
-        """The closure's gradient as often as is wanted, with the same random numbers; see `core.untouched`."""
-
-        def gradient(local: bool) -> Tensor:
-            for param in self.whole.params:
-                param.grad = None
-            set_random_state(state)
-            with unsynced(self._model) if local else nullcontext():
-                closure()
-            return self.whole.grads()
-
+    def again(self, closure: Callable[[], Any], state: tuple[Any, ...]) -> Iterator[Again]:
+        """The closure as often as is wanted, with the same random numbers; see `core.untouched`."""
         with ExitStack() as stack:
             stack.enter_context(untouched(self._model, self.whole.params))
             for recorder in self.recorders:
                 stack.enter_context(recorder.ignoring())
-            yield gradient
+            yield Called(closure, state, self._model, self.whole)
+
+
+@dataclass(frozen=True)
+class Called:
+    """See `core.around.Again`."""
+
+    closure: Callable[[], Any]
+    state: tuple[Any, ...]
+    model: nn.Module
+    whole: Whole
+
+    def gradient(self, local: bool, /) -> Tensor:
+        """See `Again.gradient`."""
+        for param in self.whole.params:
+            param.grad = None
+        set_random_state(self.state)
+        with unsynced(self.model) if local else nullcontext():
+            self.closure()
+        return self.whole.grads()
+
+    def loss(self, local: bool, /) -> Tensor:
+        """See `Again.loss`."""
+        set_random_state(self.state)
+        with unsynced(self.model) if local else nullcontext(), Withheld() as withheld:
+            self.closure()
+        if len(withheld.losses) != 1:
+            raise ConfigError(
+                f"the closure calls `backward()` {len(withheld.losses)} times, and there is to be one loss to take "
+                f"apart: have it compute the loss of one batch, and call `loss.backward()` once."
+            )
+        return withheld.losses[0]
+
+
+class Withheld(TorchFunctionMode):
+    """While it is entered, `loss.backward()` does nothing, and the loss keeps its graph.
+
+    Attributes:
+        losses: Those of which it was called.
+    """
+
+    def __init__(self) -> None:
+        """None so far."""
+        super().__init__()
+        self.losses: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Every call of torch."""
+        if func is Tensor.backward:
+            self.losses.append(args[0])
+            return None
+        return func(*args, **(kwargs or {}))
 
 
 def _step(engine: AttachedVector, original: Any) -> Any:

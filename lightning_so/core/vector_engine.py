@@ -3,7 +3,7 @@
 begin | the base optimizer steps | finish: evaluate at the weights before, ask the method, write the weights
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_so.core.around import Around, Replays
+from lightning_so.core.base_moments import Moments
 from lightning_so.core.engine import Engine
 from lightning_so.core.errors import ConfigError
 from lightning_so.core.examined import Examined
@@ -30,12 +31,14 @@ class Counts:
         skipped: Steps that were left to the base: it moved nothing, or something was not finite.
         refused: Answers of the method that were not finite; the base's steps were kept.
         evaluations: Gradients that were computed besides the training's own.
+        forwards: Forward passes without a gradient.
     """
 
     steps: int = 0
     skipped: int = 0
     refused: int = 0
     evaluations: int = 0
+    forwards: int = 0
 
 
 class VectorEngine:
@@ -48,6 +51,7 @@ class VectorEngine:
         counts: What was done.
         parallel: Whether each replica probes a direction of its own, on its part of the batch.
         examined: How products are taken; None before the first.
+        repeats: Whether the same step twice was seen to be the same.
         tell: Called with what is worth telling.
         layerwise: Engines of methods on layers before the same optimizer.
     """
@@ -89,19 +93,39 @@ class VectorEngine:
                 f"{type(method).__name__}: parallel=True has ranks evaluate apart, and here they hold pieces of the "
                 f"parameters: every evaluation needs all of them. Leave it out."
             )
+        if method.owns:
+            _refuse_others(type(method).__name__, optimizer.param_groups)
         if (reason := method.refuse(space, optimizer.param_groups)) is not None:
             raise ConfigError(reason)
         self.state, self.parallel = method.init(space), parallel
         self.examined: Examined | None = None
+        self.repeats = False
         self.tell: Callable[[object], None] = lambda _: None
         self.layerwise: list[Engine] = []
         # The weights before the step, the gradient, and what the base has added.
-        self._rows = space.zeros(3)
+        self._rows, self._moments = space.zeros(3), Moments(self.whole, optimizer)
         self._parts = [
             [part.view(weight.shape) for part, weight in zip(space.split(row), self.whole.weights, strict=True)]
             for row in self._rows
         ]  # As the parameters are shaped.
         self._seen = False
+
+    def stand_behind(self, engines: list[Engine]) -> None:
+        """Be behind engines of methods on layers.
+
+        Args:
+            engines: Those before the same optimizer.
+
+        Raises:
+            ConfigError: If nothing of their step would be left.
+        """
+        if engines and self.method.owns:
+            name, theirs = type(self.method).__name__, [type(m).__name__ for e in engines for m in e.methods]
+            raise ConfigError(
+                f"{name} makes the step itself, and what {', '.join(theirs)} does to the gradient would be lost: leave "
+                f"one of them out, or use QuadraticModel(), which goes behind K-FAC."
+            )
+        self.layerwise = engines
 
     @property
     def plan(self) -> str:
@@ -161,7 +185,7 @@ class VectorEngine:
         batch = Around(self, replays, start, gradient if same else None, half)
         try:
             rate, number = lengths[1] / lengths[0], self.counts.steps
-            step = Step(number, space, start, self._rows[1:], rate, self._schedule(), batch)
+            step = Step(number, space, start, self._rows[1:], rate, self._schedule(), batch, self._moments)
             taken = self.method.update(self.state, step)
         finally:
             batch.close()
@@ -184,4 +208,22 @@ class VectorEngine:
 
     def scalars(self) -> dict[str, float]:
         """What is logged."""
-        return {**self.method.scalars(self.state), "curv/evaluations": float(self.counts.evaluations)}
+        return {
+            **self.method.scalars(self.state),
+            "curv/evaluations": float(self.counts.evaluations + self.counts.forwards / 3),
+        }
+
+
+def _refuse_others(name: str, groups: Sequence[dict[str, Any]]) -> None:
+    """Refuse a base whose momentum or decay would be lost without a word."""
+    for group in groups:
+        if group.get("momentum") or "betas" in group or "alpha" in group or "lr_decay" in group:
+            raise ConfigError(
+                f"{name} finds step size and momentum itself, and those of this optimizer would be lost: use "
+                f"torch.optim.SGD with momentum=0 (its learning rate does not matter, a schedule of it does)."
+            )
+        if group.get("weight_decay"):
+            raise ConfigError(
+                f"{name} minimises the loss, and weight_decay={group['weight_decay']} is not in it: set it to 0, and "
+                f"add the squares of the weights to the loss."
+            )

@@ -3,11 +3,15 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from lightning_so.core.residuals import Residuals
 from lightning_so.linalg.vectors import Space
+
+if TYPE_CHECKING:
+    from lightning_so.core.base_moments import Moments
 
 #: Where the curvature is from: the loss, or nowhere, to see what it is worth.
 CURVATURES = ("measured", "constant")
@@ -38,6 +42,18 @@ class Batch(ABC):
     def forms(self, frame: Tensor, vectors: Tensor) -> Tensor:
         """`frame H v` of each, shapes (k, n), (m, n) -> (m, k), float64: only these numbers travel between replicas."""
 
+    @abstractmethod
+    def loss(self, displacement: Tensor | None = None) -> float:
+        """The loss beside the weights, or at them; one forward pass, the mean over ranks."""
+
+    @abstractmethod
+    def gauss_newton(self, vectors: Tensor) -> Tensor:
+        """`G v` of each, `G = J'HJ`: J the Jacobian of the predictions, H the loss's Hessian in them. Shapes (m, n)."""
+
+    @abstractmethod
+    def residuals(self) -> Residuals:
+        """The loss as squares, and their Jacobian; of all ranks, on every rank."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -51,6 +67,7 @@ class Step:
         rate: `|u| / |g|`, the length of the base's step per length of the gradient.
         schedule: The learning rate over the one that it started from, where a scheduler moves it; else 1.
         batch: What can be computed at them besides.
+        moments: What the base keeps, where it is an Adam.
     """
 
     number: int
@@ -60,6 +77,7 @@ class Step:
     rate: float
     schedule: float
     batch: Batch
+    moments: "Moments"
 
     @property
     def gradient(self) -> Tensor:
@@ -91,7 +109,13 @@ class VectorMethod(Protocol):
     """What the engine asks of a method on the whole parameter vector.
 
     It decides by numbers that are equal on all ranks alone, since every evaluation is a collective.
+
+    Attributes:
+        owns: Whether step size and momentum are the method's own, so that nothing of the base's step is left but its
+            schedule: bases with a momentum or a decay, clipping and methods on layers are refused beside it then.
     """
+
+    owns: ClassVar[bool]
 
     def refuse(self, space: Space, groups: Sequence[dict]) -> str | None:
         """The reason why it cannot work there, with the way out, or None."""

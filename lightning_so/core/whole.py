@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_so.comm import Access, Forward, Local, Pieces, Sharded, access_of, ambient, forward_of
+from lightning_so.comm import Access, Forward, Local, Pieces, Sent, Sharded, access_of, ambient, forward_of
 from lightning_so.core.errors import ConfigError
 from lightning_so.core.routing import clean
 from lightning_so.linalg.vectors import Piece, Space
@@ -89,7 +89,7 @@ class Whole:
         """This rank's pieces of the weights that the forward pass reads, changed in place."""
         return self.forward.weights()
 
-    def gradient(self, loss: Callable[[], Tensor]) -> Tensor:
+    def gradient(self, loss: Callable[[], Sent]) -> Tensor:
         """The gradient of a loss at the weights as they are, which may stay in `.grad`; zeros where nothing is.
 
         Args:
@@ -98,18 +98,19 @@ class Whole:
         Returns:
             A vector of the space.
         """
-        return self._flat(self.forward.gradient(loss))
+        return self.flat(self.forward.gradient(loss))
 
     def grads(self, out: Tensor | None = None) -> Tensor:
         """What is in `.grad`, zeros where nothing is: a vector of the space, `out` if it is given."""
-        return self._flat([self.access.grad(param) for param in self.params], out)
+        return self.flat([self.access.grad(param) for param in self.params], out)
 
     def values(self, out: Tensor | None = None) -> Tensor:
         """The weights as they are: a vector of the space, `out` if it is given."""
         empty = torch.empty(0, dtype=self.space.dtype, device=self.space.device)
         return torch.cat([empty, *(weight.detach().reshape(-1).to(empty) for weight in self.weights)], out=out)
 
-    def _flat(self, pieces: Sequence[Tensor | None], out: Tensor | None = None) -> Tensor:
+    def flat(self, pieces: Sequence[Tensor | None], out: Tensor | None = None) -> Tensor:
+        """One vector of this rank's pieces of something that every parameter has, zeros for None."""
         found = [torch.empty(0, dtype=self.space.dtype, device=self.space.device)]
         for numbers, piece in zip(pieces, self.space.pieces, strict=True):
             found.append(found[0].new_zeros(piece.count) if numbers is None else numbers.reshape(-1).to(found[0]))

@@ -126,19 +126,20 @@ def move(weights: Sequence[Tensor], direction: Sequence[Tensor], size: float) ->
 def moved(weights: Sequence[Tensor], direction: Sequence[Tensor], size: float) -> Iterator[None]:
     """Weights at `w + size v` for a while, and bit for bit as they were afterwards, whatever happens.
 
+    A graph that was made before stays good: as the values come back, they are moved where autograd does not count.
+
     Args:
         weights: w, changed in place.
         direction: v, one tensor a weight with as many numbers.
         size: How far.
     """
-    with torch.no_grad():
-        kept = [weight.clone() for weight in weights]
-    move(weights, direction, size)
+    uncounted = [weight.data for weight in weights]
+    kept = [weight.clone() for weight in uncounted]
+    move(uncounted, direction, size)
     try:
         yield
     finally:
-        with torch.no_grad():
-            torch._foreach_copy_(list(weights), kept)
+        torch._foreach_copy_(uncounted, kept)
 
 
 class DoubleBackward:

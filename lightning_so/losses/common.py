@@ -40,28 +40,30 @@ def cross_entropy(node: Node) -> Head | None:
     if weight is not None:
         w = w * weight.to(log_p.dtype)[target.masked_fill(ignored, 0)]
     total = saved(node, "total_weight") if saved(node, "reduction") == MEAN else torch.ones_like(w.sum())
-    return Head(node, below, Softmax(log_p.exp(), dim), lambda c: c.to(w.dtype) * w / total)
+    return Head(node, below, Softmax(log_p.exp(), dim), log_p, lambda c: c.to(w.dtype) * w / total)
 
 
 def mse(node: Node) -> Head:
     """`(f - y)^2`, whose second derivative is 2."""
-    f = wide(node, "self")
-    count = f.numel() if saved(node, "reduction") == MEAN else 1
-    return Head(node, node, Elementwise(torch.full_like(f, 2.0 / count)))
+    r = wide(node, "self") - wide(node, "target")
+    count = r.numel() if saved(node, "reduction") == MEAN else 1
+    return Head(node, node, Elementwise(torch.full_like(r, 2.0 / count)), r, squared=True)
 
 
 def square(node: Node) -> Head | None:
     """`r ** 2` and `r.square()`."""
     if float(saved(node, "exponent")) != 2.0:
         return None
-    return Head(node, node, Elementwise(torch.full_like(wide(node, "self"), 2.0)))
+    r = wide(node, "self")
+    return Head(node, node, Elementwise(torch.full_like(r, 2.0)), r, squared=True)
 
 
 def product(node: Node) -> Head | None:
     """`r * r`."""
     if len(node.next_functions) < 2 or node.next_functions[0] != node.next_functions[1]:
         return None
-    return Head(node, node, Elementwise(torch.full_like(wide(node, "self"), 2.0)))
+    r = wide(node, "self")
+    return Head(node, node, Elementwise(torch.full_like(r, 2.0)), r, squared=True)
 
 
 def logistic(node: Node) -> Head:
@@ -74,7 +76,7 @@ def logistic(node: Node) -> Head:
         h = h * (1 + (positive - 1) * y)
     if weight is not None:
         h = h * weight
-    return Head(node, node, Elementwise(h / (h.numel() if saved(node, "reduction") == MEAN else 1)))
+    return Head(node, node, Elementwise(h / (h.numel() if saved(node, "reduction") == MEAN else 1)), f)
 
 
 register("NllLossBackward0", "cross_entropy", cross_entropy)

@@ -39,6 +39,10 @@ class Curvature(Protocol):
         """One column of B for every sample."""
         ...
 
+    def times(self, weights: Tensor, vector: Tensor) -> Tensor:
+        """`w H v`, with the sign that weights have; the shape of the predictions."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class Elementwise:
@@ -70,6 +74,10 @@ class Elementwise:
         one = torch.zeros_like(root, memory_format=torch.contiguous_format)
         one.view(samples, -1)[:, index] = root.reshape(samples, -1)[:, index]
         return one
+
+    def times(self, weights: Tensor, vector: Tensor) -> Tensor:
+        """`w h v`."""
+        return weights.to(self.h.dtype) * self.h * vector
 
     def _root(self, weights: Tensor) -> Tensor:
         return (weights.to(self.h.dtype).abs() * self.h).sqrt()
@@ -113,6 +121,12 @@ class Softmax:
         column[:, c] += p_NPC[:, c].sqrt()
         found.view(samples, -1, p.shape[-1])[:, place] = column * root_NP1
         return found.movedim(-1, self.dim)
+
+    def times(self, weights: Tensor, vector: Tensor) -> Tensor:
+        """`w p (v - p'v)`."""
+        p, v = (t.movedim(self.dim, -1) for t in (self.p, vector))
+        weighted = weights.to(p.dtype).reshape(p.shape[:-1])[..., None] * p
+        return (weighted * (v - (p * v).sum(-1, keepdim=True))).movedim(-1, self.dim)
 
     @staticmethod
     def _root(weights: Tensor, p: Tensor) -> Tensor:

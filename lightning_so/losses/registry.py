@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.autograd.graph import Node
+from torch.autograd.graph import GradientEdge, Node
 
 from lightning_so.losses.curvature import Curvature
 
@@ -20,13 +20,25 @@ class Head:
         value: The node of its value: the gradient that arrives here is the weight of its terms.
         node: The node whose outgoing gradient is that in the predictions; often the same.
         curvature: Its Hessian.
+        values: The predictions, up to what the loss function does not see; of a squared error the residuals.
         weigh: Gradient at `value` -> weight of every term; mostly the identity.
+        squared: Whether every term is its residual's square, times half of its second derivative.
     """
 
     value: Node
     node: Node
     curvature: Curvature
+    values: Tensor
     weigh: Callable[[Tensor], Tensor] = lambda c: c
+    squared: bool = False
+
+    @property
+    def edges(self) -> list[tuple[GradientEdge, float]]:
+        """Where gradients in `values` go, and with which sign: of a difference to both, where both have a graph."""
+        below = dict.fromkeys(self.node.next_functions)  # The factors of `r * r` are one.
+        signs = (1.0, -1.0) if self.squared else (1.0,)
+        found = zip(below, signs, strict=False)
+        return [(GradientEdge(node, number), sign) for (node, number), sign in found if node is not None]
 
 
 Reader = Callable[[Node], Head | None]

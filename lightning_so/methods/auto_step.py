@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -56,6 +57,8 @@ class AutoStep:
     share: float = 1.0
     memory: float = 0.9
     curvature: str = "measured"
+
+    owns: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Check the arguments."""

@@ -5,6 +5,7 @@ Legend: k directions, n numbers of this rank.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -57,6 +58,8 @@ class FewDirections:
     cap: float = 10.0
     momentum: float = 0.99
     curvature: str = "measured"
+
+    owns: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Check the arguments."""

@@ -5,6 +5,7 @@ Legend: k directions, n numbers of this rank.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -65,6 +66,8 @@ class OGR:
     cap: float = 10.0
     curvature: str = "regression"
     every: int = 10
+
+    owns: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Check the arguments."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -9,11 +10,12 @@ from torch import Tensor
 from lightning_so.core.errors import check_choice, check_count, check_range
 from lightning_so.core.vector_method import CURVATURES, Step, VectorState
 from lightning_so.linalg.frame import orthonormal
+from lightning_so.linalg.levenberg import adapted
 from lightning_so.linalg.parabola import strides
 from lightning_so.linalg.vectors import Space
 
 #: The damping changes by this factor a step.
-LEVENBERG = 19 / 20
+FACTOR = 20 / 19
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class QuadraticModel:
     adapt: int = 5
     growth: float = 4.0
     curvature: str = "measured"
+
+    owns: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Check the arguments."""
@@ -125,11 +129,7 @@ class QuadraticModel:
         ends = torch.stack([step.batch.here, step.batch.at(taken)])
         ratio = float(step.space.gram(taken[None], ends).mean()) / predicted if predicted else 0.0
         numbers["ratio"].fill_(ratio)
-        factor = LEVENBERG**self.adapt
-        if not ratio >= 0.25:  # NaN too
-            numbers["damping"] /= factor
-        elif ratio > 0.75:
-            numbers["damping"] *= factor
+        numbers["damping"].fill_(adapted(float(numbers["damping"]), ratio, FACTOR**self.adapt))
 
     def scalars(self, state: VectorState) -> dict[str, float]:
         """See `VectorMethod.scalars`."""

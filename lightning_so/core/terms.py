@@ -1,0 +1,95 @@
+"""A loss as terms in what a model predicts: their values, their second derivatives, and the way back to the weights."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node
+
+from lightning_so.core.errors import ConfigError
+from lightning_so.losses import common as common
+from lightning_so.losses.graph import heads
+from lightning_so.losses.registry import Head, names
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """One loss function in a loss, over all of its predictions f.
+
+    Attributes:
+        head: Where it is in the graph.
+        weights: Of its terms in the loss, in a shape that goes with them.
+    """
+
+    head: Head
+    weights: Tensor
+
+    @property
+    def values(self) -> Tensor:
+        """The predictions up to what the loss function does not see; the residuals of a squared error."""
+        return self.head.values
+
+    def curved(self, vector: Tensor) -> Tensor:
+        """`H v`, H the Hessian of the loss in f; both in the shape of f."""
+        return self.head.curvature.times(self.weights, vector)
+
+
+def terms(loss: Tensor, name: str) -> list[Term]:
+    """Read the graph of a loss.
+
+    Args:
+        loss: The loss, before its backward pass.
+        name: Who asks, for the message.
+
+    Returns:
+        The loss functions that it is a weighted sum of, in the order in which they are met.
+
+    Raises:
+        ConfigError: If it is no such sum.
+    """
+    found, unknown = heads(loss, _leaves(loss))
+    if unknown is not None or not found:
+        raise ConfigError(
+            f"{name} must know the loss function, and this loss is made with {unknown or 'a constant'}; known: "
+            f"{', '.join(names())} and weighted sums of them. Write it with one of these, add yours with "
+            f"`lightning_so.losses.registry.register`, or use a method with curvature='hessian'."
+        )
+    edges = [GradientEdge(head.value, 0) for head in found]
+    arriving = torch.autograd.grad(loss, edges, retain_graph=True)
+    return [Term(head, head.weigh(weights)) for head, weights in zip(found, arriving, strict=True)]
+
+
+@dataclass(frozen=True, eq=False)
+class Pulled:
+    """Gradients in the predictions, to be sent back to the weights' `.grad` in the place of a loss.
+
+    Attributes:
+        terms: The terms, in a graph.
+        gradients: One a term, in the shape of its predictions.
+        retain: Whether the graph is used again.
+    """
+
+    terms: Sequence[Term]
+    gradients: Sequence[Tensor]
+    retain: bool = False
+
+    def backward(self) -> None:
+        """The backward pass from the predictions on."""
+        edges, sent = [], []
+        for term, gradient in zip(self.terms, self.gradients, strict=True):
+            for edge, sign in term.head.edges:
+                edges.append(edge)
+                sent.append(sign * gradient)
+        torch.autograd.backward(edges, sent, retain_graph=self.retain)
+
+
+def _leaves(loss: Tensor) -> set[Node]:
+    """The nodes at which a graph ends."""
+    pending, seen = [loss.grad_fn], set[Node]()
+    while pending:
+        node = pending.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            pending += [child for child, _ in node.next_functions]
+    return {node for node in seen if not node.next_functions}

@@ -1,0 +1,128 @@
+"""What a whole-vector method can ask of a step's batch, against dense matrices; the same on any number of ranks."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn import functional as F
+
+from lightning_so import attach
+from lightning_so.core.vector_method import VectorState
+
+SAMPLES = 6
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Leaves every step to the base, and asks once."""
+
+    ask: Any = None
+    owns: ClassVar[bool] = False
+    found: list = field(default_factory=list, repr=False)
+
+    def refuse(self, space, groups):
+        return None
+
+    def init(self, space):
+        return VectorState()
+
+    def probes(self, number):
+        return True
+
+    def update(self, state, step):
+        self.found.append(self.ask(step))
+
+    def scalars(self, state):
+        return {}
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+
+
+def data():
+    generator = torch.Generator().manual_seed(1)
+    x, y = (torch.randn(SAMPLES, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    return x, y, torch.randint(3, (SAMPLES,), generator=generator)
+
+
+LOSSES = {
+    "mse": lambda f, y, _: F.mse_loss(f, y),
+    "squares": lambda f, y, _: 0.3 * (f - y).square().sum(1).mean() + ((f * f).mean() / 2),
+    "cross-entropy": lambda f, _, c: F.cross_entropy(f, c, label_smoothing=0.0),
+    "weighted": lambda f, _, c: F.cross_entropy(f, c, torch.tensor([1.0, 2.0, 0.5]).to(f), ignore_index=2),
+    "logistic": lambda f, y, _: F.binary_cross_entropy_with_logits(f, y.sigmoid(), reduction="none").sum(1).mean(),
+    "mixed": lambda f, y, c: F.cross_entropy(f, c) + 0.1 * F.mse_loss(f[:, :2], y[:, :2]),
+}
+
+
+def asked(loss, ask, net=None, ranks=1):
+    """What a method is answered in a plain loop, this rank's part of the samples."""
+    net = network() if net is None else net
+    model = nn.parallel.DistributedDataParallel(net) if ranks > 1 else net
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    method = Asking(ask)
+    engine = attach(model, optimizer, method)
+    part = [t[dist.get_rank() :: ranks] if ranks > 1 else t for t in data()]
+
+    def closure():
+        optimizer.zero_grad()
+        value = loss(model(part[0]), *part[1:])
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    engine.detach()
+    return method.found[0]
+
+
+def dense(loss):
+    """Loss, Gauss-Newton matrix and Jacobian of the outputs, by torch.func, at the weights of `network`."""
+    net = network()
+    x, *targets = data()
+    names, shapes = zip(*((n, p.shape) for n, p in net.named_parameters()), strict=True)
+    flat = torch.cat([p.detach().flatten() for p in net.parameters()])
+
+    def outputs(w):
+        parts = w.split([shape.numel() for shape in shapes])
+        values = {n: part.view(shape) for n, part, shape in zip(names, parts, shapes, strict=True)}
+        return torch.func.functional_call(net, values, (x,))
+
+    f = outputs(flat)
+    J = torch.func.jacrev(outputs)(flat).flatten(0, 1)
+    H = torch.func.hessian(lambda f: loss(f, *targets))(f).reshape(f.numel(), f.numel())
+    return loss(f, *targets), J.mT @ H @ J, outputs, flat
+
+
+def vectors(step):
+    return torch.stack([step.space.normal(0), step.space.normal(1)])
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_gauss_newton_products_are_those_of_the_dense_matrix(loss):
+    V, found = asked(LOSSES[loss], lambda step: (vectors(step), step.batch.gauss_newton(vectors(step))))
+    _, G, *_ = dense(LOSSES[loss])
+    torch.testing.assert_close(found, V @ G, rtol=2e-5, atol=1e-6 * float(G.norm()))
+    assert float(torch.linalg.eigvalsh(G)[0]) > -1e-12
+
+
+def test_the_loss_beside_the_weights():
+    loss = LOSSES["mse"]
+    here, there, v = asked(loss, lambda s: (s.batch.loss(), s.batch.loss(0.1 * s.space.normal(0)), s.space.normal(0)))
+    value, _, outputs, flat = dense(loss)
+    assert here == pytest.approx(float(value), rel=1e-12)
+    assert there == pytest.approx(float(loss(outputs(flat + 0.1 * v), *data()[1:])), rel=1e-12)
+
+
+@pytest.mark.parametrize("loss", ["mse", "squares"])
+def test_residuals_are_the_loss_and_their_jacobian_its_gradient(loss):
+    found, gradient = asked(LOSSES[loss], lambda step: (step.batch.residuals(), step.gradient.clone()))
+    value, G, *_ = dense(LOSSES[loss])
+    assert float(found.values.square().sum() / 2) == pytest.approx(float(value), rel=1e-12)
+    torch.testing.assert_close(found.jacobian.mT @ found.values, gradient, rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(found.jacobian.mT @ found.jacobian, G, rtol=1e-10, atol=1e-12)
+    assert found.by_row == len(found.values)
