@@ -9,8 +9,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_so import attach
+from lightning_so import MatrixFree, attach
 from lightning_so.core.vector_method import VectorState
+from tests import trainings
 
 SAMPLES = 6
 
@@ -60,8 +61,9 @@ LOSSES = {
 }
 
 
-def asked(loss, ask, net=None, ranks=1):
+def asked(name, ask, net=None, ranks=1):
     """What a method is answered in a plain loop, this rank's part of the samples."""
+    loss = LOSSES[name]
     net = network() if net is None else net
     model = nn.parallel.DistributedDataParallel(net) if ranks > 1 else net
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
@@ -104,7 +106,7 @@ def vectors(step):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_gauss_newton_products_are_those_of_the_dense_matrix(loss):
-    V, found = asked(LOSSES[loss], lambda step: (vectors(step), step.batch.gauss_newton(vectors(step))))
+    V, found = asked(loss, lambda step: (vectors(step), step.batch.gauss_newton(vectors(step))))
     _, G, *_ = dense(LOSSES[loss])
     torch.testing.assert_close(found, V @ G, rtol=2e-5, atol=1e-6 * float(G.norm()))
     assert float(torch.linalg.eigvalsh(G)[0]) > -1e-12
@@ -112,7 +114,7 @@ def test_gauss_newton_products_are_those_of_the_dense_matrix(loss):
 
 def test_the_loss_beside_the_weights():
     loss = LOSSES["mse"]
-    here, there, v = asked(loss, lambda s: (s.batch.loss(), s.batch.loss(0.1 * s.space.normal(0)), s.space.normal(0)))
+    here, there, v = asked("mse", lambda s: (s.batch.loss(), s.batch.loss(0.1 * s.space.normal(0)), s.space.normal(0)))
     value, _, outputs, flat = dense(loss)
     assert here == pytest.approx(float(value), rel=1e-12)
     assert there == pytest.approx(float(loss(outputs(flat + 0.1 * v), *data()[1:])), rel=1e-12)
@@ -120,9 +122,46 @@ def test_the_loss_beside_the_weights():
 
 @pytest.mark.parametrize("loss", ["mse", "squares"])
 def test_residuals_are_the_loss_and_their_jacobian_its_gradient(loss):
-    found, gradient = asked(LOSSES[loss], lambda step: (step.batch.residuals(), step.gradient.clone()))
+    found, gradient = asked(loss, lambda step: (step.batch.residuals(), step.gradient.clone()))
     value, G, *_ = dense(LOSSES[loss])
     assert float(found.values.square().sum() / 2) == pytest.approx(float(value), rel=1e-12)
     torch.testing.assert_close(found.jacobian.mT @ found.values, gradient, rtol=1e-10, atol=1e-14)
     torch.testing.assert_close(found.jacobian.mT @ found.jacobian, G, rtol=1e-10, atol=1e-12)
     assert found.by_row == len(found.values)
+
+
+def everything(step):
+    V = vectors(step)
+    found = step.batch.residuals()
+    first, second = step.batch.gauss_newton(V), step.batch.products(V)
+    gram = found.jacobian.mT @ found.jacobian
+    return first, second, torch.tensor(step.batch.loss(0.1 * V[0])), gram, found.jacobian.mT @ found.values
+
+
+def test_ranks_give_the_answers_of_one_process(two):
+    expected = asked("mse", everything)
+    for found in two.run(asked, "mse", everything, None, 2):
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8)
+
+
+def pieces(strategy):
+    """Products and the loss in a Trainer, on whatever the strategy makes of the parameters."""
+
+    def ask(step):
+        forms = [step.space.dot(v, step.batch.gauss_newton(v[None])[0]) for v in vectors(step)]
+        return [*forms, step.batch.loss(0.01 * vectors(step)[0]), step.batch.loss()]
+
+    method = Asking(ask)
+    callback = MatrixFree(method, verbose=False)
+    trainings.train(strategy, None, (torch.optim.SGD, {"lr": 0.1}), 2, dtype=torch.float64, callbacks=[callback])
+    return callback.method.found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "hsdp", "fsdp1"])
+def test_pieces_give_the_answers_of_one_process(two, four, strategy):
+    expected = pieces("one")
+    for found in (four if strategy == "hsdp" else two).run(pieces, strategy):
+        assert found[0] == pytest.approx(expected[0], rel=1e-6)
+        assert found[1] == pytest.approx(expected[1], rel=1e-6)

@@ -1,8 +1,8 @@
 """Evaluations of a step's batch around the weights that the step began with."""
 
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Protocol
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from lightning_so.core.errors import ConfigError
 from lightning_so.core.exact import AGAIN
 from lightning_so.core.examined import Examined, examined
 from lightning_so.core.residuals import Residuals, residuals
-from lightning_so.core.terms import Pulled, Term, terms
+from lightning_so.core.terms import Pulled, Term, predictions, terms
 from lightning_so.core.vector_method import Batch
 from lightning_so.linalg.products import LEAST, STEPS, FiniteDifference, moved
 
@@ -31,6 +31,7 @@ class Again(Protocol):
         ...
 
 
+T = TypeVar("T")
 #: Gives it while entered.
 Replays = Callable[[], AbstractContextManager[Again]]
 #: What is wanted of a gradient: all of it, or some linear function.
@@ -57,7 +58,7 @@ class Around(Batch):
         self._kept: list[Tensor] = []
         self._open: AbstractContextManager[Any] | None = None
         self._again: Again | None = None
-        self._terms: list[Term] | None = None
+        self._terms: tuple[Tensor, list[Term]] | None = None
 
     @property
     def here(self) -> Tensor:
@@ -89,7 +90,9 @@ class Around(Batch):
 
     def loss(self, displacement: Tensor | None = None) -> float:
         """See `Batch.loss`."""
-        return self._mean(self._beside(displacement))
+        total = self._beside(displacement, lambda loss: loss.detach().double().reshape(1))
+        self._whole.comm.sum(total)
+        return float(total) / self._whole.comm.ranks
 
     def gauss_newton(self, vectors: Tensor) -> Tensor:
         """See `Batch.gauss_newton`."""
@@ -159,46 +162,56 @@ class Around(Batch):
         size = STEPS[torch.bfloat16 if self._half else v.dtype] * (whole.space.norm(self._start) + LEAST) / length
         beyond = self._predictions(size * v)
         before = self._predictions(-size * v) if self._half else None
-        found = self._terms if self._terms is not None else self._read()
-        ends = [term.values for term in found] if before is None else before
+        loss, here = self._read()
+        ends = [term.values for term in here] if before is None else before
         far = size if before is None else 2 * size
-        sent = [t.curved((there - here) / far) for t, there, here in zip(found, beyond, ends, strict=True)]
+        sent = [t.curved((there - back) / far) for t, there, back in zip(here, beyond, ends, strict=True)]
         engine.counts.evaluations += 1
-        again = self._enter()
         with torch.enable_grad():
-            if self._terms is None:
-                return whole.gradient(lambda: Pulled(terms(again.loss(False), self._name), sent))
-            product = whole.gradient(lambda: Pulled(found, sent, retain=True))
+            if whole.access.sharded:  # A graph is good for one pass there.
+                return whole.gradient(lambda: self._pulled(self._enter().loss(False), sent))
+            product = whole.gradient(lambda: Pulled(loss, [term.head for term in here], sent, retain=True))
         whole.comm.sum(product)
         return product / whole.comm.ranks
 
+    def _pulled(self, loss: Tensor, gradients: list[Tensor]) -> Pulled:
+        return Pulled(loss, predictions(loss, self._name), gradients)
+
     def _predictions(self, displacement: Tensor) -> list[Tensor]:
-        return [term.values for term in terms(self._beside(displacement), self._name)]
+        return self._beside(displacement, lambda loss: [head.values for head in predictions(loss, self._name)])
 
-    def _read(self) -> list[Term]:
-        """The terms at the weights; the graph is kept for all products where the parameters are whole."""
-        self._same_again()
-        with torch.enable_grad():
-            found = terms(self._enter().loss(True), self._name)
-        if not self._whole.access.sharded:
-            self._terms = found
-        return found
+    def _read(self) -> tuple[Tensor, list[Term]]:
+        """The loss at the weights, whose graph is kept for all products, and its terms."""
+        if self._terms is None:
+            self._same_again()
+            sharded, enter = self._whole.access.sharded, self._enter()
+            self._engine.counts.evaluations += sharded
+            self._engine.counts.forwards += not sharded
+            with torch.enable_grad():
+                loss = enter.loss(not sharded)
+                whole_pass = (lambda loss: self._whole.gradient(lambda: loss)) if sharded else None
+                self._terms = loss, terms(loss, self._name, whole_pass)
+        return self._terms
 
-    def _beside(self, displacement: Tensor | None) -> Tensor:
-        """This rank's loss beside the weights, with its graph."""
-        again = self._enter()
-        self._engine.counts.forwards += 1
-        with torch.enable_grad():
-            if displacement is None:
-                return again.loss(True)
-            with moved(self._whole.weights, self._whole.space.split(displacement), 1.0):
-                return again.loss(True)
+    def _beside(self, displacement: Tensor | None, read: Callable[[Tensor], T]) -> T:
+        """What there is to read in the graph of this rank's loss beside the weights."""
+        again, whole, counts = self._enter(), self._whole, self._engine.counts
+        moves = None if displacement is None else moved(whole.weights, whole.space.split(displacement), 1.0)
+        with torch.enable_grad(), moves or nullcontext():
+            if not whole.access.sharded:
+                counts.forwards += 1
+                return read(again.loss(True))
+            # A forward pass alone leaves gathered weights behind, of which the next one would be: go back too.
+            counts.evaluations += 1
+            found = []
 
-    def _mean(self, loss: Tensor) -> float:
-        comm = self._whole.comm
-        total = loss.detach().double().reshape(1)
-        comm.sum(total)
-        return float(total) / comm.ranks
+            def loss() -> Tensor:
+                value = again.loss(False)
+                found.append(read(value))
+                return value
+
+            whole.gradient(loss)
+        return found[0]
 
     def _same_again(self) -> None:
         """Refuse a training step that is another each time; seen once."""
