@@ -23,6 +23,7 @@ from lightning_so.methods.auto_step import AutoStep as AutoStep
 from lightning_so.methods.directions import FewDirections as FewDirections
 from lightning_so.methods.ekfac import EKFAC as EKFAC
 from lightning_so.methods.kfac import KFAC as KFAC
+from lightning_so.methods.levenberg_marquardt import LevenbergMarquardt as LevenbergMarquardt
 from lightning_so.methods.muon import Muon as Muon
 from lightning_so.methods.ogr import OGR as OGR
 from lightning_so.methods.quadratic_model import QuadraticModel as QuadraticModel
@@ -42,6 +43,7 @@ __all__ = [
     "FewDirections",
     "LaunchError",
     "LayerCurvature",
+    "LevenbergMarquardt",
     "MatrixFree",
     "Mixture",
     "Muon",

@@ -29,3 +29,27 @@ def adapted(damping: float, ratio: float, factor: float = 1.5) -> float:
     if not ratio >= POOR:
         return damping * factor
     return damping / factor if ratio > GOOD else damping
+
+
+def smoothed(damping: float, ratio: float, growth: float) -> tuple[float, float]:
+    """Change a damping as far as the model was good, and faster the more often in a row it was not.
+
+        ratio > 0:  damping * max(1/3, 1 - (2 ratio - 1)^3), growth 2;   else  damping * growth, growth * 2
+
+    Source: Nielsen 1999, "Damping parameter in Marquardt's method", equation 2.4.
+
+    Args:
+        damping: What it was.
+        ratio: As of `adapted`; NaN is poor.
+        growth: 2 at first, then what the last call gave.
+
+    Returns:
+        Damping and growth for the next model.
+
+    Example:
+        >>> smoothed(3.0, 1.0, 2.0), smoothed(3.0, -1.0, 4.0)
+        ((1.0, 2.0), (12.0, 8.0))
+    """
+    if not ratio > 0:
+        return damping * growth, growth * 2
+    return damping * max(1 / 3, 1 - (2 * ratio - 1) ** 3), 2.0
