@@ -7,7 +7,18 @@ from pytorch_lightning.cli import LightningCLI
 
 from examples.autoencoder import Autoencoder, Digits
 from examples.byte_lm import ByteLM, ByteText
-from lightning_so import KFAC, SOAP, FewDirections, MatrixFree, Mixture, Muon, SecondOrder, Synchronous
+from examples.pinn import PINN, Points
+from lightning_so import (
+    KFAC,
+    SOAP,
+    FewDirections,
+    LevenbergMarquardt,
+    MatrixFree,
+    Mixture,
+    Muon,
+    SecondOrder,
+    Synchronous,
+)
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -30,6 +41,24 @@ def test_methods_on_the_whole_vector_from_yaml():
     arguments = ["--config", str(CONFIGS / "few_directions_byte_lm.yaml")]
     cli = LightningCLI(ByteLM, ByteText, run=False, save_config_callback=None, args=arguments)
     assert next(c for c in cli.trainer.callbacks if isinstance(c, MatrixFree)).method == FewDirections()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("equation", ["poisson", "burgers"])
+def test_physics_informed_networks_from_yaml(equation, tmp_path):
+    cli = LightningCLI(
+        PINN, Points, run=False, save_config_callback=None,
+        args=["--config", str(CONFIGS / f"levenberg_{equation}.yaml"), "--trainer.max_steps=40",
+              "--trainer.logger=false", "--trainer.enable_progress_bar=false", "--trainer.enable_checkpointing=false",
+              f"--trainer.default_root_dir={tmp_path}"],
+    )  # fmt: skip
+    callback = next(c for c in cli.trainer.callbacks if isinstance(c, MatrixFree))
+    assert callback.method == LevenbergMarquardt()
+    cli.trainer.fit(cli.model, cli.datamodule)
+    assert float(cli.trainer.callback_metrics["relative_error"]) < 5.0
+    # Every residual was differentiated by row.
+    rows = cli.datamodule.boundary * 5
+    assert callback.engine.scalars()["curv/by_row"] == rows
 
 
 def test_the_autoencoders_configuration_holds_the_defaults():
