@@ -57,6 +57,7 @@ LOSSES = {
     "cross-entropy": lambda f, _, c: F.cross_entropy(f, c, label_smoothing=0.0),
     "weighted": lambda f, _, c: F.cross_entropy(f, c, torch.tensor([1.0, 2.0, 0.5]).to(f), ignore_index=2),
     "logistic": lambda f, y, _: F.binary_cross_entropy_with_logits(f, y.sigmoid(), reduction="none").sum(1).mean(),
+    "moving target": lambda f, *_: F.mse_loss(f[:, :2], f[:, 1:]),
     "mixed": lambda f, y, c: F.cross_entropy(f, c) + 0.1 * F.mse_loss(f[:, :2], y[:, :2]),
 }
 
@@ -110,6 +111,17 @@ def test_gauss_newton_products_are_those_of_the_dense_matrix(loss):
     _, G, *_ = dense(LOSSES[loss])
     torch.testing.assert_close(found, V @ G, rtol=2e-5, atol=1e-6 * float(G.norm()))
     assert float(torch.linalg.eigvalsh(G)[0]) > -1e-12
+
+
+def test_the_label_of_a_logistic_loss_is_no_prediction():
+    def loss(f, held):
+        return F.binary_cross_entropy_with_logits(f[:, :2], held[:, 1:].sigmoid())
+
+    LOSSES["own label"] = lambda f, *_: loss(f, f)
+    V, found = asked("own label", lambda step: (vectors(step), step.batch.gauss_newton(vectors(step))))
+    _, G, *_ = dense(lambda f, *_: loss(f, f.detach()))
+    torch.testing.assert_close(found, V @ G, rtol=2e-5, atol=1e-6 * float(G.norm()))
+    del LOSSES["own label"]
 
 
 def test_the_loss_beside_the_weights():

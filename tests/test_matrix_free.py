@@ -29,6 +29,7 @@ from lightning_so import (
     attach,
 )
 from tests import trainings
+from tests.peers import needs_deepspeed
 from tests.test_monitor import Net, fit
 
 SGD, ADAMW = (torch.optim.SGD, {"lr": 0.1}), (torch.optim.AdamW, {"lr": 3e-3, "weight_decay": 0.1})
@@ -71,6 +72,17 @@ def test_ranks_take_the_steps_of_one_process(two, four, strategy, name):
         assert done == counts
         for key, value in scalars.items():
             assert theirs[key] == pytest.approx(value, rel=1e-4, abs=1e-7)
+
+
+@pytest.mark.slow
+@needs_deepspeed
+@pytest.mark.parametrize("name", ["few", "model"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_ranks_of_deepspeed_take_the_steps_of_one_process(two, stage, name):
+    options = {"dtype": torch.float32, "steps": 6}
+    expected, *_ = trained("one", name, **options)
+    for found, *_ in two.run(trained, f"zero{stage}", name, **options):
+        same(found, expected, 1e-4)
 
 
 @dataclass(frozen=True)

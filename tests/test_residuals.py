@@ -75,6 +75,12 @@ def moving_target(model):
     return [(math.sqrt(2 / 14), f - target)], F.mse_loss(f, target)
 
 
+def pairs(model):
+    """Two samples a residual."""
+    f = model(points(14))
+    return [(math.sqrt(2 / 14), f[:7] - f[7:])], (f[:7] - f[7:]).square().mean()
+
+
 #: By name: the loss, and how many of its residuals are had by row.
 LOSSES = {
     "physics": (physics, 7 + 8 + 8),
@@ -82,6 +88,7 @@ LOSSES = {
     "decayed": (decayed, 14),
     "mixed": (mixed, 0),
     "moving target": (moving_target, 14),
+    "pairs": (pairs, 0),
 }
 
 

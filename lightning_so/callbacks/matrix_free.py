@@ -94,10 +94,10 @@ class MatrixFree(Callback):
         """Refuse what cannot work before anything is set up."""
         if stage != "fit":
             return
-        if strategies.is_deepspeed(trainer.strategy):
+        if strategies.is_deepspeed(trainer.strategy) and not getattr(trainer.strategy, "for_second_order", False):
             raise ConfigError(
-                "MatrixFree: DeepSpeed keeps the weights that it steps on apart from those of the forward pass. Use "
-                "strategy='ddp', or ModelParallelStrategy (FSDP2) where the model is too large for it."
+                f"MatrixFree runs under DeepSpeed with {strategies.DEEPSPEED}, which divides the loss once; the "
+                f"Trainer has {type(trainer.strategy).__name__}. Use strategy='deepspeed_so_stage_2' (1, 2 or 3)."
             )
         if not pl_module.automatic_optimization:
             raise ConfigError(
@@ -123,6 +123,7 @@ class MatrixFree(Callback):
             optimizer,
             self.method,
             parallel=self.parallel,
+            deepspeed=strategies.engine(trainer),
         )
         if self.method.owns and trainer.gradient_clip_val:
             raise ConfigError(
@@ -152,7 +153,7 @@ class MatrixFree(Callback):
 
     def on_after_backward(self, trainer: Any, pl_module: nn.Module) -> None:
         """Remember the gradient, before anything is done to it."""
-        if self.engine is not None:
+        if self.engine is not None and strategies.steps_now(trainer):
             self.engine.saw()
 
     def _wrap(self, trainer: Any) -> None:
@@ -162,6 +163,8 @@ class MatrixFree(Callback):
         original, end = strategy.optimizer_step, strategy.teardown
 
         def optimizer_step(*args: Any, **kwargs: Any) -> Any:
+            if not strategies.steps_now(trainer):
+                return original(*args, **kwargs)
             engine.begin()
             found = original(*args, **kwargs)
             self._finish(trainer)

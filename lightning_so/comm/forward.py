@@ -48,6 +48,9 @@ class Forward:
         loss().backward()
         return [self.access.grad(param) for param in self.params]
 
+    def take(self) -> None:
+        """Go on from what the optimizer steps on, which was changed: a collective."""
+
     def kept(self) -> AbstractContextManager[None]:
         """Have what `gradient` has done to weights undone afterwards; the pieces are the caller's to put back."""
         return nullcontext()

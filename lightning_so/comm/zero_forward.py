@@ -58,6 +58,13 @@ class EngineForward(Forward):
         spans = (self.access.span(param) for param in self.params)
         return [part[first:last] for part, (first, last) in zip(parts, spans, strict=True)]
 
+    @torch.no_grad()
+    def take(self) -> None:
+        """See `Forward.take`: a rank's masters into the forward pass, and those of all ranks."""
+        for weight, param in zip(self.weights(), self.params, strict=True):
+            weight.copy_(self.access.weight(param).view(weight.shape))
+        self._spread()
+
     def _spread(self) -> None:
         """Have the weights of all ranks in the forward pass."""
 
@@ -134,6 +141,14 @@ class _ShardsForward(EngineForward):
         except BaseException:
             self._spread()  # Others may not be there any more to gather with; the next pass does.
             raise
+        self._anew()
+
+    def take(self) -> None:
+        """See `Forward.take`."""
+        super().take()
+        self._anew()
+
+    def _anew(self) -> None:
         self._spread()
         if small := private(self._engine.optimizer, "persistent_parameters"):
             small[0].all_gather(small)

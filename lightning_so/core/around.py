@@ -58,6 +58,7 @@ class Around(Batch):
         self._kept: list[Tensor] = []
         self._open: AbstractContextManager[Any] | None = None
         self._again: Again | None = None
+        self._opened = False
         self._terms: tuple[Tensor, list[Term]] | None = None
 
     @property
@@ -238,9 +239,14 @@ class Around(Batch):
             self._kept = [weight.detach().clone() for weight in self._whole.weights]
             self._set(self._whole.space.split(self._start))
             self._open = self._replays()
-            self._again = self._open.__enter__()
+            self._again, self._opened = self._open.__enter__(), True
         assert self._again is not None
         return self._again
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether anything was, so that weights have been moved."""
+        return self._opened
 
     def close(self) -> None:
         """Put the weights where the base has put them."""

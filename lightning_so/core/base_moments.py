@@ -1,5 +1,7 @@
 """What a base optimizer of the Adam family keeps and is told, as vectors of the space."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -18,7 +20,8 @@ class Moments:
             optimizer: The base.
         """
         self._whole, self._optimizer = whole, optimizer
-        numbers = {id(p): number for number, group in enumerate(optimizer.param_groups) for p in group["params"]}
+        groups = whole.access.groups(optimizer)
+        self._count, numbers = len(groups), {id(p): n for n, group in enumerate(groups) for p in group["params"]}
         self._groups = [numbers[id(param)] for param in whole.params]
 
     def setting(self, name: str, place: int | None = None) -> float | Tensor:
@@ -31,7 +34,7 @@ class Moments:
         Returns:
             The number, or the vector.
         """
-        groups = self._optimizer.param_groups
+        groups = [self._group(number) for number in range(self._count)]
         found = [float(g[name] if place is None else g[name][place]) for g in groups]
         mine = [found[number] for number in self._groups]
         if len(set(mine)) == 1:
@@ -46,7 +49,10 @@ class Moments:
         pieces = []
         for param, number in zip(whole.params, self._groups, strict=True):
             state = whole.access.state(optimizer, param)
-            beta = float(optimizer.param_groups[number]["betas"][0])
+            beta = float(self._group(number)["betas"][0])
             # A parameter that never had a gradient has no state.
             pieces.append(state["exp_avg"] / (1 - beta ** float(state["step"])) if state else None)
         return whole.flat(pieces)
+
+    def _group(self, number: int) -> dict[str, Any]:
+        return self._whole.access.group(self._optimizer, number)

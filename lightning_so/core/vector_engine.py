@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_so.comm import access_of
 from lightning_so.core.around import Around, Replays
 from lightning_so.core.base_moments import Moments
 from lightning_so.core.engine import Engine
@@ -64,6 +65,7 @@ class VectorEngine:
         method: VectorMethod,
         *,
         parallel: bool = False,
+        deepspeed: Any = None,
     ) -> None:
         """See whether the method can work, and create all state.
 
@@ -73,6 +75,7 @@ class VectorEngine:
             optimizer: The base optimizer; parameters that it does not have are left out.
             method: The method.
             parallel: Whether each replica probes a direction of its own.
+            deepspeed: DeepSpeed's engine, where there is one.
 
         Raises:
             ConfigError: If the method refuses, or the optimizer calls closures itself.
@@ -82,9 +85,11 @@ class VectorEngine:
                 f"{type(method).__name__}: LBFGS moves the weights several times a step, and what it learns from that "
                 f"would be wrong: use SGD or Adam."
             )
-        known = {id(param) for group in optimizer.param_groups for param in group["params"]}
+        named = list(named)
+        groups = access_of((param for _, param in named), model, deepspeed).groups(optimizer)
+        known = {id(param) for group in groups for param in group["params"]}
         self.method, self.counts, self._optimizer = method, Counts(), optimizer
-        self.whole = Whole.of(((name, param) for name, param in named if id(param) in known), model)
+        self.whole = Whole.of(((name, param) for name, param in named if id(param) in known), model, deepspeed)
         space = self.whole.space
         if not space.dimension:
             raise ConfigError(f"{type(method).__name__}: the optimizer has no parameter that is trained.")
@@ -94,8 +99,8 @@ class VectorEngine:
                 f"parameters: every evaluation needs all of them. Leave it out."
             )
         if method.owns:
-            _refuse_others(type(method).__name__, optimizer.param_groups)
-        if (reason := method.refuse(space, optimizer.param_groups)) is not None:
+            _refuse_others(type(method).__name__, groups)
+        if (reason := method.refuse(space, groups)) is not None:
             raise ConfigError(reason)
         self.state, self.parallel = method.init(space), parallel
         self.examined: Examined | None = None
@@ -105,7 +110,7 @@ class VectorEngine:
         # The weights before the step, the gradient, and what the base has added.
         self._rows, self._moments = space.zeros(3), Moments(self.whole, optimizer)
         self._parts = [
-            [part.view(weight.shape) for part, weight in zip(space.split(row), self.whole.weights, strict=True)]
+            [part.view(weight.shape) for part, weight in zip(space.split(row), self.whole.masters, strict=True)]
             for row in self._rows
         ]  # As the parameters are shaped.
         self._seen = False
@@ -159,7 +164,7 @@ class VectorEngine:
         if "damping" in self.state.numbers:
             for engine in self.layerwise:
                 dampen(engine.stacks, float(self.state.numbers["damping"]))
-        torch._foreach_copy_(self._parts[0], self.whole.weights)
+        torch._foreach_copy_(self._parts[0], self.whole.masters)
 
     @torch.no_grad()
     def finish(self, replays: Replays, *, same: bool, half: bool) -> None:
@@ -175,7 +180,8 @@ class VectorEngine:
         self._seen = False
         start, gradient, _ = self._rows
         space = self.whole.space
-        for weight, at, part in zip(self.whole.weights, self._parts[0], self._parts[2], strict=True):
+        masters = self.whole.masters
+        for weight, at, part in zip(masters, self._parts[0], self._parts[2], strict=True):
             torch.sub(weight, at, out=part)
         lengths = space.along(self._rows[1:], self._rows[1:]).diagonal().sqrt().tolist()
         if not all(0 < length < float("inf") for length in lengths):
@@ -190,12 +196,16 @@ class VectorEngine:
         finally:
             batch.close()
         if taken is None:
+            if batch.evaluated:
+                self.whole.forward.take()
             return
         if not float(space.along(taken[None], taken[None])) < float("inf"):
             self.counts.refused += 1
+            self.whole.forward.take()
             return
-        for weight, at, part in zip(self.whole.weights, self._parts[0], space.split(taken), strict=True):
+        for weight, at, part in zip(masters, self._parts[0], space.split(taken), strict=True):
             torch.add(at, part.view(at.shape), out=weight)
+        self.whole.forward.take()
 
     def recall(self, counts: Counts, how: dict[str, Any] | None) -> None:
         """Go on from saved counts, and from what was found out about products."""
@@ -203,7 +213,7 @@ class VectorEngine:
 
     def _schedule(self) -> float:
         """See `Step.schedule`."""
-        group = self._optimizer.param_groups[0]
+        group = self.whole.access.group(self._optimizer, 0)
         return float(group["lr"]) / float(group.get("initial_lr", group["lr"]))
 
     def scalars(self) -> dict[str, float]:

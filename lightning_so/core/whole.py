@@ -89,6 +89,11 @@ class Whole:
         """This rank's pieces of the weights that the forward pass reads, changed in place."""
         return self.forward.weights()
 
+    @property
+    def masters(self) -> list[Tensor]:
+        """This rank's pieces of the weights that the optimizer steps on, changed in place; mostly the same."""
+        return [self.access.weight(param) for param in self.params]
+
     def gradient(self, loss: Callable[[], Sent]) -> Tensor:
         """The gradient of a loss at the weights as they are, which may stay in `.grad`; zeros where nothing is.
 
