@@ -177,3 +177,17 @@ def test_pieces_give_the_answers_of_one_process(two, four, strategy):
     for found in (four if strategy == "hsdp" else two).run(pieces, strategy):
         assert found[0] == pytest.approx(expected[0], rel=1e-6)
         assert found[1] == pytest.approx(expected[1], rel=1e-6)
+
+
+def products_in(precision):
+    def ask(step):
+        return [float(step.space.dot(v, step.batch.gauss_newton(v[None])[0])) for v in (*vectors(step), step.gradient)]
+
+    method, base = Asking(ask), (torch.optim.SGD, {"lr": 0.1})
+    trainings.train("one", None, base, 3, precision=precision, callbacks=[MatrixFree(method, verbose=False)])
+    return method.found
+
+
+def test_half_precision_gives_products_too():
+    for found, expected in zip(products_in("bf16-mixed"), products_in("32-true"), strict=True):
+        assert found == pytest.approx(expected, rel=0.08)

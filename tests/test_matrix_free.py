@@ -85,6 +85,22 @@ def test_ranks_of_deepspeed_take_the_steps_of_one_process(two, stage, name):
         same(found, expected, 1e-4)
 
 
+def accumulated(strategy):
+    return trained(strategy, "few", dtype=torch.float32, steps=6, accumulate=2)
+
+
+@pytest.mark.slow
+@needs_deepspeed
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeed_accumulates_and_is_resumed(two, stage, tmp_path):
+    expected, _, counts = accumulated("one")
+    for found, _, done in two.run(accumulated, f"zero{stage}"):
+        same(found, expected, 1e-4)
+        assert done == counts
+    for expected, found in two.run(resumed, f"zero{stage}", "few", tmp_path / "saved.ckpt", None, torch.float32):
+        same(found, expected, 0)
+
+
 @dataclass(frozen=True)
 class Watching(FewDirections):
     """Measures as its parent does, and leaves every step to the base."""
@@ -131,10 +147,10 @@ class Save(pl.Callback):
             trainer.save_checkpoint(self.path)
 
 
-def resumed(strategy, name, path, other=None):
+def resumed(strategy, name, path, other=None, dtype=torch.float64):
     """A training that was saved at step 7, and the same gone on with from there, maybe by another strategy."""
     method, base = METHODS[name]
-    named = {"dtype": torch.float64, "steps": 12}
+    named = {"dtype": dtype, "steps": 12}
     callbacks = [MatrixFree(method, verbose=False), Save(path, 7)]
     expected = trainings.train(strategy, None, base, callbacks=callbacks, whole_files=True, **named).weights
     again = MatrixFree(method, verbose=False)

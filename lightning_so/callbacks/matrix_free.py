@@ -46,7 +46,7 @@ class MatrixFree(Callback):
     The optimizer sees its own gradients and keeps its own moments; clipping, schedules, accumulation, bf16 and
     `SecondOrder` beside it work as they do without. What a method evaluates besides, it evaluates on the step's last
     micro-batch with its random numbers; gradients, buffers, metrics, logged values and generators are put back. Works
-    in one process, under DDP, FSDP2 and FSDP1.
+    in one process, under DDP, FSDP2, FSDP1 and DeepSpeed (`strategy="deepspeed_so_stage_2"` and the like).
 
     Attributes:
         engine: What does the work; None before training starts.
@@ -116,19 +116,20 @@ class MatrixFree(Callback):
             raise ConfigError(
                 f"MatrixFree works with one optimizer; configure_optimizers gave {len(trainer.optimizers)}."
             )
-        optimizer = strategies.client(trainer.optimizers[0])
+        optimizer, deepspeed = strategies.client(trainer.optimizers[0]), strategies.engine(trainer)
         engine = VectorEngine(
             trainer.strategy.model,
             pl_module.named_parameters(),
             optimizer,
             self.method,
             parallel=self.parallel,
-            deepspeed=strategies.engine(trainer),
+            deepspeed=deepspeed,
         )
-        if self.method.owns and trainer.gradient_clip_val:
+        bound = trainer.gradient_clip_val or (deepspeed and deepspeed.gradient_clipping())
+        if self.method.owns and bound:
             raise ConfigError(
-                f"MatrixFree: {type(self.method).__name__} makes the step itself, and gradient_clip_val="
-                f"{trainer.gradient_clip_val} would do nothing: leave it out."
+                f"MatrixFree: {type(self.method).__name__} makes the step itself, and gradient_clip_val={bound} would "
+                f"do nothing: leave it out."
             )
         if self._loaded is not None:
             vector_files.load_state_dict(engine, self._loaded)

@@ -32,6 +32,8 @@ class Again(Protocol):
 
 
 T = TypeVar("T")
+#: Steps of central differences of predictions in half precision: larger ones bend, smaller ones are rounding.
+HALF = 1e-2
 #: Gives it while entered.
 Replays = Callable[[], AbstractContextManager[Again]]
 #: What is wanted of a gradient: all of it, or some linear function.
@@ -160,7 +162,7 @@ class Around(Batch):
         length = whole.space.norm(v)
         if length == 0:
             return torch.zeros_like(v)
-        size = STEPS[torch.bfloat16 if self._half else v.dtype] * (whole.space.norm(self._start) + LEAST) / length
+        size = (HALF if self._half else STEPS[v.dtype]) * (whole.space.norm(self._start) + LEAST) / length
         beyond = self._predictions(size * v)
         before = self._predictions(-size * v) if self._half else None
         loss, here = self._read()
