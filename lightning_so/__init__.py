@@ -27,6 +27,7 @@ from lightning_so.methods.levenberg_marquardt import LevenbergMarquardt as Leven
 from lightning_so.methods.muon import Muon as Muon
 from lightning_so.methods.ogr import OGR as OGR
 from lightning_so.methods.quadratic_model import QuadraticModel as QuadraticModel
+from lightning_so.methods.saddle_free import SaddleFreeKrylov as SaddleFreeKrylov
 from lightning_so.methods.shampoo import Shampoo as Shampoo
 from lightning_so.methods.soap import SOAP as SOAP
 from lightning_so.monitor.spectrum import Spectrum as Spectrum
@@ -51,6 +52,7 @@ __all__ = [
     "Relative",
     "ResumeCheck",
     "SaddleEscape",
+    "SaddleFreeKrylov",
     "SecondOrder",
     "Shampoo",
     "SharpnessGuard",

@@ -24,6 +24,7 @@ from lightning_so import (
     FewDirections,
     MatrixFree,
     QuadraticModel,
+    SaddleFreeKrylov,
     SecondOrder,
     StateError,
     attach,
@@ -39,6 +40,7 @@ METHODS = {
     "same batch": (OGR(k=2, cap=2.0, curvature="same-batch", every=2), ADAMW),
     "auto": (AutoStep(every=2), ADAMW),
     "model": (QuadraticModel(), SGD),
+    "krylov": (SaddleFreeKrylov(m=3), SGD),
 }
 
 
