@@ -23,6 +23,7 @@ from lightning_so import (
     ConfigError,
     FewDirections,
     MatrixFree,
+    Nystrom,
     QuadraticModel,
     SaddleFreeKrylov,
     SecondOrder,
@@ -41,6 +42,7 @@ METHODS = {
     "auto": (AutoStep(every=2), ADAMW),
     "model": (QuadraticModel(), SGD),
     "krylov": (SaddleFreeKrylov(m=3), SGD),
+    "nystrom": (Nystrom(rank=4, every=5), SGD),
 }
 
 

@@ -52,7 +52,8 @@ class MatrixFree(Callback):
         engine: What does the work; None before training starts.
 
     Args:
-        method: `FewDirections()`, `OGR()`, `AutoStep()`, `QuadraticModel()` or `SaddleFreeKrylov()`.
+        method: `FewDirections()`, `OGR()`, `AutoStep()`, `QuadraticModel()`, `SaddleFreeKrylov()` or
+            `Nystrom()`.
         parallel: Have each rank probe a direction of its own, on its part of the batch (DDP): as many directions in the
             time of one as there are ranks, each measured on less data. Results then depend on the number of ranks.
         verbose: Print what will be done, and at the first evaluation how products are taken, and why.
@@ -71,8 +72,8 @@ class MatrixFree(Callback):
         if not isinstance(method, VectorMethod):
             raise ConfigError(
                 f"MatrixFree: {type(method).__name__} is no method on the whole parameter vector. Use FewDirections(), "
-                f"OGR(), AutoStep(), QuadraticModel() or SaddleFreeKrylov(); methods on layers and matrices go into "
-                f"SecondOrder(...)."
+                f"OGR(), AutoStep(), QuadraticModel(), SaddleFreeKrylov() or Nystrom(); methods on layers and matrices "
+                f"go into SecondOrder(...)."
             )
         self.method, self.parallel, self.verbose = method, parallel, verbose
         self._loaded: dict[str, Any] | None = None
