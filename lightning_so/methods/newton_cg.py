@@ -1,0 +1,243 @@
+"""Newton's step by conjugate gradients: at once, or a few iterations a step, the weights following the iterates."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lightning_so.core.errors import check_choice, check_count, check_range
+from lightning_so.core.vector_method import Step, VectorState
+from lightning_so.linalg.backtrack import armijo, backtracked
+from lightning_so.linalg.cg import Solved, cg
+from lightning_so.linalg.levenberg import adapted
+from lightning_so.linalg.vectors import Space
+
+#: The damping changes by this factor a step, and never falls below this share of what it was at first.
+FACTOR, LEAST = 1.5, 1e-12
+#: Two losses that differ by less than this share are of the same batch.
+SAME = 1e-6
+#: Iterates that are kept to walk back over, and lengths of a step that are tried: of a whole solve, and of a slice.
+KEPT, TRIALS, FEW = 8, 20, 3
+#: A residual that is farther than this from what the last slice has foretold begins a new solve.
+DRIFT = 1.0
+#: Of the running mean of squared gradients, and the power of it that preconditions.
+MEMORY, POWER = 0.95, 0.75
+CURVATURES = ("gauss-newton", "hessian")
+JUDGES = ("next", "same")
+PRECONDITIONERS = ("none", "diagonal")
+
+
+@dataclass(frozen=True)
+class NewtonCG:
+    """Take Newton's step, by conjugate gradients (Hessian-free optimization).
+
+    Raises:
+        ConfigError: If an argument is out of range.
+
+    Example:
+        >>> NewtonCG(slice=5).iterations
+        250
+    """
+
+    curvature: str = "gauss-newton"
+    damping: float = 1.0
+    iterations: int = 250
+    slice: int = 0
+    decay: float = 0.95
+    judge: str = "next"
+    preconditioner: str = "none"
+
+    owns: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        name = type(self).__name__
+        check_choice(name, "curvature", self.curvature, CURVATURES)
+        check_range(name, "damping", self.damping, 0.0, 1e12)
+        check_count(name, "iterations", self.iterations, 1, 1_000_000)
+        check_count(name, "slice", self.slice, 0, self.iterations)
+        check_range(name, "decay", self.decay, 0.0, 1.0)
+        check_choice(name, "judge", self.judge, JUDGES)
+        check_choice(name, "preconditioner", self.preconditioner, PRECONDITIONERS)
+
+    def refuse(self, space: Space, groups: Sequence[dict]) -> str | None:
+        """See `VectorMethod.refuse`."""
+        return None
+
+    def init(self, space: Space) -> VectorState:
+        """See `VectorMethod.init`."""
+        names = ("ratio", "foretold", "began", "ended", "residual", "drift", "length")
+        numbers = {name: torch.zeros((), dtype=torch.float64) for name in names}
+        names = ("moved", "age", "iterations", "negative", "rejected", "failed", "steps")
+        counts = {name: torch.zeros((), dtype=torch.int64) for name in names}
+        damping = torch.tensor(self.damping, dtype=torch.float64)
+        names = ("taken", "direction", "before", "rest") if self.slice else ("taken", "last")
+        vectors = {name: space.zeros() for name in names}
+        if self.preconditioner == "diagonal":
+            vectors["squares"] = space.zeros()
+        return VectorState(vectors, {"damping": damping, **numbers, **counts})
+
+    def probes(self, number: int) -> bool:
+        """See `VectorMethod.probes`."""
+        return True
+
+    def update(self, state: VectorState, step: Step) -> Tensor | None:
+        """See `VectorMethod.update`."""
+        numbers = state.numbers
+        here = step.batch.loss()
+        self._judge(state, step, here)
+        precondition = self._preconditioned(state, step)
+        found = (self._slice if self.slice else self._solve)(state, step, precondition)
+        numbers["iterations"].fill_(found.iterations)
+        numbers["residual"].fill_(found.residual)
+        if found.why == "negative":
+            numbers["negative"] += 1
+        if not found.ok:
+            numbers["failed"] += 1
+        self._take(state, step, here, found)
+        return state.vectors["taken"]
+
+    # ---------------------------------------------------------------- the damping
+
+    def _judge(self, state: VectorState, step: Step, here: float) -> None:
+        """Change the damping by what the last step has done to the loss."""
+        numbers = state.numbers
+        if not int(numbers["moved"]):
+            return
+        began, ended, foretold = (float(numbers[name]) for name in ("began", "ended", "foretold"))
+        if self.judge == "next" and not abs(here - ended) <= SAME * abs(ended):
+            began, ended = step.batch.loss(-state.vectors["taken"]), here
+        ratio = (ended - began) / foretold if foretold < 0 else -1.0
+        numbers["ratio"].fill_(ratio)
+        numbers["damping"].fill_(max(adapted(float(numbers["damping"]), ratio, FACTOR), LEAST * self.damping))
+
+    # ---------------------------------------------------------------- the solve
+
+    def _product(self, state: VectorState, step: Step) -> Callable[[Tensor], Tensor]:
+        """`v -> (B + l I) v`."""
+        damping = float(state.numbers["damping"])
+        of = step.batch.gauss_newton if self.curvature == "gauss-newton" else step.batch.products
+        return lambda v: torch.add(of(v[None])[0], v, alpha=damping)
+
+    def _preconditioned(self, state: VectorState, step: Step) -> Callable[[Tensor], Tensor] | None:
+        if self.preconditioner == "none":
+            return None
+        squares, numbers = state.vectors["squares"], state.numbers
+        numbers["steps"] += 1
+        squares.lerp_(step.gradient.square(), 1 - MEMORY)
+        unbiased = 1 - MEMORY ** int(numbers["steps"])
+        M = (squares / unbiased + float(numbers["damping"])).pow_(POWER)
+        return lambda v: v / M
+
+    def _solve(self, state: VectorState, step: Step, precondition: Callable[[Tensor], Tensor] | None) -> Solved:
+        """All of it, from the last solution on."""
+        last = state.vectors["last"]
+        start = last.mul_(self.decay) if self.decay and step.space.norm(last) > 0 else None
+        found = cg(
+            self._product(state, step),
+            -step.gradient,
+            step.space,
+            steps=self.iterations,
+            start=start,
+            precondition=precondition,
+            keep=KEPT,
+        )
+        last.copy_(found.value) if found.iterations else last.zero_()
+        return found
+
+    def _slice(self, state: VectorState, step: Step, precondition: Callable[[Tensor], Tensor] | None) -> Solved:
+        """A few iterations, from the last one's direction on."""
+        vectors, numbers, space = state.vectors, state.numbers, step.space
+        r = -step.gradient
+        first = None
+        if int(numbers["age"]):
+            z = r if precondition is None else precondition(r)
+            p, before, rest = (vectors[name] for name in ("direction", "before", "rest"))
+            pairs = space.gram(torch.stack([z, r, p, before, rest]), torch.stack([r, before, rest])).cpu()
+            zb = before if precondition is None else precondition(before)
+            bottom = space.dot(before, zb)
+            rr = float(pairs[1, 0])
+            apart = max(rr - 2 * float(pairs[1, 2]) + float(pairs[4, 2]), 0.0)
+            numbers["drift"].fill_(math.sqrt(apart / rr) if rr > 0 else 0.0)
+            beta = max(0.0, float(pairs[0, 0] - pairs[0, 1]) / bottom) if bottom > 0 else 0.0
+            if float(numbers["drift"]) <= DRIFT and float(pairs[0, 0]) + beta * float(pairs[2, 0]) > 0:
+                first = torch.add(z, p, alpha=beta)
+        if first is None:
+            numbers["age"].zero_()
+        found = cg(
+            self._product(state, step),
+            r,
+            space,
+            steps=self.slice,
+            first=first,
+            precondition=precondition,
+            progress=False,
+            keep=1,
+        )
+        for name in ("direction", "before", "rest"):
+            vectors[name].copy_(getattr(found, name))
+        if found.iterations:
+            # Of the loss without damping, which the next step begins at: -(g + B x).
+            vectors["rest"].add_(found.value, alpha=float(numbers["damping"]))
+        numbers["age"] += 1
+        if found.iterations < self.slice or int(numbers["age"]) * self.slice >= self.iterations:
+            numbers["age"].zero_()
+        return found
+
+    # ---------------------------------------------------------------- the step
+
+    def _take(self, state: VectorState, step: Step, here: float, found: Solved) -> None:
+        """Choose among iterates, and how much of it is taken."""
+        numbers, taken, batch, scale = state.numbers, state.vectors["taken"], step.batch, step.schedule
+        damping = float(numbers["damping"])
+        if found.iterations:
+            best, full = backtracked(found.kept, lambda x: batch.loss(scale * x))
+            value, change = best.value, best.change
+            slope = step.space.dot(step.gradient, value)
+            bent = 2 * (change - slope)
+        elif found.why == "negative":
+            value, full = found.value, None
+            slope, length = (step.space.dot(v, value) for v in (step.gradient, value))
+            curvature = abs(found.curvature - damping) + damping
+            far = -slope / (curvature * length) if curvature * length > 0 else 0.0
+            value, slope, bent = value * far, slope * far, -slope * far
+        else:
+            value, full, slope, bent = found.value, None, 0.0, 0.0
+        part, ended = armijo(
+            lambda a: batch.loss(a * scale * value), here, scale * slope, FEW if self.slice else TRIALS, full
+        )
+        part *= scale
+        torch.mul(value, part, out=taken)
+        numbers["length"].fill_(part)
+        numbers["began"].fill_(here)
+        numbers["ended"].fill_(ended)
+        numbers["foretold"].fill_(part * slope + part**2 * bent / 2)
+        numbers["moved"].fill_(int(part > 0 and found.why != "negative"))
+        if part == 0:
+            taken.zero_()
+            numbers["rejected"] += int(found.ok)
+            numbers["ratio"].fill_(-1.0)
+        if part == 0 or found.why == "negative":
+            numbers["damping"].mul_(FACTOR)
+        if self.slice and part != scale:
+            numbers["age"].zero_()
+
+    def scalars(self, state: VectorState) -> dict[str, float]:
+        """See `VectorMethod.scalars`."""
+        numbers = state.numbers
+        found = {
+            "curv/damping": float(numbers["damping"]),
+            "curv/reduction_ratio": float(numbers["ratio"]),
+            "curv/cg_iterations": float(numbers["iterations"]),
+            "curv/residual": float(numbers["residual"]),
+            "curv/negative": float(numbers["negative"]),
+            "curv/step_length": float(numbers["length"]),
+            "curv/rejected": float(numbers["rejected"]),
+            "curv/failed": float(numbers["failed"]),
+        }
+        if self.slice:
+            found |= {"curv/age": float(numbers["age"]), "curv/drift": float(numbers["drift"])}
+        return found
