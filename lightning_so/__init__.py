@@ -26,6 +26,7 @@ from lightning_so.methods.kfac import KFAC as KFAC
 from lightning_so.methods.levenberg_marquardt import LevenbergMarquardt as LevenbergMarquardt
 from lightning_so.methods.muon import Muon as Muon
 from lightning_so.methods.nystrom import Nystrom as Nystrom
+from lightning_so.methods.newton_cg import NewtonCG as NewtonCG
 from lightning_so.methods.ogr import OGR as OGR
 from lightning_so.methods.quadratic_model import QuadraticModel as QuadraticModel
 from lightning_so.methods.saddle_free import SaddleFreeKrylov as SaddleFreeKrylov
@@ -50,6 +51,7 @@ __all__ = [
     "Mixture",
     "Muon",
     "Nystrom",
+    "NewtonCG",
     "QuadraticModel",
     "Relative",
     "ResumeCheck",

@@ -24,6 +24,7 @@ from lightning_so import (
     FewDirections,
     MatrixFree,
     Nystrom,
+    NewtonCG,
     QuadraticModel,
     SaddleFreeKrylov,
     SecondOrder,
@@ -43,6 +44,8 @@ METHODS = {
     "model": (QuadraticModel(), SGD),
     "krylov": (SaddleFreeKrylov(m=3), SGD),
     "nystrom": (Nystrom(rank=4, every=5), SGD),
+    "newton": (NewtonCG(iterations=12), SGD),
+    "newton sliced": (NewtonCG(iterations=20, slice=2), SGD),
 }
 
 

@@ -32,7 +32,48 @@ PRECONDITIONERS = ("none", "diagonal")
 
 @dataclass(frozen=True)
 class NewtonCG:
-    """Take Newton's step, by conjugate gradients (Hessian-free optimization).
+    """Take Newton's step of the batch, by conjugate gradients: Hessian-free optimization.
+
+        (B + l I) d = -g,   B = J'HJ (Gauss-Newton: never negative) or the Hessian,   one product with B an iteration
+
+    At once (`slice=0`): from 0.95 of the last solution to Martens' stop, back over the iterates while the loss falls,
+    then along d by Armijo's rule. Such a step takes as long as its solve.
+
+    By slices: every step takes `slice` iterations, and the weights follow the iterates, so that no step is slow:
+
+        r = -g(w),   b = max(0, <z, r - r_last> / <z_last, r_last>),   p <- z + b p,   z = r
+        `slice` iterations of conjugate gradients from x = 0 and p,   w <- w + x
+
+    The residual is the training's own gradient and never old; what may be old is p, which is carried from slice to
+    slice. On a quadratic without damping the steps are the iterates of one solve. p is dropped after `iterations`, and
+    where r is farther from what the last slice has foretold than r is long (as on batches that change). With
+    `slice=1` it is Moller's scaled conjugate gradient.
+
+    The damping follows Levenberg and Marquardt: r = (f(w + d) - f(w)) / q(d), q the damped model of the step as it was
+    taken, damping included; `r > 3/4: l <- 2/3 l`, `r < 1/4: l <- 3/2 l`, and 3/2 where no step was taken. On the
+    batch that has made B and g the model is always right, the smaller the batch the more, and l shrinks to nothing. So
+    the *next* step's batch is asked, at w and at w - d: it knows nothing of d. Where the same batch comes again (its
+    loss is what it was left at) that is the same number, and costs nothing. Where batches are too small to go on, l
+    grows, and the steps shrink.
+
+    With the Hessian, a direction that bends down ends the solve: what there is of it is taken, or, if it is the first,
+    that direction, as far as a parabola of the same curvature upwards, damped, has its minimum; and l grows.
+
+    All evaluations are of one function, dropout and batch statistics included: they see the same random numbers and the
+    same batch; running statistics are those of the training alone. g is the gradient of the whole step; where it is
+    accumulated, B and the losses are of the last micro-batch (a subsampled Newton method).
+
+    Source: Martens 2010, "Deep learning via Hessian-free optimization"; Martens and Sutskever 2012; Schraudolph 2002
+    for B; Moller 1993 for `slice=1`; Polak and Ribiere 1969 for b.
+
+    Attributes:
+        curvature: B: "gauss-newton" (losses of known kind) or "hessian" (any, by differences of gradients).
+        damping: l at first, in the units of the curvature of the loss; 0 for none at all.
+        iterations: Most of one solve.
+        slice: Iterations a step; 0 for all at once.
+        decay: What is left of the last solution, where the next solve begins; not by slices.
+        judge: The batch that judges the damping: "next", or "same" to see what that is worth.
+        preconditioner: M of the solve, "none" or "diagonal": `(mean of g^2 + l)^0.75`, the mean over past steps.
 
     Raises:
         ConfigError: If an argument is out of range.
