@@ -74,8 +74,7 @@ def test_one_step_on_a_quadratic_is_at_its_minimum(curvature, preconditioner):
 
 def test_a_slice_at_a_time_has_the_iterates_of_one_solve():
     x, y = squares()
-    A, b = 2 * x.mT @ x / len(x), 2 * x.mT @ y / len(x)
-    space = Space((Piece("at", 0, N, N),), dtype=torch.float64)
+    A, b, space = dense(x, y)
     for slice in (1, 3):
         model, ages = Point(torch.zeros(N)), []
         method = NewtonCG(damping=0.0, iterations=9, slice=slice)
@@ -96,6 +95,71 @@ def test_a_slice_at_a_time_has_the_iterates_of_one_solve():
             for m in (model, alone)
         ]
         assert losses[0] < 0.3 * losses[1]
+
+
+def dense(x, y):
+    """Hessian and right side of the mean square, and the space of its weights."""
+    return 2 * x.mT @ x / len(x), 2 * x.mT @ y / len(x), Space((Piece("at", 0, N, N),), dtype=torch.float64)
+
+
+def test_a_solve_begins_at_a_share_of_the_last_solution():
+    x, y = squares()
+    A, b, space = dense(x, y)
+    model = Point(torch.zeros(N))
+    train(NewtonCG(damping=0.0, iterations=2, decay=0.5), model, quadratic(x, y), 2)
+    first = cg(lambda v: A @ v, b, space, steps=2).value
+    second = cg(lambda v: A @ v, b - A @ first, space, steps=2, start=0.5 * first).value
+    torch.testing.assert_close(model.at.detach(), first + second, rtol=0, atol=1e-6)
+    assert float((cg(lambda v: A @ v, b - A @ first, space, steps=2).value - second).norm()) > 1e-3
+
+
+def walled(x, y, radius):
+    """A quadratic with a wall around it, which nothing at zero says anything of."""
+    return lambda m, _: F.mse_loss(m(x), y) + 1e3 * (m().square().sum() - radius**2).clamp(min=0)
+
+
+def test_the_way_back_is_over_iterates():
+    x, y = squares()
+    A, b, space = dense(x, y)
+    iterates = [cg(lambda v: A @ v, b, space, steps=k).value for k in (2, 3)]
+    radius = float(sum(iterate.norm() for iterate in iterates)) / 2
+    model = Point(torch.zeros(N))
+    engine = train(NewtonCG(damping=0.0, curvature="hessian"), model, walled(x, y, radius), 1)
+    torch.testing.assert_close(model.at.detach(), iterates[0], rtol=0, atol=1e-6)
+    assert engine.scalars()["curv/step_length"] == 1.0
+    # A slice has one iterate: the step is shortened, and its direction is of no use to the next.
+    model = Point(torch.zeros(N))
+    engine = train(NewtonCG(damping=0.0, curvature="hessian", slice=3), model, walled(x, y, radius), 1)
+    torch.testing.assert_close(model.at.detach(), 0.8 * iterates[1], rtol=0, atol=1e-6)
+    assert engine.scalars()["curv/age"] == 0
+
+
+def test_a_direction_of_another_loss_is_dropped():
+    x, y = squares()
+    drifts = []
+    method = NewtonCG(slice=1)
+
+    def flipping(m, k):
+        return F.mse_loss(m(x), y if k % 2 else -y)
+
+    train(method, Point(torch.zeros(N)), flipping, 6, lambda e: drifts.append(e.scalars()))
+    assert all(found["curv/age"] == 1 and found["curv/drift"] > 1 for found in drifts[1:])
+    drifts.clear()
+    # Damping is not in what the next gradient will be.
+    train(method, Point(torch.zeros(N)), quadratic(x, y), 6, lambda e: drifts.append(e.scalars()))
+    assert drifts[-1]["curv/age"] == 6
+    assert all(found["curv/drift"] < 1e-6 for found in drifts)
+
+
+def test_a_diagonal_preconditioner_is_that_of_squared_gradients():
+    x, y = squares()
+    A, b, space = dense(x, y)
+    M = (b.square() + 0.3) ** 0.75
+    expected = cg(lambda v: A @ v + 0.3 * v, b, space, steps=2, precondition=lambda v: v / M, progress=False).value
+    for slice in (0, 2):
+        model = Point(torch.zeros(N))
+        train(NewtonCG(damping=0.3, iterations=2, slice=slice, preconditioner="diagonal"), model, quadratic(x, y), 1)
+        torch.testing.assert_close(model.at.detach(), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("slice", [0, 2])
