@@ -232,7 +232,7 @@ def test_a_direction_that_bends_down_at_once_is_as_long_as_one_that_bends_up():
         assert float(model.at) - 1.0 == pytest.approx(-sign / 1.5, rel=1e-5)
 
 
-def batches(sigma, size=N, pool=4000):
+def batches(sigma, size=N, pool=1000):
     """Noisy rows, a few a step; and the loss of all that there will ever be."""
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(pool, N, generator=generator, dtype=torch.float64)
@@ -253,7 +253,7 @@ def test_small_batches_are_judged_by_the_next(slice):
     for judge in ("same", "next"):
         model, losses = Point(torch.zeros(N)), []
         engine = train(
-            NewtonCG(judge=judge, slice=slice), model, loss, 60, lambda _, m=model, at=losses: at.append(whole(m))
+            NewtonCG(judge=judge, slice=slice), model, loss, 50, lambda _, m=model, at=losses: at.append(whole(m))
         )
         found[judge] = engine.scalars()["curv/damping"], sum(losses[-20:]) / 20
     assert found["same"][0] < 1e-6
@@ -326,13 +326,12 @@ def test_what_is_not_finite_moves_nothing():
     assert all(value.isfinite().all() for value in engine.state.vectors.values())
 
 
-@pytest.mark.parametrize("slice", [0, 2])
-def test_a_schedule_shortens_the_step(slice):
-    x, y = squares()
-    model = Point(torch.zeros(N))
+def scheduled(method, x, y, steps, factor):
+    """Steps on a quadratic at a share of the learning rate; the weights and what is logged after each."""
+    model, found = Point(torch.zeros(N)), []
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    engine = attach(model, optimizer, NewtonCG(damping=0.0, iterations=250, slice=slice and 50))
-    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, 0.25, 10)
+    engine = attach(model, optimizer, method)
+    torch.optim.lr_scheduler.ConstantLR(optimizer, factor, 100)
 
     def closure():
         optimizer.zero_grad()
@@ -340,13 +339,47 @@ def test_a_schedule_shortens_the_step(slice):
         loss.backward()
         return loss
 
-    optimizer.step(closure)
-    scheduler.step()
-    torch.testing.assert_close(model.at.detach(), 0.25 * torch.linalg.lstsq(x, y).solution, rtol=0, atol=1e-4)
-    optimizer.step(closure)
-    # The change that the model has foretold for a quarter of the step.
-    assert engine.scalars()["curv/reduction_ratio"] == pytest.approx(1.0, abs=1e-4)
+    for _ in range(steps):
+        optimizer.step(closure)
+        found.append((model.at.detach().clone(), engine.scalars()))
     engine.detach()
+    return found
+
+
+@pytest.mark.parametrize("slice", [0, 50])
+def test_a_schedule_shortens_the_step(slice):
+    x, y = squares()
+    (first, _), (_, scalars) = scheduled(NewtonCG(damping=0.0, slice=slice), x, y, 2, 0.25)
+    torch.testing.assert_close(first, 0.25 * torch.linalg.lstsq(x, y).solution, rtol=0, atol=1e-4)
+    # The change that the model has foretold for a quarter of the step.
+    assert scalars["curv/reduction_ratio"] == pytest.approx(1.0, abs=1e-4)
+
+
+def test_a_slice_that_is_shortened_foretells_the_gradient_where_it_ends():
+    x, y = squares()
+    found = scheduled(NewtonCG(slice=2), x, y, 3, 0.25)
+    assert [scalars["curv/age"] for _, scalars in found] == [1, 2, 3]
+    assert all(scalars["curv/drift"] < 1e-6 for _, scalars in found)
+
+
+def test_a_start_that_solves_it_is_taken():
+    x, y = squares()
+    # Two curvatures, and so a solve to rounding.
+    x = torch.linalg.qr(x).Q * (1.0 + torch.arange(N) % 2)
+    found = scheduled(NewtonCG(damping=0.0, decay=0.5), x, y, 2, 0.5)
+    assert found[1][1]["curv/cg_iterations"] == 0
+    assert found[1][1]["curv/step_length"] == 0.5
+    torch.testing.assert_close(found[1][0], 0.75 * torch.linalg.lstsq(x, y).solution, rtol=0, atol=1e-4)
+
+
+def test_weights_without_a_gradient_stay_where_they_are():
+    x, y = squares()
+    x[:, 3] = 0.0
+    for preconditioner in ("none", "diagonal"):
+        model = Point(torch.ones(N))
+        engine = train(NewtonCG(damping=0.0, preconditioner=preconditioner), model, quadratic(x, y), 2)
+        assert engine.scalars()["curv/failed"] == 0
+        assert model.at[3].item() == 1.0
 
 
 def test_arguments_and_bases_are_checked():

@@ -170,7 +170,7 @@ class NewtonCG:
         numbers["steps"] += 1
         squares.lerp_(step.gradient.square(), 1 - MEMORY)
         unbiased = 1 - MEMORY ** int(numbers["steps"])
-        M = (squares / unbiased + float(numbers["damping"])).pow_(POWER)
+        M = (squares / unbiased + float(numbers["damping"])).pow_(POWER).clamp_(min=LEAST)
         return lambda v: v / M
 
     def _solve(self, state: VectorState, step: Step, precondition: Callable[[Tensor], Tensor] | None) -> Solved:
@@ -186,7 +186,8 @@ class NewtonCG:
             precondition=precondition,
             keep=KEPT,
         )
-        last.copy_(found.value) if found.iterations else last.zero_()
+        # A direction that bends down is no solution.
+        last.zero_() if found.why == "negative" and not found.iterations else last.copy_(found.value)
         return found
 
     def _slice(self, state: VectorState, step: Step, precondition: Callable[[Tensor], Tensor] | None) -> Solved:
@@ -234,19 +235,17 @@ class NewtonCG:
         """Choose among iterates, and how much of it is taken."""
         numbers, taken, batch, scale = state.numbers, state.vectors["taken"], step.batch, step.schedule
         damping = float(numbers["damping"])
-        if found.iterations:
+        if found.iterations or found.why != "negative":
             best, full = backtracked(found.kept, lambda x: batch.loss(scale * x))
-            value, change = best.value, best.change
+            value = best.value
             slope = step.space.dot(step.gradient, value)
-            bent = 2 * (change - slope)
-        elif found.why == "negative":
+            bent = 2 * (best.change - slope)
+        else:
             value, full = found.value, None
             slope, length = (step.space.dot(v, value) for v in (step.gradient, value))
             curvature = abs(found.curvature - damping) + damping
             far = -slope / (curvature * length) if curvature * length > 0 else 0.0
             value, slope, bent = value * far, slope * far, -slope * far
-        else:
-            value, full, slope, bent = found.value, None, 0.0, 0.0
         part, ended = armijo(
             lambda a: batch.loss(a * scale * value), here, scale * slope, FEW if self.slice else TRIALS, full
         )
@@ -263,8 +262,11 @@ class NewtonCG:
             numbers["ratio"].fill_(-1.0)
         if part == 0 or found.why == "negative":
             numbers["damping"].mul_(FACTOR)
-        if self.slice and part != scale:
-            numbers["age"].zero_()
+        if self.slice:
+            rest = state.vectors["rest"]
+            rest.copy_(torch.lerp(-step.gradient, rest, part))
+            if part != scale:
+                numbers["age"].zero_()
 
     def scalars(self, state: VectorState) -> dict[str, float]:
         """See `VectorMethod.scalars`."""
