@@ -19,14 +19,16 @@ from lightning_so.core.mixture import Mixture as Mixture
 from lightning_so.core.spread import Staggered as Staggered
 from lightning_so.core.spread import Synchronous as Synchronous
 from lightning_so.linalg.damping import Relative as Relative
+from lightning_so.methods.adahessian import AdaHessian as AdaHessian
+from lightning_so.methods.adahessian import Sophia as Sophia
 from lightning_so.methods.auto_step import AutoStep as AutoStep
 from lightning_so.methods.directions import FewDirections as FewDirections
 from lightning_so.methods.ekfac import EKFAC as EKFAC
 from lightning_so.methods.kfac import KFAC as KFAC
 from lightning_so.methods.levenberg_marquardt import LevenbergMarquardt as LevenbergMarquardt
 from lightning_so.methods.muon import Muon as Muon
-from lightning_so.methods.nystrom import Nystrom as Nystrom
 from lightning_so.methods.newton_cg import NewtonCG as NewtonCG
+from lightning_so.methods.nystrom import Nystrom as Nystrom
 from lightning_so.methods.ogr import OGR as OGR
 from lightning_so.methods.quadratic_model import QuadraticModel as QuadraticModel
 from lightning_so.methods.saddle_free import SaddleFreeKrylov as SaddleFreeKrylov
@@ -40,6 +42,7 @@ __all__ = [
     "KFAC",
     "OGR",
     "SOAP",
+    "AdaHessian",
     "AutoStep",
     "ConfigError",
     "CurvatureMonitor",
@@ -50,8 +53,8 @@ __all__ = [
     "MatrixFree",
     "Mixture",
     "Muon",
-    "Nystrom",
     "NewtonCG",
+    "Nystrom",
     "QuadraticModel",
     "Relative",
     "ResumeCheck",
@@ -60,6 +63,7 @@ __all__ = [
     "SecondOrder",
     "Shampoo",
     "SharpnessGuard",
+    "Sophia",
     "Spectrum",
     "Staggered",
     "StateError",

@@ -19,15 +19,17 @@ from lightning_so import (
     KFAC,
     OGR,
     SOAP,
+    AdaHessian,
     AutoStep,
     ConfigError,
     FewDirections,
     MatrixFree,
-    Nystrom,
     NewtonCG,
+    Nystrom,
     QuadraticModel,
     SaddleFreeKrylov,
     SecondOrder,
+    Sophia,
     StateError,
     attach,
 )
@@ -46,6 +48,9 @@ METHODS = {
     "nystrom": (Nystrom(rank=4, every=5), SGD),
     "newton": (NewtonCG(iterations=12), SGD),
     "newton sliced": (NewtonCG(iterations=20, slice=2), SGD),
+    "adahessian": (AdaHessian(), (torch.optim.AdamW, {"lr": 0.02, "eps": 1e-4, "weight_decay": 0.1})),
+    "diagonal": (AdaHessian("diagonal", every=2), (torch.optim.Adam, {"lr": 1e-3, "eps": 1e-3, "weight_decay": 0.1})),
+    "sophia": (Sophia(every=3), ADAMW),
 }
 
 

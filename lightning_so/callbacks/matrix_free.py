@@ -14,11 +14,12 @@ from lightning_so.callbacks.replay import Replay
 from lightning_so.comm import unsynced
 from lightning_so.core import vector_files
 from lightning_so.core.around import Again
-from lightning_so.core.errors import ConfigError
+from lightning_so.core.errors import ConfigError, check_choice
 from lightning_so.core.untouched import random_state
 from lightning_so.core.vector_engine import VectorEngine
 from lightning_so.core.vector_method import VectorMethod
 from lightning_so.core.whole import Whole
+from lightning_so.linalg.products import PRODUCTS
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,12 @@ class MatrixFree(Callback):
         parallel: Have each rank probe a direction of its own, on its part of the batch (DDP): as many directions in the
             time of one as there are ranks, each measured on less data. Results then depend on the number of ranks.
         verbose: Print what will be done, and at the first evaluation how products are taken, and why.
+        product: How products are taken: by "difference" of gradients, which goes with everything and is several times
+            too large where gradients jump, as with ReLU; "exact", by double backward, of whole parameters and kernels
+            that have one; "auto", exact where that exists. A product is 1 to 2 evaluations by difference, 2 exactly.
 
     Raises:
-        ConfigError: If it is none of them.
+        ConfigError: If it is none of them, or an argument is out of range.
 
     Example:
         >>> from lightning_so import FewDirections, MatrixFree
@@ -67,7 +71,9 @@ class MatrixFree(Callback):
         2
     """
 
-    def __init__(self, method: VectorMethod, parallel: bool = False, verbose: bool = True) -> None:
+    def __init__(
+        self, method: VectorMethod, parallel: bool = False, verbose: bool = True, product: str = "difference"
+    ) -> None:
         """Check the arguments; everything else happens when training starts."""
         if not isinstance(method, VectorMethod):
             raise ConfigError(
@@ -75,7 +81,8 @@ class MatrixFree(Callback):
                 f"OGR(), AutoStep(), QuadraticModel(), SaddleFreeKrylov() or Nystrom(); methods on layers and matrices "
                 f"go into SecondOrder(...)."
             )
-        self.method, self.parallel, self.verbose = method, parallel, verbose
+        check_choice("MatrixFree", "product", product, PRODUCTS)
+        self.method, self.parallel, self.verbose, self.product = method, parallel, verbose, product
         self._loaded: dict[str, Any] | None = None
         self._clear()
 
@@ -125,6 +132,7 @@ class MatrixFree(Callback):
             optimizer,
             self.method,
             parallel=self.parallel,
+            product=self.product,
             deepspeed=deepspeed,
         )
         bound = trainer.gradient_clip_val or (deepspeed and deepspeed.gradient_clipping())
@@ -225,7 +233,7 @@ class MatrixFree(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to a running fit, so that the callback can be pickled and copied."""
-        return {name: self.__dict__[name] for name in ("method", "parallel", "verbose", "_loaded")}
+        return {name: self.__dict__[name] for name in ("method", "parallel", "verbose", "product", "_loaded")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy is not part of the fit."""

@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from lightning_so.core.errors import ConfigError
-from lightning_so.core.exact import AGAIN
+from lightning_so.core.exact import AGAIN, Exact, exact, way_out
 from lightning_so.core.examined import Examined, examined
-from lightning_so.core.residuals import Residuals, residuals
+from lightning_so.core.residuals import Residuals, of_all_ranks, residuals
 from lightning_so.core.terms import Pulled, Term, predictions, terms
 from lightning_so.core.vector_method import Batch
 from lightning_so.linalg.products import LEAST, STEPS, FiniteDifference, moved
@@ -62,6 +63,7 @@ class Around(Batch):
         self._again: Again | None = None
         self._opened = False
         self._terms: tuple[Tensor, list[Term]] | None = None
+        self._graph: Exact | None = None
 
     @property
     def here(self) -> Tensor:
@@ -83,13 +85,13 @@ class Around(Batch):
 
     def products(self, vectors: Tensor) -> Tensor:
         """See `Batch.products`."""
-        return self._differences(vectors, lambda gradient: gradient, apart=False)
+        return self._linear(vectors, lambda product: product, apart=False)
 
     def forms(self, frame: Tensor, vectors: Tensor) -> Tensor:
         """See `Batch.forms`."""
         space = self._whole.space
         replicas = not self._whole.access.sharded and self._whole.comm.ranks > 1
-        return self._differences(vectors, lambda gradient: space.along(frame, gradient[None])[:, 0], apart=replicas)
+        return self._linear(vectors, lambda product: space.along(frame, product[None])[:, 0], apart=replicas)
 
     def loss(self, displacement: Tensor | None = None) -> float:
         """See `Batch.loss`."""
@@ -103,7 +105,7 @@ class Around(Batch):
 
     def residuals(self) -> Residuals:
         """See `Batch.residuals`."""
-        whole, comm = self._whole, self._whole.comm
+        whole = self._whole
         if whole.access.sharded:
             raise ConfigError(
                 f"{self._name} needs the Jacobian of whole parameters, and ranks hold pieces of them: it is for small "
@@ -112,34 +114,28 @@ class Around(Batch):
         self._same_again()
         with torch.enable_grad():
             mine = residuals(lambda: self._enter().loss(True), whole.params, self._name)
-        counts = torch.zeros(comm.ranks, dtype=torch.int64, device=mine.values.device)
-        counts[comm.rank] = len(mine.values)
-        comm.sum(counts)
-        first, all_of_them = int(counts[: comm.rank].sum()), int(counts.sum())
-        table = mine.jacobian.new_zeros(all_of_them, whole.space.dimension + 1)
-        # The mean over ranks: the sum of their squares, divided by their number.
-        table[first : first + len(mine.values)] = torch.cat([mine.values[:, None], mine.jacobian], 1) / comm.ranks**0.5
-        comm.sum(table)
-        return Residuals(table[:, 0], table[:, 1:], mine.by_row)
+        return of_all_ranks(mine, whole.comm)
 
     # ---------------------------------------------------------------- inside
 
-    def _differences(self, vectors: Tensor, of: Linear, *, apart: bool) -> Tensor:
+    def _linear(self, vectors: Tensor, of: Linear, *, apart: bool) -> Tensor:
         """A linear function of `H v` of each vector; `apart` has it, not the gradient, averaged over replicas."""
         how, comm = self._examined(), self._whole.comm
         if not 1 < len(vectors) <= self.width:
+            if how.exact:
+                return torch.stack([self._averaged(of(self._doubled(v))) for v in vectors])
             here = None if how.central else of(self.here)
 
             def everywhere() -> Tensor:
                 found = of(self._evaluate(apart))
-                if apart:
-                    comm.sum(found)
-                    found /= comm.ranks
-                return found
+                return self._averaged(found) if apart else found
 
             return torch.stack([self._difference(v, everywhere, how, here) for v in vectors])
         mine = comm.rank % len(vectors)
-        found = self._difference(vectors[mine], lambda: of(self._evaluate(True)), how, None)
+        if how.exact:
+            found = of(self._doubled(vectors[mine]))
+        else:
+            found = self._difference(vectors[mine], lambda: of(self._evaluate(True)), how, None)
         table = found.new_zeros(len(vectors), *found.shape)
         table[mine] = found / len(range(mine, comm.ranks, len(vectors)))
         comm.sum(table)
@@ -148,13 +144,46 @@ class Around(Batch):
     def _difference(self, v: Tensor, of: Callable[[], Tensor], how: Examined, here: Tensor | None) -> Tensor:
         return FiniteDifference(self._whole.weights, of, self._whole.space, how.step, how.central, here)(v)
 
+    def _averaged(self, part: Tensor) -> Tensor:
+        comm = self._whole.comm
+        comm.sum(part)
+        return part.div_(comm.ranks)
+
+    def _doubled(self, v: Tensor) -> Tensor:
+        """`H v` of this rank's part of the batch, by double backward; the time of two evaluations."""
+        assert self._graph is not None
+        self._engine.counts.evaluations += 2
+        return self._graph.mine(v)
+
     def _examined(self) -> Examined:
-        engine = self._engine
+        """How products are taken; by double backward there is a graph then, kept for all products of the step."""
+        engine, known = self._engine, self._engine.examined
         self._enter()
-        if engine.examined is None:
-            engine.examined = examined(self._name, self._whole, self._evaluate, self.here, self._half)
-            engine.tell(f"{self._name}: {engine.examined}.")
-        return engine.examined
+        reason = ""
+        if (known is None or known.exact) and engine.product != "difference" and self._graph is None:
+            reason = self._draw(probe=known is None)
+            known = None if reason else Examined(0.0, False, "exact", engine.product, True)
+        if known is None:
+            known = examined(self._name, self._whole, self._evaluate, self.here, self._half)
+            why = known.why + f"; there is no double backward here, {reason}" * bool(reason)
+            known = replace(known, asked=engine.product, why=why)
+        if engine.examined != known:
+            engine.examined = known
+            engine.tell(f"{self._name}: {known}.")
+        return known
+
+    def _draw(self, probe: bool) -> str:
+        """Make the graph of this step's gradient; or why there is none."""
+        again = self._enter()
+        self._engine.counts.evaluations += 1 + 3 * probe
+        with torch.enable_grad():
+            found = exact(self._whole, self._engine.model, lambda: again.loss(True), probe=probe)
+        if isinstance(found, Exact):
+            self._graph = found
+            return ""
+        if self._engine.product == "exact":
+            raise ConfigError(f"{self._name}: {way_out(found)}")
+        return found
 
     def _gauss_newton(self, v: Tensor) -> Tensor:
         """`J'H (f(w + e v) - f(w)) / e`: the predictions twice, or three times, and one backward pass."""
@@ -174,8 +203,7 @@ class Around(Batch):
             if whole.access.sharded:  # A graph is good for one pass there.
                 return whole.gradient(lambda: self._pulled(self._enter().loss(False), sent))
             product = whole.gradient(lambda: Pulled(loss, [term.head for term in here], sent, retain=True))
-        whole.comm.sum(product)
-        return product / whole.comm.ranks
+        return self._averaged(product)
 
     def _pulled(self, loss: Tensor, gradients: list[Tensor]) -> Pulled:
         return Pulled(loss, predictions(loss, self._name), gradients)
@@ -254,7 +282,7 @@ class Around(Batch):
         """Put the weights where the base has put them."""
         if self._open is not None:
             self._open.__exit__(None, None, None)
-            self._open, self._again, self._terms = None, None, None
+            self._open, self._again, self._terms, self._graph = None, None, None, None
         if self._kept:
             self._set(self._kept)
             self._kept = []

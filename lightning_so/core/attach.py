@@ -19,6 +19,7 @@ from lightning_so.core.method import Method
 from lightning_so.core.mixture import Mixture
 from lightning_so.core.state import check_header, load_state_dict, state_dict
 from lightning_so.core.vector_method import VectorMethod
+from lightning_so.linalg.products import PRODUCTS
 
 
 class Attached(Engine):
@@ -122,7 +123,9 @@ def _guarded(engine: Engine, original: Any) -> Any:
 
 
 @overload
-def attach(model: nn.Module, optimizer: Optimizer, method: VectorMethod) -> AttachedVector: ...
+def attach(
+    model: nn.Module, optimizer: Optimizer, method: VectorMethod, *, product: str = "difference"
+) -> AttachedVector: ...
 
 
 @overload
@@ -153,6 +156,7 @@ def attach(
     compare_every: int = 0,
     lag: int = 0,
     sharding: str = "exact",
+    product: str = "difference",
 ) -> Attached | AttachedVector:
     """Put a method in front of an optimizer in a plain torch loop.
 
@@ -163,7 +167,7 @@ def attach(
         model: The model whose parameter names are used.
         optimizer: The base optimizer; it stays the only one.
         method: `SOAP()`, `KFAC()`, `Muon()`, ..., or a `Mixture` of rules. Or one on the whole parameter vector
-            (`FewDirections()`, ...), which takes none of the arguments below and has `optimizer.step(closure)` called.
+            (`FewDirections()`, ...), which takes `product` alone and has `optimizer.step(closure)` called.
         route: Overrides, role ("base", "hidden", "embedding", "head") -> globs on names.
         min_coverage: Smallest share of the optimizer's elements that must be covered.
         reduction: Whether the loss is a "mean" or a "sum" over samples, for methods that observe layers. None reads it
@@ -174,6 +178,8 @@ def attach(
             pass. One process waits as long, so that the weights do not depend on the number of ranks.
         sharding: What a matrix is where ranks hold pieces: "exact", the whole, which its owner works on; "local", each
             rank's rows (FSDP2), so that nothing travels and results depend on the number of ranks.
+        product: How a method on the whole vector has its products: by "difference" of gradients, "exact", by double
+            backward, or "auto", by double backward where there is one.
 
     Returns:
         The engine: `plan`, `report`, `before_backward`, `state_dict`, `load_state_dict`, `detach`.
@@ -195,8 +201,16 @@ def attach(
     if whole:
         options = route, min_coverage, reduction, verify_every, compare_every, lag, sharding
         if options != (None, 0, None, 0, 0, 0, "exact"):
-            raise ConfigError(f"attach: {type(method).__name__} is one method on all parameters: it takes no options.")
-        return AttachedVector(model, optimizer, method)
+            raise ConfigError(
+                f"attach: {type(method).__name__} is one method on all parameters: it takes no options but product."
+            )
+        check_choice("attach", "product", product, PRODUCTS)
+        return AttachedVector(model, optimizer, method, product)
+    if product != "difference":
+        raise ConfigError(
+            f"attach(product={product!r}): {type(method).__name__} takes no products; leave it out. Methods on the "
+            f"whole vector do, as AdaHessian()."
+        )
     if getattr(optimizer, "_lightning_so_vector", None) is not None:
         raise ConfigError("attach: attach methods on layers and matrices before the one on the whole vector.")
     check_choice("attach", "sharding", sharding, SHARDINGS)

@@ -24,9 +24,9 @@ from lightning_so.core.whole import Whole
 class AttachedVector(VectorEngine):
     """An engine that has taken the place of its optimizer's `step`; made by `attach`."""
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, method: VectorMethod) -> None:
+    def __init__(self, model: nn.Module, optimizer: Optimizer, method: VectorMethod, product: str) -> None:
         """See `VectorEngine`."""
-        super().__init__(model, unwrapped(model).named_parameters(), optimizer, method)
+        super().__init__(model, unwrapped(model).named_parameters(), optimizer, method, product=product)
         self._model, self._original = model, optimizer.step
         inner = getattr(optimizer, "_lightning_so", None)
         self.stand_behind([] if inner is None else [inner])

@@ -17,20 +17,26 @@ ROUGH = 0.05
 
 @dataclass(frozen=True)
 class Examined:
-    """How differences of a gradient are taken.
+    """How products are taken.
 
     Attributes:
         step: See `FiniteDifference.step`.
         central: See `FiniteDifference.central`.
         why: The reason.
+        asked: What was asked for; one of `PRODUCTS`.
+        exact: Whether they are taken by double backward, and not by differences.
     """
 
     step: float
     central: bool
     why: str
+    asked: str = "difference"
+    exact: bool = False
 
     def __str__(self) -> str:
         """In words."""
+        if self.exact:
+            return f"products by double backward ({self.why})"
         return f"products by {'central' if self.central else 'forward'} differences of gradients ({self.why})"
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from lightning_so.comm import Local
 from lightning_so.core.errors import ConfigError
 from lightning_so.core.terms import Term, terms
 
@@ -124,6 +125,29 @@ def residuals(loss: Callable[[], Tensor], params: Sequence[Tensor], name: str) -
         values.append(root * term.values.flatten())
         rows.append(J_Mn.mul_(root[:, None]))
     return Residuals(torch.cat(values), torch.cat(rows), by_row)
+
+
+def of_all_ranks(mine: Residuals, comm: Local) -> Residuals:
+    """Residuals of the mean loss over ranks, on every rank: a collective.
+
+    Args:
+        mine: Of this rank's loss; ranks may have different numbers of them.
+        comm: How ranks talk.
+
+    Returns:
+        Those of all, the ranks one after the other.
+    """
+    counts = torch.zeros(comm.ranks, dtype=torch.int64, device=mine.values.device)
+    counts[comm.rank] = len(mine.values)
+    by_row = torch.zeros_like(counts) + mine.by_row
+    comm.sum(counts)
+    comm.sum(by_row)
+    first = int(counts[: comm.rank].sum())
+    table = mine.jacobian.new_zeros(int(counts.sum()), mine.jacobian.shape[1] + 1)
+    # The mean over ranks: the sum of all squares, divided by the number of ranks.
+    table[first : first + len(mine.values)] = torch.cat([mine.values[:, None], mine.jacobian], 1) / comm.ranks**0.5
+    comm.sum(table)
+    return Residuals(table[:, 0], table[:, 1:], int(by_row[0]))
 
 
 def _by_row(term: Term, leaves: Sequence[Leaf], params: Sequence[Tensor]) -> Tensor | None:

@@ -31,7 +31,8 @@ class Counts:
         steps: Steps of the base that the method saw.
         skipped: Steps that were left to the base: it moved nothing, or something was not finite.
         refused: Answers of the method that were not finite; the base's steps were kept.
-        evaluations: Gradients that were computed besides the training's own.
+        evaluations: Gradients that were computed besides the training's own; a product by double backward counts as
+            two, which is about what it takes, and its graph as one.
         forwards: Forward passes without a gradient.
     """
 
@@ -47,10 +48,12 @@ class VectorEngine:
 
     Attributes:
         method: The method.
+        model: The model as it is wrapped.
         whole: The parameters of the optimizer as one vector.
         state: What the method remembers.
         counts: What was done.
         parallel: Whether each replica probes a direction of its own, on its part of the batch.
+        product: How products were asked for; one of `PRODUCTS`.
         examined: How products are taken; None before the first.
         repeats: Whether the same step twice was seen to be the same.
         tell: Called with what is worth telling.
@@ -65,6 +68,7 @@ class VectorEngine:
         method: VectorMethod,
         *,
         parallel: bool = False,
+        product: str = "difference",
         deepspeed: Any = None,
     ) -> None:
         """See whether the method can work, and create all state.
@@ -75,6 +79,7 @@ class VectorEngine:
             optimizer: The base optimizer; parameters that it does not have are left out.
             method: The method.
             parallel: Whether each replica probes a direction of its own.
+            product: How products are taken.
             deepspeed: DeepSpeed's engine, where there is one.
 
         Raises:
@@ -88,7 +93,7 @@ class VectorEngine:
         named = list(named)
         groups = access_of((param for _, param in named), model, deepspeed).groups(optimizer)
         known = {id(param) for group in groups for param in group["params"]}
-        self.method, self.counts, self._optimizer = method, Counts(), optimizer
+        self.method, self.model, self.counts, self._optimizer = method, model, Counts(), optimizer
         self.whole = Whole.of(((name, param) for name, param in named if id(param) in known), model, deepspeed)
         space = self.whole.space
         if not space.dimension:
@@ -102,7 +107,7 @@ class VectorEngine:
             _refuse_others(type(method).__name__, groups)
         if (reason := method.refuse(space, groups)) is not None:
             raise ConfigError(reason)
-        self.state, self.parallel = method.init(space), parallel
+        self.state, self.parallel, self.product = method.init(space), parallel, product
         self.examined: Examined | None = None
         self.repeats = False
         self.tell: Callable[[object], None] = lambda _: None
@@ -124,11 +129,16 @@ class VectorEngine:
         Raises:
             ConfigError: If nothing of their step would be left.
         """
+        name, theirs = type(self.method).__name__, ", ".join(type(m).__name__ for e in engines for m in e.methods)
         if engines and self.method.owns:
-            name, theirs = type(self.method).__name__, [type(m).__name__ for e in engines for m in e.methods]
             raise ConfigError(
-                f"{name} makes the step itself, and what {', '.join(theirs)} does to the gradient would be lost: leave "
-                f"one of them out, or use QuadraticModel(), which goes behind K-FAC."
+                f"{name} makes the step itself, and what {theirs} does to the gradient would be lost: leave one of "
+                f"them out, or use QuadraticModel(), which goes behind K-FAC."
+            )
+        if engines and getattr(self.method, "replaces", False):
+            raise ConfigError(
+                f"{name} makes an Adam's step anew from its first moment, and what {theirs} makes of it would be lost: "
+                f"leave one of them out, or use FewDirections(), which goes behind both."
             )
         self.layerwise = engines
 
@@ -156,6 +166,7 @@ class VectorEngine:
     def saw(self) -> None:
         """Remember the gradient: after the backward pass, before it is clipped or changed."""
         self.whole.grads(out=self._rows[1])
+        self._moments.saw()
         self._seen = True
 
     @torch.no_grad()
@@ -209,7 +220,8 @@ class VectorEngine:
 
     def recall(self, counts: Counts, how: dict[str, Any] | None) -> None:
         """Go on from saved counts, and from what was found out about products."""
-        self.counts, self.examined = counts, None if how is None else Examined(**how)
+        known = None if how is None else Examined(**how)
+        self.counts, self.examined = counts, known if known is not None and known.asked == self.product else None
 
     def _schedule(self) -> float:
         """See `Step.schedule`."""

@@ -113,6 +113,8 @@ class VectorMethod(Protocol):
     Attributes:
         owns: Whether step size and momentum are the method's own, so that nothing of the base's step is left but its
             schedule: bases with a momentum or a decay, clipping and methods on layers are refused beside it then.
+        replaces: Whether an Adam's step is made anew from what that keeps, so that methods on layers are refused beside
+            it; a method that does not have it leaves or changes the base's step.
     """
 
     owns: ClassVar[bool]

@@ -22,12 +22,13 @@ def space_of(named: Iterable[tuple[str, Tensor]], access: Access, comm: Local) -
         comm: How ranks talk.
 
     Returns:
-        The space, in float32, or float64 where all parameters are.
+        The space, in float32, or float64 where all parameters are; kernels of convolutions are runs of it.
     """
     found, pieces = list(named), []
     for name, param in found:
-        first, last = access.span(param)
-        pieces.append(Piece(name, first, last - first, access.shape(param).numel()))
+        (first, last), shape = access.span(param), access.shape(param)
+        kernel = max(shape[2:].numel(), 1) if len(shape) > 3 else 1
+        pieces.append(Piece(name, first, last - first, shape.numel(), run=kernel))
     weights = [access.weight(param) for _, param in found]
     double = bool(weights) and all(weight.dtype is torch.float64 for weight in weights)
     dtype, device = torch.float64 if double else torch.float32, weights[0].device if weights else "cpu"
@@ -37,7 +38,12 @@ def space_of(named: Iterable[tuple[str, Tensor]], access: Access, comm: Local) -
     spans = comm.spans([(piece.first, piece.first + piece.count) for piece in pieces])
     # Of ranks that have the same numbers, one counts them.
     counted = (
-        replace(piece, counted=Pieces(of, 0).gives(comm.rank) > 0) for piece, of in zip(pieces, spans, strict=True)
+        replace(
+            piece,
+            counted=Pieces(of, 0).gives(comm.rank) > 0,
+            cut=any(end % piece.run for span in of for end in span),
+        )
+        for piece, of in zip(pieces, spans, strict=True)
     )
 
     def total(numbers: Tensor) -> Tensor:

@@ -25,6 +25,8 @@ class Piece:
         count: How many.
         whole: How many the parameter has on all ranks.
         counted: Whether this rank counts them in sums: of ranks that have the same numbers, one does.
+        run: How many numbers in a row belong together: the positions of a convolution's kernel.
+        cut: Whether some rank's range begins or ends inside of a run; the same on every rank.
     """
 
     name: str
@@ -32,6 +34,8 @@ class Piece:
     count: int
     whole: int
     counted: bool = True
+    run: int = 1
+    cut: bool = False
 
 
 def alone(total: Tensor) -> Tensor:
@@ -76,6 +80,21 @@ class Space:
         """What a vector has in the space of some of the pieces."""
         parts = self.split(vector)
         return torch.cat([parts[number] for number in numbers])
+
+    def averaged(self, vector: Tensor) -> Tensor:
+        """Have every number of a run be the mean of the run, in place; see `Piece.run`, of which none is cut.
+
+        Args:
+            vector: Shape (n,).
+
+        Returns:
+            The same vector.
+        """
+        for piece, part in zip(self.pieces, self.split(vector), strict=True):
+            if piece.run > 1:
+                runs = part.view(-1, piece.run)
+                runs.copy_(runs.mean(1, keepdim=True).expand_as(runs))
+        return vector
 
     def gram(self, X: Tensor, Y: Tensor) -> Tensor:
         """Inner products `<x_i, y_j>`: local sums in float64, and one sum over ranks of k x l numbers.
