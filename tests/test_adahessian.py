@@ -209,7 +209,7 @@ def test_one_probe_gives_a_diagonal_hessian(method):
 
 @pytest.mark.parametrize("estimator", ["rownorm", "diagonal"])
 def test_what_is_divided_by_is_the_norm_of_a_row_or_the_diagonal(estimator):
-    H, beta, probes = random_hessian(), 1 - 1e-9, 4000
+    H, beta, probes = random_hessian(), 1 - 1e-9, 2000
     loop = Quadratic(AdaHessian(estimator, beta), H)
     for _ in range(probes):
         loop.step()
@@ -217,7 +217,7 @@ def test_what_is_divided_by_is_the_norm_of_a_row_or_the_diagonal(estimator):
     if estimator == "rownorm":
         rows = H.square().sum(1).sqrt()
         ratios = found.sqrt() / rows
-        assert (ratios - 1).abs().max() < 0.05
+        assert (ratios - 1).abs().max() < 0.07
         assert float(ratios.mean()) == pytest.approx(1, abs=0.01)
         assert float((rows / H.diagonal().abs()).median()) > 1.2
     else:
@@ -303,12 +303,16 @@ def test_what_has_no_gradient_is_left_alone():
 # ------------------------------------------------------------------ ranks
 def ranked(name, how, product):
     shards = {"ddp": nn.parallel.DistributedDataParallel, "fsdp2": fully_shard}
-    loop = Loop(METHODS[name], product=product, shard=shards[how] if dist.is_initialized() else None).train()
-    saved = loop.engine.state_dict()
-    ((kind, vectors),) = saved["vectors"].items()
+    loop = Loop(RANKED[name], product=product, shard=shards[how] if dist.is_initialized() else None).train()
     weights = [w.full_tensor() if hasattr(w, "full_tensor") else w for w in loop.weights]
-    del kind
-    return weights, list(vectors.values()), loop.engine.scalars()
+    (vectors,) = loop.engine.state_dict()["vectors"].values()
+    scalars = loop.engine.scalars()
+    scalars.pop("curv/evaluations")
+    return weights, list(vectors.values()), scalars
+
+
+#: A small denominator makes rounding large: power 1/2 of a diagonal that changes sign, and sizes of it that do not.
+RANKED = {**METHODS, "diagonal": AdaHessian("diagonal", beta=0.9, power=0.25)}
 
 
 @pytest.mark.parametrize(
@@ -316,9 +320,11 @@ def ranked(name, how, product):
     [
         ("rownorm", "ddp", "exact"),
         ("rownorm", "fsdp2", "difference"),
-        ("diagonal", "ddp", "difference"),
+        ("diagonal", "ddp", "exact"),
         ("diagonal", "fsdp2", "auto"),
         ("sophia", "ddp", "auto"),
+        ("sophia", "fsdp2", "difference"),
+        ("gauss-newton", "ddp", "difference"),
         ("gauss-newton", "fsdp2", "difference"),
     ],
 )
@@ -326,16 +332,15 @@ def test_any_number_of_ranks_divides_by_the_same(two, four, name, how, product):
     alone = ranked(name, how, "difference" if how == "fsdp2" else product)
     for world in (two, four):
         for weights, vectors, scalars in world.run(ranked, name, how, product):
-            close(weights, alone[0], 1e-7)
-            close(vectors, alone[1], 1e-7)
-            assert {k: v for k, v in scalars.items() if k != "curv/evaluations"} == {
-                k: pytest.approx(v) for k, v in alone[2].items() if k != "curv/evaluations"
-            }
+            close(weights, alone[0], 1e-6)
+            close(vectors, alone[1], 1e-6)
+            assert scalars == pytest.approx(alone[2])
 
 
 def flat():
     """What FSDP1 is told, whose pieces are of flat parameters: 15 of 30 numbers end inside a kernel of 9."""
-    net = FullyShardedDataParallel(nn.Sequential(nn.Conv2d(1, 3, 3)), use_orig_params=True)
+    where: dict[str, Any] = {"device_id": torch.device("cpu"), "use_orig_params": True}
+    net = FullyShardedDataParallel(nn.Sequential(nn.Conv2d(1, 3, 3)), **where)
     optimizer = torch.optim.AdamW(net.parameters())
     attach(net, optimizer, AdaHessian(average=False)).detach()
     with pytest.raises(ConfigError, match=r"begin or end inside a kernel of 0.weight: use average=False, or FSDP2"):
