@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn import functional as F
 
 from lightning_so import MatrixFree, attach
@@ -191,3 +192,33 @@ def products_in(precision):
 def test_half_precision_gives_products_too():
     for found, expected in zip(products_in("bf16-mixed"), products_in("32-true"), strict=True):
         assert found == pytest.approx(expected, rel=0.08)
+
+
+def moved_to_and_fro(how):
+    """The loss beside the weights, at them, and the next step's, of a network whose root waits for a backward pass."""
+    net = network()
+    if how == "fsdp2":
+        fully_shard(net)
+    flat = {"use_orig_params": True, "device_id": torch.device("cpu")}
+    model = FullyShardedDataParallel(net, **flat) if how == "fsdp1" else net
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    method = Asking(lambda step: [step.batch.loss(d) for d in (0.1 * step.space.normal(0), None)])
+    engine = attach(model, optimizer, method)
+
+    def closure():
+        optimizer.zero_grad()
+        value = LOSSES["mse"](model(data()[0]), *data()[1:])
+        value.backward()
+        return value
+
+    losses = [optimizer.step(closure).item() for _ in range(2)]
+    engine.detach()
+    return method.found, losses
+
+
+@pytest.mark.parametrize("how", ["fsdp2", pytest.param("fsdp1", marks=pytest.mark.slow)])
+def test_weights_of_a_pass_without_a_gradient_are_not_kept(two, how):
+    expected, losses = moved_to_and_fro("one")
+    for found, theirs in two.run(moved_to_and_fro, how):
+        torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-9, atol=0)
+        assert theirs == pytest.approx(losses, rel=1e-9)

@@ -53,8 +53,8 @@ class MatrixFree(Callback):
         engine: What does the work; None before training starts.
 
     Args:
-        method: `FewDirections()`, `OGR()`, `AutoStep()`, `QuadraticModel()`, `SaddleFreeKrylov()` or
-            `Nystrom()`.
+        method: `FewDirections()`, `OGR()`, `AutoStep()` or `QuadraticModel()`; `NewtonCG()`, `SaddleFreeKrylov()` or
+            `LevenbergMarquardt()`; `Nystrom()`; `AdaHessian()` or `Sophia()`.
         parallel: Have each rank probe a direction of its own, on its part of the batch (DDP): as many directions in the
             time of one as there are ranks, each measured on less data. Results then depend on the number of ranks.
         verbose: Print what will be done, and at the first evaluation how products are taken, and why.
@@ -78,8 +78,8 @@ class MatrixFree(Callback):
         if not isinstance(method, VectorMethod):
             raise ConfigError(
                 f"MatrixFree: {type(method).__name__} is no method on the whole parameter vector. Use FewDirections(), "
-                f"OGR(), AutoStep(), QuadraticModel(), SaddleFreeKrylov() or Nystrom(); methods on layers and matrices "
-                f"go into SecondOrder(...)."
+                f"OGR(), AutoStep(), QuadraticModel(), NewtonCG(), SaddleFreeKrylov(), LevenbergMarquardt(), Nystrom(), "
+                f"AdaHessian() or Sophia(); methods on layers and matrices go into SecondOrder(...)."
             )
         check_choice("MatrixFree", "product", product, PRODUCTS)
         self.method, self.parallel, self.verbose, self.product = method, parallel, verbose, product
