@@ -36,6 +36,7 @@ from lightning_so import (
 from tests import trainings
 from tests.peers import needs_deepspeed
 from tests.test_monitor import Net, fit
+from tests.test_zero_products import SMALL, Options
 
 SGD, ADAMW = (torch.optim.SGD, {"lr": 0.1}), (torch.optim.AdamW, {"lr": 3e-3, "weight_decay": 0.1})
 METHODS = {
@@ -119,6 +120,21 @@ class Watching(FewDirections):
 
     def update(self, state, step):
         super().update(state, step)
+
+
+def watched(ours):
+    """With weights that stage 3 keeps gathered."""
+    free = [MatrixFree(Watching(k=2, every=2), verbose=False)] if ours else []
+    found = trainings.train("zero3", None, ADAMW, 6, callbacks=[Options(SMALL), *free])
+    assert all(callback.engine.counts.evaluations > 0 for callback in free)
+    return found.weights
+
+
+@pytest.mark.slow
+@needs_deepspeed
+def test_deepspeed_goes_on_as_if_nothing_had_been_looked_at(two):
+    for plainly, looked in zip(*(two.run(watched, ours) for ours in (False, True)), strict=True):
+        torch.testing.assert_close(looked, plainly, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

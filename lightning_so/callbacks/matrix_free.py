@@ -78,8 +78,8 @@ class MatrixFree(Callback):
         if not isinstance(method, VectorMethod):
             raise ConfigError(
                 f"MatrixFree: {type(method).__name__} is no method on the whole parameter vector. Use FewDirections(), "
-                f"OGR(), AutoStep(), QuadraticModel(), NewtonCG(), SaddleFreeKrylov(), LevenbergMarquardt(), Nystrom(), "
-                f"AdaHessian() or Sophia(); methods on layers and matrices go into SecondOrder(...)."
+                "OGR(), AutoStep(), QuadraticModel(), NewtonCG(), SaddleFreeKrylov(), LevenbergMarquardt(), Nystrom(), "
+                "AdaHessian() or Sophia(); methods on layers and matrices go into SecondOrder(...)."
             )
         check_choice("MatrixFree", "product", product, PRODUCTS)
         self.method, self.parallel, self.verbose, self.product = method, parallel, verbose, product
@@ -174,8 +174,6 @@ class MatrixFree(Callback):
         original, end = strategy.optimizer_step, strategy.teardown
 
         def optimizer_step(*args: Any, **kwargs: Any) -> Any:
-            if not strategies.steps_now(trainer):
-                return original(*args, **kwargs)
             engine.begin()
             found = original(*args, **kwargs)
             self._finish(trainer)
