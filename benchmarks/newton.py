@@ -37,9 +37,6 @@ METHODS: dict[str, VectorMethod] = {
     "NewtonCG(slice=20)": NewtonCG(slice=20),
     "NewtonCG(slice=10, iterations=10)": NewtonCG(slice=10, iterations=10),
     "NewtonCG(slice=10, damping=0.1)": NewtonCG(slice=10, damping=0.1),
-    "NewtonCG(slice=10, damping=0.1, preconditioner='diagonal')": NewtonCG(
-        slice=10, damping=0.1, preconditioner="diagonal"
-    ),
 }
 
 
@@ -166,7 +163,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=150, help="of Adam")
     parser.add_argument("--most", type=float, default=800.0, help="evaluations of a method")
-    parser.add_argument("--timed", type=int, default=12, help="steps whose times are compared")
+    parser.add_argument("--timed", type=int, default=8, help="steps whose times are compared")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
     args = parser.parse_args()

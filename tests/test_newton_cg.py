@@ -60,11 +60,10 @@ def quadratic(x, y):
 
 
 @pytest.mark.parametrize("curvature", ["gauss-newton", "hessian"])
-@pytest.mark.parametrize("preconditioner", ["none", "diagonal"])
-def test_one_step_on_a_quadratic_is_at_its_minimum(curvature, preconditioner):
+def test_one_step_on_a_quadratic_is_at_its_minimum(curvature):
     x, y = squares()
     model = Point(torch.zeros(N))
-    method = NewtonCG(curvature=curvature, damping=0.0, preconditioner=preconditioner)
+    method = NewtonCG(curvature=curvature, damping=0.0)
     engine = train(method, model, quadratic(x, y), 1)
     expected = torch.linalg.lstsq(x, y).solution
     torch.testing.assert_close(model.at.detach(), expected, rtol=0, atol=1e-4)
@@ -149,17 +148,6 @@ def test_a_direction_of_another_loss_is_dropped():
     train(method, Point(torch.zeros(N)), quadratic(x, y), 6, lambda e: drifts.append(e.scalars()))
     assert drifts[-1]["curv/age"] == 6
     assert all(found["curv/drift"] < 1e-6 for found in drifts)
-
-
-def test_a_diagonal_preconditioner_is_that_of_squared_gradients():
-    x, y = squares()
-    A, b, space = dense(x, y)
-    M = (b.square() + 0.3) ** 0.75
-    expected = cg(lambda v: A @ v + 0.3 * v, b, space, steps=2, precondition=lambda v: v / M, progress=False).value
-    for slice in (0, 2):
-        model = Point(torch.zeros(N))
-        train(NewtonCG(damping=0.3, iterations=2, slice=slice, preconditioner="diagonal"), model, quadratic(x, y), 1)
-        torch.testing.assert_close(model.at.detach(), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("slice", [0, 2])
@@ -253,7 +241,7 @@ def test_small_batches_are_judged_by_the_next(slice):
     for judge in ("same", "next"):
         model, losses = Point(torch.zeros(N)), []
         engine = train(
-            NewtonCG(judge=judge, slice=slice), model, loss, 50, lambda _, m=model, at=losses: at.append(whole(m))
+            NewtonCG(judge=judge, slice=slice), model, loss, 40, lambda _, m=model, at=losses: at.append(whole(m))
         )
         found[judge] = engine.scalars()["curv/damping"], sum(losses[-20:]) / 20
     assert found["same"][0] < 1e-6
@@ -370,16 +358,6 @@ def test_a_start_that_solves_it_is_taken():
     assert found[1][1]["curv/cg_iterations"] == 0
     assert found[1][1]["curv/step_length"] == 0.5
     torch.testing.assert_close(found[1][0], 0.75 * torch.linalg.lstsq(x, y).solution, rtol=0, atol=1e-4)
-
-
-def test_weights_without_a_gradient_stay_where_they_are():
-    x, y = squares()
-    x[:, 3] = 0.0
-    for preconditioner in ("none", "diagonal"):
-        model = Point(torch.ones(N))
-        engine = train(NewtonCG(damping=0.0, preconditioner=preconditioner), model, quadratic(x, y), 2)
-        assert engine.scalars()["curv/failed"] == 0
-        assert model.at[3].item() == 1.0
 
 
 def test_arguments_and_bases_are_checked():

@@ -23,11 +23,8 @@ SAME = 1e-6
 KEPT, TRIALS, FEW = 8, 20, 3
 #: A residual that is farther than this from what the last slice has foretold begins a new solve.
 DRIFT = 1.0
-#: Of the running mean of squared gradients, and the power of it that preconditions.
-MEMORY, POWER = 0.95, 0.75
 CURVATURES = ("gauss-newton", "hessian")
 JUDGES = ("next", "same")
-PRECONDITIONERS = ("none", "diagonal")
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class NewtonCG:
 
     By slices: every step takes `slice` iterations, and the weights follow the iterates, so that no step is slow:
 
-        r = -g(w),   b = max(0, <z, r - r_last> / <z_last, r_last>),   p <- z + b p,   z = r
+        r = -g(w),   b = max(0, <r, r - r_last> / <r_last, r_last>),   p <- r + b p
         `slice` iterations of conjugate gradients from x = 0 and p,   w <- w + x
 
     The residual is the training's own gradient and never old; what may be old is p, which is carried from slice to
@@ -73,7 +70,6 @@ class NewtonCG:
         slice: Iterations a step; 0 for all at once.
         decay: What is left of the last solution, where the next solve begins; not by slices.
         judge: The batch that judges the damping: "next", or "same" to see what that is worth.
-        preconditioner: M of the solve, "none" or "diagonal": `(mean of g^2 + l)^0.75`, the mean over past steps.
 
     Raises:
         ConfigError: If an argument is out of range.
@@ -89,7 +85,6 @@ class NewtonCG:
     slice: int = 0
     decay: float = 0.95
     judge: str = "next"
-    preconditioner: str = "none"
 
     owns: ClassVar[bool] = True
 
@@ -102,7 +97,6 @@ class NewtonCG:
         check_count(name, "slice", self.slice, 0, self.iterations)
         check_range(name, "decay", self.decay, 0.0, 1.0)
         check_choice(name, "judge", self.judge, JUDGES)
-        check_choice(name, "preconditioner", self.preconditioner, PRECONDITIONERS)
 
     def refuse(self, space: Space, groups: Sequence[dict]) -> str | None:
         """See `VectorMethod.refuse`."""
@@ -112,13 +106,11 @@ class NewtonCG:
         """See `VectorMethod.init`."""
         names = ("ratio", "foretold", "began", "ended", "residual", "drift", "length")
         numbers = {name: torch.zeros((), dtype=torch.float64) for name in names}
-        names = ("moved", "age", "iterations", "negative", "rejected", "failed", "steps")
+        names = ("moved", "age", "iterations", "negative", "rejected", "failed")
         counts = {name: torch.zeros((), dtype=torch.int64) for name in names}
         damping = torch.tensor(self.damping, dtype=torch.float64)
         names = ("taken", "direction", "before", "rest") if self.slice else ("taken", "last")
         vectors = {name: space.zeros() for name in names}
-        if self.preconditioner == "diagonal":
-            vectors["squares"] = space.zeros()
         return VectorState(vectors, {"damping": damping, **numbers, **counts})
 
     def probes(self, number: int) -> bool:
@@ -130,8 +122,7 @@ class NewtonCG:
         numbers = state.numbers
         here = step.batch.loss()
         self._judge(state, step, here)
-        precondition = self._preconditioned(state, step)
-        found = (self._slice if self.slice else self._solve)(state, step, precondition)
+        found = self._slice(state, step) if self.slice else self._solve(state, step)
         numbers["iterations"].fill_(found.iterations)
         numbers["residual"].fill_(found.residual)
         if found.why == "negative":
@@ -163,17 +154,7 @@ class NewtonCG:
         of = step.batch.gauss_newton if self.curvature == "gauss-newton" else step.batch.products
         return lambda v: torch.add(of(v[None])[0], v, alpha=damping)
 
-    def _preconditioned(self, state: VectorState, step: Step) -> Callable[[Tensor], Tensor] | None:
-        if self.preconditioner == "none":
-            return None
-        squares, numbers = state.vectors["squares"], state.numbers
-        numbers["steps"] += 1
-        squares.lerp_(step.gradient.square(), 1 - MEMORY)
-        unbiased = 1 - MEMORY ** int(numbers["steps"])
-        M = (squares / unbiased + float(numbers["damping"])).pow_(POWER).clamp_(min=LEAST)
-        return lambda v: v / M
-
-    def _solve(self, state: VectorState, step: Step, precondition: Callable[[Tensor], Tensor] | None) -> Solved:
+    def _solve(self, state: VectorState, step: Step) -> Solved:
         """All of it, from the last solution on."""
         last = state.vectors["last"]
         start = last.mul_(self.decay) if self.decay and step.space.norm(last) > 0 else None
@@ -183,30 +164,26 @@ class NewtonCG:
             step.space,
             steps=self.iterations,
             start=start,
-            precondition=precondition,
             keep=KEPT,
         )
         # A direction that bends down is no solution.
         last.zero_() if found.why == "negative" and not found.iterations else last.copy_(found.value)
         return found
 
-    def _slice(self, state: VectorState, step: Step, precondition: Callable[[Tensor], Tensor] | None) -> Solved:
+    def _slice(self, state: VectorState, step: Step) -> Solved:
         """A few iterations, from the last one's direction on."""
         vectors, numbers, space = state.vectors, state.numbers, step.space
         r = -step.gradient
         first = None
         if int(numbers["age"]):
-            z = r if precondition is None else precondition(r)
             p, before, rest = (vectors[name] for name in ("direction", "before", "rest"))
-            pairs = space.gram(torch.stack([z, r, p, before, rest]), torch.stack([r, before, rest])).cpu()
-            zb = before if precondition is None else precondition(before)
-            bottom = space.dot(before, zb)
-            rr = float(pairs[1, 0])
-            apart = max(rr - 2 * float(pairs[1, 2]) + float(pairs[4, 2]), 0.0)
-            numbers["drift"].fill_(math.sqrt(apart / rr) if rr > 0 else 0.0)
-            beta = max(0.0, float(pairs[0, 0] - pairs[0, 1]) / bottom) if bottom > 0 else 0.0
-            if float(numbers["drift"]) <= DRIFT and float(pairs[0, 0]) + beta * float(pairs[2, 0]) > 0:
-                first = torch.add(z, p, alpha=beta)
+            found = space.gram(torch.stack([r, p, before, rest]), torch.stack([r, before, rest])).cpu()
+            rr, bottom = float(found[0, 0]), float(found[2, 1])
+            apart = max(rr - 2 * float(found[0, 2]) + float(found[3, 2]), 0.0)
+            numbers["drift"].fill_(math.sqrt(apart / rr))
+            beta = max(0.0, (rr - float(found[0, 1])) / bottom) if bottom > 0 else 0.0
+            if apart <= DRIFT**2 * rr and rr + beta * float(found[1, 0]) > 0:
+                first = torch.add(r, p, alpha=beta)
         if first is None:
             numbers["age"].zero_()
         found = cg(
@@ -215,7 +192,6 @@ class NewtonCG:
             space,
             steps=self.slice,
             first=first,
-            precondition=precondition,
             progress=False,
             keep=1,
         )
