@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn import functional as F
 
-from lightning_so import MatrixFree, attach
+from lightning_so import KFAC, AutoStep, ConfigError, MatrixFree, attach
 from lightning_so.core.vector_method import VectorState
 from tests import trainings
 
@@ -63,14 +63,14 @@ LOSSES = {
 }
 
 
-def asked(name, ask, net=None, ranks=1):
+def asked(name, ask, net=None, ranks=1, product="difference"):
     """What a method is answered in a plain loop, this rank's part of the samples."""
     loss = LOSSES[name]
     net = network() if net is None else net
     model = nn.parallel.DistributedDataParallel(net) if ranks > 1 else net
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     method = Asking(ask)
-    engine = attach(model, optimizer, method)
+    engine = attach(model, optimizer, method, product=product)
     part = [t[dist.get_rank() :: ranks] if ranks > 1 else t for t in data()]
 
     def closure():
@@ -222,3 +222,152 @@ def test_weights_of_a_pass_without_a_gradient_are_not_kept(two, how):
     for found, theirs in two.run(moved_to_and_fro, how):
         torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-9, atol=0)
         assert theirs == pytest.approx(losses, rel=1e-9)
+
+
+# ------------------------------------------------------------------ products by double backward
+def rough():
+    """A net with ReLU, of which differences of gradients see jumps that are no curvature."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 40), nn.ReLU(), nn.Linear(40, 3)).double()
+
+
+def hessian(net, loss):
+    x, *targets = data()
+    params = list(net.parameters())
+    grads = torch.autograd.grad(loss(net(x), *targets), params, create_graph=True)
+    g = torch.cat([grad.flatten() for grad in grads])
+    rows = [torch.autograd.grad(number, params, retain_graph=True, allow_unused=True) for number in g]
+    return torch.stack(
+        [torch.cat([(h if h is not None else 0 * p).flatten() for h, p in zip(r, params)]) for r in rows]
+    )
+
+
+def products(step):
+    V = vectors(step)
+    return V, step.batch.products(V), step.batch.forms(V, V), step.batch.products(V[:1])
+
+
+@pytest.mark.parametrize("product", ["exact", "auto"])
+def test_exact_products_are_those_of_the_dense_hessian(product):
+    V, found, forms, again = asked("cross-entropy", products, rough(), product=product)
+    H = hessian(rough(), LOSSES["cross-entropy"])
+    torch.testing.assert_close(found, V @ H, rtol=1e-10, atol=1e-13)
+    torch.testing.assert_close(forms, V @ H @ V.mT, rtol=1e-10, atol=1e-13)
+    torch.testing.assert_close(again, found[:1], rtol=0, atol=0)
+
+
+def ranked_products():
+    return asked("cross-entropy", products, rough(), ranks=dist.get_world_size(), product="exact")
+
+
+def test_exact_products_are_means_over_ranks(two):
+    H = hessian(rough(), LOSSES["cross-entropy"])
+    for V, found, forms, again in two.run(ranked_products):
+        torch.testing.assert_close(found, V @ H, rtol=1e-10, atol=1e-13)
+        torch.testing.assert_close(forms, V @ H @ V.mT, rtol=1e-10, atol=1e-13)
+        torch.testing.assert_close(again, found[:1], rtol=0, atol=1e-15)
+
+
+class Once(torch.autograd.Function):
+    """A kernel whose backward pass has none."""
+
+    @staticmethod
+    def forward(ctx: Any, x):
+        return 2 * x
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, g):
+        return 2 * g
+
+
+class Looped:
+    """A loop whose loss is differentiable once or twice; some steps, and what is told."""
+
+    def __init__(self, product, once=True, method=None):
+        self.net, self.once, self.told = network(), once, []
+        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.1)
+        self.method = Asking(lambda step: step.batch.products(vectors(step))) if method is None else method
+        self.engine = attach(self.net, self.optimizer, self.method, product=product)
+        self.engine.tell = self.told.append
+
+    def train(self, steps=1):
+        def closure():
+            self.optimizer.zero_grad()
+            f = self.net(data()[0])
+            loss = LOSSES["cross-entropy"](Once.apply(f) if self.once else 2 * f, None, data()[2])
+            loss.backward()
+            return loss
+
+        for _ in range(steps):
+            self.optimizer.step(closure)
+        return self
+
+
+def test_where_there_is_no_double_backward_it_is_said_by_name():
+    with pytest.raises(ConfigError, match=r'Asking: there is no double backward here .*Use product="difference"'):
+        Looped("exact").train()
+    loop = Looped("auto").train(2)
+    (told,) = loop.told
+    assert "by forward differences of gradients" in str(told)
+    assert "there is no double backward here" in str(told)
+    for found, expected in zip(loop.method.found, Looped("difference").train(2).method.found, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_how_products_are_taken_is_saved_and_asked_anew_where_it_is_another():
+    for product, once, told in (("auto", False, 0), ("auto", True, 0), ("exact", False, 0), ("difference", False, 1)):
+        first = Looped(product if told == 0 else "exact", once).train()
+        again = Looped(product, once, first.method)
+        again.engine.load_state_dict(first.engine.state_dict())
+        again.train()
+        assert len(again.told) == told
+        assert again.engine.examined.exact == (not once and product != "difference")
+    # A probe is at the first step alone: a gradient, a graph and two products, then a graph and two products.
+    assert Looped("exact", False).train(1).engine.counts.evaluations == 1 + 3 + 4
+    assert Looped("exact", False).train(3).engine.counts.evaluations == 3 + 3 * (1 + 4)
+
+
+def test_products_are_asked_for_by_name():
+    net = network()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with pytest.raises(ConfigError, match=r"attach\(product='double'\): product must be one of \['auto', 'exact'"):
+        attach(net, optimizer, Asking(), product="double")
+    with pytest.raises(ConfigError, match=r"MatrixFree\(product='double'\)"):
+        MatrixFree(AutoStep(), product="double")
+    with pytest.raises(ConfigError, match="KFAC takes no products"):
+        attach(net, optimizer, KFAC(), product="exact")
+
+
+def sharded(ask, how):
+    """What a method is answered on pieces whose root stays gathered after a forward pass, and in one process."""
+    net = network()
+    optimizer = torch.optim.SGD((fully_shard(net) if how == "fsdp2" else net).parameters(), lr=0.1)
+    method = Asking(ask)
+    engine = attach(net, optimizer, method, product="auto")
+    part = [t[dist.get_rank() :: 2] if how == "fsdp2" else t for t in data()]
+
+    def closure():
+        optimizer.zero_grad()
+        loss = LOSSES["cross-entropy"](net(part[0]), *part[1:])
+        loss.backward()
+        return loss
+
+    for _ in range(2):
+        optimizer.step(closure)
+    assert how != "fsdp2" or "a second derivative reaches no piece" in str(engine.examined)
+    return method.found
+
+
+def around(step):
+    d = 0.3 * step.space.normal(0)
+    G = step.batch.gauss_newton(d[None])[0]
+    step.batch.products(d[None])
+    return step.batch.loss(), step.batch.loss(d), step.batch.loss(-d), step.space.dot(d, G)
+
+
+def test_passes_without_a_gradient_see_the_weights_where_a_root_stays_gathered(two):
+    expected = sharded(around, "one")
+    for found in two.run(sharded, around, "fsdp2"):
+        for one, other in zip(found, expected, strict=True):
+            assert one == pytest.approx(other, rel=1e-6)

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 
 from lightning_so.linalg.vectors import Space
 
@@ -168,6 +169,16 @@ class DoubleBackward:
     def gradient(self) -> Tensor:
         """g, shape (n,)."""
         return _flat([grad.detach() for grad in self._grads])
+
+    def ends(self) -> bool:
+        """Whether a backward pass in the graph has none itself: its part of a product is left out without a word."""
+        pending, seen = [grad.grad_fn for grad in self._grads], set[Node]()
+        while pending:
+            node = pending.pop()
+            if node is not None and node not in seen:
+                seen.add(node)
+                pending += [child for child, _ in node.next_functions]
+        return any(node.name().split("::")[-1] == "Error" for node in seen)
 
     def block(self, numbers: Sequence[int]) -> "DoubleBackward":
         """See `BlockProduct.block`; on the same graph, so that it is usable as long as this one is."""
