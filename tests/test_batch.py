@@ -11,7 +11,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn import functional as F
 
 from lightning_so import KFAC, AutoStep, ConfigError, MatrixFree, attach
-from lightning_so.core.vector_method import VectorState
+from lightning_so.core.vector_method import Owned, VectorState
 from tests import trainings
 
 SAMPLES = 6
@@ -22,7 +22,7 @@ class Asking:
     """Leaves every step to the base, and asks once."""
 
     ask: Any = None
-    owns: ClassVar[bool] = False
+    owns: ClassVar[Owned] = "nothing"
     found: list = field(default_factory=list, repr=False)
 
     def refuse(self, space, groups):

@@ -136,7 +136,7 @@ class MatrixFree(Callback):
             deepspeed=deepspeed,
         )
         bound = trainer.gradient_clip_val or (deepspeed and deepspeed.gradient_clipping())
-        if self.method.owns and bound:
+        if self.method.owns == "step" and bound:
             raise ConfigError(
                 f"MatrixFree: {type(self.method).__name__} makes the step itself, and gradient_clip_val={bound} would "
                 f"do nothing: leave it out."

@@ -103,7 +103,7 @@ class VectorEngine:
                 f"{type(method).__name__}: parallel=True has ranks evaluate apart, and here they hold pieces of the "
                 f"parameters: every evaluation needs all of them. Leave it out."
             )
-        if method.owns:
+        if method.owns == "step":
             _refuse_others(type(method).__name__, groups)
         if (reason := method.refuse(space, groups)) is not None:
             raise ConfigError(reason)
@@ -130,12 +130,12 @@ class VectorEngine:
             ConfigError: If nothing of their step would be left.
         """
         name, theirs = type(self.method).__name__, ", ".join(type(m).__name__ for e in engines for m in e.methods)
-        if engines and self.method.owns:
+        if engines and self.method.owns == "step":
             raise ConfigError(
                 f"{name} makes the step itself, and what {theirs} does to the gradient would be lost: leave one of "
                 f"them out, or use QuadraticModel(), which goes behind K-FAC."
             )
-        if engines and getattr(self.method, "replaces", False):
+        if engines and self.method.owns == "moments":
             raise ConfigError(
                 f"{name} makes an Adam's step anew from its first moment, and what {theirs} makes of it would be lost: "
                 f"leave one of them out, or use FewDirections(), which goes behind both."

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 #: Where the curvature is from: the loss, or nowhere, to see what it is worth.
 CURVATURES = ("measured", "constant")
+#: Of what it is: of the predictions' losses alone, which is never negative, or of all.
+MATRICES = ("gauss-newton", "hessian")
+#: What of a step is the method's own.
+Owned = Literal["nothing", "moments", "step"]
 
 
 class Batch(ABC):
@@ -111,13 +115,13 @@ class VectorMethod(Protocol):
     It decides by numbers that are equal on all ranks alone, since every evaluation is a collective.
 
     Attributes:
-        owns: Whether step size and momentum are the method's own, so that nothing of the base's step is left but its
-            schedule: bases with a momentum or a decay, clipping and methods on layers are refused beside it then.
-        replaces: Whether an Adam's step is made anew from what that keeps, so that methods on layers are refused beside
-            it; a method that does not have it leaves or changes the base's step.
+        owns: What of a step is its own, so that what makes it otherwise is refused beside it. "nothing": it changes the
+            base's update. "moments": it makes an Adam's step anew from what that keeps; methods on layers are refused.
+            "step": step size and momentum too, so that the base's schedule alone is left; bases with a momentum or a
+            decay, clipping and methods on layers are refused.
     """
 
-    owns: ClassVar[bool]
+    owns: ClassVar[Owned]
 
     def refuse(self, space: Space, groups: Sequence[dict]) -> str | None:
         """The reason why it cannot work there, with the way out, or None."""

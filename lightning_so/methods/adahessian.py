@@ -15,13 +15,11 @@ import torch
 from torch import Tensor
 
 from lightning_so.core.errors import check_choice, check_count, check_range
-from lightning_so.core.vector_method import CURVATURES, Step, VectorState
+from lightning_so.core.vector_method import CURVATURES, MATRICES, Owned, Step, VectorState
 from lightning_so.linalg.vectors import Space
 
 #: What AdaHessian divides by: the norms of the Hessian's rows, or the size of its diagonal.
 ESTIMATORS = ("rownorm", "diagonal")
-#: Whose diagonal Sophia divides by: that of the loss's Hessian, or of the Gauss-Newton matrix.
-MATRICES = ("hessian", "gauss-newton")
 #: Sophia's least denominator: where curvature is not positive, the step is the sign of the moment.
 LEAST = 1e-12
 
@@ -69,8 +67,7 @@ class AdaHessian:
     seed: int = 0
     curvature: str = "measured"
 
-    owns: ClassVar[bool] = False
-    replaces: ClassVar[bool] = True
+    owns: ClassVar[Owned] = "moments"
 
     def __post_init__(self) -> None:
         """Check the arguments."""
@@ -162,8 +159,7 @@ class Sophia:
     curvature: str = "hessian"
     seed: int = 0
 
-    owns: ClassVar[bool] = False
-    replaces: ClassVar[bool] = True
+    owns: ClassVar[Owned] = "moments"
 
     def __post_init__(self) -> None:
         """Check the arguments."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_so.core.errors import check_choice, check_count, check_range
-from lightning_so.core.vector_method import CURVATURES, Step, VectorState
+from lightning_so.core.vector_method import CURVATURES, Owned, Step, VectorState
 from lightning_so.linalg.vectors import Space
 
 #: Largest rise of the factor at once; it falls as far as it has to.
@@ -58,7 +58,7 @@ class AutoStep:
     memory: float = 0.9
     curvature: str = "measured"
 
-    owns: ClassVar[bool] = False
+    owns: ClassVar[Owned] = "nothing"
 
     def __post_init__(self) -> None:
         """Check the arguments."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_so.core.errors import check_choice, check_count, check_range
-from lightning_so.core.vector_method import CURVATURES, Step, VectorState
+from lightning_so.core.vector_method import CURVATURES, Owned, Step, VectorState
 from lightning_so.linalg.frame import beside
 from lightning_so.linalg.parabola import strides
 from lightning_so.linalg.vectors import Space
@@ -59,7 +59,7 @@ class FewDirections:
     momentum: float = 0.99
     curvature: str = "measured"
 
-    owns: ClassVar[bool] = False
+    owns: ClassVar[Owned] = "nothing"
 
     def __post_init__(self) -> None:
         """Check the arguments."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_so.core.errors import check_count, check_range
-from lightning_so.core.vector_method import Step, VectorState
+from lightning_so.core.vector_method import Owned, Step, VectorState
 from lightning_so.linalg.least_squares import DampedLeastSquares
 from lightning_so.linalg.levenberg import smoothed
 from lightning_so.linalg.vectors import Space
@@ -52,7 +52,7 @@ class LevenbergMarquardt:
     initial: float = 1e-2
     trials: int = 10
 
-    owns: ClassVar[bool] = True
+    owns: ClassVar[Owned] = "step"
 
     def __post_init__(self) -> None:
         """Check the arguments."""

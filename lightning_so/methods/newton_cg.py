@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_so.core.errors import check_choice, check_count, check_range
-from lightning_so.core.vector_method import Step, VectorState
+from lightning_so.core.vector_method import MATRICES, Owned, Step, VectorState
 from lightning_so.linalg.backtrack import armijo, backtracked
 from lightning_so.linalg.cg import Solved, cg
 from lightning_so.linalg.levenberg import adapted
@@ -23,7 +23,6 @@ SAME = 1e-6
 KEPT, TRIALS, FEW = 8, 20, 3
 #: A residual that is farther than this from what the last slice has foretold begins a new solve.
 DRIFT = 1.0
-CURVATURES = ("gauss-newton", "hessian")
 JUDGES = ("next", "same")
 
 
@@ -86,12 +85,12 @@ class NewtonCG:
     decay: float = 0.95
     judge: str = "next"
 
-    owns: ClassVar[bool] = True
+    owns: ClassVar[Owned] = "step"
 
     def __post_init__(self) -> None:
         """Check the arguments."""
         name = type(self).__name__
-        check_choice(name, "curvature", self.curvature, CURVATURES)
+        check_choice(name, "curvature", self.curvature, MATRICES)
         check_range(name, "damping", self.damping, 0.0, 1e12)
         check_count(name, "iterations", self.iterations, 1, 1_000_000)
         check_count(name, "slice", self.slice, 0, self.iterations)

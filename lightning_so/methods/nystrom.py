@@ -11,13 +11,11 @@ import torch
 from torch import Tensor
 
 from lightning_so.core.errors import ConfigError, check_choice, check_count, check_range
-from lightning_so.core.vector_method import Step, VectorState
+from lightning_so.core.vector_method import MATRICES, Owned, Step, VectorState
 from lightning_so.linalg.nystrom import Nystrom as Sketch
 from lightning_so.linalg.nystrom import nystrom
 from lightning_so.linalg.vectors import Space
 
-#: Of what the curvature is.
-KINDS = ("gauss-newton", "hessian")
 #: Sketches at the first step, each from the eigenvectors of the last.
 FIRST = 3
 
@@ -61,7 +59,7 @@ class Nystrom:
     rho: float = 0.1
     curvature: str = "gauss-newton"
 
-    owns: ClassVar[bool] = False
+    owns: ClassVar[Owned] = "nothing"
 
     def __post_init__(self) -> None:
         """Check the arguments."""
@@ -69,7 +67,7 @@ class Nystrom:
         check_count(name, "rank", self.rank, 1, 10_000)
         check_count(name, "every", self.every, 1, 1_000_000)
         check_range(name, "rho", self.rho, 1e-6, 1e12)
-        check_choice(name, "curvature", self.curvature, KINDS)
+        check_choice(name, "curvature", self.curvature, MATRICES)
 
     def refuse(self, space: Space, groups: Sequence[dict]) -> str | None:
         """See `VectorMethod.refuse`."""

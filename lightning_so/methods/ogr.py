@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_so.core.errors import check_choice, check_count, check_range
-from lightning_so.core.vector_method import Step, VectorState
+from lightning_so.core.vector_method import Owned, Step, VectorState
 from lightning_so.linalg.frame import orthonormal, turned
 from lightning_so.linalg.parabola import regression, strides
 from lightning_so.linalg.vectors import Space
@@ -67,7 +67,7 @@ class OGR:
     curvature: str = "regression"
     every: int = 10
 
-    owns: ClassVar[bool] = False
+    owns: ClassVar[Owned] = "nothing"
 
     def __post_init__(self) -> None:
         """Check the arguments."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_so.core.errors import check_choice, check_count, check_range
-from lightning_so.core.vector_method import CURVATURES, Step, VectorState
+from lightning_so.core.vector_method import CURVATURES, Owned, Step, VectorState
 from lightning_so.linalg.frame import orthonormal
 from lightning_so.linalg.levenberg import adapted
 from lightning_so.linalg.parabola import strides
@@ -54,7 +54,7 @@ class QuadraticModel:
     growth: float = 4.0
     curvature: str = "measured"
 
-    owns: ClassVar[bool] = False
+    owns: ClassVar[Owned] = "nothing"
 
     def __post_init__(self) -> None:
         """Check the arguments."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_so.core.errors import check_choice, check_count, check_range
-from lightning_so.core.vector_method import CURVATURES, Batch, Step, VectorState
+from lightning_so.core.vector_method import CURVATURES, Batch, Owned, Step, VectorState
 from lightning_so.linalg.frame import beside
 from lightning_so.linalg.lanczos import lanczos
 from lightning_so.linalg.levenberg import adapted
@@ -63,7 +63,7 @@ class SaddleFreeKrylov:
     trials: int = 6
     curvature: str = "measured"
 
-    owns: ClassVar[bool] = True
+    owns: ClassVar[Owned] = "step"
 
     def __post_init__(self) -> None:
         """Check the arguments."""
