@@ -134,13 +134,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--rates", type=float, nargs="+", help="these on all seeds, and no grid")
     parser.add_argument("--show", action="store_true", help="print the table of the runs that there are")
     args = parser.parse_args()
     if not args.show:
         problem = load(args.problem)
         for variant in args.variants:
             with OUT.open("a") as file:
-                for line in tuned(problem, variant, args.seeds, args.steps):
+                pairs = [(rate, seed) for rate in args.rates or [] for seed in args.seeds]
+                given = [run(problem, variant, rate, seed, args.steps) for rate, seed in pairs]
+                for line in given or tuned(problem, variant, args.seeds, args.steps):
                     print(json.dumps(line), file=file, flush=True)
     show([json.loads(text) for text in OUT.read_text().splitlines()])
 

@@ -34,10 +34,11 @@ class AdaHessian:
 
     m^ is the base's first moment without its bias, s^ is s without its own; lr, eps, wd and the betas of m are the
     base's, by param group. a is the mean over the positions of a convolution's kernel, or nothing. Of products every
-    few steps each counts for all of these steps, so that the mean is over as long a time. Of the public code the
-    denominator is `rownorm`: its square has the mean `sum_j H_ij^2`, not `H_ii^2`. Rates are not those of Adam: the
-    published ones are .15 with eps=1e-4; search from .01 on. A product costs about two gradients, at every step;
-    `MatrixFree(product="auto")` or "exact" with ReLU.
+    few steps each counts for all of these steps, so that the mean is over as long a time. The public code's denominator
+    is `rownorm`: its square has the mean `sum_j H_ij^2`, not `H_ii^2`; a diagonal that comes near zero takes
+    steps without bound, and diverged at three times its best rate where `rownorm` did not. Rates are not those of Adam:
+    published are .15 with eps=1e-4, and .3 to 1 were best on a small CNN. A product costs about two gradients, at every
+    step; `MatrixFree(product="auto")` or "exact" with ReLU.
 
     Source: Yao et al. 2021, arXiv 2006.00719, algorithm 1; the row norms: Dauphin et al. 2015, arXiv 1502.04390.
 
