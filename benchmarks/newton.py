@@ -23,7 +23,7 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.problems import digits, load
-from lightning_so import NewtonCG, attach
+from lightning_so import NewtonCG, SaddleFreeKrylov, attach
 from lightning_so.core.vector_method import VectorMethod
 
 OUT = Path("benchmarks/results/newton.jsonl")
@@ -37,6 +37,8 @@ METHODS: dict[str, VectorMethod] = {
     "NewtonCG(slice=20)": NewtonCG(slice=20),
     "NewtonCG(slice=10, iterations=10)": NewtonCG(slice=10, iterations=10),
     "NewtonCG(slice=10, damping=0.1)": NewtonCG(slice=10, damping=0.1),
+    "SaddleFreeKrylov()": SaddleFreeKrylov(),
+    'SaddleFreeKrylov(curvature="constant")': SaddleFreeKrylov(curvature="constant"),
 }
 
 

@@ -76,8 +76,8 @@ def run(setting: str, method: str, momentum: float, rate: float, seed: int, step
     optimizer = torch.optim.SGD(net.parameters(), lr=rate, momentum=momentum, weight_decay=DECAY)
     engine = None if METHODS[method] is None else attach(net, optimizer, METHODS[method])
     generator = torch.Generator().manual_seed(seed)
-    number, loss, begun = 0, float("inf"), time.process_time()
-    while number < steps and target < loss:
+    number, loss, begun = 0, 1e4, time.process_time()
+    while number < steps and target < loss and (loss < 1e4 or not number):
         rows = torch.randint(0, len(x), (size,), generator=generator) if size else slice(None)
 
         def closure(rows: Any = rows) -> Tensor:
@@ -97,6 +97,7 @@ def run(setting: str, method: str, momentum: float, rate: float, seed: int, step
         "momentum": momentum,
         "rate": rate,
         "seed": seed,
+        "budget": steps,
         "steps": number if loss <= target else None,
         "evaluations": round(number + more) if loss <= target else None,
         "excess": round(loss / least() - 1, 4),
@@ -114,17 +115,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument("--rates", type=float, nargs="+", default=list(RATES))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     args = parser.parse_args()
     torch.set_num_threads(1)
     table = Table("images a step", "method", "momentum", "best rate", "steps", "evaluations", "seconds", "excess")
     with OUT.open("a") as file:
-        for setting in SETTINGS:
+        for setting in args.settings:
             for method in args.methods:
                 momentum = 0.9
-                found = {rate: [run(setting, method, momentum, rate, 0, args.steps)] for rate in RATES}
-                place = min(range(len(RATES)), key=lambda i: of(found[RATES[i]]))
-                around = RATES[max(place - 1, 0) : place + 2]
+                rates = args.rates
+                found = {rate: [run(setting, method, momentum, rate, 0, args.steps)] for rate in rates}
+                place = min(range(len(rates)), key=lambda i: of(found[rates[i]]))
+                around = rates[max(place - 1, 0) : place + 2]
                 for rate in around:
                     found[rate] += [run(setting, method, momentum, rate, s, args.steps) for s in range(1, args.seeds)]
                 for line in (line for lines in found.values() for line in lines):

@@ -12,7 +12,7 @@ from lightning_so.core.errors import ConfigError
 from lightning_so.core.exact import AGAIN, Exact, exact, way_out
 from lightning_so.core.examined import Examined, examined
 from lightning_so.core.residuals import Residuals, of_all_ranks, residuals
-from lightning_so.core.terms import Pulled, Term, predictions, terms
+from lightning_so.core.terms import Overheard, Pulled, Term, predictions, terms
 from lightning_so.core.vector_method import Batch
 from lightning_so.linalg.products import LEAST, STEPS, FiniteDifference, moved
 
@@ -215,13 +215,11 @@ class Around(Batch):
         """The loss at the weights, whose graph is kept for all products, and its terms."""
         if self._terms is None:
             self._same_again()
-            sharded, enter = self._whole.access.sharded, self._enter()
-            self._engine.counts.evaluations += sharded
-            self._engine.counts.forwards += not sharded
-            with torch.enable_grad():
-                loss = enter.loss(not sharded)
-                whole_pass = (lambda loss: self._whole.gradient(lambda: loss)) if sharded else None
-                self._terms = loss, terms(loss, self._name, whole_pass)
+            if self._whole.access.sharded:
+                loss, heard = self._beside(None, lambda loss: (loss, Overheard(loss, self._name)))
+                self._terms = loss, heard.terms()
+            else:
+                self._terms = self._beside(None, lambda loss: (loss, terms(loss, self._name)))
         return self._terms
 
     def _beside(self, displacement: Tensor | None, read: Callable[[Tensor], T]) -> T:

@@ -58,14 +58,12 @@ def predictions(loss: Tensor, name: str) -> list[Head]:
     return found
 
 
-def terms(loss: Tensor, name: str, backward: Callable[[Tensor], object] | None = None) -> list[Term]:
-    """The same with their weights: the gradients that arrive at them.
+def terms(loss: Tensor, name: str) -> list[Term]:
+    """The same with their weights, by a pass from the loss to them; the graph stays.
 
     Args:
         loss: The loss, before its backward pass.
         name: Who asks, for the message.
-        backward: Makes the loss's whole backward pass, where wrappers do not bear a part of one (FSDP1 goes on with
-            old weights afterwards); without it the pass ends at the predictions, and the graph stays.
 
     Returns:
         The loss functions.
@@ -74,24 +72,37 @@ def terms(loss: Tensor, name: str, backward: Callable[[Tensor], object] | None =
         ConfigError: See `predictions`.
     """
     found = predictions(loss, name)
-    arriving: dict[Node, Tensor] = {}
-    if backward is None:
-        edges = [GradientEdge(head.value, 0) for head in found]
-        gradients = torch.autograd.grad(loss, edges, retain_graph=True)
-        arriving = {head.value: gradient for head, gradient in zip(found, gradients, strict=True)}
-    else:
-        handles = [head.value.register_prehook(_remembering(arriving, head.value)) for head in found]
-        backward(loss)
-        for handle in handles:
+    arriving = torch.autograd.grad(loss, [GradientEdge(head.value, 0) for head in found], retain_graph=True)
+    return [Term(head, head.weigh(weights)) for head, weights in zip(found, arriving, strict=True)]
+
+
+class Overheard:
+    """The same from a whole backward pass of the loss, where wrappers bear no part of one: FSDP1, ZeRO."""
+
+    def __init__(self, loss: Tensor, name: str) -> None:
+        """Listen.
+
+        Args:
+            loss: The loss, before its backward pass.
+            name: Who asks, for the message.
+
+        Raises:
+            ConfigError: See `predictions`.
+        """
+        self._heads, self._arriving = predictions(loss, name), dict[Node, Tensor]()
+        self._handles = [head.value.register_prehook(self._hears(head.value)) for head in self._heads]
+
+    def terms(self) -> list[Term]:
+        """The loss functions, after the pass."""
+        for handle in self._handles:
             handle.remove()
-    return [Term(head, head.weigh(arriving[head.value])) for head in found]
+        return [Term(head, head.weigh(self._arriving[head.value])) for head in self._heads]
 
+    def _hears(self, node: Node) -> Callable[[tuple[Tensor, ...]], None]:
+        def hook(gradients: tuple[Tensor, ...]) -> None:
+            self._arriving[node] = gradients[0]
 
-def _remembering(arriving: dict[Node, Tensor], node: Node) -> Callable[[tuple[Tensor, ...]], None]:
-    def hook(gradients: tuple[Tensor, ...]) -> None:
-        arriving[node] = gradients[0]
-
-    return hook
+        return hook
 
 
 @dataclass(frozen=True, eq=False)
