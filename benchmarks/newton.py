@@ -26,7 +26,8 @@ from benchmarks.problems import digits, load
 from lightning_so import NewtonCG, SaddleFreeKrylov, attach
 from lightning_so.core.vector_method import VectorMethod
 
-OUT = Path("benchmarks/results/newton.jsonl")
+#: A file for every number of Adam's steps.
+OUT = "benchmarks/results/newton_{}.jsonl"
 RATES = (3e-4, 1e-3, 2e-3, 3e-3, 5e-3, 1e-2)
 METHODS: dict[str, VectorMethod] = {
     "NewtonCG()": NewtonCG(),
@@ -118,15 +119,15 @@ def spikes(problem: Any, method: VectorMethod | float, steps: int) -> float:
     return max(least) / median(least)
 
 
-def noted(**line: Any) -> None:
+def noted(out: Path, **line: Any) -> None:
     """Write a line."""
-    with OUT.open("a") as file:
+    with out.open("a") as file:
         print(json.dumps(line), file=file, flush=True)
 
 
-def read() -> list[dict[str, Any]]:
+def read(out: Path) -> list[dict[str, Any]]:
     """All lines."""
-    return [json.loads(line) for line in OUT.read_text().splitlines()] if OUT.exists() else []
+    return [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
 
 
 def tuned(lines: list[dict[str, Any]]) -> tuple[float, dict[float, float], dict[int, float]]:
@@ -170,21 +171,21 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    problem = whole()
-    if not any("rate" in line for line in read()):
+    problem, out = whole(), Path(OUT.format(args.steps))
+    if not any("rate" in line for line in read(out)):
         for rate in RATES:
             for seed in args.seeds:
                 one, _ = run(problem, rate, seed, steps=args.steps)
-                noted(method=f"Adam at {rate:g}", rate=rate, seed=seed, **one.rounded)
-        best = tuned(read())[0]
-        noted(**{"method": f"Adam at {best:g}", "largest over median": spikes(problem, best, args.timed)})
-    targets = tuned(read())[2]
+                noted(out, method=f"Adam at {rate:g}", rate=rate, seed=seed, **one.rounded)
+        best = tuned(read(out))[0]
+        noted(out, **{"method": f"Adam at {best:g}", "largest over median": spikes(problem, best, args.timed)})
+    targets = tuned(read(out))[2]
     for name in args.methods:
         for seed in args.seeds:
             one, scalars = run(problem, METHODS[name], seed, steps=100_000, most=args.most, target=targets[seed])
-            noted(method=name, seed=seed, target=targets[seed], **one.rounded, scalars=scalars)
-        noted(**{"method": name, "largest over median": spikes(problem, METHODS[name], args.timed)})
-    Console(width=120).print(table(read()))
+            noted(out, method=name, seed=seed, target=targets[seed], **one.rounded, scalars=scalars)
+        noted(out, **{"method": name, "largest over median": spikes(problem, METHODS[name], args.timed)})
+    Console(width=120).print(table(read(out)))
 
 
 if __name__ == "__main__":
