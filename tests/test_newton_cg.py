@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from lightning_so import ConfigError, NewtonCG, attach
 from lightning_so.linalg.cg import cg
@@ -375,3 +376,28 @@ def test_arguments_and_bases_are_checked():
     with pytest.raises(ConfigError, match="NewtonCG finds step size and momentum itself"):
         attach(model, torch.optim.Adam(model.parameters()), NewtonCG())
     assert copy.deepcopy(NewtonCG()) == NewtonCG()
+
+
+@pytest.mark.parametrize("how", ["compiled", pytest.param("checkpointed", marks=pytest.mark.slow)])
+def test_a_graph_that_bears_one_pass_is_made_again(how):
+    ends = []
+    for wrapped in (False, True):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 3))
+        model = net if not wrapped else torch.compile(net, backend="aot_eager") if how == "compiled" else Kept(net)
+        x, labels = torch.randn(9, 3, generator=torch.Generator().manual_seed(1)), torch.arange(9) % 3
+        train(NewtonCG(iterations=4), net, lambda _, __, m=model, x=x, y=labels: F.cross_entropy(m(x), y), 3)
+        ends.append([p.detach().clone() for p in net.parameters()])
+    for plain, other in zip(*ends, strict=True):
+        torch.testing.assert_close(other, plain, rtol=0, atol=1e-5)
+
+
+class Kept(nn.Module):
+    """A reentrant checkpoint."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return checkpoint(self.net, x.requires_grad_(), use_reentrant=True)

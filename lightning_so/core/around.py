@@ -12,7 +12,7 @@ from lightning_so.core.errors import ConfigError
 from lightning_so.core.exact import AGAIN, Exact, exact, way_out
 from lightning_so.core.examined import Examined, examined
 from lightning_so.core.residuals import Residuals, of_all_ranks, residuals
-from lightning_so.core.terms import Overheard, Pulled, Term, predictions, terms
+from lightning_so.core.terms import Overheard, Pulled, Term, lasts, predictions, terms
 from lightning_so.core.vector_method import Batch
 from lightning_so.linalg.products import LEAST, STEPS, FiniteDifference, moved
 
@@ -200,7 +200,7 @@ class Around(Batch):
         sent = [t.curved((there - back) / far) for t, there, back in zip(here, beyond, ends, strict=True)]
         engine.counts.evaluations += 1
         with torch.enable_grad():
-            if whole.access.sharded:  # A graph is good for one pass there.
+            if whole.access.sharded or not lasts(loss):  # A graph is good for one pass there.
                 return whole.gradient(lambda: self._pulled(self._enter().loss(False), sent))
             product = whole.gradient(lambda: Pulled(loss, [term.head for term in here], sent, retain=True))
         return self._averaged(product)

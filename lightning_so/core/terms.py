@@ -132,12 +132,21 @@ class Pulled:
         torch.autograd.backward(edges, sent, retain_graph=self.retain)  # type: ignore[arg-type]
 
 
+def lasts(loss: Tensor) -> bool:
+    """Whether a graph bears several backward passes: compiled ones give their buffers away in the first."""
+    return not any(node.name().startswith("CompiledFunction") for node in _nodes(loss))
+
+
 def _leaves(loss: Tensor) -> set[Node]:
     """The nodes at which a graph ends."""
+    return {node for node in _nodes(loss) if not node.next_functions}
+
+
+def _nodes(loss: Tensor) -> set[Node]:
     pending, seen = [loss.grad_fn], set[Node]()
     while pending:
         node = pending.pop()
         if node is not None and node not in seen:
             seen.add(node)
             pending += [child for child, _ in node.next_functions]
-    return {node for node in seen if not node.next_functions}
+    return seen
