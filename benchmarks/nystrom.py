@@ -26,12 +26,18 @@ from lightning_so import Nystrom, attach
 OUT = Path("benchmarks/results/nystrom.jsonl")
 DECAY = 1e-3
 #: Images a batch, and how far above its least the loss may end.
-SETTINGS = {"all images": (0, 0.1), "100 images": (100, 0.5)}
+SETTINGS = {
+    "all images": (0, 0.1),
+    "100 images": (100, 0.5),
+    "all images from zero": (0, 0.1),
+    "100 images from zero": (100, 0.5),
+}
 RATES = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
 METHODS = {
     "alone": None,
     "Nystrom()": Nystrom(),
     "Nystrom(rank=20)": Nystrom(rank=20),
+    "Nystrom(every=20)": Nystrom(every=20),
     "Nystrom(every=10)": Nystrom(every=10),
     "Nystrom(hessian)": Nystrom(curvature="hessian"),
 }
@@ -73,6 +79,9 @@ def run(setting: str, method: str, momentum: float, rate: float, seed: int, step
     target, (x, y) = (1 + share) * least(), data()
     torch.manual_seed(seed)
     net = nn.Linear(64, 10)
+    if setting.endswith("zero"):
+        nn.init.zeros_(net.weight)
+        nn.init.zeros_(net.bias)
     optimizer = torch.optim.SGD(net.parameters(), lr=rate, momentum=momentum, weight_decay=DECAY)
     engine = None if METHODS[method] is None else attach(net, optimizer, METHODS[method])
     generator = torch.Generator().manual_seed(seed)

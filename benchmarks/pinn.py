@@ -52,11 +52,14 @@ class Clock(pl.Callback):
         self.begun = time.process_time()
 
 
-def run(equation: str, variant: str, seed: int, budget: float, *, double: bool) -> dict[str, Any]:
+def run(
+    equation: str, variant: str, seed: int, budget: float, *, double: bool, weight: float | None = None
+) -> dict[str, Any]:
     """One training."""
     torch.set_num_threads(1)
     pl.seed_everything(seed, verbose=False)
     width, depth, points, boundary = EQUATIONS[equation]
+    boundary = boundary if weight is None else weight
     rate, clock = VARIANTS[variant], Clock(budget)
     callbacks: list[pl.Callback] = [clock]
     if rate is None:
@@ -75,7 +78,14 @@ def run(equation: str, variant: str, seed: int, budget: float, *, double: bool) 
     )
     base = {"optimizer": "sgd"} if rate is None else {"optimizer": "adamw", "lr": rate}
     trainer.fit(PINN(equation, width, depth, boundary, **base), Points(points, equation, seed, double))
-    return {"equation": equation, "variant": variant, "seed": seed, "double": double, "curve": clock.curve}
+    return {
+        "equation": equation,
+        "variant": variant,
+        "seed": seed,
+        "double": double,
+        "boundary": boundary,
+        "curve": clock.curve,
+    }
 
 
 def first(curve: list[tuple[int, float, float]], wanted: float) -> str:
@@ -90,6 +100,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--seconds", type=float, default=25.0)
+    parser.add_argument("--boundary", type=float, help="weight of the boundary, another than the equation's")
     parser.add_argument("--double", action="store_true", help="in float64")
     args = parser.parse_args()
     logging.disable(logging.WARNING)
@@ -98,7 +109,10 @@ def main() -> None:
     with OUT.open("a") as file:
         for equation in args.equations:
             for variant in args.variants:
-                found = [run(equation, variant, seed, args.seconds, double=args.double) for seed in args.seeds]
+                found = [
+                    run(equation, variant, seed, args.seconds, double=args.double, weight=args.boundary)
+                    for seed in args.seeds
+                ]
                 for one in found:
                     file.write(json.dumps(one) + "\n")
                 file.flush()

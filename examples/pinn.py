@@ -124,7 +124,7 @@ class PINN(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The base."""
         kind = torch.optim.SGD if self.hparams.optimizer == "sgd" else torch.optim.AdamW
-        return kind(self.parameters(), lr=self.hparams.lr)
+        return kind(self.parameters(), lr=self.hparams.lr, weight_decay=0.0)
 
 
 class Points(pl.LightningDataModule):

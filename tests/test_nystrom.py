@@ -45,6 +45,16 @@ def test_positive_matrices_of_that_rank_are_had_exactly(rank):
     assert found.least == pytest.approx(0.5, rel=1e-11)
 
 
+def test_the_shift_is_taken_away_again():
+    """It is twice the eigenvalue of -1e-3 that noise has made, and moves no other."""
+    Omega = torch.eye(10, N, dtype=torch.float64)
+    Y = Omega * torch.tensor([*SIX, 0.0, 0.0, 0.0, 0.0], dtype=torch.float64)[:, None]
+    Y[8, 8], Y[8, 9], Y[9, 8] = -1e-3, 1e-3, -1e-3
+    found = nystrom(Y, Omega, space())
+    assert found.ok
+    torch.testing.assert_close(found.values[:6], torch.tensor(SIX, dtype=torch.float64), rtol=0, atol=1e-9)
+
+
 def test_of_other_matrices_it_is_the_one_that_they_are_above():
     A, Omega = symmetric(*SIX), normal(1, 4, N)
     found = nystrom(Omega @ A, Omega, space())

@@ -122,6 +122,18 @@ def test_what_is_no_least_squares_is_refused(loss, message):
         residuals(lambda: loss(model(points())), list(model.parameters()), "Test")
 
 
+def test_a_jacobian_that_is_too_large_is_refused_before_it_is_made():
+    model = nn.Linear(2, 5000)
+    with pytest.raises(ConfigError, match=r"of 50,000 residuals in 15,000 weights has 750,000,000 numbers"):
+        residuals(lambda: model(torch.ones(10, 2)).square().mean(), list(model.parameters()), "Test")
+
+
+def test_a_compiled_model_is_refused():
+    model = torch.compile(net(), backend="aot_eager")
+    with pytest.raises(ConfigError, match=r"leave torch\.compile out"):
+        residuals(lambda: model(points()).square().mean(), list(model.parameters()), "Test")
+
+
 @pytest.mark.parametrize("shape", [(4, 9), (9, 4)])
 def test_damped_least_squares_is_the_dense_solution(shape):
     generator = torch.Generator().manual_seed(0)

@@ -2,12 +2,15 @@
 
 import copy
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from lightning_so import ConfigError, SaddleFreeKrylov, attach
+from lightning_so.linalg.vectors import Piece, Space
+from lightning_so.methods.saddle_free import subspace
 
 
 class Loop:
@@ -83,6 +86,12 @@ def test_a_saddle_is_left_at_twice_the_distance():
     assert y.item() == pytest.approx(2e-3, rel=1e-3)
 
 
+def test_damping_shortens_both_the_way_down_and_the_way_out():
+    x, y = Loop(saddle, [1.0, 1e-3], damping=1.0).step()
+    assert x.item() == pytest.approx(0.5, rel=1e-3)
+    assert y.item() == pytest.approx(1.5e-3, rel=1e-3)
+
+
 def test_steps_are_bounded_where_there_is_no_curvature():
     still = Loop(monkey, [0.0, 0.0])
     assert still.step().tolist() == [0.0, 0.0]
@@ -156,6 +165,15 @@ def test_a_product_that_is_not_finite_is_no_step():
     loop = Loop(lambda w: -(1 - w).sqrt().sum(), [1 - 1e-9])
     assert loop.step().tolist() == [1 - 1e-9]
     assert int(loop.numbers["failed"]) == 1
+
+
+def test_products_before_one_that_is_not_finite_are_used():
+    H, calls = torch.diag(torch.tensor([1.0, 2.0, 5.0], dtype=torch.float64)), iter([1.0, float("nan"), 1.0])
+    batch = SimpleNamespace(products=lambda V: next(calls) * V @ H)
+    gradient, last = normal(3, 3), normal(4, 3)
+    V, T = subspace(4, gradient, last, batch, Space((Piece("w", 0, 3, 3),), dtype=torch.float64))
+    assert len(V) == 2
+    torch.testing.assert_close(T, V @ H @ V.mT)
 
 
 def test_nothing_depends_on_the_axes_or_on_the_scale_of_the_loss():

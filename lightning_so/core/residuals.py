@@ -18,10 +18,12 @@ from torch.overrides import TorchFunctionMode
 
 from lightning_so.comm import Local
 from lightning_so.core.errors import ConfigError
-from lightning_so.core.terms import Term, terms
+from lightning_so.core.terms import Term, lasts, terms
 
 #: Rows whose combination is another than that of the residuals by more than this share are no rows.
 APART = 1e-3
+#: Most numbers of a Jacobian: 2 GB in float64.
+MOST = 2**28
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,11 +106,24 @@ def residuals(loss: Callable[[], Tensor], params: Sequence[Tensor], name: str) -
         Its residuals.
 
     Raises:
-        ConfigError: If the loss is not a sum of squares with weights that are not negative.
+        ConfigError: If the loss is not a sum of squares with weights that are not negative, the Jacobian too large, or
+            the model compiled.
     """
     copying = Copying(params)
     with copying:
-        found = terms(loss(), name)
+        value = loss()
+    if not lasts(value):
+        raise ConfigError(
+            f"{name} goes backward through the loss once a residual, and the graph of a compiled model bears one pass: "
+            f"leave torch.compile out (the model is small)."
+        )
+    found = terms(value, name)
+    count, columns = sum(term.values.numel() for term in found), sum(param.numel() for param in params)
+    if count * columns > MOST:
+        raise ConfigError(
+            f"{name}: the Jacobian of {count:,} residuals in {columns:,} weights has {count * columns:,} numbers; allowed "
+            f"are {MOST:,}. Use fewer points a batch, or NewtonCG(), which needs products alone."
+        )
     values, rows, by_row = [], [], 0
     for term in found:
         second = term.curved(torch.ones_like(term.values))
