@@ -378,6 +378,28 @@ def test_arguments_and_bases_are_checked():
     assert copy.deepcopy(NewtonCG()) == NewtonCG()
 
 
+def test_damping_that_has_shrunk_to_nothing_can_grow_again():
+    x, y = squares()
+    found = []
+
+    def look(engine):
+        found.append(float(engine.state.numbers["damping"]))
+        engine.state.numbers["damping"].fill_(1e-300)
+
+    train(NewtonCG(judge="same"), Point(torch.zeros(N)), quadratic(x, y), 3, look)
+    assert found[1:] == [1e-12, 1e-12]
+
+
+def test_a_direction_that_bends_down_is_no_place_to_begin():
+    def hill(model, _):
+        return -model().square().sum() / 2 + model().pow(4).sum() / 8
+
+    engine = train(NewtonCG(curvature="hessian", damping=0.1), Point(torch.full((N,), 0.1)), hill, 1)
+    assert engine.scalars()["curv/negative"] == 1
+    assert engine.scalars()["curv/damping"] == pytest.approx(0.15)
+    assert not bool(engine.state.vectors["last"].any())
+
+
 @pytest.mark.parametrize("how", ["compiled", pytest.param("checkpointed", marks=pytest.mark.slow)])
 def test_a_graph_that_bears_one_pass_is_made_again(how):
     ends = []

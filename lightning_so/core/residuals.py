@@ -121,8 +121,8 @@ def residuals(loss: Callable[[], Tensor], params: Sequence[Tensor], name: str) -
     count, columns = sum(term.values.numel() for term in found), sum(param.numel() for param in params)
     if count * columns > MOST:
         raise ConfigError(
-            f"{name}: the Jacobian of {count:,} residuals in {columns:,} weights has {count * columns:,} numbers; at most "
-            f"{MOST:,} are allowed. Use fewer points a batch, or NewtonCG(), which needs products alone."
+            f"{name}: the Jacobian of {count:,} residuals in {columns:,} weights has {count * columns:,} numbers; "
+            f"at most {MOST:,} are allowed. Use fewer points a batch, or NewtonCG(), which needs products alone."
         )
     values, rows, by_row = [], [], 0
     for term in found:
