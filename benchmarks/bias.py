@@ -13,14 +13,14 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, ClassVar
 
 import matplotlib
 import torch
 from torch import Tensor, nn
 
 from lightning_so import OGR, FewDirections, attach
-from lightning_so.core.vector_method import Step, VectorMethod, VectorState
+from lightning_so.core.vector_method import Owned, Step, VectorMethod, VectorState
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class Watched:
     """A method that learns, and whose steps are not taken."""
 
     method: VectorMethod
+
+    owns: ClassVar[Owned] = "nothing"
 
     def refuse(self, space: Any, groups: Any) -> str | None:
         """As the method."""

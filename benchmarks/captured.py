@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean, median
-from typing import Any
+from typing import Any, ClassVar
 
 import matplotlib
 import torch
@@ -27,7 +27,7 @@ from benchmarks.methods import Settings, build
 from benchmarks.problems import Problem, load
 from lightning_so import FewDirections, attach
 from lightning_so.core.untouched import untouched
-from lightning_so.core.vector_method import Step, VectorState
+from lightning_so.core.vector_method import Owned, Step, VectorState
 from lightning_so.core.whole import Whole
 from lightning_so.linalg.lanczos import lanczos
 from lightning_so.linalg.parabola import strides
@@ -51,6 +51,8 @@ GUESSES = {
 
 class Watching:
     """FewDirections of several k that see every step of the base, and take none or those of one k."""
+
+    owns: ClassVar[Owned] = "nothing"
 
     def __init__(self, look: Callable[[Step], None], every: int, take: int) -> None:
         """Make them."""
