@@ -315,6 +315,7 @@ def ranked(name, how, product):
 RANKED = {**METHODS, "diagonal": AdaHessian("diagonal", beta=0.9, power=0.25)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "how", "product"),
     [

@@ -88,7 +88,7 @@ def test_shampoo_equals_one_process(two, method, base, more):
 
 @pytest.mark.parametrize("base", [SGD, ADAMW], ids=["sgd", "adamw"])
 @pytest.mark.parametrize("more", [{}, {"accumulate": 2}], ids=["", "accumulate"])
-@pytest.mark.parametrize("fisher", ["empirical", "exact"])
+@pytest.mark.parametrize("fisher", ["empirical", pytest.param("exact", marks=pytest.mark.slow)])
 def test_ekfac_equals_one_process(two, base, more, fisher):
     method = EKFAC(start=10, period=4, fisher=fisher)
     one = ranks.train(method, *base, 24, shard=False, dtype=torch.float64, **more)

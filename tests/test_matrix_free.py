@@ -83,11 +83,11 @@ FAST = ("ddp", "few")
 @pytest.mark.parametrize(
     ("strategy", "name"), [pair if pair == FAST else pytest.param(*pair, marks=pytest.mark.slow) for pair in PAIRS]
 )
-def test_ranks_take_the_steps_of_one_process(two, four, strategy, name):
+def test_ranks_take_the_steps_of_one_process(request, strategy, name):
     expected, scalars, counts = trained("one", name)
     alone = trainings.train("one", None, METHODS[name][1], 12, dtype=torch.float64).weights
     assert any((alone[key] - value).abs().max() > 1e-4 for key, value in expected.items())
-    world = four if strategy == "hsdp" else two
+    world = request.getfixturevalue("four" if strategy == "hsdp" else "two")
     for found, theirs, done in world.run(trained, strategy, name):
         same(found, expected, 1e-6)
         # A forward pass of pieces has a backward pass behind it, and counts as an evaluation.

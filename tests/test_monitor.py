@@ -240,9 +240,9 @@ def watched(strategy, product):
         *(pytest.param(s, "difference", marks=pytest.mark.slow) for s in ("ddp", "ddp_so", "hsdp", "fsdp1")),
     ],
 )
-def test_ranks_see_what_one_process_sees(two, four, strategy, product):
+def test_ranks_see_what_one_process_sees(request, strategy, product):
     one, layer, weights = watched("one", "exact" if product == "exact" else "difference")
-    world = four if strategy == "hsdp" else two
+    world = request.getfixturevalue("four" if strategy == "hsdp" else "two")
     near = 1e-4 if product == "exact" else 1e-3
     for seen, of_layer, same in world.run(watched, strategy, product):
         assert abs(seen.top / one.top - 1) < near

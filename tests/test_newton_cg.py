@@ -400,7 +400,7 @@ def test_a_direction_that_bends_down_is_no_place_to_begin():
     assert not bool(engine.state.vectors["last"].any())
 
 
-@pytest.mark.parametrize("how", ["compiled", pytest.param("checkpointed", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("how", [pytest.param("compiled", marks=pytest.mark.slow), "checkpointed"])
 def test_a_graph_that_bears_one_pass_is_made_again(how):
     ends = []
     for wrapped in (False, True):

@@ -128,6 +128,7 @@ def test_a_jacobian_that_is_too_large_is_refused_before_it_is_made():
         residuals(lambda: model(torch.ones(10, 2)).square().mean(), list(model.parameters()), "Test")
 
 
+@pytest.mark.slow
 def test_a_compiled_model_is_refused():
     model = torch.compile(net(), backend="aot_eager")
     with pytest.raises(ConfigError, match=r"leave torch\.compile out"):
