@@ -7,6 +7,7 @@ import torch
 
 from lightning_so.linalg.backtrack import armijo, backtracked
 from lightning_so.linalg.cg import Iterate, cg, stalled
+from lightning_so.linalg.nystrom import nystrom
 from lightning_so.linalg.vectors import Piece, Space
 
 
@@ -207,3 +208,16 @@ def test_a_step_is_shortened_until_the_loss_falls_enough():
     asked.clear()
     assert armijo(loss, 0.0, -1.0, 20, full=-5.0) == (1.0, -5.0)
     assert asked == []
+
+
+def test_a_sketch_takes_the_large_eigenvalues_out_of_the_solve():
+    # Eight large ones, which a sketch of rank 8 holds; beside them all are near one.
+    large, rest = [10.0**k for k in range(1, 9)], [1e-3 * k for k in range(1, 33)]
+    A, damping = turned([*large, *rest]), 1.0
+    b, Omega = space(40).normal(0), torch.linalg.qr(torch.stack([space(40).normal(1, k) for k in range(8)]).mT).Q.mT
+    sketch = nystrom(Omega @ A, Omega, space(40))
+    damped = A + damping * torch.eye(40)
+    plain = solve(damped, b, tolerance=1e-8)
+    found = solve(damped, b, tolerance=1e-8, precondition=lambda v: sketch.precondition(v, damping, space(40)))
+    torch.testing.assert_close(found.value, torch.linalg.solve(damped.double(), b), rtol=0, atol=1e-6)
+    assert 2 * found.iterations < plain.iterations
