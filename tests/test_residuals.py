@@ -233,6 +233,14 @@ def test_a_minimum_is_not_left():
     assert engine.scalars()["curv/failed"] == 0
 
 
+def test_damping_is_relative_to_the_first_jacobian():
+    scales = []
+    for steps in (1, 3):
+        _, engine = descended(lambda m: laplacian(m, points()).square().mean(), net(), steps)
+        scales.append(float(engine.state.numbers["scale"]))
+    assert scales[0] == scales[1] > 0
+
+
 def test_the_schedule_scales_the_step():
     torch.manual_seed(0)
     model = nn.Linear(2, 1).double()
