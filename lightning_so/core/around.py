@@ -62,7 +62,7 @@ class Around(Batch):
         self._open: AbstractContextManager[Any] | None = None
         self._again: Again | None = None
         self._opened = False
-        self._terms: tuple[Tensor, list[Term]] | None = None
+        self._terms: tuple[Tensor, list[Term], bool] | None = None
         self._graph: Exact | None = None
 
     @property
@@ -194,13 +194,13 @@ class Around(Batch):
         size = (HALF if self._half else STEPS[v.dtype]) * (whole.space.norm(self._start) + LEAST) / length
         beyond = self._predictions(size * v)
         before = self._predictions(-size * v) if self._half else None
-        loss, here = self._read()
+        loss, here, lasting = self._read()
         ends = [term.values for term in here] if before is None else before
         far = size if before is None else 2 * size
         sent = [t.curved((there - back) / far) for t, there, back in zip(here, beyond, ends, strict=True)]
         engine.counts.evaluations += 1
         with torch.enable_grad():
-            if whole.access.sharded or not lasts(loss):  # A graph is good for one pass there.
+            if not lasting:
                 return whole.gradient(lambda: self._pulled(self._enter().loss(False), sent))
             product = whole.gradient(lambda: Pulled(loss, [term.head for term in here], sent, retain=True))
         return self._averaged(product)
@@ -211,15 +211,15 @@ class Around(Batch):
     def _predictions(self, displacement: Tensor) -> list[Tensor]:
         return self._beside(displacement, lambda loss: [head.values for head in predictions(loss, self._name)])
 
-    def _read(self) -> tuple[Tensor, list[Term]]:
-        """The loss at the weights, whose graph is kept for all products, and its terms."""
+    def _read(self) -> tuple[Tensor, list[Term], bool]:
+        """The loss at the weights, its terms, and whether its graph lasts for all products, or for one pass."""
         if self._terms is None:
             self._same_again()
             if self._whole.access.sharded:
                 loss, heard = self._beside(None, lambda loss: (loss, Overheard(loss, self._name)))
-                self._terms = loss, heard.terms()
+                self._terms = loss, heard.terms(), False
             else:
-                self._terms = self._beside(None, lambda loss: (loss, terms(loss, self._name)))
+                self._terms = self._beside(None, lambda loss: (loss, terms(loss, self._name), lasts(loss)))
         return self._terms
 
     def _beside(self, displacement: Tensor | None, read: Callable[[Tensor], T]) -> T:

@@ -20,7 +20,7 @@ from lightning_so.core.uses import Use
 from lightning_so.losses import common as common
 from lightning_so.losses.curvature import Curvature
 from lightning_so.losses.graph import heads
-from lightning_so.losses.registry import Head, names
+from lightning_so.losses.registry import Head, unknown
 
 if TYPE_CHECKING:
     from lightning_so.core.taps import Recorder
@@ -103,16 +103,13 @@ class Passes:
         """
         stops: set[Node] = {edge.node for edge in outputs}
         self.loss, self.outputs, self.samples, self.method = loss, list(outputs), samples, method
-        self.heads, unknown = heads(loss, stops)
+        self.heads, other = heads(loss, stops)
         for head in self.heads:
             if not head.curvature.shape or head.curvature.shape[0] % samples:
-                unknown = f"{head.node.name()} of no prediction a sample"
-        if unknown is not None or not self.heads:
-            raise ConfigError(
-                f"{method} must know the loss function, and this loss is made with {unknown or 'a constant'}; known: "
-                f"{', '.join(names())} and weighted sums of them. Use fisher='empirical', or add it with "
-                f"`lightning_so.losses.registry.register`."
-            )
+                other = f"{head.node.name()} of no prediction a sample"
+        if other is not None or not self.heads:
+            way = "Use fisher='empirical', or add it with `lightning_so.losses.registry.register`."
+            raise ConfigError(unknown(method, other, way))
 
     def sampled(self, seed: int) -> Gradients:
         """Gradients in the outputs, of one draw."""
@@ -139,12 +136,6 @@ class Passes:
         """Backward from the loss, where every head sends something else than its gradient; none where not given."""
         handles, weights = [], dict[Head, Tensor]()
 
-        def weigh(head: Head) -> Callable:
-            def hook(arriving: tuple[Tensor, ...]) -> None:
-                weights[head] = head.weigh(arriving[0])
-
-            return hook
-
         def replace(head: Head) -> Callable:
             def hook(leaving: tuple[Tensor | None, ...], arriving: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
                 zeros = tuple(None if g is None else torch.zeros_like(g) for g in leaving)
@@ -159,7 +150,7 @@ class Passes:
             return hook
 
         for head in self.heads:
-            handles.append(head.value.register_prehook(weigh(head)))
+            handles.append(head.overheard(weights))
             handles.append(head.node.register_hook(replace(head)))
         try:
             return list(torch.autograd.grad(self.loss, self.outputs, retain_graph=True, allow_unused=True))

@@ -172,11 +172,10 @@ def _by_row(term: Term, leaves: Sequence[Leaf], params: Sequence[Tensor]) -> Ten
     size = len(term.values)
     u_BQ = torch.randn(term.values.shape, dtype=term.values.dtype, generator=torch.Generator().manual_seed(0))
     u_BQ = u_BQ.to(term.values.device).view(size, -1)
-    if any(g is not None for g in _gradients(term, u_BQ, params)):
+    combined = _gradients(term, u_BQ, [*params, *(leaf.copies for leaf in leaves)])
+    if any(g is not None for g in combined[: len(params)]):
         return None
-    copies = [leaf.copies for leaf in leaves]
-    combined = _gradients(term, u_BQ, copies)
-    own = [(leaf, g) for leaf, g in zip(leaves, combined, strict=True) if g is not None]
+    own = [(leaf, g) for leaf, g in zip(leaves, combined[len(params) :], strict=True) if g is not None]
     if any(len(leaf.copies) != size for leaf, _ in own):
         return None
     J_BQn = term.values.new_zeros(size, u_BQ.shape[1], sum(param.numel() for param in params))

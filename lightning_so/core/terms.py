@@ -1,16 +1,17 @@
 """A loss as terms in what a model predicts: their values, their second derivatives, and the way back to the weights."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, Node
+from torch.autograd.graph import GradientEdge
 
 from lightning_so.core.errors import ConfigError
+from lightning_so.linalg.graph import nodes
 from lightning_so.losses import common as common
 from lightning_so.losses.graph import heads
-from lightning_so.losses.registry import Head, names
+from lightning_so.losses.registry import Head, unknown
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,13 +49,14 @@ def predictions(loss: Tensor, name: str) -> list[Head]:
     Raises:
         ConfigError: If it is no such sum.
     """
-    found, unknown = heads(loss, _leaves(loss))
-    if unknown is not None or not found:
-        raise ConfigError(
-            f"{name} must know the loss function, and this loss is made with {unknown or 'a constant'}; known: "
-            f"{', '.join(names())} and weighted sums of them. Write it with one of these, add yours with "
-            f"`lightning_so.losses.registry.register`, or use a method with curvature='hessian'."
+    ends = {node for node in nodes([loss]) if not node.next_functions}
+    found, other = heads(loss, ends)
+    if other is not None or not found:
+        way = (
+            "Write it with one of these, add yours with `lightning_so.losses.registry.register`, or use a method with "
+            "curvature='hessian'."
         )
+        raise ConfigError(unknown(name, other, way))
     return found
 
 
@@ -89,20 +91,14 @@ class Overheard:
         Raises:
             ConfigError: See `predictions`.
         """
-        self._heads, self._arriving = predictions(loss, name), dict[Node, Tensor]()
-        self._handles = [head.value.register_prehook(self._hears(head.value)) for head in self._heads]
+        self._heads, self._weights = predictions(loss, name), dict[Head, Tensor]()
+        self._handles = [head.overheard(self._weights) for head in self._heads]
 
     def terms(self) -> list[Term]:
         """The loss functions, after the pass."""
         for handle in self._handles:
             handle.remove()
-        return [Term(head, head.weigh(self._arriving[head.value])) for head in self._heads]
-
-    def _hears(self, node: Node) -> Callable[[tuple[Tensor, ...]], None]:
-        def hook(gradients: tuple[Tensor, ...]) -> None:
-            self._arriving[node] = gradients[0]
-
-        return hook
+        return [Term(head, self._weights[head]) for head in self._heads]
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,19 +130,4 @@ class Pulled:
 
 def lasts(loss: Tensor) -> bool:
     """Whether a graph bears several backward passes: compiled ones give their buffers away in the first."""
-    return not any(node.name().startswith("CompiledFunction") for node in _nodes(loss))
-
-
-def _leaves(loss: Tensor) -> set[Node]:
-    """The nodes at which a graph ends."""
-    return {node for node in _nodes(loss) if not node.next_functions}
-
-
-def _nodes(loss: Tensor) -> set[Node]:
-    pending, seen = [loss.grad_fn], set[Node]()
-    while pending:
-        node = pending.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            pending += [child for child, _ in node.next_functions]
-    return seen
+    return not any(node.name().startswith("CompiledFunction") for node in nodes([loss]))

@@ -19,7 +19,7 @@ from lightning_so.core.errors import ConfigError
 from lightning_so.core.examined import Examined
 from lightning_so.core.layerwise import dampen
 from lightning_so.core.taps import Recorder
-from lightning_so.core.vector_method import Step, VectorMethod
+from lightning_so.core.vector_method import Step, VectorMethod, adaptive
 from lightning_so.core.whole import Whole
 
 
@@ -239,7 +239,7 @@ class VectorEngine:
 def _refuse_others(name: str, groups: Sequence[dict[str, Any]]) -> None:
     """Refuse a base whose momentum or decay would be lost without a word."""
     for group in groups:
-        if group.get("momentum") or "betas" in group or "alpha" in group or "lr_decay" in group:
+        if group.get("momentum") or adaptive(group):
             raise ConfigError(
                 f"{name} finds step size and momentum itself, and those of this optimizer would be lost: use "
                 f"torch.optim.SGD with momentum=0 (its learning rate does not matter, a schedule of it does)."

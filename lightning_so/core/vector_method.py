@@ -21,6 +21,11 @@ MATRICES = ("gauss-newton", "hessian")
 Owned = Literal["nothing", "moments", "step"]
 
 
+def adaptive(group: dict) -> bool:
+    """Whether an optimizer's param group is of one that divides by moments of its own: Adam, RMSprop, Adagrad."""
+    return "betas" in group or "alpha" in group or "lr_decay" in group
+
+
 class Batch(ABC):
     """The loss of one step's last micro-batch around the weights before the step: same numbers at every call."""
 

@@ -43,7 +43,8 @@ class DampedLeastSquares:
         Returns:
             d, shape (n,), float64; not ok where the matrix is singular or not finite.
         """
-        damped = self._normal + damping * torch.eye(len(self._normal)).to(self._normal)
+        damped = self._normal.clone()
+        damped.diagonal().add_(damping)
         L, info = torch.linalg.cholesky_ex(damped)
         right = self._r if self._wide else self._J.mT @ self._r
         x = torch.cholesky_solve(right[:, None], L)[:, 0]

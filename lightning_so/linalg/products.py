@@ -14,8 +14,8 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node
 
+from lightning_so.linalg.graph import nodes
 from lightning_so.linalg.vectors import Space
 
 #: Steps of finite differences relative to the length of the weights, by the precision of the gradients.
@@ -172,13 +172,7 @@ class DoubleBackward:
 
     def ends(self) -> bool:
         """Whether a backward pass in the graph has none itself: its part of a product is left out without a word."""
-        pending, seen = [grad.grad_fn for grad in self._grads], set[Node]()
-        while pending:
-            node = pending.pop()
-            if node is not None and node not in seen:
-                seen.add(node)
-                pending += [child for child, _ in node.next_functions]
-        return any(node.name().split("::")[-1] == "Error" for node in seen)
+        return any(node.name().split("::")[-1] == "Error" for node in nodes(self._grads))
 
     def block(self, numbers: Sequence[int]) -> "DoubleBackward":
         """See `BlockProduct.block`; on the same graph, so that it is usable as long as this one is."""

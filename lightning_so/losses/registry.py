@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
+from torch.utils.hooks import RemovableHandle
 
 from lightning_so.losses.curvature import Curvature
 
@@ -31,6 +32,21 @@ class Head:
     values: Tensor
     weigh: Callable[[Tensor], Tensor] = lambda c: c
     squared: bool = False
+
+    def overheard(self, weights: dict["Head", Tensor]) -> RemovableHandle:
+        """Have the next backward pass note the weights of the terms.
+
+        Args:
+            weights: Where they are noted.
+
+        Returns:
+            What takes it back.
+        """
+
+        def hook(arriving: tuple[Tensor, ...]) -> None:
+            weights[self] = self.weigh(arriving[0])
+
+        return self.value.register_prehook(hook)
 
     @property
     def edges(self) -> list[tuple[GradientEdge, float]]:
@@ -60,6 +76,23 @@ def lookup(node: Node) -> Head | None:
     """The head that starts at a node, or None."""
     known = _KNOWN.get(node.name())
     return known[1](node) if known else None
+
+
+def unknown(name: str, made: str | None, way: str) -> str:
+    """What is wrong where a loss is no weighted sum of known loss functions.
+
+    Args:
+        name: Who must know it.
+        made: The node that is none of them; None for a loss without any.
+        way: What to do.
+
+    Returns:
+        The message.
+    """
+    return (
+        f"{name} must know the loss function, and this loss is made with {made or 'a constant'}; known: "
+        f"{', '.join(names())} and weighted sums of them. {way}"
+    )
 
 
 def names() -> list[str]:

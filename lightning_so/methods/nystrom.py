@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_so.core.errors import ConfigError, check_choice, check_count, check_range
-from lightning_so.core.vector_method import MATRICES, Owned, Step, VectorState
+from lightning_so.core.vector_method import MATRICES, Owned, Step, VectorState, adaptive
 from lightning_so.linalg.nystrom import Nystrom as Sketch
 from lightning_so.linalg.nystrom import nystrom
 from lightning_so.linalg.vectors import Space
@@ -71,7 +71,7 @@ class Nystrom:
 
     def refuse(self, space: Space, groups: Sequence[dict]) -> str | None:
         """See `VectorMethod.refuse`."""
-        if any("betas" in group or "alpha" in group or "lr_decay" in group for group in groups):
+        if any(adaptive(group) for group in groups):
             return (
                 "Nystrom divides the base's step by curvature, and this optimizer divides by its own second moment "
                 "already: use torch.optim.SGD, with momentum if you like."
