@@ -3,6 +3,8 @@
 from lightning_so import strategies as strategies
 from lightning_so.callbacks.matrix_free import MatrixFree as MatrixFree
 from lightning_so.callbacks.monitor import CurvatureMonitor as CurvatureMonitor
+from lightning_so.callbacks.restart.restartable import Restartable as Restartable
+from lightning_so.callbacks.restart.restartable import Stopped as Stopped
 from lightning_so.callbacks.resume.check import resume_check as resume_check
 from lightning_so.callbacks.resume.verdict import ResumeCheck as ResumeCheck
 from lightning_so.callbacks.saddle import SaddleEscape as SaddleEscape
@@ -57,6 +59,7 @@ __all__ = [
     "Nystrom",
     "QuadraticModel",
     "Relative",
+    "Restartable",
     "ResumeCheck",
     "SaddleEscape",
     "SaddleFreeKrylov",
@@ -67,6 +70,7 @@ __all__ = [
     "Spectrum",
     "Staggered",
     "StateError",
+    "Stopped",
     "Synchronous",
     "TrustError",
     "attach",

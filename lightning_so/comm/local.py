@@ -48,6 +48,17 @@ class Local:
         """
         return lambda: [mine]
 
+    def start_largest(self, number: int) -> Callable[[], int]:
+        """Start to find the largest of the ranks' numbers, and go on while they travel; the host waits for no kernel.
+
+        Args:
+            number: This rank's, not negative.
+
+        Returns:
+            Waits, and gives the largest; called once.
+        """
+        return lambda: number
+
     def start_reduce(self, total: Tensor, owner: int) -> Callable[[], None]:
         """Start to sum a tensor over ranks in place at its owner, and go on while it travels; elsewhere it is spent.
 

@@ -1,0 +1,123 @@
+"""A training that survives preemption, requeueing and crashes: run it again, and it goes on from its last checkpoint.
+
+    python -m examples.restart --folder runs/a                   # kill -USR1 or kill -TERM it, then run the same line
+    python -m examples.restart --folder runs/a --devices 2       # ... on other ranks, with the same global batches
+    torchrun --nproc-per-node 2 --max-restarts 3 -m examples.restart --folder runs/a --devices 2 --every 20
+    sbatch configs/slurm/multi_node.sbatch                       # on a cluster
+
+What makes a resumed run equal to one that was not stopped: `Restartable` saves between two steps, `SecondOrder` carries
+its curvature, and the loader below knows its place, counted in samples of all ranks.
+"""
+
+import argparse
+from collections.abc import Iterator
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from examples.byte_lm import ByteLM, Windows, corpus
+from lightning_so import SOAP, Restartable, SecondOrder
+
+CONTEXT, GLOBAL_BATCH = 64, 16
+
+
+class Dealt(Sampler[list[int]]):
+    """Every rank's batches of a dataset in its own order: global batch k is the same on any number of ranks."""
+
+    def __init__(self, samples: int, global_batch: int, rank: int, ranks: int) -> None:
+        if global_batch % ranks:
+            raise ValueError(f"a global batch of {global_batch} cannot be dealt to {ranks} ranks; give a multiple")
+        self.samples, self.global_batch, self.rank, self.ranks = samples, global_batch, rank, ranks
+        self.first = 0
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """This rank's indices, a batch at a time, from the place that was loaded."""
+        for start in range(self.first, self.samples - self.global_batch + 1, self.global_batch):
+            yield list(range(start + self.rank, start + self.global_batch, self.ranks))
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        return self.samples // self.global_batch
+
+
+class Placed(DataLoader):
+    """A loader that Lightning saves and puts back to its place, between the batches that were used."""
+
+    def __init__(self, dataset: Dataset, sampler: Dealt, **named: Any) -> None:
+        super().__init__(dataset, batch_sampler=sampler, **named)
+        self.sampler_, self.used = sampler, 0
+
+    def __iter__(self) -> Iterator[Any]:
+        """Batches from the place that was loaded; the next epoch begins at 0."""
+        self.used = self.sampler_.first
+        for batch in super().__iter__():
+            # Not what workers have fetched ahead.
+            self.used += self.sampler_.global_batch
+            yield batch
+        self.sampler_.first = self.used = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """Samples that all ranks together have used of this epoch."""
+        return {"samples": self.used}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from there."""
+        self.sampler_.first = state["samples"]
+
+
+class Data(pl.LightningDataModule):
+    """Windows of text, dealt to the ranks; made where the ranks are known."""
+
+    def __init__(self, steps: int, workers: int = 0) -> None:
+        super().__init__()
+        self.steps, self.workers = steps, workers
+
+    def train_dataloader(self) -> DataLoader:
+        """The ranks' parts of the global batches."""
+        assert self.trainer is not None
+        windows = Windows(corpus()[0], CONTEXT, GLOBAL_BATCH * self.steps, seed=0)
+        dealt = Dealt(len(windows), GLOBAL_BATCH, self.trainer.global_rank, self.trainer.world_size)
+        return Placed(windows, dealt, num_workers=self.workers)
+
+
+def main() -> None:
+    """Train up to `--steps`, from the newest checkpoint of `--folder`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", required=True, help="where checkpoints are, on a disk that all nodes share")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--every", type=int, default=0, help="steps between two checkpoints without a signal")
+    parser.add_argument("--devices", type=int, default=1, help="processes of a node")
+    parser.add_argument("--num-nodes", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=0, help="processes that load data, of each rank")
+    parser.add_argument("--accelerator", default="cpu")
+    parser.add_argument("--precision", default="32-true")
+    parser.add_argument("--d", type=int, default=64, help="width of the model")
+    args = parser.parse_args()
+
+    pl.seed_everything(0)
+    restartable = Restartable(args.folder, every=args.every)
+    trainer = pl.Trainer(
+        accelerator=args.accelerator,
+        strategy="ddp" if args.devices * args.num_nodes > 1 else "auto",
+        devices=args.devices,
+        num_nodes=args.num_nodes,
+        precision=args.precision,
+        max_steps=args.steps,
+        callbacks=[SecondOrder(SOAP(start=20), print_plan=False), restartable],
+        use_distributed_sampler=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    model = ByteLM(d=args.d, total_steps=args.steps, warmup=10)
+    trainer.fit(model, Data(args.steps, args.workers), ckpt_path=restartable.newest(), weights_only=True)
+    if trainer.is_global_zero:
+        print(f"done: step {trainer.global_step}, training loss {trainer.callback_metrics['train_loss']:.4f}")
+        torch.save(model.state_dict(), restartable.folder / "weights.pt")
+
+
+if __name__ == "__main__":
+    main()

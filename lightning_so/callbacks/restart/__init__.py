@@ -1,0 +1,1 @@
+"""A training that a cluster may stop at any time, and that goes on where it was."""

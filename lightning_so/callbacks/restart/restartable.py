@@ -1,0 +1,238 @@
+"""The callback that saves when a cluster takes the machine away."""
+
+import os
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_utilities.core.rank_zero import rank_zero_only
+
+from lightning_so.callbacks.names import Callback
+from lightning_so.callbacks.restart import checkpoints
+from lightning_so.callbacks.restart.flags import Flags
+from lightning_so.callbacks.restart.requeue import requeue
+from lightning_so.comm import Local, ambient
+from lightning_so.core.errors import ConfigError, StateError, check_count
+
+
+class Stopped(SystemExit):
+    """Ends the process once its state is saved; the exit status is 128 + the signal's number, as a shell has it."""
+
+
+class Restartable(Callback):
+    """Save at the next step boundary when a signal comes, requeue the SLURM job, and end; go on from there.
+
+    A signal sets a flag. At every step the ranks agree, in an exchange that nobody waits for, on whether one of them
+    has one, and all save at the same boundary: into a file of another name, flushed to the disk, then renamed. Then
+    rank 0 puts the job back into the queue (SIGUSR1, or SIGTERM while the job is being preempted; not after
+    `scancel`), and every process ends with status 128 + the signal's number. Lightning's own handlers, which save and
+    broadcast in the middle of whatever the ranks are doing, are put aside for the time of the fit.
+
+    A resumed training equals one that was not stopped if the loader knows its place (`state_dict` and
+    `load_state_dict`, as in examples/restart.py); with another one the epoch begins anew, which is said at the start.
+
+    Args:
+        folder: Where checkpoints are, on a disk that all nodes share; for this training alone.
+        every: Steps between two checkpoints without a signal, for crashes; 0 for none.
+        keep: Checkpoints to keep.
+        signals: Names of the signals.
+        requeue: Whether to put the SLURM job back into the queue.
+
+    Raises:
+        ConfigError: If an argument is wrong.
+
+    Example:
+        >>> restartable = Restartable("runs/never", every=500)
+        >>> restartable.newest() is None  # trainer.fit(model, data, ckpt_path=restartable.newest())
+        True
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        every: int = 0,
+        keep: int = 2,
+        signals: Sequence[str] = ("SIGUSR1", "SIGTERM"),
+        requeue: bool = True,
+    ) -> None:
+        """Check the arguments; signals are touched when a fit starts."""
+        check_count("Restartable", "every", every, 0, 1_000_000_000)
+        check_count("Restartable", "keep", keep, 1, 1_000_000)
+        self.folder, self.every, self.keep, self.requeue = Path(folder).absolute(), every, keep, requeue
+        self.signals = tuple(signals) if not isinstance(signals, str) else signals
+        Flags(self.signals)
+        self._clear()
+
+    def _clear(self) -> None:
+        self._flags: Flags | None = None
+        self._comm: Local | None = None
+        self._answer: Callable[[], int] | None = None
+        self._step = 0
+
+    def newest(self) -> Path | None:
+        """The checkpoint to go on from, for `fit(ckpt_path=...)`; None at the first start.
+
+        Returns:
+            Its path. A damaged one raises `StateError`: it is never passed over in silence.
+        """
+        found = checkpoints.listed(self.folder)
+        if not found:
+            return None
+        # Once is enough to read everything.
+        checkpoints.check(found[-1], contents=getattr(rank_zero_only, "rank", 0) == 0)
+        return found[-1]
+
+    # ---------------------------------------------------------------- start and end
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Hold signals back until the training has started; refuse a folder that not all ranks see."""
+        if stage != "fit":
+            return
+        if any(cls.__name__ == "_MultiProcessingLauncher" for cls in type(trainer.strategy.launcher).__mro__):
+            raise ConfigError(
+                "Restartable: processes that Lightning forks or spawns get no signal, and end without an exit status. "
+                "Use strategy='ddp', torchrun or srun."
+            )
+        self._flags = Flags(self.signals)
+        self._flags.hold()
+        self._comm = ambient(sharded=False)
+        if trainer.is_global_zero:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            checkpoints.tidy(self.folder, self.keep)
+        self._see_folder()
+
+    def _see_folder(self) -> None:
+        """Refuse a folder that is not the same one on all ranks."""
+        assert self._comm is not None
+        # Of one name that nobody has looked for before: network file systems remember what was not there.
+        name = f".shared-{self._exchanged(secrets.randbits(62))[0]}"
+        if self._comm.rank == 0:
+            (self.folder / name).touch()
+        self._exchanged(0)
+        blind = [rank for rank, sees in enumerate(self._exchanged((self.folder / name).exists())) if not sees]
+        if self._comm.rank == 0:
+            (self.folder / name).unlink()
+        if blind:
+            raise ConfigError(
+                f"Restartable(folder={str(self.folder)!r}): ranks {blind} do not see what rank 0 writes there. Give a "
+                f"folder on a disk that all nodes share."
+            )
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Take Lightning's handlers away, which are there by now; see that all ranks go on from the same step."""
+        assert self._flags is not None
+        self._flags.catch()
+        self._step = trainer.global_step
+        steps = self._exchanged(self._step)
+        if len(set(steps)) > 1:
+            raise StateError(
+                f"the ranks go on from different steps, {steps}: they have read different checkpoints. Look at "
+                f"fit(ckpt_path=...) on every rank, and at {self.folder} on every node."
+            )
+        later = [path for path in checkpoints.listed(self.folder) if checkpoints.step_of(path) > self._step]
+        if later:
+            raise ConfigError(
+                f"Restartable(folder={str(self.folder)!r}): the training starts at step {self._step}, and the folder "
+                f"has {later[-1].name} of an earlier one. Go on from there, fit(ckpt_path=restartable.newest()), or "
+                f"give another folder."
+            )
+        loader = trainer.train_dataloader
+        if not hasattr(loader, "state_dict") and not isinstance(loader, (dict, list, tuple)):
+            rank_zero_only(print)(
+                f"Restartable: {type(loader).__name__} has no state_dict, so a restart within an epoch begins the "
+                f"epoch's data anew; examples/restart.py has a loader that goes on."
+            )
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """At a step boundary: read what the ranks have agreed on, and ask again."""
+        if trainer.global_step == self._step or self._flags is None:
+            return
+        before, self._step = self._step, trainer.global_step
+        if (number := self._agreed()) > 0:
+            self._stop(trainer, number)
+        if self.every and before // self.every != self._step // self.every:
+            self._save(trainer)
+        assert self._comm is not None
+        self._answer = self._comm.start_largest(self._flags.received)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """A signal of the last steps: the run is saved, and what comes after it is done by the next one."""
+        assert self._flags is not None
+        assert self._comm is not None
+        if (number := max(self._agreed(), self._comm.start_largest(self._flags.received)())) > 0:
+            self._stop(trainer, number)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Lightning asks no teardown of callbacks then."""
+        self.teardown(trainer, pl_module, "fit")
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Give the signals back."""
+        flags, comm = self._flags, self._comm
+        self._clear()
+        if comm is not None:
+            comm.close()
+        if flags is not None:
+            flags.release()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what belongs to a running fit."""
+        kept = ("folder", "every", "keep", "requeue", "signals")
+        return {name: self.__dict__[name] for name in kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy is not part of the fit."""
+        self.__dict__.update(state)
+        self._clear()
+
+    # ---------------------------------------------------------------- inside
+
+    def _agreed(self) -> int:
+        """The signal that the ranks have agreed on at the last step; 0 for none."""
+        answer, self._answer = self._answer, None
+        return 0 if answer is None else answer()
+
+    def _save(self, trainer: Any) -> Path:
+        """Write a checkpoint, whole or not at all; every rank takes part."""
+        partial = self.folder / checkpoints.PARTIAL.format(self._step)
+        path = self.folder / checkpoints.NAME.format(self._step)
+        trainer.save_checkpoint(partial)
+        if trainer.is_global_zero:
+            checkpoints.publish(partial, path)
+            checkpoints.tidy(self.folder, self.keep)
+        trainer.strategy.barrier()
+        return path
+
+    def _stop(self, trainer: Any, number: int) -> None:
+        """Save, requeue, end."""
+        assert self._flags is not None
+        begin = time.perf_counter()
+        path = self._save(trainer)
+        if trainer.is_global_zero:
+            what = requeue(number) if self.requeue else "not to be requeued"
+            print(
+                f"Restartable: signal {number} at step {self._step}: {path} written in "
+                f"{time.perf_counter() - begin:.1f} s; {what}.",
+                flush=True,
+            )
+        # Nobody ends before: SLURM ends a job's other processes with the first that fails.
+        trainer.strategy.barrier()
+        self._flags.received = 0
+        # Lightning starts these itself, and kills rank 0 if one of them fails.
+        started = type(trainer.strategy.launcher).__name__ == "_SubprocessScriptLauncher" and trainer.local_rank > 0
+        raise Stopped(os.EX_OK if started and not _external(trainer) else 128 + number)
+
+    def _exchanged(self, number: int) -> list[int]:
+        """A number of each rank, on all ranks."""
+        assert self._comm is not None
+        mine = torch.tensor([int(number)]).view(torch.uint8)
+        wires = self._comm.gather(mine, [mine.numel()] * self._comm.ranks)
+        return [int(wire.clone().view(torch.int64)) for wire in wires]
+
+
+def _external(trainer: Any) -> bool:
+    """Whether srun or torchrun starts the processes."""
+    return trainer.strategy.cluster_environment.creates_processes_externally
