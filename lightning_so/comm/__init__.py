@@ -3,6 +3,7 @@
 from lightning_so.comm.access import SHARDINGS, Access, access_of, filled
 from lightning_so.comm.forward import Forward, Sent, forward_of
 from lightning_so.comm.local import Local, spread
+from lightning_so.comm.meeting import available, meeting
 from lightning_so.comm.replicated import Replicated, group_of
 from lightning_so.comm.sharded import Pieces, Sharded, ambient
 from lightning_so.comm.unsynced import unsynced, unwrapped
@@ -18,9 +19,11 @@ __all__ = [
     "Sharded",
     "access_of",
     "ambient",
+    "available",
     "filled",
     "forward_of",
     "group_of",
+    "meeting",
     "spread",
     "unsynced",
     "unwrapped",

@@ -1,0 +1,1 @@
+"""What `lightning-so doctor` looks at: one file a subject, each a function that gives findings."""
