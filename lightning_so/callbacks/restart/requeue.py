@@ -5,16 +5,20 @@ import re
 import shutil
 import signal
 import subprocess
+from pathlib import Path
 
 #: How long SLURM's controller may take to answer, in seconds.
 PATIENCE = 30
+#: A file by which a training in a container asks the batch script, as in configs/slurm/apptainer.sbatch.
+ASKED = "requeue"
 
 
-def requeue(number: int) -> str:
+def requeue(number: int, folder: Path) -> str:
     """Have this job start again later, if it is a job and was not cancelled.
 
     Args:
         number: The signal that has come. SIGTERM alone is also what `scancel` sends: then only a preempted job goes on.
+        folder: Where a file asks the batch script for it, from within a container, which has no scontrol.
 
     Returns:
         What was done, for the log.
@@ -23,10 +27,10 @@ def requeue(number: int) -> str:
     if job is None:
         return "no SLURM job, so nothing is requeued"
     if shutil.which("scontrol") is None:
-        return (
-            f"scontrol is not here (a container?): have the batch script run 'scontrol requeue {job}' where the exit "
-            f"status is {128 + signal.SIGUSR1}, as configs/slurm/apptainer.sbatch does"
-        )
+        if number == signal.SIGTERM:
+            return f"scontrol is not here, and SIGTERM may be a cancellation, so job {job} is not requeued"
+        (folder / ASKED).touch()
+        return f"scontrol is not here; the batch script has to requeue job {job} where {folder / ASKED} exists"
     if number == signal.SIGTERM and not _preempted(job):
         return f"job {job} was cancelled, so it is not requeued"
     done = _scontrol("requeue", job)

@@ -13,7 +13,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from lightning_so.callbacks.names import Callback
 from lightning_so.callbacks.restart import checkpoints
 from lightning_so.callbacks.restart.flags import Flags
-from lightning_so.callbacks.restart.requeue import requeue
+from lightning_so.callbacks.restart.requeue import ASKED, requeue
 from lightning_so.comm import Local, ambient
 from lightning_so.core.errors import ConfigError, StateError, check_count
 
@@ -102,6 +102,7 @@ class Restartable(Callback):
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
             checkpoints.tidy(self.folder, self.keep)
+            (self.folder / ASKED).unlink(missing_ok=True)
         self._see_folder()
 
     def _see_folder(self) -> None:
@@ -212,7 +213,7 @@ class Restartable(Callback):
         begin = time.perf_counter()
         path = self._save(trainer)
         if trainer.is_global_zero:
-            what = requeue(number) if self.requeue else "not to be requeued"
+            what = requeue(number, self.folder) if self.requeue else "not to be requeued"
             print(
                 f"Restartable: signal {number} at step {self._step}: {path} written in "
                 f"{time.perf_counter() - begin:.1f} s; {what}.",

@@ -1,0 +1,161 @@
+"""Trainings under a real SLURM, by the templates of configs/slurm: signalled, preempted, requeued, resumed."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.cluster.slurm import cluster
+
+__all__ = ["cluster"]
+
+ROOT = Path(__file__).parents[2]
+TEMPLATES = ROOT / "configs/slurm"
+STEPS = 60
+ARGUMENTS = ("--steps", str(STEPS), "--d", "32", "--precision", "64-true")
+#: The tests' own environment instead of what a user has on the PATH, and one thread a rank.
+PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+
+
+class Training:
+    """A job of a template, its folder and its output."""
+
+    def __init__(self, cluster, folder, template, nodes, tasks, *options, steps=STEPS, every=0):
+        self.cluster, self.folder, self.output = cluster, folder, folder.with_suffix(".out")
+        size = (f"--nodes={nodes}", f"--ntasks-per-node={tasks}", f"--output={self.output}", f"--chdir={ROOT}")
+        script = (str(TEMPLATES / template), "--steps", str(steps), "--every", str(every), *ARGUMENTS[2:])
+        self.number = cluster.submit(*size, *options, *script, RUN=str(folder), PATH=PATH)
+
+    def said(self):
+        return self.output.read_text() if self.output.exists() else ""
+
+    def weights(self):
+        return torch.load(self.folder / "weights.pt", weights_only=True)
+
+    def steps(self):
+        """Steps of the checkpoints that it was stopped with."""
+        return [int(step) for step in re.findall(r"signal \d+ at step (\d+)", self.said())]
+
+
+def alone(folder):
+    """The same training in one process, without SLURM."""
+    line = [sys.executable, "-m", "examples.restart", "--folder", str(folder), *ARGUMENTS]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    return torch.load(folder / "weights.pt", weights_only=True)
+
+
+def equal(a, b):
+    return all(torch.equal(value, b[name]) for name, value in a.items())
+
+
+def near(a, b, tolerance):
+    return all(torch.allclose(value, b[name], rtol=0, atol=tolerance) for name, value in a.items())
+
+
+@pytest.fixture(scope="module")
+def straight(cluster, tmp_path_factory):
+    """Weights that were not interrupted, by tasks of a node; the jobs run side by side."""
+    folder = tmp_path_factory.mktemp("straight")
+    jobs = {tasks: Training(cluster, folder / str(tasks), "multi_node.sbatch", 2, tasks) for tasks in (1, 2)}
+    weights = {0: alone(folder / "alone")}
+    for tasks, job in jobs.items():
+        (end,) = cluster.ended(job.number)
+        assert end["JobState"] == "COMPLETED", job.said()
+        assert "all-reduce" in job.said()
+        weights[tasks] = job.weights()
+    return weights
+
+
+def test_two_nodes_equal_one_process(straight):
+    for tasks in (1, 2):
+        assert near(straight[tasks], straight[0], 1e-6), tasks
+
+
+def test_a_signal_requeues_and_preemption_does(cluster, straight, tmp_path):
+    signalled = Training(cluster, tmp_path / "signalled", "multi_node.sbatch", 2, 1, every=4)
+    preempted = Training(cluster, tmp_path / "preempted", "multi_node.sbatch", 2, 2, every=4)
+    for job, disturb in (
+        (signalled, lambda: cluster.run("scancel", "--signal=USR1", signalled.number)),
+        # All CPUs of both nodes: whoever runs in the other partition has to leave.
+        (preempted, lambda: cluster.submit("-p", "high", "-N2", "-n8", f"--output={tmp_path}/high", "--wrap=sleep 1")),
+    ):
+        cluster.until(lambda job=job: (job.folder / "step=8.ckpt").exists(), 120)
+        disturb()
+    for job, tasks in ((signalled, 1), (preempted, 2)):
+        (end,) = cluster.ended(job.number)
+        assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "1"), job.said()
+        assert f"job {job.number} is requeued" in job.said()
+        (step,) = job.steps()
+        assert 8 <= step < STEPS
+        assert equal(job.weights(), straight[tasks])
+
+
+def test_a_signal_before_the_training_is_not_lost(cluster, straight, tmp_path):
+    # Of a job of one minute it comes within the first seconds, while Python imports.
+    options = ("--time=1", "--signal=USR1@58")
+    job = Training(cluster, tmp_path / "early", "multi_node.sbatch", 2, 1, *options)
+    cluster.until(lambda: "is requeued" in job.said(), 60)
+    cluster.run("scontrol", "update", f"JobId={job.number}", "TimeLimit=5")
+    (end,) = cluster.ended(job.number)
+    assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "1"), job.said()
+    assert job.steps() == [1]
+    assert equal(job.weights(), straight[1])
+
+
+def test_a_cancelled_job_is_saved_and_not_requeued(cluster, tmp_path):
+    job = Training(cluster, tmp_path / "cancelled", "single_node.sbatch", 1, 1, every=4, steps=5000)
+    cluster.until(lambda: (job.folder / "step=4.ckpt").exists(), 60)
+    cluster.run("scancel", "--signal=TERM", job.number)
+    (end,) = cluster.ended(job.number)
+    # The batch script ends with the training's own status.
+    assert (end["JobState"], end["Restarts"], end["ExitCode"]) == ("FAILED", "0", "143:0"), job.said()
+    assert "was cancelled, so it is not requeued" in job.said()
+    (step,) = job.steps()
+    assert (job.folder / f"step={step}.ckpt").exists()
+
+
+def test_launch(cluster, straight, tmp_path):
+    program = ["python", "-m", "examples.restart", "--folder", str(tmp_path), "--num-nodes", "2", *ARGUMENTS]
+    line = ["lightning-so", "launch", "--nodes", "2", "--folder", str(tmp_path), "--time", "10", "--", *program]
+    environment = {**cluster.environment, "PATH": PATH, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    number = re.search(r"job (\d+)", done.stdout)[1]
+    assert "--signal=USR1@180" in cluster.run("scontrol", "write", "batch_script", number, "-")
+    (end,) = cluster.ended(number)
+    assert end["JobState"] == "COMPLETED"
+    assert equal(torch.load(tmp_path / "weights.pt", weights_only=True), straight[1])
+
+
+BAD = {
+    "--ntasks-per-node": ("-N2 -n2 --ntasks-per-node=1", "--devices 2", "#SBATCH --ntasks-per-node=2"),
+    "--nodes": ("-N2 -n2 --ntasks-per-node=1", "--num-nodes 1", "#SBATCH --nodes=1"),
+    "no --ntasks-per-node": ("-N2 -n2", "--devices 1", "#SBATCH --ntasks-per-node=1"),
+    "job name": ("-N1 -n1 --job-name=bash", "", "#SBATCH --job-name=train"),
+    "port": ("-N2 -n2 --ntasks-per-node=1 --export=ALL,MASTER_PORT={port}", "", "export MASTER_PORT="),
+    "folder": ("-N2 -n2 --ntasks-per-node=1", "--folder {folder}/nowhere", "mkdir -p '{folder}/nowhere'"),
+    "checkpoint": ("-N1 -n1", "--checkpoint {folder}/step=2.ckpt", "mv '{folder}/step=2.ckpt'"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_the_doctor_refuses_with_the_line_to_change(cluster, tmp_path, what):
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        listener.listen()
+        (tmp_path / "step=2.ckpt").write_bytes(b"PK half of a checkpoint")
+        fill = {"port": listener.getsockname()[1], "folder": tmp_path}
+        launch, arguments, line = (part.format(**fill) for part in BAD[what])
+        program = ["lightning-so", "doctor", *arguments.split(), "--", "echo", "trained"]
+        environment = {**cluster.environment, "PATH": PATH, "OMP_NUM_THREADS": "1"}
+        command = ["srun", "--kill-on-bad-exit=1", *launch.split(), *program]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=60)
+    assert done.returncode, done.stdout
+    assert f"-> {line}" in done.stdout, done.stdout + done.stderr
+    assert "trained" not in done.stdout
