@@ -73,9 +73,10 @@ def next_byte(model: nn.Module, batch: Batch, reduction: str = "mean") -> Tensor
     return F.cross_entropy(model(batch[0]).flatten(0, 1), batch[1].flatten(), reduction=reduction)
 
 
-def byte_lm(name: str, batch_size: int = 16) -> Problem:
-    """Next-byte prediction with the two-block transformer, windows of 64 bytes."""
-    context = 64
+def byte_lm(
+    name: str, batch_size: int = 16, context: int = 64, make: Callable[[], nn.Module] = ByteTransformer
+) -> Problem:
+    """Next-byte prediction, by default with the two-block transformer on windows of 64 bytes."""
     train, held_out = corpus()
 
     def draw(text: Tensor, generator: torch.Generator, size: int = batch_size) -> Batch:
@@ -85,7 +86,12 @@ def byte_lm(name: str, batch_size: int = 16) -> Problem:
 
     generator = torch.Generator().manual_seed(VALIDATION_SEED)
     held = [draw(held_out, generator, 16) for _ in range(VALIDATION_BATCHES)]
-    return Problem(name, seeded(ByteTransformer), partial(draw, train), next_byte, held, 400, "nats per byte")
+    return Problem(name, seeded(make), partial(draw, train), next_byte, held, 400, "nats per byte")
+
+
+def byte_lm_large(name: str, batch_size: int = 32) -> Problem:
+    """The same with eight blocks of width 768 on windows of 256 bytes: 57 million parameters, 8192 bytes a batch."""
+    return byte_lm(name, batch_size, 256, partial(ByteTransformer, d=768, layers=8, heads=12, context=256))
 
 
 # ------------------------------------------------------------------ images
@@ -274,6 +280,7 @@ def regression_on(name: str, data: Callable[[], Images], batch_size: int = 64) -
 PROBLEMS: dict[str, Callable[..., Problem]] = {
     "byte_lm": byte_lm,
     "byte_lm_8k": partial(byte_lm, batch_size=128),
+    "byte_lm_large": byte_lm_large,
     "autoencoder": partial(autoencoder_on, data=digits),
     "autoencoder_mnist": partial(autoencoder_on, data=mnist),
     "autoencoder_fashion": partial(autoencoder_on, data=fashion),

@@ -5,7 +5,8 @@
 The whole is done `--repeats` times, identically, and a step's time is the least of its repeats: that leaves the spikes
 that belong to the method (solves, the first ones included) and drops those of the machine. `adamw` runs twice; the
 difference of the two is the noise. Times are process CPU time of one thread. Variants in bf16 are slow on a CPU without
-bf16 units. On an accelerator (`--device cuda`) they are wall time between synchronizations.
+bf16 units. On an accelerator (`--device cuda`) they are wall time between synchronizations, and `step_bytes` is what a
+step needs beyond what is there before it: activations, gradients and work space.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,8 @@ class Lane:
     model: nn.Module
     contender: Contender
     clock: Callable[[], float]
+    autocast: AbstractContextManager = field(default_factory=nullcontext)
+    step_bytes: int = 0
     parts: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
 
@@ -64,12 +68,16 @@ def step(lane: Lane, problem: Problem, batch: Batch) -> None:
     stages: dict[str, float] = {}
     if engine is not None:
         engine.stopwatch = Stopwatch(lane.clock, stages)
-    begun = lane.clock()
     lane.model.zero_grad()
-    problem.loss(lane.model, batch).backward()
+    there = allocated(problem.device)
+    begun = lane.clock()
+    with lane.autocast:
+        loss = problem.loss(lane.model, batch)
+    loss.backward()
     differentiated = lane.clock()
     lane.contender.step()
     done = lane.clock()
+    lane.step_bytes = max(lane.step_bytes, allocated(problem.device, most=True) - there)
     lane.parts["forward_backward"].append(differentiated - begun)
     lane.parts["base"].append(done - differentiated - sum(stages.values()))
     for stage in STAGES:
@@ -77,13 +85,23 @@ def step(lane: Lane, problem: Problem, batch: Batch) -> None:
     lane.contender.advance()
 
 
-def repeat(problem: Problem, variants: list[str], settings: Settings) -> list[Lane]:
+def allocated(device: str, most: bool = False) -> int:
+    """Bytes in use on an accelerator, or the most since this was last asked; 0 on a CPU."""
+    if device == "cpu":
+        return 0
+    found = torch.cuda.max_memory_allocated() if most else torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    return found
+
+
+def repeat(problem: Problem, variants: list[str], settings: Settings, bf16: bool = False) -> list[Lane]:
     """All variants side by side for `settings.steps` steps; who goes first changes with every step."""
     lanes = []
     for variant in variants:
         model, (method, *options) = problem.model(0), variant.split(":")
         chosen = replace(settings, options=tuple(option(text) for text in options))
-        lanes.append(Lane(model, build(method, model, chosen), clock(problem.device)))
+        autocast = torch.autocast(problem.device, torch.bfloat16, enabled=bf16)
+        lanes.append(Lane(model, build(method, model, chosen), clock(problem.device), autocast))
     generator = torch.Generator().manual_seed(0)
     for i in range(settings.steps):
         batch = problem.batch(generator)
@@ -93,9 +111,11 @@ def repeat(problem: Problem, variants: list[str], settings: Settings) -> list[La
     return lanes
 
 
-def measure(problem: Problem, variants: list[str], settings: Settings, repeats: int) -> list[dict[str, Any]]:
+def measure(
+    problem: Problem, variants: list[str], settings: Settings, repeats: int, bf16: bool = False
+) -> list[dict[str, Any]]:
     """One record a variant, from the elementwise least over the repeats."""
-    runs = [repeat(problem, variants, settings) for _ in range(repeats)]
+    runs = [repeat(problem, variants, settings, bf16) for _ in range(repeats)]
     return [record(variant, [run[i] for run in runs]) for i, variant in enumerate(variants)]
 
 
@@ -112,6 +132,7 @@ def memory(lane: Lane) -> dict[str, Any]:
     return {
         "optimizer_bytes": contender.optimizer_bytes() / parameter_bytes,
         "engine_bytes": 0.0 if engine is None else state_bytes(engine) / parameter_bytes,
+        "step_bytes": lane.step_bytes / parameter_bytes,
         "counters": contender.counters(),
     }
 
@@ -188,12 +209,13 @@ def main() -> None:
     add("--repeats", type=int, default=3)
     add("--lr", type=float, default=3e-3)
     add("--device", default="cpu", help="cpu or cuda")
+    add("--bf16", action="store_true", help="forward and backward passes under bf16 autocast")
     add("--out", type=Path, help="default: benchmarks/results/steps_PROBLEM.jsonl; lines are appended")
     args = parser.parse_args()
 
     torch.set_num_threads(1)
     settings = Settings(args.lr, steps=args.steps)
-    records = measure(load(args.problem, args.device), args.variants, settings, args.repeats)
+    records = measure(load(args.problem, args.device), args.variants, settings, args.repeats, args.bf16)
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(whole_table(records, f"{args.problem}, {args.steps} steps, least of {args.repeats} repeats"))
     console.print(parts_table(records))
@@ -205,6 +227,7 @@ def main() -> None:
         "steps": args.steps,
         "repeats": args.repeats,
         "lr": args.lr,
+        "bf16": args.bf16,
         **machine(args.device),
     }
     with out.open("a") as file:

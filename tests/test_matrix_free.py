@@ -55,9 +55,9 @@ METHODS = {
 }
 
 
-def trained(strategy, name, beside=None, **options):
+def trained(strategy, name, beside=None, product="difference", **options):
     method, base = METHODS[name]
-    callback = MatrixFree(method, verbose=False)
+    callback = MatrixFree(method, verbose=False, product=product)
     if beside is not None and not isinstance(method, QuadraticModel):
         base = ADAMW
     options = {"dtype": torch.float64, "steps": 12, **options}

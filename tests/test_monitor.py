@@ -44,14 +44,13 @@ def fit(module, callbacks, steps=12, **named):
     torch.manual_seed(1)
     data = TensorDataset(torch.randn(96, 6), torch.randint(3, (96,)))
     trainer = pl.Trainer(
-        accelerator="cpu",
         max_epochs=1,
         limit_train_batches=steps,
         callbacks=callbacks,
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,
-        **{"logger": False, **named},
+        **{"accelerator": "cpu", "logger": False, **named},
     )
     trainer.fit(module, DataLoader(data, batch_size=8, shuffle=True))
     return trainer

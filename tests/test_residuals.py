@@ -261,14 +261,14 @@ def test_the_schedule_scales_the_step():
     torch.testing.assert_close(model.weight.detach(), expected, rtol=1e-9, atol=1e-12)
 
 
-def trained(strategy, path=None, resume=None, steps=6):
+def trained(strategy, path=None, resume=None, steps=6, accelerator="cpu"):
     """The weights of a physics-informed network after some steps in a Trainer, float64."""
     pl.seed_everything(0, verbose=False)
     module = PINN(width=8, depth=2).double()
     callbacks = [MatrixFree(LevenbergMarquardt(), verbose=False), *([] if path is None else [Save(path, 3)])]
     alone = strategy == "one"
     trainer = pl.Trainer(
-        accelerator="cpu",
+        accelerator=accelerator,
         strategy="auto" if alone else trainings.made(strategy, None),
         devices=1 if alone else 2,
         plugins=[] if alone else [trainings.Standing()],

@@ -90,7 +90,7 @@ class Module(pl.LightningModule):
 
     def training_step(self, _, index):
         many = self.trainer.accumulate_grad_batches
-        x, y = batch(self.trainer.global_step * many + index % many)
+        x, y = (part.to(self.device) for part in batch(self.trainer.global_step * many + index % many))
         if self.how != "one":
             x, y = (part[dist.get_rank() :: dist.get_world_size()] for part in (x, y))
         loss = nn.functional.cross_entropy(self.net(x).flatten(0, 1), y.flatten())
@@ -290,6 +290,7 @@ def train(
     callbacks=(),
     whole_files=None,
     resume=None,
+    accelerator="cpu",
     **second_order,
 ) -> Trained:
     """Train the language model with a Trainer on this rank.
@@ -309,6 +310,7 @@ def train(
         whole_files: Whether a checkpoint is one file with whole tensors (True) or a folder with pieces (False); None
             is what the strategy does when it is not told.
         resume: The checkpoint to go on from, to the same number of steps.
+        accelerator: The Trainer's.
         second_order: More arguments of SecondOrder.
     """
     ours = None if method is None else SecondOrder(method, print_plan=False, **second_order)
@@ -318,13 +320,13 @@ def train(
     if strategy in FSDP1 and dtype == torch.float64:
         plugins.append(Double())
         precision = None
-    if strategy in ("one", "ddp") and precision == "16-mixed":
+    if strategy in ("one", "ddp") and precision == "16-mixed" and accelerator == "cpu":
         # By its name Lightning takes bf16-mixed on CPU.
         plugins.append(MixedPrecision(precision, "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=256.0)))
         precision = None
     with unchanged(strategy):
         trainer = pl.Trainer(
-            accelerator="cpu",
+            accelerator=accelerator,
             strategy=made(strategy, whole_files),
             devices=dist.get_world_size() if several else 1,
             plugins=plugins,
