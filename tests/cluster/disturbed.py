@@ -60,7 +60,8 @@ class Cable(pl.Callback):
         self.began, self.waited = time.perf_counter(), self.engine.comm.seconds
 
     def on_train_end(self, trainer, pl_module) -> None:
-        self.facts["waited"] = self.engine.comm.seconds - getattr(self, "waited", 0.0)
+        if self.facts:
+            self.facts["waited"] = self.engine.comm.seconds - self.waited
 
     def on_exception(self, trainer, pl_module, exception) -> None:
         self.facts |= {"seconds": time.perf_counter() - self.began, "left": len(self.engine.acting)}
