@@ -24,6 +24,18 @@ def _seed():
     torch.set_num_threads(1)
 
 
+@pytest.fixture
+def seen(request, record_property):
+    """Notes what a test of a fault has seen, for docs/faults.md: `make faults` writes it from the results."""
+
+    def note(text):
+        (fault,) = request.node.get_closest_marker("fault").args
+        record_property("fault", fault)
+        record_property("seen", text)
+
+    return note
+
+
 def _pool(size):
     world = World(size)
     yield world

@@ -1,0 +1,265 @@
+"""`Restartable`: a signal at any place of a step, on one rank; checkpoints whole or not at all; what is refused."""
+
+import os
+import pickle
+import shutil
+import signal
+import threading
+import zipfile
+
+import pytest
+import torch
+
+from lightning_so import SOAP, ConfigError, Restartable, StateError
+from lightning_so.callbacks.restart import checkpoints
+from lightning_so.callbacks.restart.flags import Flags
+from lightning_so.callbacks.restart.requeue import requeue
+from tests import restarts
+from tests.peers import DEEPSPEED
+from tests.trainings import train
+
+HOW = (SOAP(start=4, period=4), (torch.optim.AdamW, {"lr": 3e-3, "weight_decay": 0.1}))
+STEPS = 24
+#: Under DDP between any two stages; under the others where weights are hidden or in pieces.
+PLACES = [
+    *(("ddp", place) for place in restarts.PLACES),
+    *(("fsdp2", place) for place in ("solve", "hidden")),
+    ("fsdp1", "hidden"),
+]
+
+
+@pytest.fixture(scope="module")
+def straight(two):
+    """Trainings that nobody stops, by strategy, made once."""
+    found = {}
+
+    def of(strategy):
+        if strategy not in found:
+            found[strategy] = two.run(train, strategy, *HOW, steps=STEPS)
+        return found[strategy]
+
+    return of
+
+
+def check_equal(ends, others):
+    for one, other in zip(ends, others, strict=True):
+        assert one.report.portable() == other.report.portable()
+        for name, value in other.weights.items():
+            assert torch.equal(one.weights[name], value), name
+
+
+@pytest.mark.slow
+@pytest.mark.fault("a signal on one rank, between any two stages of a step")
+@pytest.mark.parametrize(
+    ("strategy", "place"), [*PLACES, *([("zero2", "hidden")] if DEEPSPEED else ())], ids=lambda each: each
+)
+def test_a_signal_at_any_place_of_a_step_on_one_rank(two, straight, seen, tmp_path, strategy, place):
+    number = signal.SIGTERM if restarts.PLACES.index(place) % 2 else signal.SIGUSR1
+    codes = two.run(restarts.stopped, strategy, HOW, tmp_path, place, number, steps=STEPS)
+    assert codes == [128 + number] * 2
+    (saved,) = checkpoints.listed(tmp_path)
+    # Two steps at most: one to tell the others, in an exchange that nobody waits for.
+    assert restarts.AT <= checkpoints.step_of(saved) <= restarts.AT + 2
+    checkpoints.check(saved)
+    check_equal(two.run(restarts.resumed, strategy, HOW, tmp_path, steps=STEPS), straight(strategy))
+    seen(
+        f"{strategy}, at {place!r}: saved {checkpoints.step_of(saved) - restarts.AT} step(s) later, resumed bit for bit"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.fault("resumed on half of the ranks")
+def test_half_of_the_ranks_go_on(two, seen, tmp_path):
+    how = {"dtype": torch.float64, "steps": STEPS}
+    two.run(restarts.stopped, "ddp", HOW, tmp_path, "end", **how)
+    alone, whole = restarts.resumed("one", HOW, tmp_path, **how), train("one", *HOW, **how)
+    difference = max(float((alone.weights[name] - value).abs().max()) for name, value in whole.weights.items())
+    assert difference < 1e-10
+    seen(f"2 ranks, then 1: {difference:.0e} from one process, in float64")
+
+
+def test_a_signal_in_one_process(tmp_path):
+    assert restarts.stopped("one", HOW, tmp_path, "hidden", signal.SIGUSR1, rank=0, steps=STEPS) == 138
+    check_equal([restarts.resumed("one", HOW, tmp_path, steps=STEPS)], [train("one", *HOW, steps=STEPS)])
+
+
+def test_a_signal_at_the_last_step_ends_the_run_and_the_next_one_finds_it_done(tmp_path):
+    last = restarts.AT
+    assert restarts.stopped("one", HOW, tmp_path, "end", rank=0, steps=last) == 143
+    assert checkpoints.step_of(checkpoints.listed(tmp_path)[-1]) == last
+    assert not restarts.resumed("one", HOW, tmp_path, steps=last).losses
+    saved = torch.load(tmp_path / f"step={last}.ckpt", weights_only=True)["state_dict"]
+    for name, value in train("one", *HOW, steps=last).weights.items():
+        assert torch.equal(saved[f"net.{name}"], value)
+
+
+def test_without_a_signal_nothing_changes(tmp_path):
+    before = restarts.kept()
+    ends = [train("one", *HOW, callbacks=callbacks, steps=12) for callbacks in ([Restartable(tmp_path, every=5)], [])]
+    check_equal(ends[:1], ends[1:])
+    assert restarts.kept() == before
+    assert [checkpoints.step_of(path) for path in checkpoints.listed(tmp_path)] == [5, 10]
+
+
+# ---------------------------------------------------------------- signals
+
+
+def test_signals_wait_until_they_are_caught_and_go_on_if_nobody_answers():
+    heard, before = [], signal.signal(signal.SIGUSR1, lambda *_: heard.append("theirs"))
+    try:
+        flags = Flags(["SIGUSR1"])
+        flags.hold()
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert (heard, flags.received) == ([], 0)
+        flags.catch()
+        assert (heard, flags.received) == ([], signal.SIGUSR1)
+        flags.release()
+        assert heard == ["theirs"]
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert heard == ["theirs"] * 2
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_another_thread_is_refused():
+    said = []
+
+    def other():
+        with pytest.raises(ConfigError, match="main thread"):
+            Flags(["SIGUSR1"]).hold()
+        said.append(True)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    thread.join()
+    assert said
+
+
+@pytest.mark.parametrize("signals", ["SIGUSR1", (), ("SIGKILL",), ("USR1",)])
+def test_wrong_signals_are_refused(tmp_path, signals):
+    with pytest.raises(ConfigError, match="signals must be names"):
+        Restartable(tmp_path, signals=signals)
+
+
+@pytest.mark.parametrize(("name", "value"), [("every", -1), ("every", 0.5), ("keep", 0)])
+def test_wrong_counts_are_refused(tmp_path, name, value):
+    with pytest.raises(ConfigError, match=f"Restartable\\({name}="):
+        Restartable(tmp_path, **{name: value})
+
+
+# ---------------------------------------------------------------- folders and files
+
+
+def saved(folder, step):
+    folder.mkdir(exist_ok=True)
+    path = folder / f"step={step}.ckpt"
+    torch.save({"weight": torch.arange(1000.0), "step": step}, path)
+    return path
+
+
+def test_the_newest_is_by_step_and_others_are_left_alone(tmp_path):
+    assert Restartable(tmp_path / "nowhere").newest() is None
+    for step in (9, 10, 100):
+        saved(tmp_path, step)
+    (tmp_path / "mine.ckpt").touch()
+    (tmp_path / ".step=110.partial").touch()
+    restartable = Restartable(tmp_path)
+    assert restartable.newest().name == "step=100.ckpt"
+    checkpoints.tidy(tmp_path, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.ckpt", "step=10.ckpt", "step=100.ckpt"]
+
+
+@pytest.mark.fault("a truncated checkpoint")
+def test_a_truncated_checkpoint_is_refused_by_name(seen, tmp_path):
+    saved(tmp_path, 4)
+    path = saved(tmp_path, 8)
+    whole = path.read_bytes()
+    for length in (0, 1, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(StateError, match=r"step=8.ckpt is not whole.*go on from step=4.ckpt: mv "):
+            Restartable(tmp_path).newest()
+    seen(
+        "cut at 5 places: refused by name before the training starts, with the command that goes on from the one before"
+    )
+
+
+@pytest.mark.fault("a corrupt checkpoint (one bit of a weight)")
+def test_a_flipped_bit_is_refused_though_torch_reads_it(seen, tmp_path):
+    path = saved(tmp_path, 8)
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.arange(1000.0).numpy().tobytes()) + 2002] ^= 1
+    path.write_bytes(content)
+    assert not torch.equal(torch.load(path)["weight"], torch.arange(1000.0))
+    with pytest.raises(StateError, match=r"the checksum of .* is wrong"):
+        Restartable(tmp_path).newest()
+    seen("torch.load reads it without a word; refused here by its checksum")
+
+
+def test_a_folder_lacks_nothing(tmp_path):
+    partial, path = tmp_path / ".step=3.partial", tmp_path / "step=3.ckpt"
+    (partial / "pieces").mkdir(parents=True)
+    torch.save(torch.ones(3), partial / "pieces" / "rank0.pt")
+    (partial / "pieces" / "data.distcp").write_bytes(b"anything")
+    checkpoints.publish(partial, path)
+    checkpoints.check(path)
+    (path / "pieces" / "data.distcp").write_bytes(b"any")
+    with pytest.raises(StateError, match="has 3 bytes, 8 were written"):
+        checkpoints.check(path)
+    (path / "pieces" / "data.distcp").unlink()
+    with pytest.raises(StateError, match="has None bytes"):
+        checkpoints.check(path)
+
+
+def test_a_folder_is_written_again_at_the_same_step(tmp_path):
+    for value in (1, 2):
+        (tmp_path / ".step=3.partial").mkdir()
+        torch.save(value, tmp_path / ".step=3.partial" / "a.pt")
+        checkpoints.publish(tmp_path / ".step=3.partial", tmp_path / "step=3.ckpt")
+    assert torch.load(tmp_path / "step=3.ckpt" / "a.pt") == 2
+    checkpoints.tidy(tmp_path, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step=3.ckpt"]
+
+
+def test_a_checkpoint_has_no_name_before_it_is_whole(tmp_path, monkeypatch):
+    order = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor, sync=os.fsync: (order.append("disk"), sync(descriptor)))
+    monkeypatch.setattr(os, "replace", lambda *names, replace=os.replace: (order.append("name"), replace(*names)))
+    shutil.copy(saved(tmp_path, 1), tmp_path / ".step=3.partial")
+    checkpoints.publish(tmp_path / ".step=3.partial", tmp_path / "step=3.ckpt")
+    # The file, its name, and the folder that holds the name.
+    assert order == ["disk", "name", "disk"]
+    assert zipfile.is_zipfile(tmp_path / "step=3.ckpt")
+
+
+def test_an_earlier_training_in_the_folder_is_refused(tmp_path):
+    saved(tmp_path, 40)
+    with pytest.raises(ConfigError, match=r"starts at step 0, and the folder has step=40.ckpt.*newest\(\)"):
+        train("one", *HOW, callbacks=[Restartable(tmp_path)], steps=4)
+
+
+def test_copies_are_not_part_of_a_fit(tmp_path):
+    copy = pickle.loads(pickle.dumps(Restartable(tmp_path, every=3, signals=["SIGUSR2"])))
+    assert (copy.folder, copy.every, copy.signals) == (tmp_path, 3, ("SIGUSR2",))
+    train("one", *HOW, callbacks=[copy], steps=4)
+
+
+# ---------------------------------------------------------------- the queue
+
+
+def test_where_there_is_no_job_nothing_is_requeued(tmp_path, monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert "no SLURM job" in requeue(signal.SIGUSR1, tmp_path)
+    # No shell sees it, and no controller.
+    monkeypatch.setenv("SLURM_JOB_ID", "1; rm -rf /")
+    assert "no SLURM job" in requeue(signal.SIGUSR1, tmp_path)
+
+
+def test_in_a_container_the_batch_script_is_asked(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("PATH", "")
+    assert "may be a cancellation" in requeue(signal.SIGTERM, tmp_path)
+    assert not (tmp_path / "requeue").exists()
+    assert "batch script has to requeue job 12" in requeue(signal.SIGUSR1, tmp_path)
+    assert (tmp_path / "requeue").exists()
+    train("one", *HOW, callbacks=[Restartable(tmp_path)], steps=2)
+    assert not (tmp_path / "requeue").exists()
