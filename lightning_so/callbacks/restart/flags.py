@@ -62,7 +62,9 @@ class Flags:
     def release(self) -> None:
         """Give handlers and mask back; a signal that nobody has answered goes to whom it would have gone without us."""
         for each, handler in self._handlers.items():
-            signal.signal(each, handler if handler is not None else signal.SIG_DFL)
+            # After a fit that has ended well Lightning has given back what was there before the fit.
+            if signal.getsignal(each) == self._note:
+                signal.signal(each, handler if handler is not None else signal.SIG_DFL)
         self._handlers = {}
         if self._before is not None:
             signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
