@@ -1,10 +1,12 @@
 """Few directions against dense linear algebra in float64: frames, regressions, buffers, steps."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
 
 from lightning_so import OGR, AutoStep, ConfigError, FewDirections, QuadraticModel, attach
 from lightning_so.linalg.frame import beside, orthonormal, turned
@@ -95,6 +97,14 @@ def test_a_form_turns_with_its_frame():
 def moments(x, y):
     x, y = x - x.mean(0), y - y.mean(0)
     return x.T @ x / len(x), y.T @ x / len(x)
+
+
+def test_a_form_stays_on_the_cpu_where_the_frame_is_on_a_device():
+    with FakeTensorMode():
+        V = torch.empty(2, 5, device="cuda")
+        on = replace(space(5), device="cuda")
+        found = turned(torch.zeros(2, 2, dtype=torch.float64), V, V, on)
+    assert found.device == torch.device("cpu")
 
 
 def test_regression_is_exact_from_one_point_more_than_directions():

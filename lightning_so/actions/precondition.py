@@ -29,8 +29,9 @@ class Clip:
             lrs: Learning rate of each block.
         """
         if self.bound is not None:
-            rates = [torch.as_tensor(lr, dtype=products.dtype, device=products.device) for lr in lrs]
-            self._total.append((products * torch.stack(rates).square()).sum())
+            # Rates that are numbers stay on the host: to make a tensor of one would wait for the device.
+            parts = [product * lr**2 for product, lr in zip(products.unbind(), lrs, strict=True)]
+            self._total.append(torch.stack(parts).sum())
 
     @property
     def bounds(self) -> bool:

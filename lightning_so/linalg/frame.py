@@ -68,7 +68,7 @@ def turned(A_kk: Tensor, V_kn: Tensor, W_kn: Tensor, space: Space) -> Tensor:
         space: What inner products are.
 
     Returns:
-        The form over W, shape (k, k).
+        The form over W, shape (k, k), where the form over V is: on the CPU, whatever the device of the vectors.
     """
-    R = space.gram(W_kn, V_kn)
+    R = space.gram(W_kn, V_kn).to(A_kk.device)
     return R @ A_kk @ R.mT
