@@ -6,10 +6,10 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constrain
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fast matrix lint format bench clean
+.PHONY: help demo test fast test-image matrix licences lint format bench clean
 
 help: ## Show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */\1\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 12
 
 # Torch goes in by itself first, so that a local CPU build is taken where pip is set up with one.
 $(READY): pyproject.toml constraints.txt
@@ -43,10 +43,17 @@ test: lint .venv/.peers ## Lint, type-check and run the whole test suite
 fast: $(READY) ## Run the everyday tests: all but the slow ones
 	@$(PYTEST) -m "not slow"
 
+# Not in test: it needs root and Debian's packages. Exit status 77: it cannot run here, and says why.
+test-image: ## Build the image without a Docker engine, and test it
+	@docker/check.sh
+
 # TESTS=tests/test_zero.py is a part of them, which brings its part of the table up to date.
 matrix: $(READY) .venv/.peers ## Run the tests and write docs/compatibility.md from what they have trained
 	@$(BIN)/python -m tests.compatibility
 	@$(PYTEST) -p tests.recording $(or $(TESTS),tests)
+
+licences: $(READY) ## Write docs/licences.md from the metadata of what is installed
+	@$(BIN)/python -m tests.licences
 
 lint: $(READY) ## Lint, check the format and the types
 	@$(BIN)/ruff check
