@@ -21,6 +21,7 @@ SlurmctldHost=localhost(127.0.0.1)
 SlurmctldPort={port}
 SlurmUser=root
 SlurmdUser=root
+FirstJobId={first_job}
 AuthType=auth/munge
 CredType=cred/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
@@ -86,7 +87,16 @@ class Cluster:
         key.chmod(0o600)
         self.configuration = folder / "slurm.conf"
         self.configuration.write_text(
-            CONFIGURATION.format(folder=folder, port=base, first=base + 1, last=base + NODES, nodes=NODES, cpus=CPUS)
+            CONFIGURATION.format(
+                folder=folder,
+                port=base,
+                first=base + 1,
+                last=base + NODES,
+                nodes=NODES,
+                cpus=CPUS,
+                # By which Lightning chooses a port.
+                first_job=1000 + os.getpid() % 4000,
+            )
         )
         self.environment = {**os.environ, "SLURM_CONF": str(self.configuration)}
         self.hosts = HOSTS.read_text()

@@ -89,10 +89,11 @@ def test_a_signal_requeues_and_preemption_does(cluster, straight, tmp_path):
         disturb()
     for job, tasks in ((signalled, 1), (preempted, 2)):
         (end,) = cluster.ended(job.number)
-        assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "1"), job.said()
+        assert end["JobState"] == "COMPLETED", job.said()
         assert f"job {job.number} is requeued" in job.said()
-        (step,) = job.steps()
-        assert 8 <= step < STEPS
+        # The first may be back by the time that the nodes are taken, and have to leave again.
+        assert len(job.steps()) == int(end["Restarts"]) >= 1
+        assert all(8 <= step < STEPS for step in job.steps())
         assert equal(job.weights(), straight[tasks])
 
 
@@ -135,7 +136,6 @@ def test_launch(cluster, straight, tmp_path):
 
 BAD = {
     "--ntasks-per-node": ("-N2 -n2 --ntasks-per-node=1", "--devices 2", "#SBATCH --ntasks-per-node=2"),
-    "--nodes": ("-N2 -n2 --ntasks-per-node=1", "--num-nodes 1", "#SBATCH --nodes=1"),
     "no --ntasks-per-node": ("-N2 -n2", "--devices 1", "#SBATCH --ntasks-per-node=1"),
     "job name": ("-N1 -n1 --job-name=bash", "", "#SBATCH --job-name=train"),
     "port": ("-N2 -n2 --ntasks-per-node=1 --export=ALL,MASTER_PORT={port}", "", "export MASTER_PORT="),
