@@ -9,7 +9,7 @@ from lightning_so import EKFAC, KFAC, SOAP, CurvatureMonitor, Mixture, Muon, Sha
 from tests import test_residuals, trainings
 from tests.problems import Net, batch
 from tests.test_matrix_free import METHODS as WHOLE
-from tests.test_matrix_free import trained
+from tests.test_matrix_free import one, trained
 from tests.test_monitor import Net as Dropping
 from tests.test_monitor import fit
 
@@ -44,7 +44,7 @@ def alone(tmp_path):
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_methods_on_the_whole_vector_equal_the_cpu(name):
-    expected, scalars, counts = trained("one", name)
+    expected, scalars, counts = one(name)
     weights, found, done = trained("one", name, accelerator=ACCELERATOR)
     close(weights, expected, 1e-6)
     assert (done.evaluations, done.forwards) == (counts.evaluations, counts.forwards)
@@ -54,7 +54,7 @@ def test_methods_on_the_whole_vector_equal_the_cpu(name):
 
 @pytest.mark.parametrize("name", ["krylov", "adahessian", "nystrom"])
 def test_exact_products_equal_the_cpu(name):
-    expected, *_ = trained("one", name, product="exact")
+    expected, *_ = one(name, product="exact")
     weights, *_ = trained("one", name, product="exact", accelerator=ACCELERATOR)
     close(weights, expected, 1e-6)
 
@@ -90,7 +90,7 @@ def test_an_exchange_behind_the_backward_pass_equals_the_cpu(alone, strategy):
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "fsdp1"])
 @pytest.mark.parametrize("name", ["few", "newton sliced", "sophia"])
 def test_methods_on_the_whole_vector_under_a_strategy(alone, strategy, name):
-    expected, *_ = trained("one", name)
+    expected, *_ = one(name)
     weights, *_ = trained(strategy, name, accelerator=ACCELERATOR)
     close(weights, expected, 1e-6)
 
@@ -151,8 +151,8 @@ def test_a_spectrum_is_that_of_the_cpu(product):
         model, (x, y) = Net(torch.float64).to(device), (part.to(device) for part in batch(0, torch.float64))
         loss = lambda m=model, x=x, y=y: nn.functional.cross_entropy(m(x), y)  # noqa: E731
         found.append(spectrum(model, loss, steps=12, probes=3, product=product))
-    one, other = found
-    for a, b in ((one.top, other.top), (one.bottom, other.bottom), (one.trace.mean, other.trace.mean)):
+    here, there = found
+    for a, b in ((here.top, there.top), (here.bottom, there.bottom), (here.trace.mean, there.trace.mean)):
         assert a == pytest.approx(b, rel=1e-5, abs=1e-6)
 
 

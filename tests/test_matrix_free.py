@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import functools
 import io
 from dataclasses import dataclass
 from itertools import pairwise
@@ -66,6 +67,18 @@ def trained(strategy, name, beside=None, product="difference", **options):
     return found.weights, callback.engine.scalars(), callback.engine.counts
 
 
+@functools.cache
+def one(name, **options):
+    """What one process does, trained once for all strategies."""
+    return trained("one", name, **options)
+
+
+@functools.cache
+def of_the_base(name):
+    """The weights without the method."""
+    return trainings.train("one", None, METHODS[name][1], 12, dtype=torch.float64).weights
+
+
 def same(found, expected, tolerance):
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=0, atol=tolerance)
@@ -84,9 +97,8 @@ FAST = ("ddp", "few")
     ("strategy", "name"), [pair if pair == FAST else pytest.param(*pair, marks=pytest.mark.slow) for pair in PAIRS]
 )
 def test_ranks_take_the_steps_of_one_process(request, strategy, name):
-    expected, scalars, counts = trained("one", name)
-    alone = trainings.train("one", None, METHODS[name][1], 12, dtype=torch.float64).weights
-    assert any((alone[key] - value).abs().max() > 1e-4 for key, value in expected.items())
+    expected, scalars, counts = one(name)
+    assert any((of_the_base(name)[key] - value).abs().max() > 1e-4 for key, value in expected.items())
     world = request.getfixturevalue("four" if strategy == "hsdp" else "two")
     for found, theirs, done in world.run(trained, strategy, name):
         same(found, expected, 1e-6)
@@ -104,7 +116,7 @@ def test_ranks_take_the_steps_of_one_process(request, strategy, name):
 )
 def test_ranks_of_deepspeed_take_the_steps_of_one_process(two, stage, name):
     options = {"dtype": torch.float32, "steps": 6}
-    expected, *_ = trained("one", name, **options)
+    expected, *_ = one(name, **options)
     for found, *_ in two.run(trained, f"zero{stage}", name, **options):
         same(found, expected, 1e-4)
 
