@@ -42,6 +42,11 @@ def seen() -> Launch:
         ("srun", kinds.SLURMEnvironment, "SLURM_STEP_ID"),
     ):
         if mark in os.environ:
+            if by == "srun" and _unsaid():
+                # Lightning raises there, and `check` says what to change.
+                return Launch(
+                    by, *(int(os.environ[f"SLURM_{name}"]) for name in ("PROCID", "NTASKS", "LOCALID")), "?", 0
+                )
             it = kind()
             return Launch(by, it.global_rank(), it.world_size(), it.local_rank(), it.main_address, it.main_port)
     return Launch("a shell", 0, 1, 0, "127.0.0.1", kinds.LightningEnvironment().main_port)
@@ -63,7 +68,7 @@ def check(launch: Launch, devices: int | None, num_nodes: int | None) -> list[Fi
 
 
 def _slurm(launch: Launch, devices: int | None, num_nodes: int | None) -> list[Finding]:
-    job, tasks = os.environ.get("SLURM_JOB_NAME"), os.environ.get("SLURM_NTASKS_PER_NODE")
+    job = os.environ.get("SLURM_JOB_NAME")
     if "SLURM_JOB_ID" not in os.environ or launch.by == "torchrun":
         return []
     if job in SHELLS:
@@ -77,7 +82,7 @@ def _slurm(launch: Launch, devices: int | None, num_nodes: int | None) -> list[F
         else:
             waits = f"{told}: Lightning would wait for {ranks - 1} more processes"
             found += [bad("srun", waits, "srun python train.py, also in the batch script")]
-    if launch.ranks > 1 and tasks is None:
+    if _unsaid():
         found += [
             bad(
                 "--ntasks-per-node",
@@ -94,6 +99,11 @@ def _slurm(launch: Launch, devices: int | None, num_nodes: int | None) -> list[F
             seen = f"{variable}={got}, and the Trainer has {argument}={wanted}"
             found += [bad(option, seen, f"#SBATCH {option}={wanted}, or Trainer({argument}={got})")]
     return found
+
+
+def _unsaid() -> bool:
+    """Whether srun was told how many tasks there are, and not how many a node has, which Lightning asks for."""
+    return int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ
 
 
 def _torchrun(launch: Launch, devices: int | None, num_nodes: int | None) -> list[Finding]:
@@ -121,7 +131,7 @@ def port(launch: Launch) -> list[Finding]:
     Returns:
         Findings, of rank 0; torchrun itself listens there, and has done so before.
     """
-    if launch.rank or launch.by != "srun":
+    if launch.rank or launch.by != "srun" or not launch.port:
         return []
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
