@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constrain
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fast test-image matrix licences lint format bench clean
+.PHONY: help demo test fast test-cluster test-image faults matrix licences lint format bench clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 12
@@ -38,14 +38,24 @@ demo: $(READY) ## Train one model with AdamW, SOAP and Muon, and plot the curves
 	@$(BIN)/python -m examples.demo
 
 test: lint .venv/.peers ## Lint, type-check and run the whole test suite
-	@$(PYTEST)
+	@$(PYTEST) --ignore tests/cluster
+	@$(MAKE) --no-print-directory test-cluster
 
 fast: $(READY) ## Run the everyday tests: all but the slow ones
-	@$(PYTEST) -m "not slow"
+	@$(PYTEST) --ignore tests/cluster -m "not slow"
 
-# Not in test: it needs root and Debian's packages. Exit status 77: it cannot run here, and says why.
+# They need root, network namespaces and Debian's packages; what cannot run here is skipped, and says why. The image takes
+# the network and the disk while the others wait for jobs.
+test-cluster: $(READY) ## Test on a real SLURM, over two hosts of a network, and the container image
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -rs tests/cluster
+
+# Exit status 77: it cannot run here, and says why.
 test-image: ## Build the image without a Docker engine, and test it
 	@docker/check.sh
+
+faults: $(READY) .venv/.peers ## Have every fault happen, and write docs/faults.md from what was seen
+	@$(PYTEST) -m fault --junitxml=build/faults.xml tests
+	@$(BIN)/python -m tests.faults_page build/faults.xml
 
 # TESTS=tests/test_zero.py is a part of them, which brings its part of the table up to date.
 matrix: $(READY) .venv/.peers ## Run the tests and write docs/compatibility.md from what they have trained

@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes that load data, of each rank")
     parser.add_argument("--accelerator", default="cpu")
     parser.add_argument("--precision", default="32-true")
-    parser.add_argument("--d", type=int, default=64, help="width of the model")
+    parser.add_argument("--width", type=int, default=64, help="width of the model")
     args = parser.parse_args()
 
     pl.seed_everything(0)
@@ -112,7 +112,7 @@ def main() -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    model = ByteLM(d=args.d, total_steps=args.steps, warmup=10)
+    model = ByteLM(d=args.width, total_steps=args.steps, warmup=10)
     trainer.fit(model, Data(args.steps, args.workers), ckpt_path=restartable.newest(), weights_only=True)
     if trainer.is_global_zero:
         print(f"done: step {trainer.global_step}, training loss {trainer.callback_metrics['train_loss']:.4f}")

@@ -35,7 +35,8 @@ def started(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_other_rank_ends_with_an_error_and_the_last_checkpoint_is_whole(two, started):
+@pytest.mark.fault("a rank that is killed (-9) or stalls in the middle of a step")
+def test_the_other_rank_ends_with_an_error_and_the_last_checkpoint_is_whole(two, seen, started):
     straight = {strategy: two.run(train, strategy, *HOW) for strategy in {case.split()[0] for case in CASES}}
     for case, (folder, survivor, other) in started.items():
         strategy, what, where = case.split()
@@ -64,3 +65,5 @@ def test_the_other_rank_ends_with_an_error_and_the_last_checkpoint_is_whole(two,
         if strategy == "ddp":
             weights = torch.load(folder / "on_exception.ckpt", weights_only=True)["state_dict"]
             assert all(torch.equal(weights[name], value) for name, value in facts["after"].items())
+        ended = f"the other ends after {facts['seconds']:.1f} s of a time-out of {faults.TIMEOUT} s"
+        seen(f"{case}: {ended}, resumed bit for bit")

@@ -36,7 +36,8 @@ class Poison(pl.Callback):
 
 
 def poisoned(strategy, how):
-    return train(strategy, *how, steps=STEPS, callbacks=[Poison()], compare_every=1)
+    # Ranks with pieces have no whole weights to compare.
+    return train(strategy, *how, steps=STEPS, callbacks=[Poison()], compare_every=int(strategy == "ddp"))
 
 
 @pytest.mark.slow
@@ -48,7 +49,7 @@ def test_a_nan_gradient_on_one_rank(two, seen, strategy):
     for name, value in ends[0].weights.items():
         assert torch.equal(value, ends[1].weights[name])
         assert value.isfinite().all()
-    seen(f"{strategy}: the step is skipped on both ranks and counted; weights finite and equal, compared every step")
+    seen(f"{strategy}: the step is skipped on both ranks and counted; weights finite and equal")
 
 
 def failing(strategy, how):
@@ -119,7 +120,7 @@ def test_a_slow_rank_with_a_wrong_clock(two, seen):
 # ---------------------------------------------------------------- processes of their own
 
 ROOT = Path(__file__).parents[1]
-LINE = ("-m", "examples.restart", "--d", "32", "--steps", "60", "--every", "4", "--devices", "2")
+LINE = ("-m", "examples.restart", "--width", "32", "--steps", "60", "--every", "4", "--devices", "2")
 
 
 def begun(folder, *launcher):
@@ -199,7 +200,7 @@ def test_a_full_disk(whole, seen, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(disk)], capture_output=True, text=True
+        ["mount", "-t", "tmpfs", "-o", "size=10m", "none", str(disk)], capture_output=True, text=True
     )
     if mounted.returncode:
         pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.strip()}")

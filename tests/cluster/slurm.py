@@ -134,7 +134,7 @@ class Cluster:
         """What the controller says of a job."""
         return dict(re.findall(r"(\w+)=(\S*)", self.run("scontrol", "show", "job", number)))
 
-    def ended(self, *numbers: str, seconds: float = 120) -> list[dict[str, str]]:
+    def ended(self, *numbers: str, seconds: float = 300) -> list[dict[str, str]]:
         """Jobs, once they are in the queue no more."""
         over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
         self.until(lambda: all(self.job(number)["JobState"] in over for number in numbers), seconds)

@@ -90,7 +90,8 @@ def test_weights_equal_one_process_and_bytes_are_those_of_the_plan(started, laun
     assert sum(crossed) <= {"soap": 1.05, "kfac": 1.2}[name] * sum(planned)
 
 
-def test_a_cable_that_loses_packets_for_less_than_the_time_out_changes_nothing(started):
+@pytest.mark.fault("a network cable that loses packets for less than the time-out")
+def test_a_cable_that_loses_packets_for_less_than_the_time_out_changes_nothing(started, seen):
     straight, healed = (ends(*started[case][::2]) for case in (STRAIGHT[0], HEALED))
     for (weights, report, facts), (expected, other, _) in zip(healed, straight, strict=True):
         assert facts["waited"] > disturbed.LOST - 0.5  # It was disturbed.
@@ -98,6 +99,7 @@ def test_a_cable_that_loses_packets_for_less_than_the_time_out_changes_nothing(s
         for name, value in expected.items():
             assert torch.equal(weights[name], value), name
             assert torch.equal(value, straight[0][0][name]), name
+    seen(f"{disturbed.LOST} s of a time-out of {disturbed.TIMEOUT} s: the ranks wait, and end bit for bit alike")
 
 
 def undisturbed(case):
@@ -121,8 +123,9 @@ def resumed(started):
     return found
 
 
+@pytest.mark.fault("a network cable that is cut for longer than the time-out")
 @pytest.mark.parametrize("case", CUT)
-def test_a_cable_that_is_cut_ends_both_ranks_and_the_last_checkpoint_is_whole(started, resumed, case):
+def test_a_cable_that_is_cut_ends_both_ranks_and_the_last_checkpoint_is_whole(started, resumed, seen, case):
     out, codes, again = started[case][0], *resumed[case]
     assert codes == [1, 1]
     for number in range(2):
@@ -144,6 +147,8 @@ def test_a_cable_that_is_cut_ends_both_ranks_and_the_last_checkpoint_is_whole(st
         assert one[1] == unharmed[1]
         for name, value in unharmed[0].items():
             assert torch.equal(one[0][name], value), name
+    ended = f"both ranks end after {facts['seconds']:.1f} s of a time-out of {disturbed.TIMEOUT} s"
+    seen(f"{case}: {ended}, resumed bit for bit")
 
 
 @pytest.mark.parametrize("case", STRAIGHT)

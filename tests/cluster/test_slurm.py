@@ -17,7 +17,7 @@ __all__ = ["cluster"]
 ROOT = Path(__file__).parents[2]
 TEMPLATES = ROOT / "configs/slurm"
 STEPS = 60
-ARGUMENTS = ("--steps", str(STEPS), "--d", "32", "--precision", "64-true")
+ARGUMENTS = ("--steps", str(STEPS), "--width", "32", "--precision", "64-true")
 #: The tests' own environment instead of what a user has on the PATH, and one thread a rank.
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 
@@ -77,7 +77,8 @@ def test_two_nodes_equal_one_process(straight):
         assert near(straight[tasks], straight[0], 1e-6), tasks
 
 
-def test_a_signal_requeues_and_preemption_does(cluster, straight, tmp_path):
+@pytest.mark.fault("SIGUSR1 from SLURM, and preemption by a higher partition")
+def test_a_signal_requeues_and_preemption_does(cluster, straight, seen, tmp_path):
     signalled = Training(cluster, tmp_path / "signalled", "multi_node.sbatch", 2, 1, every=4)
     preempted = Training(cluster, tmp_path / "preempted", "multi_node.sbatch", 2, 2, every=4)
     for job, disturb in (
@@ -85,7 +86,7 @@ def test_a_signal_requeues_and_preemption_does(cluster, straight, tmp_path):
         # All CPUs of both nodes: whoever runs in the other partition has to leave.
         (preempted, lambda: cluster.submit("-p", "high", "-N2", "-n8", f"--output={tmp_path}/high", "--wrap=sleep 1")),
     ):
-        cluster.until(lambda job=job: (job.folder / "step=8.ckpt").exists(), 120)
+        cluster.until(lambda job=job: (job.folder / "step=8.ckpt").exists(), 240)
         disturb()
     for job, tasks in ((signalled, 1), (preempted, 2)):
         (end,) = cluster.ended(job.number)
@@ -95,24 +96,29 @@ def test_a_signal_requeues_and_preemption_does(cluster, straight, tmp_path):
         assert len(job.steps()) == int(end["Restarts"]) >= 1
         assert all(8 <= step < STEPS for step in job.steps())
         assert equal(job.weights(), straight[tasks])
+    steps = f"2x1 signalled at step {signalled.steps()[0]}, 2x2 preempted at {preempted.steps()[-1]}"
+    seen(f"{steps}: saved, requeued, resumed bit for bit")
 
 
-def test_a_signal_before_the_training_is_not_lost(cluster, straight, tmp_path):
+@pytest.mark.fault("SIGUSR1 from SLURM while Python still imports")
+def test_a_signal_before_the_training_is_not_lost(cluster, straight, seen, tmp_path):
     # Of a job of one minute it comes within the first seconds, while Python imports.
     options = ("--time=1", "--signal=USR1@58")
     job = Training(cluster, tmp_path / "early", "multi_node.sbatch", 2, 1, *options)
-    cluster.until(lambda: "is requeued" in job.said(), 60)
+    cluster.until(lambda: "is requeued" in job.said(), 240)
     cluster.run("scontrol", "update", f"JobId={job.number}", "TimeLimit=5")
     (end,) = cluster.ended(job.number)
     assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "1"), job.said()
     # The first step asks the other rank, the second has its answer.
     assert job.steps() == [2]
     assert equal(job.weights(), straight[1])
+    seen("it waits until the first steps; saved at step 2, requeued, resumed bit for bit")
 
 
-def test_a_cancelled_job_is_saved_and_not_requeued(cluster, tmp_path):
+@pytest.mark.fault("a SLURM job that is cancelled")
+def test_a_cancelled_job_is_saved_and_not_requeued(cluster, seen, tmp_path):
     job = Training(cluster, tmp_path / "cancelled", "single_node.sbatch", 1, 1, every=4, steps=5000)
-    cluster.until(lambda: (job.folder / "step=4.ckpt").exists(), 60)
+    cluster.until(lambda: (job.folder / "step=4.ckpt").exists(), 240)
     cluster.run("scancel", "--signal=TERM", job.number)
     (end,) = cluster.ended(job.number)
     # The batch script ends with the training's own status.
@@ -120,6 +126,7 @@ def test_a_cancelled_job_is_saved_and_not_requeued(cluster, tmp_path):
     assert "was cancelled, so it is not requeued" in job.said()
     (step,) = job.steps()
     assert (job.folder / f"step={step}.ckpt").exists()
+    seen("saved, not requeued; the batch script ends with the training's own status 143")
 
 
 def test_launch(cluster, straight, tmp_path):
@@ -156,7 +163,7 @@ def test_the_doctor_refuses_with_the_line_to_change(cluster, tmp_path, what):
         program = ["lightning-so", "doctor", *arguments.split(), "--", "echo", "trained"]
         environment = {**cluster.environment, "PATH": PATH, "OMP_NUM_THREADS": "1"}
         command = ["srun", "--kill-on-bad-exit=1", *launch.split(), *program]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=60)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode, done.stdout
     assert line in done.stdout, done.stdout + done.stderr
     assert "trained" not in done.stdout
