@@ -54,7 +54,7 @@ test-image: ## Build the image without a Docker engine, and test it
 	@docker/check.sh
 
 faults: $(READY) .venv/.peers ## Have every fault happen, and write docs/faults.md from what was seen
-	@$(PYTEST) -m fault --junitxml=build/faults.xml tests
+	@$(PYTEST) --dist loadfile -m fault --junitxml=build/faults.xml tests
 	@$(BIN)/python -m tests.faults_page build/faults.xml
 
 # TESTS=tests/test_zero.py is a part of them, which brings its part of the table up to date.

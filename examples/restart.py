@@ -2,7 +2,8 @@
 
     python -m examples.restart --folder runs/a                   # kill -USR1 or kill -TERM it, then run the same line
     python -m examples.restart --folder runs/a --devices 2       # ... on other ranks, with the same global batches
-    torchrun --nproc-per-node 2 --max-restarts 3 -m examples.restart --folder runs/a --devices 2 --every 20
+    torchrun --standalone --nproc-per-node 2 --max-restarts 3 --no-python lightning-so doctor -- \
+        python -m examples.restart --folder runs/a --devices 2 --every 20
     sbatch configs/slurm/multi_node.sbatch                       # on a cluster
 
 What makes a resumed run equal to one that was not stopped: `Restartable` saves between two steps, `SecondOrder` carries

@@ -77,6 +77,8 @@ def command(
             found = together.merged(comm, [*found, *solved])
             if launch.ranks > 1:
                 found += together.check(comm, folder, seconds)
+            if launch.by == "torchrun":
+                os.environ.update(together.apart(comm))
     except (RuntimeError, OSError) as error:
         seen = f"{str(error).splitlines()[0]} ({launch.address}:{launch.port}, within {timeout:g} s)"
         move = (

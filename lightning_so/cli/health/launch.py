@@ -44,9 +44,8 @@ def seen() -> Launch:
         if mark in os.environ:
             if by == "srun" and _unsaid():
                 # Lightning raises there, and `check` says what to change.
-                return Launch(
-                    by, *(int(os.environ[f"SLURM_{name}"]) for name in ("PROCID", "NTASKS", "LOCALID")), "?", 0
-                )
+                rank, ranks, local = (int(os.environ[f"SLURM_{name}"]) for name in ("PROCID", "NTASKS", "LOCALID"))
+                return Launch(by, rank, ranks, local, address="an unknown address", port=0)
             it = kind()
             return Launch(by, it.global_rank(), it.world_size(), it.local_rank(), it.main_address, it.main_port)
     return Launch("a shell", 0, 1, 0, "127.0.0.1", kinds.LightningEnvironment().main_port)
@@ -108,9 +107,9 @@ def _unsaid() -> bool:
 
 def _torchrun(launch: Launch, devices: int | None, num_nodes: int | None) -> list[Finding]:
     local, wanted = os.environ.get("LOCAL_WORLD_SIZE"), (devices or 1) * (num_nodes or 1)
-    if launch.by != "torchrun" or devices is None:
+    if launch.by != "torchrun":
         return []
-    if (local is not None and int(local) != devices) or launch.ranks != wanted:
+    if devices is not None and (int(local or devices) != devices or launch.ranks != wanted):
         return [
             bad(
                 "--nproc-per-node",

@@ -2,6 +2,7 @@
 
 import json
 import secrets
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -72,6 +73,24 @@ def _shared(comm: Local, folder: Path | None) -> list[Finding]:
         return [good("shared folder", f"all {comm.ranks} ranks see the same {folder}")]
     move = "give --folder a path on a disk that all nodes share, and the Trainer too"
     return [bad("shared folder", f"ranks {blind} do not see what rank 0 writes to {folder}", move)]
+
+
+def apart(comm: Local) -> dict[str, str]:
+    """Variables by which the ranks of a training find each other in a store of their own.
+
+    torchrun keeps one store for all of its restarts (torch 2.13), in which restarted ranks find the addresses of those
+    that have died.
+
+    Args:
+        comm: How ranks talk.
+
+    Returns:
+        The variables: rank 0 listens itself, on a port that was free.
+    """
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        port = int(_numbers(comm, [listener.getsockname()[1]])[0][0])
+    return {"MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "False"}
 
 
 def merged(comm: Local, mine: Sequence[Finding]) -> list[Finding]:
