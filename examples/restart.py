@@ -114,6 +114,9 @@ def main() -> None:
         enable_model_summary=False,
     )
     model = ByteLM(d=args.width, total_steps=args.steps, warmup=10)
+    if args.precision == "64-true":
+        # Lightning would read a checkpoint's weights into float32 ones, and make these float64 afterwards.
+        model.double()
     trainer.fit(model, Data(args.steps, args.workers), ckpt_path=restartable.newest(), weights_only=True)
     if trainer.is_global_zero:
         print(f"done: step {trainer.global_step}, training loss {trainer.callback_metrics['train_loss']:.4f}")
