@@ -44,10 +44,9 @@ test: lint .venv/.peers ## Lint, type-check and run the whole test suite
 fast: $(READY) ## Run the everyday tests: all but the slow ones
 	@$(PYTEST) --ignore tests/cluster -m "not slow"
 
-# They need root, network namespaces and Debian's packages; what cannot run here is skipped, and says why. The image takes
-# the network and the disk while the others wait for jobs.
-test-cluster: $(READY) ## Test on a real SLURM, over two hosts of a network, and the container image
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -rs tests/cluster
+# They need root, network namespaces and Debian's packages; what cannot run here is skipped, and says why.
+test-cluster: $(READY) ## Test on a real SLURM of two nodes, and over two hosts of a network
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -rs --ignore tests/cluster/test_image.py tests/cluster
 
 # Exit status 77: it cannot run here, and says why.
 test-image: ## Build the image without a Docker engine, and test it

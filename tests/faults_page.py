@@ -16,10 +16,10 @@ nothing happened to.
 """
 
 
-def rows(results: Path) -> list[tuple[str, str, str]]:
+def rows(*results: Path) -> list[tuple[str, str, str]]:
     """(fault, what was seen, test) of every test that has passed, in the order of the faults' names."""
     found = []
-    for case in ElementTree.parse(results).iter("testcase"):
+    for case in (case for file in results for case in ElementTree.parse(file).iter("testcase")):
         noted = [(each.get("name"), each.get("value") or "") for each in case.iter("property")]
         said = "; ".join(value for name, value in noted if name == "seen")
         fault = next((value for name, value in noted if name == "fault"), None)
@@ -36,5 +36,5 @@ def text(found: list[tuple[str, str, str]]) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(text(rows(Path(sys.argv[1]))))
+    PAGE.write_text(text(rows(*map(Path, sys.argv[1:]))))
     print(f"{PAGE}: {len(PAGE.read_text().splitlines()) - len(HEAD.splitlines())} rows")
