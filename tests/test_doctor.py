@@ -1,0 +1,125 @@
+"""`lightning-so doctor` without a cluster: this machine, a launch by its variables, folders, and ranks that do not fit."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from lightning_so.cli.__main__ import main
+from lightning_so.cli.health import folder, launch, machine, together
+from lightning_so.cli.health.finding import BAD, GOOD, ODD, good
+from lightning_so.comm import ambient
+
+JOB = {"SLURM_JOB_ID": "12", "SLURM_JOB_NAME": "train", "SLURM_NODELIST": "n1", "SLURM_NTASKS": "4"}
+STEP = {**JOB, "SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NNODES": "2"}
+RUN = {"TORCHELASTIC_RUN_ID": "a", "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+
+
+@pytest.fixture
+def variables(monkeypatch):
+    """Sets the variables of a launch, and no others of its kind."""
+
+    def set_them(named):
+        for name in [name for name in os.environ if name.startswith(("SLURM_", "TORCHELASTIC_", "MASTER_"))]:
+            monkeypatch.delenv(name)
+        for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29501", **named}.items():
+            monkeypatch.setenv(name, value)
+
+    return set_them
+
+
+@pytest.mark.parametrize(
+    ("named", "devices", "nodes", "check", "state", "line"),
+    [
+        ({**STEP, "SLURM_NTASKS_PER_NODE": "2"}, 2, 2, None, None, None),
+        ({**STEP, "SLURM_NTASKS_PER_NODE": "2"}, 4, 2, "--ntasks-per-node", BAD, "#SBATCH --ntasks-per-node=4"),
+        ({**STEP, "SLURM_NTASKS_PER_NODE": "2"}, 2, 1, "--nodes", BAD, "#SBATCH --nodes=1"),
+        (STEP, 2, 2, "--ntasks-per-node", BAD, "#SBATCH --ntasks-per-node=2"),
+        ({**STEP, "SLURM_JOB_NAME": "bash"}, 2, 2, "job name", BAD, "#SBATCH --job-name=train"),
+        ({**JOB, "SLURM_NTASKS_PER_NODE": "4"}, 4, 1, "srun", BAD, "srun python train.py"),
+        ({**JOB, "SLURM_NTASKS": "1"}, 1, 1, "srun", ODD, "srun lightning-so doctor"),
+        (RUN, 2, 1, None, None, None),
+        (RUN, 4, 1, "--nproc-per-node", BAD, "torchrun --nnodes 1 --nproc-per-node 4"),
+        ({}, 1, 1, None, None, None),
+    ],
+)
+def test_a_launch_and_what_the_trainer_will_be_told(variables, named, devices, nodes, check, state, line):
+    variables(named)
+    found = {each.check: each for each in launch.check(launch.seen(), devices, nodes)}
+    assert found.pop("launch").state == GOOD
+    assert list(found) == ([] if check is None else [check])
+    if check is not None:
+        assert found[check].state == state
+        assert found[check].remedy.startswith(line)
+
+
+def test_this_machine(monkeypatch):
+    here = launch.Launch("a shell", 0, 1, 0, "127.0.0.1", 0)
+    found, seconds = machine.solve(torch.device("cpu"))
+    assert [each.state for each in found] == [GOOD]
+    assert seconds > 0
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda F: (F, torch.ones(len(F))))
+    assert [each.state for each in machine.solve(torch.device("cpu"))[0]] == [BAD]
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nothing0")
+    (backend,) = machine.backends(torch.device("cpu"))
+    assert (backend.state, backend.remedy) == (BAD, "export GLOO_SOCKET_IFNAME=<one of them>")
+    if not torch.cuda.is_available():
+        (device,) = machine.devices(here, "gpu", 1)
+        assert (device.state, "Trainer(accelerator='cpu')" in device.remedy) == (BAD, True)
+
+
+def test_folders_and_checkpoints(tmp_path):
+    assert [each.state for each in folder.check(tmp_path)] == [GOOD]
+    assert not list(tmp_path.iterdir())
+    (missing,) = folder.check(tmp_path / "nowhere")
+    assert missing.remedy == f"mkdir -p '{tmp_path}/nowhere'"
+    (tmp_path / "step=3.ckpt").write_bytes(b"half")
+    assert [each.state for each in folder.check(tmp_path)] == [GOOD, BAD]
+    assert folder.checkpoint(tmp_path / "step=4.ckpt")[0].state == BAD
+
+
+def of_ranks(path):
+    """What two ranks find, where one has other versions, and sees another folder."""
+    comm = ambient(sharded=False)
+    mine = [good("versions", f"torch {comm.rank}"), good("port", "free")]
+    found = together.merged(comm, mine) + together.check(comm, path / str(comm.rank), 1.0 + 3 * comm.rank)
+    variables = together.apart(comm)
+    comm.close()
+    return [(each.check, each.state) for each in found], variables
+
+
+def test_ranks_that_do_not_fit(two, tmp_path):
+    (tmp_path / "0").mkdir()
+    (tmp_path / "1").mkdir()
+    ends = two.run(of_ranks, tmp_path)
+    assert ends[0] == ends[1]
+    found, variables = ends[0]
+    assert dict(found) == {
+        "versions": BAD, "port": GOOD, "all-reduce": GOOD, "speeds": ODD, "shared folder": BAD,
+    }  # fmt: skip
+    assert variables["TORCHELASTIC_USE_AGENT_STORE"] == "False"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["doctor", "--accelerator", "tpu"], "accelerator must be one of"),
+        (["doctor", "--", "no-such-program"], "'no-such-program' cannot be started"),
+        (["launch"], "there is no command"),
+        (["launch", "--lead", "30", "--", "python"], "lead must be an integer in [61"),
+        (["launch", "--nodes", "0", "--", "python"], "nodes must be an integer in [1"),
+    ],
+)
+def test_what_cannot_be(capsys, monkeypatch, arguments, said):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert main(arguments) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_it_becomes_the_command():
+    line = [sys.executable, "-m", "lightning_so.cli", "doctor", "--", "sh", "-c", "echo became; exit 7"]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (7, "became")
