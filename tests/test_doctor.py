@@ -1,4 +1,4 @@
-"""`lightning-so doctor` without a cluster: this machine, a launch by its variables, folders, and ranks that do not fit."""
+"""`lightning-so doctor` without a cluster: this machine, launches by their variables, folders, ranks that differ."""
 
 import os
 import subprocess
