@@ -1,19 +1,18 @@
 """The callback that saves when a cluster takes the machine away."""
 
 import os
-import secrets
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from lightning_so.callbacks.names import Callback
 from lightning_so.callbacks.restart import checkpoints
 from lightning_so.callbacks.restart.flags import Flags
 from lightning_so.callbacks.restart.requeue import ASKED, requeue
+from lightning_so.callbacks.restart.shared import blind, exchanged
 from lightning_so.comm import Local, ambient
 from lightning_so.core.errors import ConfigError, StateError, check_count
 
@@ -108,17 +107,10 @@ class Restartable(Callback):
     def _see_folder(self) -> None:
         """Refuse a folder that is not the same one on all ranks."""
         assert self._comm is not None
-        # Of one name that nobody has looked for before: network file systems remember what was not there.
-        name = f".shared-{self._exchanged(secrets.randbits(62))[0]}"
-        if self._comm.rank == 0:
-            (self.folder / name).touch()
-        self._exchanged(0)
-        blind = [rank for rank, sees in enumerate(self._exchanged((self.folder / name).exists())) if not sees]
-        if self._comm.rank == 0:
-            (self.folder / name).unlink()
-        if blind:
+        ranks = blind(self._comm, self.folder)
+        if ranks:
             raise ConfigError(
-                f"Restartable(folder={str(self.folder)!r}): ranks {blind} do not see what rank 0 writes there. Give a "
+                f"Restartable(folder={str(self.folder)!r}): ranks {ranks} do not see what rank 0 writes there. Give a "
                 f"folder on a disk that all nodes share."
             )
 
@@ -127,7 +119,8 @@ class Restartable(Callback):
         assert self._flags is not None
         self._flags.catch()
         self._step = trainer.global_step
-        steps = self._exchanged(self._step)
+        assert self._comm is not None
+        steps = exchanged(self._comm, self._step)
         if len(set(steps)) > 1:
             raise StateError(
                 f"the ranks go on from different steps, {steps}: they have read different checkpoints. Look at "
@@ -225,13 +218,6 @@ class Restartable(Callback):
         # Lightning starts these itself, and kills rank 0 if one of them fails.
         started = type(trainer.strategy.launcher).__name__ == "_SubprocessScriptLauncher" and trainer.local_rank > 0
         raise Stopped(os.EX_OK if started and not _external(trainer) else 128 + number)
-
-    def _exchanged(self, number: int) -> list[int]:
-        """A number of each rank, on all ranks."""
-        assert self._comm is not None
-        mine = torch.tensor([int(number)]).view(torch.uint8)
-        wires = self._comm.gather(mine, [mine.numel()] * self._comm.ranks)
-        return [int(wire.clone().view(torch.int64)) for wire in wires]
 
 
 def _external(trainer: Any) -> bool:

@@ -1,7 +1,6 @@
 """What only all ranks together can see: whether they find each other, agree, and are equally fast."""
 
 import json
-import secrets
 import socket
 import time
 from collections.abc import Sequence
@@ -10,8 +9,9 @@ from pathlib import Path
 
 import torch
 
+from lightning_so.callbacks.restart.shared import blind
 from lightning_so.cli.health.finding import GOOD, Finding, bad, good, odd
-from lightning_so.comm import Local
+from lightning_so.comm import Local, spread
 
 #: Seconds by which clocks may differ; time stamps of logs and of checkpoints are compared across nodes.
 SKEW = 1.0
@@ -62,17 +62,11 @@ def _shared(comm: Local, folder: Path | None) -> list[Finding]:
     """Whether every rank sees what rank 0 writes."""
     if folder is None or comm.ranks == 1:
         return []
-    here = folder / f".doctor-{int(_numbers(comm, [secrets.randbits(40)])[0][0])}"
-    if comm.rank == 0 and folder.is_dir():
-        here.touch()
-    comm.anywhere([False])
-    blind = [rank for rank, (sees,) in enumerate(_numbers(comm, [float(here.exists())])) if not sees]
-    if comm.rank == 0:
-        here.unlink(missing_ok=True)
-    if not blind:
+    ranks = blind(comm, folder)
+    if not ranks:
         return [good("shared folder", f"all {comm.ranks} ranks see the same {folder}")]
     move = "give --folder a path on a disk that all nodes share, and the Trainer too"
-    return [bad("shared folder", f"ranks {blind} do not see what rank 0 writes to {folder}", move)]
+    return [bad("shared folder", f"ranks {ranks} do not see what rank 0 writes to {folder}", move)]
 
 
 def apart(comm: Local) -> dict[str, str]:
@@ -126,5 +120,5 @@ def merged(comm: Local, mine: Sequence[Finding]) -> list[Finding]:
 
 def _numbers(comm: Local, mine: Sequence[float]) -> list[list[float]]:
     """Some numbers of each rank, on all ranks."""
-    wire = torch.tensor(mine, dtype=torch.float64).view(torch.uint8)
-    return [part.clone().view(torch.float64).tolist() for part in comm.gather(wire, [wire.numel()] * comm.ranks)]
+    rows = spread(comm, [[torch.tensor(mine, dtype=torch.float64)]] * comm.ranks)
+    return [row.tolist() for (row,) in rows]

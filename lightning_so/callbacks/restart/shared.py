@@ -1,0 +1,34 @@
+"""Whether a folder is the same one on all ranks."""
+
+import secrets
+from pathlib import Path
+
+import torch
+
+from lightning_so.comm import Local, spread
+
+
+def exchanged(comm: Local, number: int) -> list[int]:
+    """A number of each rank, on all ranks."""
+    return [int(of_rank) for (of_rank,) in spread(comm, [[torch.tensor(int(number))]] * comm.ranks)]
+
+
+def blind(comm: Local, folder: Path) -> list[int]:
+    """The ranks that do not see what rank 0 writes.
+
+    Args:
+        comm: How ranks talk.
+        folder: The folder, which rank 0 need not have either.
+
+    Returns:
+        Their numbers, the same on every rank.
+    """
+    # Of one name that nobody has looked for before: network file systems remember what was not there.
+    trial = folder / f".shared-{exchanged(comm, secrets.randbits(62))[0]}"
+    if comm.rank == 0 and folder.is_dir():
+        trial.touch()
+    comm.anywhere([False])
+    found = [rank for rank, sees in enumerate(exchanged(comm, trial.exists())) if not sees]
+    if comm.rank == 0:
+        trial.unlink(missing_ok=True)
+    return found
