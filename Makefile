@@ -2,8 +2,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
-# One thread a worker: two workers share two cores.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+# One thread a worker: two workers share two cores. Tests start some hundred Pythons, which find .ci/start first.
+PYTEST := OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/.ci/start $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test fast test-cluster test-image faults matrix licences lint format bench clean
@@ -46,7 +46,7 @@ fast: $(READY) ## Run the everyday tests: all but the slow ones
 
 # They need root, network namespaces and Debian's packages; what cannot run here is skipped, and says why.
 test-cluster: $(READY) ## Test on a real SLURM of two nodes, and over two hosts of a network
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -rs --ignore tests/cluster/test_image.py tests/cluster
+	@$(PYTEST) --dist loadfile -rs --ignore tests/cluster/test_image.py tests/cluster
 
 # Exit status 77: it cannot run here, and says why.
 test-image: ## Build the image without a Docker engine, and test it

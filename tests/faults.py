@@ -4,7 +4,6 @@ import os
 import signal
 import time
 from datetime import timedelta
-from multiprocessing import get_context
 
 import pytorch_lightning as pl
 import torch
@@ -12,6 +11,7 @@ import torch.distributed as dist
 from pytorch_lightning.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 
 from lightning_so.core import act
+from tests.forked import forking
 from tests.trainings import train
 
 #: How long the ranks wait for each other.
@@ -79,8 +79,7 @@ def rank(number, case, arguments, out) -> None:
 
 def start(case, arguments, out):
     """The two processes of a case."""
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["tests.preloaded"])
+    context = forking()
     ranks = [context.Process(target=rank, args=(n, case, arguments, out)) for n in range(2)]
     for process in ranks:
         process.start()

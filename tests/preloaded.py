@@ -1,4 +1,4 @@
-"""What `multiprocessing` imports where the ranks of `tests.faults` are forked, once for all of them."""
+"""What `multiprocessing` imports where ranks are forked (`tests.forked`), once for all of them."""
 
 import os
 import sys

@@ -110,7 +110,7 @@ def train(
     method,
     base,
     arguments,
-    steps=24,
+    steps=16,
     *,
     accumulate=1,
     clip=None,

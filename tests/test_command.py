@@ -1,14 +1,14 @@
 """The command `lightning-so`: exit status, what it prints, and what it says to wrong configurations."""
 
-import subprocess
-import sys
-from pathlib import Path
+import functools
 
 import pytest
 
+from lightning_so import resume_check
+from lightning_so.callbacks.resume.launch import this_process
 from lightning_so.cli.__main__ import found, main
+from tests.forked import ROOT, module
 
-ROOT = Path(__file__).parent.parent
 SOAP = ROOT / "configs" / "soap_byte_lm.yaml"
 CLASSES = ["--model", "examples.byte_lm.ByteLM", "--data", "examples.byte_lm.ByteText"]
 CONFIG = """
@@ -29,9 +29,9 @@ ckpt_path: null
 """
 
 
-def run(*arguments):
-    command = [sys.executable, "-m", "lightning_so.cli", "resume-check", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+@pytest.fixture
+def run(tmp_path):
+    return lambda *arguments: module(tmp_path, "lightning_so.cli", "resume-check", *arguments)
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def config(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_shipped_configuration_resumes_bit_for_bit():
+def test_the_shipped_configuration_resumes_bit_for_bit(run):
     small = ["--model.d=32", "--model.layers=1", "--trainer.callbacks.method.start=10"]
     # The epoch ends where the run stops: its loader is a plain one.
     limits = ["--trainer.limit_train_batches=12", "--trainer.limit_val_batches=0"]
@@ -51,17 +51,18 @@ def test_the_shipped_configuration_resumes_bit_for_bit():
     assert "9 blocks rotated" in done.stdout
 
 
-@pytest.mark.slow
-def test_a_plain_loader_and_a_callback_that_is_gone_are_found_out(config):
-    more = "--resume-with=--trainer.callbacks=null"
-    done = run("--config", config, "--steps", 12, "--stop", 6, more, "--", "--data.init_args.resumable=false")
-    assert done.returncode == 1, done.stderr
-    assert "the batches differ: at step 7 the resumed run saw the batch of step 1" in done.stdout
-    assert "state differs: the resumed run has no SecondOrder" in done.stdout
+def test_a_plain_loader_and_a_callback_that_is_gone_are_found_out(config, capsys, monkeypatch):
+    here = functools.partial(resume_check, launch=this_process)
+    monkeypatch.setattr("lightning_so.cli.commands.resume_check.resume_check", here)
+    more = ["--resume-with=--trainer.callbacks=null", "--", "--data.init_args.resumable=false"]
+    assert main(["resume-check", "--config", str(config), "--steps=12", "--stop=6", *more]) == 1
+    said = capsys.readouterr().out
+    assert "the batches differ: at step 7 the resumed run saw the batch of step 1" in said
+    assert "state differs: the resumed run has no SecondOrder" in said
 
 
 @pytest.mark.slow
-def test_two_ranks_go_on_in_one(config):
+def test_two_ranks_go_on_in_one(run, config):
     first, then = ["--devices=2", "--strategy=ddp"], ["--resume-devices=1", "--resume-strategy=auto"]
     sampler = ["--", "--trainer.use_distributed_sampler=false"]
     done = run("--config", config, "--steps=20", "--stop=12", *first, *then, "--tolerance=1e-5", *sampler)
@@ -71,7 +72,7 @@ def test_two_ranks_go_on_in_one(config):
 
 
 @pytest.mark.slow
-def test_a_value_that_a_method_refuses_is_named(config):
+def test_a_value_that_a_method_refuses_is_named(run, config):
     config.write_text(CONFIG.replace("period: 4", "beta: 2.0"))
     done = run("--config", config, "--steps=4", "--stop=2")
     assert done.returncode == 2

@@ -4,11 +4,22 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.forked import ROOT, module
+
+
+@pytest.fixture
+def quickly(tmp_path_factory):
+    """Gives what a module prints that starts no ranks, without a new Python."""
+
+    def give(name, *arguments):
+        done = module(tmp_path_factory.mktemp("printed"), name, *arguments)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    return give
 
 
 def run(*arguments, timeout=300, **environment):
@@ -25,28 +36,28 @@ def found(pattern, text):
 
 
 @pytest.mark.slow
-def test_demo_prints_the_table_and_writes_the_plot(tmp_path):
-    out = run("-m", "examples.demo", "--steps", "20", "--out", str(tmp_path / "curves.png"))
+def test_demo_prints_the_table_and_writes_the_plot(quickly, tmp_path):
+    out = quickly("examples.demo", "--steps", "20", "--out", str(tmp_path / "curves.png"))
     for word in ("AdamW + SOAP", "AdamW + Muon", "curves.png"):
         assert word in out
     assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 
 @pytest.mark.slow
-def test_benchmarks_write_lines(tmp_path):
+def test_benchmarks_write_lines(quickly, tmp_path):
     out = tmp_path / "lines.jsonl"
     grid = ["--method", "adamw", "soap", "--lrs", "3e-3", "--seeds", "0", "--steps", "20"]
-    run("-m", "benchmarks.train", "--problem", "autoencoder", *grid, "--out", str(out))
+    quickly("benchmarks.train", "--problem", "autoencoder", *grid, "--out", str(out))
     assert len(out.read_text().splitlines()) == 2
-    assert "soap" in run("-m", "benchmarks.table", str(out))
+    assert "soap" in quickly("benchmarks.table", str(out))
     few = ["--sides", "4", "--counts", "3", "--repeats", "1"]
-    assert "schulz" in run("-m", "benchmarks.solves", *few, "--out", str(out))
+    assert "schulz" in quickly("benchmarks.solves", *few, "--out", str(out))
     assert len(out.read_text().splitlines()) == 6
 
 
 @pytest.mark.slow
-def test_image_classifier_reaches_its_accuracy_in_the_rotated_basis(tmp_path):
-    out = run("-m", "examples.image_classifier", "--method", "soap", "--out", str(tmp_path))
+def test_image_classifier_reaches_its_accuracy_in_the_rotated_basis(quickly, tmp_path):
+    out = quickly("examples.image_classifier", "--method", "soap", "--out", str(tmp_path))
     assert float(found(r"validation ([\d.]+)", out)) > 0.96
     assert int(found(r"at the last one (\d+) blocks rotated", out)) == 4
     assert (tmp_path / "soap.ckpt").stat().st_size > 100_000
@@ -61,17 +72,17 @@ def test_image_classifier_reaches_its_accuracy_in_the_rotated_basis(tmp_path):
     ],
     ids=["sgd", "alone"],
 )
-def test_autoencoder_from_yaml_with_and_without_the_callback(arguments, loss, did, tmp_path):
+def test_autoencoder_from_yaml_with_and_without_the_callback(quickly, arguments, loss, did, tmp_path):
     config = ["--config", "configs/kfac_autoencoder.yaml", "--trainer.enable_progress_bar", "false"]
     root = ["--trainer.default_root_dir", str(tmp_path)]
-    out = run("-m", "examples.autoencoder", "fit", *config, *root, *arguments)
+    out = quickly("examples.autoencoder", "fit", *config, *root, *arguments)
     assert loss / 4 < float(found(r"squared error per image ([\d.]+)", out)) < loss
     assert did in out
 
 
 @pytest.mark.slow
-def test_gan_has_one_engine_an_optimizer():
-    out = run("-m", "examples.gan", "--method", "soap", "--epochs", "10")
+def test_gan_has_one_engine_an_optimizer(quickly):
+    out = quickly("examples.gan", "--method", "soap", "--epochs", "10")
     for player, turned in {"discriminator": 2, "generator": 3}.items():
         assert f"280 steps, {turned} blocks rotated, 0 bent" in found(rf"{player}: (.*)", out)
     # The discriminator beats a guess (log 2), and the generator is not beaten outright.
@@ -80,8 +91,9 @@ def test_gan_has_one_engine_an_optimizer():
 
 
 @pytest.mark.slow
-def test_ddp_shares_the_solves_and_ends_where_one_process_does():
-    two, one = (run("-m", "examples.ddp", "--devices", devices, "--steps", "40") for devices in ("2", "1"))
+def test_ddp_shares_the_solves_and_ends_where_one_process_does(quickly):
+    two = run("-m", "examples.ddp", "--devices", "2", "--steps", "40")
+    one = quickly("examples.ddp", "--devices", "1", "--steps", "40")
     solved, total, megabytes = zip(*re.findall(r"rank \d: (\d+) of (\d+) solves, ([\d.]+) MB", two), strict=True)
     assert len(solved) == 2
     assert min(map(int, solved)) > 0
@@ -94,8 +106,8 @@ def test_ddp_shares_the_solves_and_ends_where_one_process_does():
 
 
 @pytest.mark.slow
-def test_laplace_is_less_sure_than_the_noise_alone_and_right():
-    out = run("-m", "examples.laplace")
+def test_laplace_is_less_sure_than_the_noise_alone_and_right(quickly):
+    out = quickly("examples.laplace")
     for line in out.splitlines()[-2:]:
         _, prior, alone, laplace, inside, more = map(float, line.split())
         assert 1 < prior < 100

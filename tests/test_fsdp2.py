@@ -9,13 +9,13 @@ from lightning_so import EKFAC, KFAC, SOAP, Mixture, Muon, Shampoo
 from tests import shards
 
 METHODS = {
-    "soap": SOAP(start=10, period=4),
+    "soap": SOAP(start=6, period=4),
     "muon": Muon(),
     "kfac": KFAC(period=4),
     "exact": KFAC(period=4, exact=True, cap=4),
     "shampoo": Shampoo(period=4),
-    "ekfac": EKFAC(start=10, period=4),
-    "mixture": Mixture({"Conv1d": KFAC(period=4), "up.*": "muon", "*": SOAP(start=10, period=8)}),
+    "ekfac": EKFAC(start=6, period=4),
+    "mixture": Mixture({"Conv1d": KFAC(period=4), "up.*": "muon", "*": SOAP(start=6, period=8)}),
 }
 BASES = {
     "adamw": (torch.optim.AdamW, {"lr": 3e-3, "weight_decay": 0.1}),

@@ -38,7 +38,7 @@ def rows_of(model, rank, ranks):
     return mine
 
 
-def apart(method, base, arguments, steps=24, ranks=2, poisoned=None):
+def apart(method, base, arguments, steps=16, ranks=2, poisoned=None):
     """The truth, in one process: an engine and an optimizer for the rows of every rank, on one global batch."""
     model, *_ = shards.made()
     parts = [rows_of(model, rank, ranks) for rank in range(ranks)]
@@ -276,7 +276,7 @@ def test_smaller_states(two, saved, state):
     for again, rank in zip(resume(two, "fsdp2", path, sharding="local"), straight, strict=True):
         assert (again.report.step, again.report.failures) == (STEPS, 0)
         # Cold blocks have not all entered again.
-        assert again.report.rotated == (rank.report.rotated if state == "compact" else 10)
+        assert again.report.rotated == (rank.report.rotated if state == "compact" else 6)
         assert all((again.weights[name] - value).abs().max() < 0.1 for name, value in rank.weights.items())
 
 

@@ -6,6 +6,7 @@ import shutil
 import signal
 import threading
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -229,6 +230,30 @@ def test_a_checkpoint_has_no_name_before_it_is_whole(tmp_path, monkeypatch):
     # The file, its name, and the folder that holds the name.
     assert order == ["disk", "name", "disk"]
     assert zipfile.is_zipfile(tmp_path / "step=3.ckpt")
+
+
+def flushed(folder):
+    """What this rank has flushed by the time that checkpoints get their names, with other ranks at work."""
+    found, sync = [], os.fsync
+
+    def note(descriptor):
+        found.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).relative_to(folder))
+        sync(descriptor)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", note)
+        patch.setattr(checkpoints, "publish", lambda partial, path: found.append(Path("publish")))
+        train("fsdp2", *HOW, steps=4, callbacks=[Restartable(folder, every=4)])
+    return [str(path) for path in found]
+
+
+@pytest.mark.slow
+def test_every_rank_flushes_pieces_before_they_get_a_name(two, tmp_path):
+    first, second = two.run(flushed, tmp_path)
+    pieces = {".step=4.partial/__0_0.distcp", ".step=4.partial/__1_0.distcp", ".step=4.partial"}
+    assert first[-1] == "publish"
+    assert pieces <= set(first)
+    assert pieces <= set(second)
 
 
 def test_an_earlier_training_in_the_folder_is_refused(tmp_path):

@@ -11,15 +11,15 @@ from tests.test_fsdp2 import BASES
 
 COLD = SOAP(start=10**6, period=2)
 CASES = {
-    "soap adamw": SOAP(start=10, period=4),
-    "soap adam": SOAP(start=10, period=2),
-    "soap amsgrad": SOAP(start=10, period=8, cap=4),
+    "soap adamw": SOAP(start=4, period=4),
+    "soap adam": SOAP(start=4, period=2),
+    "soap amsgrad": SOAP(start=4, period=4, cap=4),
     "muon sgd": Muon(),
     "kfac adamw": KFAC(period=2),
-    "kfac sgd": KFAC(period=8),
+    "kfac sgd": KFAC(period=4),
     "shampoo adamw": Shampoo(period=4),
     "shampoo sgd": Shampoo(period=4),
-    "ekfac adamw": EKFAC(start=10, period=4),
+    "ekfac adamw": EKFAC(start=4, period=4),
     "ekfac sgd": EKFAC(period=4),
 }
 EVERYDAY = [("two", "soap adam")]

@@ -20,7 +20,7 @@ from tests.transformer import batch
 
 ADAMW = (torch.optim.AdamW, {"lr": 3e-3, "weight_decay": 0.1})
 SGD = (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9})
-STEPS, STOP = 24, 16
+STEPS, STOP = 18, 12
 METHODS = {
     "none": (None, ADAMW),
     "soap": (SOAP(start=4, period=4), ADAMW),

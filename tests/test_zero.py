@@ -17,9 +17,9 @@ ADAM = (torch.optim.Adam, {"lr": 3e-3, "weight_decay": 0.1})
 SGD = (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01})
 #: Method, base and situation by name; Shampoo's roots of nearly singular factors are no test of exchanges.
 CASES = {
-    "soap": (SOAP(start=10, period=8), ADAMW, {}),
-    "soap coupled": (SOAP(start=10, period=8), ADAM, {}),
-    "soap all": (SOAP(start=10, period=8), ADAMW, {"accumulate": 2, "clip": 0.3, "grouped": True}),
+    "soap": (SOAP(start=6, period=8), ADAMW, {}),
+    "soap coupled": (SOAP(start=6, period=8), ADAM, {}),
+    "soap all": (SOAP(start=6, period=8), ADAMW, {"accumulate": 2, "clip": 0.3, "grouped": True}),
     "muon": (Muon(), ADAMW, {}),
     "muon all": (Muon(), SGD, {"accumulate": 2, "clip": 0.3, "grouped": True}),
     "kfac": (KFAC(period=8), ADAMW, {}),
@@ -27,12 +27,12 @@ CASES = {
     "kfac sgd all": (KFAC(period=8), SGD, {"accumulate": 2, "clip": 0.3, "grouped": True}),
     "shampoo": (Shampoo(period=8, epsilon=1e-3), ADAMW, {}),
     "shampoo sgd": (Shampoo(period=8, epsilon=1e-3), SGD, {"accumulate": 2, "clip": 0.3}),
-    "ekfac": (EKFAC(start=10, period=8), ADAMW, {"accumulate": 2, "clip": 0.3, "grouped": True}),
+    "ekfac": (EKFAC(start=6, period=8), ADAMW, {"accumulate": 2, "clip": 0.3, "grouped": True}),
     "ekfac sgd": (EKFAC(period=8), SGD, {}),
 }
 pytestmark = [pytest.mark.slow, needs_deepspeed]
-#: Bases that start at the tenth turn ten times and more.
-STEPS = 24
+#: Bases that start at the sixth turn ten times and more.
+STEPS = 16
 
 
 def trained(*arguments, **named):
@@ -88,7 +88,7 @@ def test_half_precision_trains_as_one_process_does_up_to_rounding(two):
 def test_a_resumed_run_equals_one_that_did_not_stop_bit_for_bit(two, stage, case, tmp_path):
     method, base, _ = CASES[case]
     path = str(tmp_path / "stopped.ckpt")
-    straight = two.run(trained, f"zero{stage}", method, base, callbacks=[Save(path, 16)])
+    straight = two.run(trained, f"zero{stage}", method, base, callbacks=[Save(path, 10)])
     again = two.run(trained, f"zero{stage}", method, base, resume=path)
     for rank, other in zip(again, straight, strict=True):
         assert all(torch.equal(value, other.weights[name]) for name, value in rank.weights.items())
@@ -96,10 +96,10 @@ def test_a_resumed_run_equals_one_that_did_not_stop_bit_for_bit(two, stage, case
 
 
 def test_what_deepspeed_writes_of_the_moments_can_be_gone_on_with_alone(two, tmp_path):
-    method, base, _ = CASES["soap"]
+    base = CASES["soap"][1]
     path = str(tmp_path / "stopped.ckpt")
-    straight = two.run(train, "zero2", method, base, callbacks=[Save(path, 28)])
-    alone = two.run(train, "zero2", None, base, resume=path)
+    straight = two.run(train, "zero2", SOAP(start=10, period=8), base, steps=30, callbacks=[Save(path, 28)])
+    alone = two.run(train, "zero2", None, base, steps=30, resume=path)
     squares = [(value - straight[0].weights[name]).square().sum() for name, value in alone[0].weights.items()]
     # Two steps apart by .118; by .158 where the file holds rotated moments.
     assert float(sum(squares)) ** 0.5 < 0.14
@@ -109,7 +109,7 @@ class Break(pl.Callback):
     """Raises on every rank after a step."""
 
     def on_train_batch_end(self, trainer, *_) -> None:
-        if trainer.global_step == 22:
+        if trainer.global_step == 14:
             raise ArithmeticError
 
 
@@ -122,7 +122,7 @@ def breaking(*arguments, out):
 def test_what_is_saved_after_an_exception_is_what_would_be_saved_without(two, tmp_path):
     method, base, _ = CASES["soap"]
     path = str(tmp_path / "saved.ckpt")
-    two.run(trained, "zero2", method, base, callbacks=[Save(path, 22)])
+    two.run(trained, "zero2", method, base, callbacks=[Save(path, 14)])
     two.run(breaking, "zero2", method, base, out=tmp_path)
     for how in (method, None):
         one, other = (

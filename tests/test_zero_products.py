@@ -1,5 +1,8 @@
 """Under DeepSpeed, too, a training that is watched is the same, and what is seen is one process's curvature."""
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -117,18 +120,29 @@ def test_ranks_see_what_one_process_sees(two, case):
     assert abs(first.distance - one.distance) < tolerance
 
 
-def refused(options):
-    """What is said to an option."""
-    with pytest.raises(ConfigError) as said:
-        seen("zero3", options=options)
-    return str(said.value)
+def seen_through_copies():
+    """With second copies of the shards, and in the next training, for which DeepSpeed has them too."""
+    try:
+        return [seen("zero3", options=options) for options in ({"zero_hpz_partition_size": 2}, {})]
+    finally:
+        sys.modules["deepspeed.utils.groups"]._ZERO_PARAM_INTRA_PARALLEL_GROUP = None
 
 
 @pytest.mark.slow
 @needs_deepspeed
-def test_shards_of_which_there_are_other_copies_are_refused(two):
-    said = two.run(refused, {"zero_hpz_partition_size": 2})[0]
-    assert "zero_optimization.zero_hpz_partition_size is not supported" in said
+def test_second_copies_of_shards_are_moved_with_them(two):
+    one = seen("one")
+    for rank in two.run(seen_through_copies):
+        for sight in rank:
+            assert abs(sight.top / one.top - 1) < 1e-4
+            assert abs(sight.bottom - one.bottom) < 1e-4 * one.top
+
+
+def test_rounded_copies_of_shards_are_refused():
+    # DeepSpeed itself has no kernels for them on CPU, so that no engine with them can be made here.
+    engine = SimpleNamespace(zero_optimization_stage=lambda: 3, zero_quantized_weights=lambda: True)
+    with pytest.raises(ConfigError, match=r"zero_optimization.zero_quantized_weights is not supported"):
+        engine_forward([torch.zeros(2)], None, None, engine)
 
 
 def test_gradients_that_need_a_scale_are_refused():

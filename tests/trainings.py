@@ -280,7 +280,7 @@ def train(
     strategy,
     method,
     base,
-    steps=30,
+    steps=16,
     accumulate=1,
     clip=None,
     precision="32-true",

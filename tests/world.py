@@ -4,12 +4,12 @@ import os
 import tempfile
 import traceback
 from datetime import timedelta
-from multiprocessing import get_context
 
 import torch
 import torch.distributed as dist
 
 from tests import noted
+from tests.forked import forking
 
 
 class World:
@@ -20,7 +20,7 @@ class World:
         self.start()
 
     def start(self) -> None:
-        context = get_context("spawn")
+        context = forking()
         self.file, self.broken = tempfile.mktemp(), False
         self.pipes, self.processes = [], []
         for rank in range(self.size):

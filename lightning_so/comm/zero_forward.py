@@ -111,21 +111,17 @@ class _ShardsForward(EngineForward):
     """Stage 3: each rank has shards, which the forward pass gathers."""
 
     def __init__(self, params: Sequence[Tensor], access: Access, comm: Local, engine: Any) -> None:
-        """Refuse copies that would not be moved.
+        """Refuse rounded copies.
 
         Raises:
             ConfigError: If the engine has them.
         """
         super().__init__(params, access, comm, engine)
-        for option, found in {
-            "zero_hpz_partition_size": engine.zero_hpz_partition_size() > 1,
-            "zero_quantized_weights": engine.zero_quantized_weights(),
-        }.items():
-            if found:
-                raise ConfigError(
-                    f"curvature under DeepSpeed's zero_optimization.{option} is not supported: the forward pass reads "
-                    f"copies of the shards, and not what was moved. Take it out of the configuration."
-                )
+        if engine.zero_quantized_weights():
+            raise ConfigError(
+                "curvature under DeepSpeed's zero_optimization.zero_quantized_weights is not supported: the forward "
+                "pass reads rounded copies of the shards, and not what was moved. Take it out of the configuration."
+            )
 
     def weights(self) -> list[Tensor]:
         """See `Forward.weights`: of the shards, whose ends may be padding."""
@@ -157,6 +153,9 @@ class _ShardsForward(EngineForward):
         offload = private(self._engine.optimizer, "parameter_offload")
         private(offload, "release_backward_leftovers")()
         private(offload, "partition_all_parameters")()
+        # Second copies (zero_hpz_partition_size), which DeepSpeed drops after its step too. Who has once asked for them
+        # has them in every later training of the process.
+        private(self._engine.optimizer, "invalidate_secondary_tensor")()
 
 
 def engine_forward(params: Sequence[Tensor], access: Access, comm: Local, engine: Any) -> Forward:

@@ -38,6 +38,17 @@ def tidy(folder: Path, keep: int) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def flush(partial: Path) -> None:
+    """Wait until what this node has written of a checkpoint would survive a power cut; the others do so too.
+
+    Args:
+        partial: The file or folder.
+    """
+    folders = sorted(path for path in (partial, *partial.rglob("*")) if path.is_dir())
+    for each in (*_files(partial), *folders):
+        _to_disk(each)
+
+
 def publish(partial: Path, path: Path) -> None:
     """Give a checkpoint its name once all of it is on the disk: whoever sees the name sees all of it.
 
@@ -48,8 +59,7 @@ def publish(partial: Path, path: Path) -> None:
     if partial.is_dir():
         sizes = {str(file.relative_to(partial)): file.stat().st_size for file in _files(partial)}
         (partial / SIZES).write_text(json.dumps(sizes))
-    for each in (*_files(partial), *([partial] if partial.is_dir() else [])):
-        _to_disk(each)
+    flush(partial)
     if path.is_dir():
         # A folder takes no other's place: this one was written at the same step before a restart.
         os.replace(path, path.parent / PARTIAL.format(f"{step_of(path)}-before"))

@@ -194,6 +194,10 @@ class Restartable(Callback):
         partial = self.folder / checkpoints.PARTIAL.format(self._step)
         path = self.folder / checkpoints.NAME.format(self._step)
         trainer.save_checkpoint(partial)
+        if partial.is_dir():
+            # Of pieces, which lie in the memory of the nodes that have written them.
+            checkpoints.flush(partial)
+        trainer.strategy.barrier()
         if trainer.is_global_zero:
             checkpoints.publish(partial, path)
             checkpoints.tidy(self.folder, self.keep)
