@@ -122,10 +122,12 @@ def test_one_host_read_a_step_beside_the_solves(case, monkeypatch):
     # Their solves ask more than once: whether a decomposition was finished, and how well a root was found.
     def unseen(solve):
         def run(*arguments):
+            before = torch.cuda.get_sync_debug_mode()
             torch.cuda.set_sync_debug_mode("default")
-            found = solve(*arguments)
-            torch.cuda.set_sync_debug_mode("warn")
-            return found
+            try:
+                return solve(*arguments)
+            finally:
+                torch.cuda.set_sync_debug_mode(before)
 
         return run
 

@@ -115,7 +115,8 @@ def test_a_signal_before_the_training_is_not_lost(cluster, straight, seen, tmp_p
     assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "1"), job.said()
     assert f"job {job.number} is requeued" in job.said()
     (step,) = job.steps()
-    assert step <= 1
+    # At the first boundary the ranks ask, and at the second they answer.
+    assert step <= 2
     assert equal(job.weights(), straight[1])
     seen(f"it waits until the training has begun; saved at step {step}, requeued, resumed bit for bit")
 
