@@ -9,7 +9,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
+from torch.utils.data import DataLoader
 
 from lightning_so import SOAP, ConfigError, Restartable, StateError
 from lightning_so.callbacks.restart import checkpoints
@@ -17,7 +20,7 @@ from lightning_so.callbacks.restart.flags import Flags
 from lightning_so.callbacks.restart.requeue import requeue
 from tests import restarts
 from tests.peers import DEEPSPEED
-from tests.trainings import train
+from tests.trainings import Module, train
 
 HOW = (SOAP(start=4, period=4), (torch.optim.AdamW, {"lr": 3e-3, "weight_decay": 0.1}))
 STEPS = 24
@@ -260,6 +263,55 @@ def test_an_earlier_training_in_the_folder_is_refused(tmp_path):
     saved(tmp_path, 40)
     with pytest.raises(ConfigError, match=r"starts at step 0, and the folder has step=40.ckpt.*newest\(\)"):
         train("one", *HOW, callbacks=[Restartable(tmp_path)], steps=4)
+
+
+def refused(folders, paths=(None, None)):
+    """What a rank is told of its folder, or of what it goes on from."""
+    rank = dist.get_rank()
+    with pytest.raises((ConfigError, StateError)) as said:
+        train("ddp", *HOW, steps=8, callbacks=[Restartable(folders[rank])], resume=paths[rank])
+    return str(said.value)
+
+
+def test_a_folder_that_ranks_do_not_share_is_refused(two, tmp_path):
+    folders = [tmp_path / "of rank 0", tmp_path / "of rank 1"]
+    for told in two.run(refused, folders):
+        assert "ranks [1] do not see what rank 0 writes there" in told
+
+
+def test_ranks_that_go_on_from_different_steps_are_refused(two, tmp_path):
+    two.run(train, "ddp", *HOW, steps=4, callbacks=[Restartable(tmp_path, every=2)])
+    paths = [str(tmp_path / f"step={step}.ckpt") for step in (2, 4)]
+    for told in two.run(refused, [tmp_path] * 2, paths):
+        assert "the ranks go on from different steps, [2, 4]" in told
+
+
+def test_processes_that_get_no_signals_are_refused(tmp_path):
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        strategy="ddp_fork",
+        devices=1,
+        callbacks=[Restartable(tmp_path)],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    # By name: what is raised in another process comes as text.
+    with pytest.raises(Exception, match="processes that Lightning forks or spawns get no signal"):
+        trainer.fit(Module("one", HOW[1]), DataLoader(range(2)))
+
+
+def test_what_an_interrupted_run_has_left_is_tidied_up(tmp_path, capsys):
+    left = tmp_path / ".step=9.partial", tmp_path / "requeue"
+    for path in left:
+        path.touch()
+    train("one", *HOW, steps=2, callbacks=[Restartable(tmp_path)])
+    assert not any(path.exists() for path in left)
+    assert (
+        "DataLoader has no state_dict, so a restart within an epoch begins the epoch's data anew"
+        in capsys.readouterr().out
+    )
 
 
 def test_copies_are_not_part_of_a_fit(tmp_path):
