@@ -7,7 +7,8 @@
     sbatch configs/slurm/multi_node.sbatch                       # on a cluster
 
 What makes a resumed run equal to one that was not stopped: `Restartable` saves between two steps, `SecondOrder` carries
-its curvature, and the loader below knows its place, counted in samples of all ranks.
+its curvature, and the loader below knows its place, counted in samples of all ranks. On more than two ranks DDP must
+keep its buckets, too: else it orders them anew after the first step of every start, and sums in that order.
 """
 
 import argparse
@@ -101,7 +102,8 @@ def main() -> None:
     restartable = Restartable(args.folder, every=args.every)
     trainer = pl.Trainer(
         accelerator=args.accelerator,
-        strategy="ddp" if args.devices * args.num_nodes > 1 else "auto",
+        # By this option it keeps its buckets.
+        strategy="ddp_find_unused_parameters_true" if args.devices * args.num_nodes > 1 else "auto",
         devices=args.devices,
         num_nodes=args.num_nodes,
         precision=args.precision,

@@ -62,7 +62,8 @@ def stopped(strategy, how, folder, place, number=signal.SIGTERM, rank=1, **named
     try:
         train(strategy, *how, callbacks=[sender, Restartable(folder)], **named)
     except Stopped as end:
-        assert kept() == before
+        # Lightning puts the handlers back that it has found, which are ours; they hand on what comes.
+        assert kept()[1] == before[1]
         return end.code
     return None
 

@@ -109,5 +109,5 @@ def test_checks_that_need_whole_weights_are_refused_by_name(two, check):
 def test_every_rank_makes_the_same_exchanges_in_the_same_order(pool, how, event):
     """Pitfall 16: a collective that some rank does not join hangs the others."""
     many = pool.run(shards.train, *how, event=event, later="narrow.weight")
-    assert len(many[0].calls) > 3 * 24
+    assert len(many[0].calls) > 3 * 16
     assert all(rank.calls == many[0].calls for rank in many)

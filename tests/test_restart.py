@@ -12,6 +12,8 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
+from pytorch_lightning.callbacks import LambdaCallback
+from pytorch_lightning.demos.boring_classes import BoringModel
 from torch.utils.data import DataLoader
 
 from lightning_so import SOAP, ConfigError, Restartable, StateError
@@ -108,21 +110,93 @@ def test_without_a_signal_nothing_changes(tmp_path):
 # ---------------------------------------------------------------- signals
 
 
-def test_signals_wait_until_they_are_caught_and_go_on_if_nobody_answers():
-    heard, before = [], signal.signal(signal.SIGUSR1, lambda *_: heard.append("theirs"))
+@pytest.fixture
+def heard():
+    """The numbers of the signals that have come to somebody who listened before us."""
+    found, numbers = [], (signal.SIGUSR1, signal.SIGTERM)
+    before = [signal.signal(number, lambda number, _: found.append(number)) for number in numbers]
+    yield found
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+def test_signals_wait_until_they_are_caught_and_go_on_if_nobody_answers(heard):
+    # A thread that was there before does not hold them back: it may come by way of that.
+    stop = threading.Event()
+    thread = threading.Thread(target=stop.wait)
+    thread.start()
+    flags = Flags(["SIGUSR1"])
+    flags.hold()
+    os.kill(os.getpid(), signal.SIGUSR1)
+    flags.catch()
+    assert (heard, flags.received) == ([], signal.SIGUSR1)
+    flags.release()
+    assert heard == [signal.SIGUSR1]
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert heard == [signal.SIGUSR1] * 2
+    stop.set()
+    thread.join()
+
+
+def test_a_blocked_signal_stays_pending_and_no_thread_answers_it(heard):
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     try:
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
         flags = Flags(["SIGUSR1"])
         flags.hold()
-        os.kill(os.getpid(), signal.SIGUSR1)
         assert (heard, flags.received) == ([], 0)
         flags.catch()
         assert (heard, flags.received) == ([], signal.SIGUSR1)
+        flags.received = 0
         flags.release()
-        assert heard == ["theirs"]
-        os.kill(os.getpid(), signal.SIGUSR1)
-        assert heard == ["theirs"] * 2
+        assert signal.SIGUSR1 in signal.pthread_sigmask(signal.SIG_BLOCK, ())
     finally:
-        signal.signal(signal.SIGUSR1, before)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
+
+
+class Raising(pl.Callback):
+    """Breaks off."""
+
+    def on_train_batch_end(self, *_) -> None:
+        raise ArithmeticError
+
+
+def test_after_a_training_that_raises_signals_go_where_they_went(heard, tmp_path):
+    with pytest.raises(ArithmeticError):
+        train("one", *HOW, callbacks=[Raising(), Restartable(tmp_path)])
+    for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM):
+        os.kill(os.getpid(), number)
+    assert heard == [signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM]
+
+
+class Sanity(BoringModel):
+    """Looks who would answer a signal while the validation is tried out."""
+
+    def validation_step(self, batch, index):
+        self.answers = [getattr(signal.getsignal(each), "__self__", None) for each in (signal.SIGUSR1, signal.SIGTERM)]
+        return super().validation_step(batch, index)
+
+
+def test_lightnings_handlers_answer_no_signal_before_the_training_either(tmp_path):
+    model = Sanity()
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=1,
+        limit_val_batches=1,
+        val_check_interval=1,
+        check_val_every_n_epoch=None,
+        callbacks=[Restartable(tmp_path)],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    answers = []
+    trainer.callbacks.append(LambdaCallback(on_sanity_check_end=lambda *_: answers.append(model.answers)))
+    trainer.fit(model)
+    ((first, second),) = answers
+    assert isinstance(first, Flags)
+    assert first is second
 
 
 def test_another_thread_is_refused():

@@ -13,7 +13,8 @@ class Flags:
     """Holds signals back, then notes them, then leaves everything as it was.
 
     A signal that is blocked stays pending, so that none is lost between the start of a process (`env --block-signal=`)
-    and `catch`. Handlers are those of the main thread, as Python wants it.
+    and `catch`. Threads that were there before do not block it, and it may come by way of one: then it is noted at
+    once. Handlers are those of the main thread, as Python wants it.
 
     Attributes:
         received: The number of the signal that has come, the largest of several; 0 for none.
@@ -37,8 +38,8 @@ class Flags:
             )
         self.signals = {known[name] for name in names}
         self.received = 0
-        self._before: set[Any] | None = None
-        self._handlers: dict[signal.Signals, Any] = {}
+        self._mask: set[Any] | None = None
+        self._theirs: dict[int, Any] = {}
 
     def hold(self) -> None:
         """Have signals wait.
@@ -51,27 +52,42 @@ class Flags:
                 "Restartable: Python gives signals to the main thread alone, and fit runs in another one. Call "
                 "trainer.fit from the main thread."
             )
-        if self._before is None:
-            self._before = signal.pthread_sigmask(signal.SIG_BLOCK, self.signals)
+        if self._mask is None:
+            self._theirs = {each: signal.getsignal(each) for each in self.signals}
+            self.take()
+            self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, self.signals)
+
+    def take(self) -> None:
+        """Put our handlers in the place of those that are there."""
+        for each in self.signals:
+            signal.signal(each, self._note)
 
     def catch(self) -> None:
         """Note signals from now on, those that have waited too."""
-        self._handlers = {each: signal.signal(each, self._note) for each in self.signals}
+        self.take()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, self.signals)
 
     def release(self) -> None:
         """Give handlers and mask back; a signal that nobody has answered goes to whom it would have gone without us."""
-        for each, handler in self._handlers.items():
+        for each in self._theirs:
             # After a fit that has ended well Lightning has given back what was there before the fit.
             if signal.getsignal(each) == self._note:
-                signal.signal(each, handler if handler is not None else signal.SIG_DFL)
-        self._handlers = {}
-        if self._before is not None:
-            signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
-            self._before = None
+                self._give_back(each)
+        if self._mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+            self._mask = None
         if self.received:
             number, self.received = self.received, 0
             os.kill(os.getpid(), number)
 
     def _note(self, number: int, frame: Any) -> None:
-        self.received = max(self.received, number)
+        if self._mask is not None:
+            self.received = max(self.received, number)
+            return
+        # After a fit that has raised Lightning puts this one back, which it has found when the fit began.
+        self._give_back(number)
+        os.kill(os.getpid(), number)
+
+    def _give_back(self, number: int) -> None:
+        handler = self._theirs[number]
+        signal.signal(number, handler if handler is not None else signal.SIG_DFL)

@@ -114,8 +114,13 @@ class Restartable(Callback):
                 f"folder on a disk that all nodes share."
             )
 
+    def on_sanity_check_start(self, trainer: Any, pl_module: Any) -> None:
+        """Take Lightning's handlers away, which are there by now."""
+        if self._flags is not None:
+            self._flags.take()
+
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Take Lightning's handlers away, which are there by now; see that all ranks go on from the same step."""
+        """Answer signals from now on; see that all ranks go on from the same step."""
         assert self._flags is not None
         self._flags.catch()
         self._step = trainer.global_step
