@@ -48,9 +48,9 @@ fast: $(READY) ## Run the everyday tests: all but the slow ones
 test-cluster: $(READY) ## Test on a real SLURM of two nodes, and over two hosts of a network
 	@$(PYTEST) --dist loadfile -rs --ignore tests/cluster/test_image.py tests/cluster
 
-# Exit status 77: it cannot run here, and says why.
-test-image: ## Build the image without a Docker engine, and test it
-	@docker/check.sh
+# By docker/check.sh, which can be run alone. It takes ten minutes, and is no part of the others.
+test-image: $(READY) ## Build the image without a Docker engine, and test it
+	@$(PYTEST) -n 0 -rs tests/cluster/test_image.py
 
 faults: $(READY) .venv/.peers ## Have every fault happen, and write docs/faults.md from what was seen
 	@$(PYTEST) --dist loadfile -m fault --junitxml=build/faults.xml tests
