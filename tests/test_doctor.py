@@ -1,15 +1,18 @@
 """`lightning-so doctor` without a cluster: this machine, launches by their variables, folders, ranks that differ."""
 
 import os
+import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
 
 from lightning_so.cli.__main__ import main
 from lightning_so.cli.health import folder, launch, machine, together
-from lightning_so.cli.health.finding import BAD, GOOD, ODD, good
+from lightning_so.cli.health.finding import BAD, GOOD, ODD, bad, good
 from lightning_so.comm import ambient
 
 JOB = {"SLURM_JOB_ID": "12", "SLURM_JOB_NAME": "train", "SLURM_NODELIST": "n1", "SLURM_NTASKS": "4"}
@@ -42,6 +45,8 @@ def variables(monkeypatch):
         ({**JOB, "SLURM_NTASKS": "1"}, 1, 1, "srun", ODD, "srun lightning-so doctor"),
         (RUN, 2, 1, None, None, None),
         (RUN, 4, 1, "--nproc-per-node", BAD, "torchrun --nnodes 1 --nproc-per-node 4"),
+        (RUN, 2, 2, "--nproc-per-node", BAD, "torchrun --nnodes 2 --nproc-per-node 2"),
+        ({**RUN, "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}, 2, 2, "--nproc-per-node", BAD, "torchrun --nnodes 2"),
         ({}, 1, 1, None, None, None),
     ],
 )
@@ -68,6 +73,39 @@ def test_this_machine(monkeypatch):
     if not torch.cuda.is_available():
         (device,) = machine.devices(here, "gpu", 1)
         assert (device.state, "Trainer(accelerator='cpu')" in device.remedy) == (BAD, True)
+
+
+def test_threads_and_backends(monkeypatch):
+    here = launch.Launch("torchrun", 0, 2, 0, "127.0.0.1", 0)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert [each.state for each in machine.devices(here, "cpu", 2)] == [GOOD]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 10_000)
+    (device,) = machine.devices(here, "cpu", 2)
+    assert (device.state, "export OMP_NUM_THREADS=" in device.remedy) == (ODD, True)
+    monkeypatch.setattr(machine, "available", lambda backend: False)
+    assert [each.state for each in machine.backends(torch.device("cpu"))] == [BAD]
+
+
+def test_the_port():
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        listener.listen()
+        taken = listener.getsockname()[1]
+
+        def found(by, rank, port=taken):
+            return [each.state for each in launch.port(launch.Launch(by, rank, 2, rank, "127.0.0.1", port))]
+
+        # torchrun listens there itself, and others than rank 0 do not listen.
+        assert (found("srun", 0), found("srun", 1), found("torchrun", 0), found("srun", 0, 0)) == ([BAD], [], [], [])
+    assert found("srun", 0) == [GOOD]
+
+
+def test_a_folder_that_cannot_be_written_to_and_one_with_little_room(tmp_path, monkeypatch):
+    # Not even root can write there.
+    (told,) = folder.check(Path("/proc"))
+    assert (told.state, told.remedy) == (BAD, "df -h '/proc'; ls -ld '/proc'")
+    monkeypatch.setattr(folder, "LITTLE", 1 << 62)
+    assert [each.state for each in folder.check(tmp_path)] == [ODD]
 
 
 def test_folders_and_checkpoints(tmp_path):
@@ -100,6 +138,43 @@ def test_ranks_that_do_not_fit(two, tmp_path):
         "versions": BAD, "port": GOOD, "all-reduce": GOOD, "speeds": ODD, "shared folder": BAD,
     }  # fmt: skip
     assert variables["TORCHELASTIC_USE_AGENT_STORE"] == "False"
+
+
+def of_a_bad_network():
+    """What two ranks find, where sums are wrong and one clock is."""
+    comm, now = ambient(sharded=False), time.time
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "time", lambda: now() + 5 * comm.rank)
+        patch.setattr(comm, "sum", lambda tensor: None)
+        found = together.check(comm, None, 1.0)
+    comm.close()
+    return [(each.check, each.state) for each in found]
+
+
+def test_a_wrong_sum_and_a_wrong_clock(two):
+    for found in two.run(of_a_bad_network):
+        assert dict(found) == {"all-reduce": BAD, "clocks": ODD, "speeds": GOOD}
+
+
+def test_what_failed_here_waits_for_nobody(tmp_path, monkeypatch, variables):
+    variables({})
+    monkeypatch.setattr(machine, "solve", lambda where: pytest.fail("went on"))
+    assert main(["doctor", "--accelerator", "cpu", "--folder", str(tmp_path / "nowhere")]) == 1
+
+
+def test_after_what_failed_no_command_starts(monkeypatch, variables):
+    variables({})
+    monkeypatch.setattr(os, "execvp", lambda *_: pytest.fail("started"))
+    monkeypatch.setattr(machine, "solve", lambda where: ([bad("solve", "wrong", "another node")], 1.0))
+    assert main(["doctor", "--accelerator", "cpu", "--", "true"]) == 1
+
+
+def test_a_rank_that_meets_nobody_is_told_so(capsys, variables):
+    variables({**STEP, "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_PROCID": "1", "SLURM_LOCALID": "0"})
+    assert main(["doctor", "--accelerator", "cpu", "--timeout", "1"]) == 1
+    said = capsys.readouterr().out
+    assert "meeting: " in said
+    assert "look for a rank that has ended before" in said
 
 
 @pytest.mark.parametrize(
