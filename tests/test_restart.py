@@ -5,6 +5,7 @@ import pickle
 import shutil
 import signal
 import threading
+import time
 import zipfile
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from lightning_so import SOAP, ConfigError, Restartable, StateError
 from lightning_so.callbacks.restart import checkpoints
 from lightning_so.callbacks.restart.flags import Flags
 from lightning_so.callbacks.restart.requeue import requeue
+from lightning_so.callbacks.restart.restartable import Stopped
 from tests import restarts
 from tests.peers import DEEPSPEED
 from tests.trainings import Module, train
@@ -99,12 +101,20 @@ def test_a_signal_at_the_last_step_ends_the_run_and_the_next_one_finds_it_done(t
         assert torch.equal(saved[f"net.{name}"], value)
 
 
+def test_a_signal_after_the_last_step_is_answered_too(tmp_path):
+    late = LambdaCallback(on_train_epoch_end=lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
+    with pytest.raises(Stopped) as end:
+        train("one", *HOW, steps=4, callbacks=[late, Restartable(tmp_path)])
+    assert end.value.code == 128 + signal.SIGUSR1
+    assert [checkpoints.step_of(path) for path in checkpoints.listed(tmp_path)] == [4]
+
+
 def test_without_a_signal_nothing_changes(tmp_path):
     straight = train("one", *HOW, steps=12)
     before = restarts.kept()
-    check_equal([train("one", *HOW, callbacks=[Restartable(tmp_path, every=5)], steps=12)], [straight])
+    check_equal([train("one", *HOW, callbacks=[Restartable(tmp_path, every=3)], steps=12)], [straight])
     assert restarts.kept() == before
-    assert [checkpoints.step_of(path) for path in checkpoints.listed(tmp_path)] == [5, 10]
+    assert [checkpoints.step_of(path) for path in checkpoints.listed(tmp_path)] == [9, 12]
 
 
 # ---------------------------------------------------------------- signals
@@ -120,22 +130,31 @@ def heard():
         signal.signal(number, handler)
 
 
+def come(condition, seconds=10):
+    """Whether something that another thread brings about has come."""
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.001)
+    return condition()
+
+
 def test_signals_wait_until_they_are_caught_and_go_on_if_nobody_answers(heard):
-    # A thread that was there before does not hold them back: it may come by way of that.
+    # A thread that was there before does not hold them back: it may come by way of that, and a little later.
     stop = threading.Event()
-    thread = threading.Thread(target=stop.wait)
-    thread.start()
+    threading.Thread(target=stop.wait, daemon=True).start()
     flags = Flags(["SIGUSR1"])
     flags.hold()
+    try:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        flags.catch()
+        assert come(lambda: flags.received == signal.SIGUSR1)
+        assert heard == []
+    finally:
+        flags.release()
+        stop.set()
+    assert come(lambda: heard == [signal.SIGUSR1])
     os.kill(os.getpid(), signal.SIGUSR1)
-    flags.catch()
-    assert (heard, flags.received) == ([], signal.SIGUSR1)
-    flags.release()
-    assert heard == [signal.SIGUSR1]
-    os.kill(os.getpid(), signal.SIGUSR1)
-    assert heard == [signal.SIGUSR1] * 2
-    stop.set()
-    thread.join()
+    assert come(lambda: heard == [signal.SIGUSR1] * 2)
 
 
 def test_a_blocked_signal_stays_pending_and_no_thread_answers_it(heard):
@@ -164,9 +183,10 @@ class Raising(pl.Callback):
 def test_after_a_training_that_raises_signals_go_where_they_went(heard, tmp_path):
     with pytest.raises(ArithmeticError):
         train("one", *HOW, callbacks=[Raising(), Restartable(tmp_path)])
-    for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM):
+    sent = [signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM]
+    for count, number in enumerate(sent, start=1):
         os.kill(os.getpid(), number)
-    assert heard == [signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM]
+        assert come(lambda: heard == sent[:count])  # noqa: B023
 
 
 class Sanity(BoringModel):
