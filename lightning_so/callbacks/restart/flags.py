@@ -70,7 +70,7 @@ class Flags:
     def release(self) -> None:
         """Give handlers and mask back; a signal that nobody has answered goes to whom it would have gone without us."""
         for each in self._theirs:
-            # After a fit that has ended well Lightning has given back what was there before the fit.
+            # Not one that somebody else has put there meanwhile.
             if signal.getsignal(each) == self._note:
                 self._give_back(each)
         if self._mask is not None:
