@@ -1,5 +1,6 @@
 """`Restartable`: a signal at any place of a step, on one rank; checkpoints whole or not at all; what is refused."""
 
+import functools
 import os
 import pickle
 import shutil
@@ -15,6 +16,7 @@ import torch
 import torch.distributed as dist
 from pytorch_lightning.callbacks import LambdaCallback
 from pytorch_lightning.demos.boring_classes import BoringModel
+from pytorch_lightning.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
 from lightning_so import SOAP, ConfigError, Restartable, StateError
@@ -22,9 +24,9 @@ from lightning_so.callbacks.restart import checkpoints
 from lightning_so.callbacks.restart.flags import Flags
 from lightning_so.callbacks.restart.requeue import requeue
 from lightning_so.callbacks.restart.restartable import Stopped
-from tests import restarts
+from tests import restarts, trainings
 from tests.peers import DEEPSPEED
-from tests.trainings import Module, train
+from tests.trainings import Module, Save, train
 
 HOW = (SOAP(start=4, period=4), (torch.optim.AdamW, {"lr": 3e-3, "weight_decay": 0.1}))
 STEPS = 24
@@ -84,6 +86,23 @@ def test_half_of_the_ranks_go_on(two, seen, tmp_path):
     difference = max(float((alone.weights[name] - value).abs().max()) for name, value in whole.weights.items())
     assert difference < 1e-10
     seen(f"2 ranks, then 1: {difference:.0e} from one process, in float64")
+
+
+def restarted(path, keeps):
+    """How far DDP alone, saved and resumed, ends from one that is not stopped; its buckets stay as they are, or not."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainings, "DDPStrategy", functools.partial(DDPStrategy, find_unused_parameters=keeps))
+        how = {"steps": 16, "dtype": torch.float64}
+        straight = train("ddp", None, HOW[1], callbacks=[Save(path, 8)], **how)
+        again = train("ddp", None, HOW[1], resume=path, **how)
+    return max(float((again.weights[name] - value).abs().max()) for name, value in straight.weights.items())
+
+
+@pytest.mark.slow
+def test_ddp_on_four_ranks_resumes_bit_for_bit_only_if_it_keeps_its_buckets(four, tmp_path):
+    """Why examples/restart.py asks for it: if this fails, the example can be simpler."""
+    assert four.run(restarted, str(tmp_path / "kept.ckpt"), True) == [0.0] * 4
+    assert all(0 < apart < 1e-14 for apart in four.run(restarted, str(tmp_path / "made anew.ckpt"), False))
 
 
 def test_a_signal_in_one_process(tmp_path):
@@ -189,32 +208,27 @@ def test_after_a_training_that_raises_signals_go_where_they_went(heard, tmp_path
         assert come(lambda: heard == sent[:count])  # noqa: B023
 
 
-class Sanity(BoringModel):
-    """Looks who would answer a signal while the validation is tried out."""
-
-    def validation_step(self, batch, index):
-        self.answers = [getattr(signal.getsignal(each), "__self__", None) for each in (signal.SIGUSR1, signal.SIGTERM)]
-        return super().validation_step(batch, index)
-
-
-def test_lightnings_handlers_answer_no_signal_before_the_training_either(tmp_path):
-    model = Sanity()
-    trainer = pl.Trainer(
+def bare(*callbacks, **named):
+    """A Trainer that prints and writes nothing."""
+    return pl.Trainer(
         accelerator="cpu",
-        max_steps=1,
-        limit_val_batches=1,
-        val_check_interval=1,
-        check_val_every_n_epoch=None,
-        callbacks=[Restartable(tmp_path)],
+        callbacks=list(callbacks),
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        **named,
     )
+
+
+def test_lightnings_handlers_answer_no_signal_before_the_training_either(tmp_path):
     answers = []
-    trainer.callbacks.append(LambdaCallback(on_sanity_check_end=lambda *_: answers.append(model.answers)))
-    trainer.fit(model)
-    ((first, second),) = answers
+
+    def look(*_):
+        answers.extend(getattr(signal.getsignal(each), "__self__", None) for each in (signal.SIGUSR1, signal.SIGTERM))
+
+    bare(Restartable(tmp_path), LambdaCallback(on_sanity_check_end=look), max_steps=1).fit(BoringModel())
+    first, second = answers
     assert isinstance(first, Flags)
     assert first is second
 
@@ -381,16 +395,7 @@ def test_ranks_that_go_on_from_different_steps_are_refused(two, tmp_path):
 
 
 def test_processes_that_get_no_signals_are_refused(tmp_path):
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        strategy="ddp_fork",
-        devices=1,
-        callbacks=[Restartable(tmp_path)],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = bare(Restartable(tmp_path), strategy="ddp_fork", devices=1)
     # By name: what is raised in another process comes as text.
     with pytest.raises(Exception, match="processes that Lightning forks or spawns get no signal"):
         trainer.fit(Module("one", HOW[1]), DataLoader(range(2)))

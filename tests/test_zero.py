@@ -96,10 +96,9 @@ def test_a_resumed_run_equals_one_that_did_not_stop_bit_for_bit(two, stage, case
 
 
 def test_what_deepspeed_writes_of_the_moments_can_be_gone_on_with_alone(two, tmp_path):
-    base = CASES["soap"][1]
     path = str(tmp_path / "stopped.ckpt")
-    straight = two.run(train, "zero2", SOAP(start=10, period=8), base, steps=30, callbacks=[Save(path, 28)])
-    alone = two.run(train, "zero2", None, base, steps=30, resume=path)
+    straight = two.run(train, "zero2", SOAP(start=10, period=8), ADAMW, steps=30, callbacks=[Save(path, 28)])
+    alone = two.run(train, "zero2", None, ADAMW, steps=30, resume=path)
     squares = [(value - straight[0].weights[name]).square().sum() for name, value in alone[0].weights.items()]
     # Two steps apart by .118; by .158 where the file holds rotated moments.
     assert float(sum(squares)) ** 0.5 < 0.14

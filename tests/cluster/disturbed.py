@@ -4,13 +4,13 @@ import os
 import threading
 import time
 from datetime import timedelta
-from multiprocessing import get_context
 
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from pytorch_lightning.callbacks import ModelCheckpoint
 
+from tests.forked import forking
 from tests.trainings import train
 
 #: How long the ranks wait for each other, and for how long packets are lost.
@@ -92,8 +92,7 @@ def rank(number, hosts, case, arguments, out, resume) -> None:
 
 def start(hosts, case, arguments, out, resume=None):
     """The two processes of a case: strategy, what is done to the cable, and when ("guard", "solves", "hidden")."""
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["tests.preloaded"])
+    context = forking()
     out.mkdir()
     ranks = [context.Process(target=rank, args=(n, hosts, case, arguments, out, resume)) for n in range(2)]
     for process in ranks:
