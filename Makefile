@@ -48,7 +48,7 @@ fast: $(READY) ## Run the everyday tests: all but the slow ones
 test-cluster: $(READY) ## Test on a real SLURM of two nodes, and over two hosts of a network
 	@$(PYTEST) --dist loadfile -rs --ignore tests/cluster/test_image.py tests/cluster
 
-# By docker/check.sh, which can be run alone. It takes ten minutes, and is no part of the others.
+# By docker/check.sh, which can be run alone. It takes some minutes, and is no part of the others.
 test-image: $(READY) ## Build the image without a Docker engine, and test it
 	@$(PYTEST) -n 0 -rs tests/cluster/test_image.py
 
