@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_so import OGR, FewDirections, attach
-from lightning_so.core.vector_method import Owned, Step, VectorMethod, VectorState
+from lightning_so.contract.vector_method import Owned, Step, VectorMethod, VectorState
 
 
 @dataclass(frozen=True)

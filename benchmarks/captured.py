@@ -26,12 +26,12 @@ from torch import Tensor
 from benchmarks.methods import Settings, build
 from benchmarks.problems import Problem, load
 from lightning_so import FewDirections, attach
-from lightning_so.core.untouched import untouched
-from lightning_so.core.vector_method import Owned, Step, VectorState
-from lightning_so.core.whole import Whole
+from lightning_so.contract.vector_method import Owned, Step, VectorState
 from lightning_so.linalg.lanczos import lanczos
 from lightning_so.linalg.parabola import strides
 from lightning_so.linalg.products import FiniteDifference
+from lightning_so.probe.parameters import Whole
+from lightning_so.probe.side_effects import untouched
 
 RATES = {"byte_lm": 2e-3, "cnn": 2e-2}  # AdamW's best of the grids.
 KS = (1, 2, 5, 10)

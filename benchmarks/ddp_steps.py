@@ -35,7 +35,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from benchmarks.methods import METHODS, Settings, build
 from benchmarks.problems import PROBLEMS, Problem, load
 from benchmarks.steps import PARTS, Lane, distribution, machine, memory, parts_table, step, whole_table
-from lightning_so.core.traffic import traffic
+from lightning_so.core.trust.traffic import traffic
 
 VARIANTS = ["adamw", "adamw", "soap", "muon"]
 

@@ -28,7 +28,7 @@ from rich.table import Table
 
 from benchmarks.surfaces import LANDSCAPES
 from lightning_so import OGR, AutoStep, FewDirections, QuadraticModel, attach
-from lightning_so.core.vector_method import VectorMethod
+from lightning_so.contract.vector_method import VectorMethod
 
 #: Rates of a grid, and how many more there may be on either side.
 GRID, MORE = 8, 4

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from benchmarks.problems import digits, load
 from lightning_so import NewtonCG, SaddleFreeKrylov, attach
-from lightning_so.core.vector_method import VectorMethod
+from lightning_so.contract.vector_method import VectorMethod
 
 #: A file for every number of Adam's steps.
 OUT = "benchmarks/results/newton_{}.jsonl"

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from benchmarks.sharded_memory import Equal
 from lightning_so import KFAC, attach
 from lightning_so.comm.buckets import tell
-from lightning_so.core import windows
+from lightning_so.core.statistics import windows
 
 #: Whether statistics leave early, and the lag.
 VARIANTS = {"neither": (False, 0), "statistics": (True, 0), "solves": (False, 1), "both": (True, 1)}

@@ -34,8 +34,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from benchmarks.products_page import BACKENDS, SETTINGS, page, read, table
-from lightning_so.core.whole import Whole
 from lightning_so.linalg.products import STEPS, DoubleBackward, FiniteDifference, GaussNewton
+from lightning_so.probe.parameters import Whole
 
 WIDTH, LENGTH, BATCH, VOCABULARY = 32, 16, 8, 50
 #: Times that a cost in CPU time is the least of.

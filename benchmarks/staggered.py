@@ -33,7 +33,7 @@ from benchmarks.methods import Settings, adamw
 from benchmarks.problems import Problem, load
 from benchmarks.steps import machine
 from lightning_so import SOAP, Staggered, Synchronous, attach
-from lightning_so.core.traffic import traffic
+from lightning_so.core.trust.traffic import traffic
 from tests.cluster.hosts import joined, lacking
 
 #: How solves are spread, and the lag; AdamW alone, twice, shows what the machine does.

@@ -31,7 +31,7 @@ from benchmarks.methods import Contender, Settings, build
 from benchmarks.problems import PROBLEMS, Batch, Problem, load
 from benchmarks.train import option
 from lightning_so.core.stopwatch import Stopwatch
-from lightning_so.core.telemetry import state_bytes
+from lightning_so.core.trust.memory import state_bytes
 
 VARIANTS = ["adamw", "adamw", "soap", "muon", "muon_bf16", "torch_muon", "torch_muon_fp32"]
 STAGES = ["guard", "observe", "solve", "act", "finish"]

@@ -23,7 +23,7 @@ from pytorch_lightning.callbacks import Callback, RichProgressBar, TQDMProgressB
 from examples.byte_lm import ByteLM, ByteText
 from examples.crossing import crossing
 from lightning_so import SOAP, Muon, SecondOrder
-from lightning_so.core.telemetry import state_bytes
+from lightning_so.core.trust.memory import state_bytes
 
 POINTS = 10
 VALIDATION_BATCHES = 5

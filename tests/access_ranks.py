@@ -14,8 +14,8 @@ from torch.distributed.fsdp import ShardingStrategy, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.placement_types import _StridedShard
 
-from lightning_so.comm.access import access_of
-from lightning_so.core.errors import ConfigError
+from lightning_so.comm.choose import access_of
+from lightning_so.errors import ConfigError
 from tests.peers import PEERS
 
 STEPS = 3

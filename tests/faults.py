@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from pytorch_lightning.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 
-from lightning_so.core import act
+from lightning_so.core.step import act
 from tests.forked import forking
 from tests.trainings import train
 

@@ -13,10 +13,11 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from lightning_so import SecondOrder, TrustError, attach, curvature
-from lightning_so.comm.dtensor import DTensorAccess
-from lightning_so.comm.sharded import Pieces, Sharded
-from lightning_so.core.traffic import traffic
-from lightning_so.core.whole import space_of
+from lightning_so.comm.access.fsdp2 import DTensorAccess
+from lightning_so.comm.pieces import Pieces
+from lightning_so.comm.sharded import Sharded
+from lightning_so.core.trust.traffic import traffic
+from lightning_so.probe.parameters import space_of
 from tests import noted
 from tests.problems import Net, batch
 

@@ -14,8 +14,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from lightning_so import ConfigError, attach
-from lightning_so.core.telemetry import held
-from lightning_so.core.traffic import traffic
+from lightning_so.core.trust.memory import held
+from lightning_so.core.trust.traffic import traffic
 from tests import noted
 
 

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from lightning_so import ConfigError
-from lightning_so.comm.access import Access, access_of, private
-from lightning_so.comm.flat import FlatAccess
-from lightning_so.comm.zero import refuse
+from lightning_so.comm.access.fsdp1 import FlatAccess
+from lightning_so.comm.access.whole import Access, private
+from lightning_so.comm.access.zero import refuse
+from lightning_so.comm.choose import access_of
 from tests import access_ranks as on
 from tests import noted
 from tests.peers import needs_deepspeed

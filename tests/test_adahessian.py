@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn import functional as F
 
 from lightning_so import KFAC, AdaHessian, ConfigError, Sophia, attach
-from lightning_so.core.vector_method import Step
+from lightning_so.contract.vector_method import Step
 from lightning_so.linalg.vectors import Piece, Space
 
 SAMPLES, STEPS = 8, 7

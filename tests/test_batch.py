@@ -11,7 +11,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn import functional as F
 
 from lightning_so import KFAC, AutoStep, ConfigError, MatrixFree, attach
-from lightning_so.core.vector_method import Owned, VectorState
+from lightning_so.contract.vector_method import Owned, VectorState
 from tests import trainings
 
 SAMPLES = 6

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from lightning_so import EKFAC, KFAC, SOAP, ConfigError, Muon, Relative, Shampoo, Synchronous, attach
-from lightning_so.core.checks import Checks
-from lightning_so.core.method import Taps
+from lightning_so.contract.method import Taps
+from lightning_so.core.options import Checks
 from lightning_so.layers.registry import lookup
 from tests import noted
 

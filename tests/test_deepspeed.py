@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lightning_so import SOAP, ConfigError, SecondOrder
-from lightning_so.core.errors import MissingError
+from lightning_so.errors import MissingError
 from lightning_so.strategies import REGISTRIES
 from lightning_so.strategies.deepspeed_config import checked
 from tests import noted

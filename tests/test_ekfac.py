@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_so import EKFAC, ConfigError, Relative, attach
-from lightning_so.core import kinds
-from lightning_so.core.bases import rotating
+from lightning_so.core.checkpoint import checkpoint
+from lightning_so.core.solves.basis import rotating
 from lightning_so.linalg.damping import split, strength
 from tests.test_fisher import gauss_newton, half
 from tests.test_kfac import close, data, dense, error, factors, gradient, linears, losses, net, product, stats_of
@@ -372,7 +372,7 @@ def test_found_again_from_factors_it_starts_as_kfac():
     engine = sgd(model, EKFAC(period=1))
     stay(engine, lambda: losses(model, x, y).mean(), 100)
     again = sgd(copy.deepcopy(model), EKFAC(period=1))
-    kinds.read(again, kinds.write(engine, "compact"))
+    checkpoint.read(again, checkpoint.write(engine, "compact"))
     stats, row = stats_of(again, "2.weight")
     assert float(stats.moments.weight[row]) == 0
     for side, basis in zip(stats.sides, stats.bases, strict=True):

@@ -7,7 +7,7 @@ import pytorch_lightning
 import torch
 
 from lightning_so import EKFAC, SecondOrder, StateError, attach
-from lightning_so.core import files, kinds
+from lightning_so.core.checkpoint import checkpoint, exact_moments, plain_moments
 from tests.problems import Net, train
 from tests.test_callback import METHOD, fit, module
 
@@ -127,10 +127,10 @@ def test_momentum_of_preconditioned_gradients_is_written_as_it_is():
     engine = attach(net, optimizer, EKFAC(period=2))
     train(net, optimizer, range(6))
     assert engine.report.preconditioned == 3
-    assert files.leaving(engine) is None
-    assert files.moments(engine) == {}
+    assert plain_moments.leaving(engine) is None
+    assert exact_moments.moments(engine) == {}
     state = optimizer.state_dict()["state"]
-    for number, entry in files.plain_optimizer_state(engine, optimizer.state_dict())["state"].items():
+    for number, entry in plain_moments.plain_optimizer_state(engine, optimizer.state_dict())["state"].items():
         assert torch.equal(entry["momentum_buffer"], state[number]["momentum_buffer"])
 
 
@@ -140,12 +140,12 @@ def test_exact_moments_of_weights_and_their_biases_come_back():
     engine = attach(net, optimizer, EKFAC(start=3, period=2))
     train(net, optimizer, range(16))
     assert engine.report.rotated == 3
-    state, plain = kinds.write(engine, "full"), files.plain_optimizer_state(engine, optimizer.state_dict())
+    state, plain = checkpoint.write(engine, "full"), plain_moments.plain_optimizer_state(engine, optimizer.state_dict())
     again = copy.deepcopy(net)
     other = torch.optim.AdamW(again.parameters(), lr=1e-2)
     twin = attach(again, other, EKFAC(start=3, period=2))
     other.load_state_dict(copy.deepcopy(plain))
-    kinds.read(twin, state)
+    checkpoint.read(twin, state)
     for mine, theirs, entry in zip(net.parameters(), again.parameters(), plain["state"].values(), strict=True):
         for key in ("exp_avg", "exp_avg_sq"):
             assert torch.equal(other.state[theirs][key], optimizer.state[mine][key])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_so import KFAC, ConfigError, Relative, attach
-from lightning_so.core.telemetry import state_bytes
+from lightning_so.core.trust.memory import state_bytes
 from lightning_so.linalg import psd
 from tests import noted
 from tests.test_kfac import EXACT, close, data, factors, linears, losses, matrix, net, stats_of, step

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightning_so import EKFAC, SOAP, ConfigError, Muon, SecondOrder, StateError, attach
-from lightning_so.core import files, kinds
+from lightning_so.core.checkpoint import checkpoint, plain_moments
 from lightning_so.linalg.triangle import compact, expanded
 from tests.problems import Net, train
 from tests.test_callback import METHOD, fit, module
@@ -33,7 +33,7 @@ def resumed(path, **arguments):
     return model, ours
 
 
-@pytest.mark.parametrize("kind", kinds.KINDS)
+@pytest.mark.parametrize("kind", checkpoint.KINDS)
 def test_every_kind_resumes_and_any_callback_reads_it(tmp_path, kind):
     _, _, path = saved(tmp_path, kind)
     model, ours = resumed(path)  # which itself would write "full"
@@ -46,7 +46,7 @@ def test_every_kind_resumes_and_any_callback_reads_it(tmp_path, kind):
 
 def test_sizes(tmp_path):
     size = {}
-    for kind in kinds.KINDS:
+    for kind in checkpoint.KINDS:
         _, _, path = saved(tmp_path, kind)
         size[kind] = nbytes(torch.load(path, weights_only=True)["callbacks"]["lightning_so.SecondOrder"]["engines"][0])
     assert size["rebuild"] == 0
@@ -78,7 +78,7 @@ def test_compact_finds_the_eigenbases_of_the_factors_and_keeps_the_first_moment(
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
     engine = attach(net, optimizer, SOAP(start=6, period=4))
     train(net, optimizer, range(20))
-    state = kinds.write(engine, "compact")
+    state = checkpoint.write(engine, "compact")
     engine.detach()  # moments to plain coordinates, as in a file
     moments = {name: optimizer.state[p]["exp_avg"].clone() for name, p in net.named_parameters()}
     sums = {name: optimizer.state[p]["exp_avg_sq"].sum() for name, p in net.named_parameters()}
@@ -86,7 +86,7 @@ def test_compact_finds_the_eigenbases_of_the_factors_and_keeps_the_first_moment(
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
-    kinds.read(again, torch.load(file, weights_only=True))
+    checkpoint.read(again, torch.load(file, weights_only=True))
     for index, stack in enumerate(again.stacks):
         for row, block in enumerate(stack.blocks):
             assert again.warm[index][row]
@@ -103,7 +103,7 @@ def test_compact_finds_the_eigenbases_of_the_factors_and_keeps_the_first_moment(
     assert again.report.rotated == 3
 
 
-@pytest.mark.parametrize("kind", kinds.KINDS)
+@pytest.mark.parametrize("kind", checkpoint.KINDS)
 def test_a_method_without_bases_has_nothing_to_lose(tmp_path, kind):
     straight = module()
     fit(straight, [SecondOrder(Muon())], max_epochs=2)
@@ -135,7 +135,7 @@ def test_triangles():
     assert torch.equal(expanded(compact(full[0]), full[0]), full[0])
 
 
-@pytest.mark.parametrize("kind", kinds.KINDS)
+@pytest.mark.parametrize("kind", checkpoint.KINDS)
 @pytest.mark.parametrize("cls", [torch.optim.SGD, torch.optim.AdamW])
 def test_every_kind_of_ekfac_is_read_and_goes_on(kind, cls):
     def made():
@@ -147,15 +147,15 @@ def test_every_kind_of_ekfac_is_read_and_goes_on(kind, cls):
     straight, optimizer, engine = made()
     train(straight, optimizer, range(20))
     file = io.BytesIO()
-    plain = files.plain_optimizer_state(engine, copy.deepcopy(optimizer.state_dict()))
-    torch.save((straight.state_dict(), plain, kinds.write(engine, kind)), file)
+    plain = plain_moments.plain_optimizer_state(engine, copy.deepcopy(optimizer.state_dict()))
+    torch.save((straight.state_dict(), plain, checkpoint.write(engine, kind)), file)
     file.seek(0)
     weights, moments, state = torch.load(file, weights_only=True)
     train(straight, optimizer, range(20, 30))
     again, other, later = made()
     again.load_state_dict(weights)
     other.load_state_dict(moments)
-    kinds.read(later, state)
+    checkpoint.read(later, state)
     first = later.plan.blocks[0].name
     warm = {True: "full compact", False: "rebuild"}
     assert kind in warm[bool(later.warm[0][0])], first

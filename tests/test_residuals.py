@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from examples.pinn import PINN, Points
 from lightning_so import KFAC, ConfigError, LevenbergMarquardt, MatrixFree, SecondOrder, attach
-from lightning_so.core.residuals import residuals
 from lightning_so.linalg.least_squares import DampedLeastSquares
 from lightning_so.linalg.levenberg import adapted, smoothed
+from lightning_so.probe.residuals import residuals
 from tests import trainings
 from tests.test_batch import asked
 from tests.test_matrix_free import Save

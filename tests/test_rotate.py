@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_so import SOAP, ConfigError, Synchronous, attach
-from lightning_so.core.schedule import Schedule
+from lightning_so.core.schedule.schedule import Schedule
 from tests import noted
 from tests.problems import BASES, SGDS, Net, name, train
 from tests.reference import Reference

@@ -7,7 +7,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lightning_so import SOAP, ConfigError, Staggered
-from lightning_so.core.schedule import Schedule, Unit, interval, owners, pack
+from lightning_so.contract.unit import Unit, interval
+from lightning_so.core.schedule.packing import owners, pack
+from lightning_so.core.schedule.schedule import Schedule
 
 COSTS = st.lists(st.floats(0.1, 1e3), min_size=1, max_size=40)
 

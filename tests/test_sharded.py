@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_so.comm.sharded import even
+from lightning_so.comm.pieces import even
 from tests import ranks
 from tests.world import World
 

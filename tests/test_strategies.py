@@ -16,7 +16,7 @@ from pytorch_lightning.plugins import FSDPPrecision
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.utils.data import DataLoader
 
-from lightning_so.comm.sharded import even
+from lightning_so.comm.pieces import even
 from lightning_so.strategies import REGISTRIES, fsdp
 from tests import noted
 from tests.peers import DEEPSPEED

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_so import KFAC, attach
-from lightning_so.core.uses import USES
+from lightning_so.core.statistics.layer_call import USES
 from tests.test_kfac import close, factors, linears, matrix, sgd, step
 from tests.test_layers import DOUBLE, randn, spied, with_one
 

@@ -7,7 +7,7 @@ import pytorch_lightning
 import torch
 
 from lightning_so import SOAP, ConfigError, Muon, SecondOrder, TrustError, attach
-from lightning_so.core import proof
+from lightning_so.core.trust import proof
 from tests.problems import BASES, SGDS, Net, name, train
 from tests.test_callback import METHOD, fit, module
 from tests.test_situations import Plain, by_hand, loss_of, same
@@ -158,7 +158,7 @@ def test_a_wrong_update_is_refused_by_name(method, monkeypatch):
                 p.add_(saved)
         engine.acting.clear()
 
-    monkeypatch.setattr("lightning_so.core.act.finish", plain_step)
+    monkeypatch.setattr("lightning_so.core.step.finish.finish", plain_step)
     with pytest.raises(TrustError, match=r"step 11, (conv|tall|wide)\.weight \((rotate|bend)\): its new value is"):
         train(net, optimizer, range(10, 11))
 
@@ -166,7 +166,7 @@ def test_a_wrong_update_is_refused_by_name(method, monkeypatch):
 def test_a_gradient_that_is_not_rotated_is_refused(monkeypatch):
     net, optimizer, _ = pair(verify_every=1)
     train(net, optimizer, range(10))
-    monkeypatch.setattr("lightning_so.core.act._write", lambda *_: None)
+    monkeypatch.setattr("lightning_so.core.step.act._write", lambda *_: None)
     with pytest.raises(TrustError, match="its rotated gradient is"):
         train(net, optimizer, range(10, 11))
     assert bool(net.tall.weight.any())

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import torch
 
-from lightning_so.core.errors import ConfigError
+from lightning_so.errors import ConfigError
 from tests import ways
 from tests.test_contract import LAYERS, METHODS
 

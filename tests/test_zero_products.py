@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_so import SOAP, ConfigError, CurvatureMonitor
-from lightning_so.comm.zero_forward import engine_forward
+from lightning_so.comm.forward.zero import engine_forward
 from tests import trainings
 from tests.peers import needs_deepspeed
 

@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 from lightning_so import SecondOrder
-from lightning_so.core.routing import clean
+from lightning_so.comm.wrappers import clean
 from lightning_so.strategies.ddp import SecondOrderDDPStrategy
 from lightning_so.strategies.fsdp import SecondOrderFSDPStrategy
 from tests import noted

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch.optim import Optimizer
 
-from lightning_so.core.errors import ConfigError
+from lightning_so.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,14 @@ from lightning_so.callbacks import strategies
 from lightning_so.callbacks.names import Callback
 from lightning_so.callbacks.replay import Replay
 from lightning_so.comm import unsynced
-from lightning_so.core import vector_files
-from lightning_so.core.around import Again
-from lightning_so.core.errors import ConfigError, check_choice
-from lightning_so.core.untouched import random_state
-from lightning_so.core.vector_engine import VectorEngine
-from lightning_so.core.vector_method import VectorMethod
-from lightning_so.core.whole import Whole
+from lightning_so.contract.vector_method import VectorMethod
+from lightning_so.core.vector import files
+from lightning_so.core.vector.engine import VectorEngine
+from lightning_so.core.vector.rewound import Again
+from lightning_so.errors import ConfigError, check_choice
 from lightning_so.linalg.products import PRODUCTS
+from lightning_so.probe.parameters import Whole
+from lightning_so.probe.side_effects import random_state
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class MatrixFree(Callback):
                 f"do nothing: leave it out."
             )
         if self._loaded is not None:
-            vector_files.load_state_dict(engine, self._loaded)
+            files.load_state_dict(engine, self._loaded)
             self._loaded = None
         engine.stand_behind([inner for callback in trainer.callbacks for inner in getattr(callback, "engines", ())])
         self.engine, self._replay = engine, Replay(trainer, pl_module, engine.whole)
@@ -223,7 +223,7 @@ class MatrixFree(Callback):
         """What the method remembers; before training starts, what a checkpoint has brought."""
         if self.engine is None:
             return {"engine": self._loaded}
-        return {"engine": vector_files.state_dict(self.engine)}
+        return {"engine": files.state_dict(self.engine)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep it until training starts."""

@@ -5,11 +5,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_so.callbacks.looking import Looking
-from lightning_so.core.errors import check_count
+from lightning_so.callbacks.probing import Looking
+from lightning_so.errors import check_count
 from lightning_so.linalg.products import BlockProduct
+from lightning_so.monitor.extremes import Sight, sight
 from lightning_so.monitor.layers import layers as layers_of
-from lightning_so.monitor.sight import Sight, sight
 
 
 class CurvatureMonitor(Looking):

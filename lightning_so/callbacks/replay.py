@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_so.callbacks import strategies
-from lightning_so.core.untouched import set_random_state, untouched
-from lightning_so.core.whole import Whole, scalar
+from lightning_so.probe.parameters import Whole
+from lightning_so.probe.scalar import scalar
+from lightning_so.probe.side_effects import set_random_state, untouched
 
 
 class Replay:

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from lightning_so.callbacks import strategies
-from lightning_so.callbacks.looking import Looking
+from lightning_so.callbacks.probing import Looking
 from lightning_so.callbacks.signals import inside_handler
-from lightning_so.core.errors import ConfigError, check_choice, check_count, check_range
-from lightning_so.core.examined import Examined
-from lightning_so.core.vector_method import CURVATURES
+from lightning_so.contract.vector_method import CURVATURES
+from lightning_so.errors import ConfigError, check_choice, check_count, check_range
 from lightning_so.linalg.lanczos import lanczos
 from lightning_so.linalg.line import Point, downhill
 from lightning_so.linalg.products import BlockProduct, FiniteDifference, move, moved
+from lightning_so.probe.difference import Examined
 
 #: The first distance tried is at least this share of the length of the weights: on a saddle the model says 0.
 SHARE = 1e-3

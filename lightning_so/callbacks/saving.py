@@ -13,8 +13,9 @@ from torch import Tensor
 
 from lightning_so.callbacks.signals import inside_handler
 from lightning_so.callbacks.strategies import is_deepspeed
-from lightning_so.core import files
+from lightning_so.core.checkpoint import plain_moments, stamp
 from lightning_so.core.engine import Engine
+from lightning_so.core.step import progress
 
 
 def kind(engine: Engine, asked: str) -> str:
@@ -32,14 +33,14 @@ def write(engines: Sequence[Engine], checkpoint: dict[str, Any]) -> None:
     """
     states = checkpoint.get("optimizer_states") or []
     for number, engine in enumerate(engines[: len(states)]):
-        states[number] = files.plain_optimizer_state(engine, states[number], alone=inside_handler())
+        states[number] = plain_moments.plain_optimizer_state(engine, states[number], alone=inside_handler())
         # Folders of pieces are read group by group, by the keys that a new optimizer's groups have: no stamp there.
-        checkpoint[files.STAMP] = files.MARK
+        checkpoint[stamp.STAMP] = stamp.MARK
 
 
-def leaving(engine: Engine) -> files.Leaving | None:
-    """See `files.leaving`; nothing inside a signal's handler where it takes an exchange."""
-    return None if engine.layout.split and inside_handler() else files.leaving(engine)
+def leaving(engine: Engine) -> plain_moments.Leaving | None:
+    """See `plain_moments.leaving`; nothing inside a signal's handler where it takes an exchange."""
+    return None if engine.layout.split and inside_handler() else plain_moments.leaving(engine)
 
 
 def wrap(strategy: Any, engines: Sequence[Engine]) -> list[str]:
@@ -57,7 +58,7 @@ def wrap(strategy: Any, engines: Sequence[Engine]) -> list[str]:
     def lightning_module_state_dict() -> dict[str, Any]:
         with ExitStack() as stack:
             # A list: every engine's are shown.
-            if not any([stack.enter_context(files.shown(engine)) for engine in engines]):
+            if not any([stack.enter_context(progress.shown(engine)) for engine in engines]):
                 return weights()
             found = weights().items()
             return {name: value.clone() if isinstance(value, Tensor) else value for name, value in found}
@@ -67,7 +68,7 @@ def wrap(strategy: Any, engines: Sequence[Engine]) -> list[str]:
         for engine in engines:
             engine.aside = True
         try:
-            return files.collected(engines, partial(state, optimizer))
+            return plain_moments.collected(engines, partial(state, optimizer))
         finally:
             for engine in engines:
                 engine.aside = False
@@ -75,7 +76,7 @@ def wrap(strategy: Any, engines: Sequence[Engine]) -> list[str]:
     def save_checkpoint(*args: Any, **kwargs: Any) -> None:
         with ExitStack() as stack:
             for engine in engines:
-                stack.enter_context(files.plainly(engine, alone=inside_handler()))
+                stack.enter_context(plain_moments.plainly(engine, alone=inside_handler()))
             save(*args, **kwargs)
 
     strategy.lightning_module_state_dict, strategy.optimizer_state = lightning_module_state_dict, optimizer_state

@@ -7,20 +7,22 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_so.callbacks import saving, strategies
-from lightning_so.callbacks.alive import Alive
 from lightning_so.callbacks.clipping import RawClip
+from lightning_so.callbacks.first_steps import Alive
 from lightning_so.callbacks.names import Callback
 from lightning_so.comm import SHARDINGS, Local, ambient
-from lightning_so.core import files, kinds, proof
-from lightning_so.core.attach import hooks
-from lightning_so.core.checks import Checks
+from lightning_so.contract.method import Method
+from lightning_so.core import telemetry as proof
+from lightning_so.core.attach.hooks import hooks
+from lightning_so.core.checkpoint import checkpoint as kinds
+from lightning_so.core.checkpoint import stamp
+from lightning_so.core.checkpoint.checkpoint import KINDS
 from lightning_so.core.engine import Engine
-from lightning_so.core.errors import ConfigError, StateError, check_choice, check_range
-from lightning_so.core.kinds import KINDS
-from lightning_so.core.method import Method
-from lightning_so.core.mixture import Mixture
+from lightning_so.core.options import Checks
+from lightning_so.core.plan.mixture import Mixture
+from lightning_so.core.statistics.windows import everywhere
 from lightning_so.core.telemetry import Telemetry
-from lightning_so.core.windows import everywhere
+from lightning_so.errors import ConfigError, StateError, check_choice, check_range
 
 #: How a run goes on from each kind of state.
 RESUMED = {
@@ -143,7 +145,7 @@ class SecondOrder(Callback):
             engine.follow()
         if self._loaded is None:
             for engine in self.engines:
-                files.check_stamp(engine, self._stamped)
+                stamp.check_stamp(engine, self._stamped)
         elif len(self._loaded) != len(self.engines):
             raise StateError(f"the checkpoint has {len(self._loaded)} optimizers, this run {len(self.engines)}.")
         else:
@@ -243,7 +245,7 @@ class SecondOrder(Callback):
 
     def on_load_checkpoint(self, trainer: Any, pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
         """See whether the file is one of ours."""
-        self._stamped = files.STAMP in checkpoint
+        self._stamped = stamp.STAMP in checkpoint
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep it until training starts."""

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from lightning_so.callbacks import strategies
-from lightning_so.callbacks.looking import Looking
+from lightning_so.callbacks.probing import Looking
 from lightning_so.callbacks.second_order import SecondOrder
-from lightning_so.core.errors import ConfigError, check_choice, check_range
-from lightning_so.core.vector_method import CURVATURES
+from lightning_so.contract.vector_method import CURVATURES
+from lightning_so.errors import ConfigError, check_choice, check_range
 from lightning_so.linalg.products import BlockProduct
 
 #: Products of the first look, which starts from a random direction; later ones go on from the last.

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_so.comm import Access, access_of
-from lightning_so.core import windows
 from lightning_so.core.engine import Engine
-from lightning_so.core.errors import ConfigError
+from lightning_so.core.statistics import windows
+from lightning_so.errors import ConfigError
 from lightning_so.strategies.deepspeed_config import find
 
 #: Strategies of several processes, by the names of their classes under either import name of Lightning.

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from lightning_so.cli import commands
-from lightning_so.core.errors import ConfigError, LaunchError, StateError, TrustError
+from lightning_so.errors import ConfigError, LaunchError, StateError, TrustError
 
 #: The exit status of a command that could not do its work; 1 is a bad result.
 FAILED = 2

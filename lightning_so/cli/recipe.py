@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from lightning_so.core.errors import ConfigError
+from lightning_so.errors import ConfigError
 from lightning_so.strategies.names import LIGHTNINGS
 
 #: What a configuration that LightningCLI has saved holds besides: arguments of `fit`, which are not used here.

@@ -1,12 +1,15 @@
 """The only room that talks to other processes: every exchange is here, and is made by all ranks in the same order."""
 
-from lightning_so.comm.access import SHARDINGS, Access, access_of, filled
-from lightning_so.comm.forward import Forward, Sent, forward_of
+from lightning_so.comm.access.whole import SHARDINGS, Access
+from lightning_so.comm.choose import access_of, ambient, forward_of
+from lightning_so.comm.filled import filled
+from lightning_so.comm.forward.plain import Forward, Sent
 from lightning_so.comm.local import Local, spread
 from lightning_so.comm.meeting import available, meeting
+from lightning_so.comm.pieces import Pieces
 from lightning_so.comm.replicated import Replicated, group_of
-from lightning_so.comm.sharded import Pieces, Sharded, ambient
-from lightning_so.comm.unsynced import unsynced, unwrapped
+from lightning_so.comm.sharded import Sharded
+from lightning_so.comm.wrappers import unsynced, unwrapped
 
 __all__ = [
     "SHARDINGS",

@@ -13,25 +13,37 @@ from torch.optim import Optimizer
 
 from lightning_so.actions import hide, moments
 from lightning_so.comm import Access, Local
-from lightning_so.core import act, apart, bases, budget, coverage, proof, windows
-from lightning_so.core.batch import Batch, rebuild, refresh
-from lightning_so.core.block import Block
-from lightning_so.core.checks import Checks, Watch
-from lightning_so.core.errors import check_choice
-from lightning_so.core.furnish import furnished, timed
-from lightning_so.core.guard import Guard
-from lightning_so.core.method import Action, Method, Tapped
-from lightning_so.core.mixture import Mixture
+from lightning_so.contract.block import Block
+from lightning_so.contract.method import Action, Method, Tapped
+from lightning_so.core import host
+from lightning_so.core.assembly import furnished
+from lightning_so.core.checkpoint.portable import state_dict, take_over
+from lightning_so.core.matrices.sharded import lay_out
+from lightning_so.core.options import Checks
+from lightning_so.core.plan import coverage
+from lightning_so.core.plan import route as apart_route
+from lightning_so.core.plan.mixture import Mixture
+from lightning_so.core.plan.route import route
 from lightning_so.core.report import Report
-from lightning_so.core.routing import route
-from lightning_so.core.schedule import Schedule
-from lightning_so.core.share import Flight
-from lightning_so.core.split import lay_out
-from lightning_so.core.state import state_dict, take_over
+from lightning_so.core.schedule import budget
+from lightning_so.core.schedule import units as windows_units
+from lightning_so.core.schedule.schedule import Schedule
+from lightning_so.core.schedule.units import timed
+from lightning_so.core.solves import basis, swap
+from lightning_so.core.solves.flight import Flight
+from lightning_so.core.stacks import roster
+from lightning_so.core.stacks.cohort import Batch
+from lightning_so.core.stacks.roster import rebuild, refresh
+from lightning_so.core.statistics import observe, windows
+from lightning_so.core.statistics.recorder import Recorder
+from lightning_so.core.step import act, finish
+from lightning_so.core.step.guard import Guard
+from lightning_so.core.step.reference import Watch
 from lightning_so.core.stopwatch import Stopwatch
-from lightning_so.core.taps import Recorder
-from lightning_so.core.telemetry import costs
-from lightning_so.core.traffic import described
+from lightning_so.core.trust import proof
+from lightning_so.core.trust.memory import costs
+from lightning_so.core.trust.traffic import described
+from lightning_so.errors import check_choice
 
 
 class Engine:
@@ -93,7 +105,7 @@ class Engine:
         self.model, self.optimizer, self.mixture = model, optimizer, Mixture.of(method)
         self.peers, self.access, self.checks = comm or Local(), access or Access(), checks or Checks()
         self.comm = Local() if self.access.local else self.peers
-        apart.check(self)
+        apart_route.check(self)
         check_choice(type(self).__name__, "reduction", reduction, (None, "mean", "sum"))
         check_choice(type(self).__name__, "lag", lag, (0, 1))
         self.roles, self.min_coverage, self.reduction, self.lag = roles, min_coverage, reduction, lag
@@ -127,8 +139,8 @@ class Engine:
         self.plan = replace(self.plan, costs=costs(self), layout=described(self))
         self.live: list[list[int]] = [[] for _ in self.stacks]
         self.batches: list[list[Batch]] = [[] for _ in self.stacks]
-        self.flights, self.early = list[Flight](), dict[windows.Place, windows.Bucket]()
-        self.proof = proof.Ledger([len(stack.blocks) for stack in self.stacks])
+        self.flights, self.early = list[Flight](), dict[windows_units.Place, windows.Bucket]()
+        self.proof = roster.Ledger([len(stack.blocks) for stack in self.stacks])
         self.recorders = [Recorder(self, method) for method in self.methods if isinstance(method, Tapped)]
 
     def follow(self) -> None:
@@ -220,16 +232,16 @@ class Engine:
             refresh(self, index)
         due = budget.due(self)
         with self.stopwatch.stage("observe"):
-            windows.observe(self)
+            observe.observe(self)
         with self.stopwatch.stage("solve"):
-            bases.solve(self, due)
-            bases.enter(self)
+            swap.solve(self, due)
+            basis.enter(self)
         batches = [batch for batches in self.batches for batch in batches]
         self.clipped = False
         acting = [batch for batch in batches if batch.action is not Action.BASE]
         waiting = [batch for batch in batches if act.waiting(self, batch)]
         raw = bool(waiting) or any(batch.action is Action.PRECONDITION for batch in acting)
-        if clip is not None and self.base.linear and apart.anywhere(self, raw):
+        if clip is not None and self.base.linear and host.anywhere(self, raw):
             clip()
             self.clipped = True
         self._watch = self.checks.watch(self)
@@ -266,7 +278,7 @@ class Engine:
             if self._watch is not None:
                 self._watch.stepped(self)
             with self.stopwatch.stage("finish"):
-                act.finish(self, self._call)
+                finish.finish(self, self._call)
             self._call += 1
             if self._call == self._calls:
                 self._end()

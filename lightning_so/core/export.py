@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lightning_so.core.block import Block, Stack
-from lightning_so.core.errors import ConfigError
-from lightning_so.core.layerwise import Factors, Layerwise
-from lightning_so.core.windows import everywhere
+from lightning_so.contract.block import Block, Stack
+from lightning_so.contract.layerwise import Factors, Layerwise
+from lightning_so.core.statistics.windows import everywhere
+from lightning_so.errors import ConfigError
 from lightning_so.linalg.kron import Side
 
 if TYPE_CHECKING:

@@ -1,16 +1,25 @@
 """The few scalars that are logged, under stable names."""
 
 import time
-from collections.abc import Iterator
-from dataclasses import is_dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from lightning_so.core import proof
+from lightning_so.core.trust import proof
+from lightning_so.core.trust.memory import state_bytes
+from lightning_so.core.trust.proof import staleness, work
 
 if TYPE_CHECKING:
     from lightning_so.core.engine import Engine
+
+
+def summary(engine: "Engine") -> str:
+    """What was done, in one line, and the blocks of which nothing was seen."""
+    idle = [done.name for done in work(engine) if not done.observed]
+    kinds = {"mean" if recorder.mean else "sum" for recorder in engine.recorders}
+    loss = f"; the loss is a {kinds.pop()} over samples" if kinds else ""
+    return (
+        f"{engine.plan.method} on {engine.plan.base}: {engine.report}, the oldest basis {staleness(engine)[0]} "
+        f"steps old" + loss + (f"; never a gradient: {', '.join(idle)}" if idle else "")
+    )
 
 
 class Telemetry:
@@ -54,40 +63,3 @@ class Telemetry:
             "so/withheld_gradients": float(report.withheld),
             "so/coverage_params": report.coverage,
         }
-
-
-def state_bytes(engine: "Engine") -> int:
-    """Extra memory held: factors, windows, bases, saved parameters and work space."""
-    tensors = [tensor for stack in engine.stacks for tensor in (stack.hidden, *held(stack.stats))]
-    return sum(tensor.nbytes for tensor in tensors if not tensor.is_meta) + engine.layout.scratch.nbytes()
-
-
-def held(stats: Any) -> Iterator[Tensor]:
-    """All tensors in what a method keeps of a stack, at this moment."""
-    if isinstance(stats, Tensor):
-        yield stats
-    elif isinstance(stats, list | tuple | dict):
-        for part in stats.values() if isinstance(stats, dict) else stats:
-            yield from held(part)
-    elif is_dataclass(stats):
-        yield from held(vars(stats))
-
-
-def costs(engine: "Engine") -> dict[str, tuple[int, list[int]]]:
-    """By block name, the extra bytes held for it (work space apart) and, where there are several, its units' owners.
-
-    Args:
-        engine: The engine.
-
-    Returns:
-        Both; where parameters are sharded, bytes on all ranks together.
-    """
-    found = {}
-    for index, stack in enumerate(engine.stacks):
-        rows, cols = stack.shape
-        hidden = len(stack.blocks) * rows * cols * stack.hidden.itemsize
-        size = hidden + sum(tensor.nbytes for tensor in held(stack.stats))
-        for row, block in enumerate(stack.blocks):
-            owners = sorted({engine.schedule.owner[unit] for unit in engine.units_of[index][row]})
-            found[block.name] = size // len(stack.blocks), owners if engine.comm.ranks > 1 else []
-    return found

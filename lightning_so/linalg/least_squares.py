@@ -3,6 +3,8 @@
 Legend: M rows, n columns.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -63,3 +65,18 @@ class DampedLeastSquares:
         """
         Jd = self._J @ d
         return float(Jd @ (Jd / 2 + self._r) + damping * (d @ d) / 2)
+
+
+@dataclass(frozen=True, eq=False)
+class Residuals:
+    """A loss as `|r|^2 / 2`.
+
+    Attributes:
+        values: r, shape (M,).
+        jacobian: J = dr/dw, shape (M, n).
+        by_row: How many residuals were differentiated by row, not one after the other.
+    """
+
+    values: Tensor
+    jacobian: Tensor
+    by_row: int

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lightning_so.core.errors import ConfigError
+from lightning_so.errors import ConfigError
 from lightning_so.linalg.psd import ladder
 from lightning_so.linalg.result import Result
 

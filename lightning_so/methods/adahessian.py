@@ -14,8 +14,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_so.core.errors import check_choice, check_count, check_range
-from lightning_so.core.vector_method import CURVATURES, MATRICES, Owned, Step, VectorState
+from lightning_so.contract.vector_method import CURVATURES, MATRICES, Owned, Step, VectorState
+from lightning_so.errors import check_choice, check_count, check_range
 from lightning_so.linalg.vectors import Space
 
 #: What AdaHessian divides by: the norms of the Hessian's rows, or the size of its diagonal.

@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_so.core.errors import check_choice, check_count, check_range
-from lightning_so.core.vector_method import CURVATURES, Owned, Step, VectorState
+from lightning_so.contract.vector_method import CURVATURES, Owned, Step, VectorState
+from lightning_so.errors import check_choice, check_count, check_range
 from lightning_so.linalg.vectors import Space
 
 #: Largest rise of the factor at once; it falls as far as it has to.

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from lightning_so.actions.moments import Base
-from lightning_so.core.block import Block, Stack
-from lightning_so.core.errors import check_count
-from lightning_so.core.layerwise import BETA, SIDES, Factors, Layerwise, oriented
-from lightning_so.core.method import Action, all_solved, known
-from lightning_so.core.schedule import Unit
-from lightning_so.core.spread import Spread, Staggered
+from lightning_so.contract.block import Block, Stack
+from lightning_so.contract.known import known
+from lightning_so.contract.layerwise import BETA, SIDES, Factors, Layerwise, oriented
+from lightning_so.contract.method import Action
+from lightning_so.contract.pairing import all_solved
+from lightning_so.contract.spread import Spread, Staggered
+from lightning_so.contract.unit import Unit
+from lightning_so.errors import check_count
 from lightning_so.layers.squares import squares
 from lightning_so.linalg import kron
 from lightning_so.linalg.basis import CALLS, decompose, refresh, refresh_cost

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from lightning_so.actions.moments import Base
-from lightning_so.core.block import Block, Stack
-from lightning_so.core.layerwise import SIDES, Factors, Layerwise
-from lightning_so.core.method import Action, all_solved, known, on_curvature, refuse_momentless
-from lightning_so.core.schedule import Unit
-from lightning_so.core.spread import Spread, Staggered
+from lightning_so.contract.block import Block, Stack
+from lightning_so.contract.known import known
+from lightning_so.contract.layerwise import SIDES, Factors, Layerwise
+from lightning_so.contract.method import Action
+from lightning_so.contract.pairing import all_solved, on_curvature, refuse_momentless
+from lightning_so.contract.spread import Spread, Staggered
+from lightning_so.contract.unit import Unit
 from lightning_so.linalg import kron, psd
 from lightning_so.linalg.damping import Relative, split, strength
 from lightning_so.linalg.kron import Tiles

@@ -7,8 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_so.core.errors import check_count, check_range
-from lightning_so.core.vector_method import Owned, Step, VectorState
+from lightning_so.contract.vector_method import Owned, Step, VectorState
+from lightning_so.errors import check_count, check_range
 from lightning_so.linalg.least_squares import DampedLeastSquares
 from lightning_so.linalg.levenberg import smoothed
 from lightning_so.linalg.vectors import Space

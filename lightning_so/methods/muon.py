@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from lightning_so.actions.moments import Base
-from lightning_so.core.block import Block, Stack
-from lightning_so.core.errors import ConfigError, check_count
-from lightning_so.core.method import Action, Taps, known
-from lightning_so.core.schedule import Unit
-from lightning_so.core.spread import Spread, Staggered
+from lightning_so.contract.block import Block, Stack
+from lightning_so.contract.known import known
+from lightning_so.contract.method import Action, Taps
+from lightning_so.contract.spread import Spread, Staggered
+from lightning_so.contract.unit import Unit
+from lightning_so.errors import ConfigError, check_count
 from lightning_so.linalg.polar import polar, polar_cost
 from lightning_so.linalg.result import Result
 

@@ -10,8 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_so.core.errors import ConfigError, check_choice, check_count, check_range
-from lightning_so.core.vector_method import MATRICES, Owned, Step, VectorState, adaptive
+from lightning_so.contract.vector_method import MATRICES, Owned, Step, VectorState, adaptive
+from lightning_so.errors import ConfigError, check_choice, check_count, check_range
 from lightning_so.linalg.nystrom import Nystrom as Sketch
 from lightning_so.linalg.nystrom import nystrom
 from lightning_so.linalg.vectors import Space

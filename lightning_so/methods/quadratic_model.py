@@ -7,8 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_so.core.errors import check_choice, check_count, check_range
-from lightning_so.core.vector_method import CURVATURES, Owned, Step, VectorState
+from lightning_so.contract.vector_method import CURVATURES, Owned, Step, VectorState
+from lightning_so.errors import check_choice, check_count, check_range
 from lightning_so.linalg.frame import orthonormal
 from lightning_so.linalg.levenberg import adapted
 from lightning_so.linalg.parabola import strides

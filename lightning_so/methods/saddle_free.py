@@ -10,8 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_so.core.errors import check_choice, check_count, check_range
-from lightning_so.core.vector_method import CURVATURES, Batch, Owned, Step, VectorState
+from lightning_so.contract.vector_method import CURVATURES, Batch, Owned, Step, VectorState
+from lightning_so.errors import check_choice, check_count, check_range
 from lightning_so.linalg.frame import beside
 from lightning_so.linalg.lanczos import lanczos
 from lightning_so.linalg.levenberg import adapted

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from lightning_so.actions.moments import Base
-from lightning_so.core.block import Block, Stack
-from lightning_so.core.errors import ConfigError, check_count, check_range
-from lightning_so.core.method import Action, Taps, all_solved, known, on_curvature, refuse_momentless
-from lightning_so.core.schedule import Unit
-from lightning_so.core.spread import Spread, Staggered
+from lightning_so.contract.block import Block, Stack
+from lightning_so.contract.known import known
+from lightning_so.contract.method import Action, Taps
+from lightning_so.contract.pairing import all_solved, on_curvature, refuse_momentless
+from lightning_so.contract.spread import Spread, Staggered
+from lightning_so.contract.unit import Unit
+from lightning_so.errors import ConfigError, check_count, check_range
 from lightning_so.linalg import tiles
 from lightning_so.linalg.result import Result
 from lightning_so.linalg.roots import inverse_root, root_cost

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
-from lightning_so.core.errors import ConfigError
+from lightning_so.errors import ConfigError
 
 
 def layers(names: Iterable[str], globs: Sequence[str], whose: str) -> dict[str, list[int]]:

@@ -7,13 +7,14 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lightning_so.core.errors import ConfigError, check_choice, check_count
-from lightning_so.core.exact import exact, way_out
-from lightning_so.core.untouched import random_state, set_random_state, untouched
-from lightning_so.core.whole import Whole, scalar
+from lightning_so.errors import ConfigError, check_choice, check_count
 from lightning_so.linalg.hutchinson import Trace, trace
 from lightning_so.linalg.lanczos import Density, Product, density
 from lightning_so.linalg.products import PRODUCTS, STEPS, FiniteDifference
+from lightning_so.probe.double_backward import exact, way_out
+from lightning_so.probe.parameters import Whole
+from lightning_so.probe.scalar import scalar
+from lightning_so.probe.side_effects import random_state, set_random_state, untouched
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pytorch_lightning.strategies import DeepSpeedStrategy
 from torch import Tensor, nn
 
 from lightning_so.comm import group_of
-from lightning_so.core.errors import ConfigError, MissingError
+from lightning_so.errors import ConfigError, MissingError
 from lightning_so.strategies.deepspeed_config import checked
 from lightning_so.strategies.deepspeed_files import WholeFiles
 from lightning_so.strategies.names import twins

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from lightning_so.core.errors import ConfigError
+from lightning_so.errors import ConfigError
 
 
 class Refusal(NamedTuple):

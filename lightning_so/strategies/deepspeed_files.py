@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_so.comm import Sharded, access_of
-from lightning_so.comm.zero import ZeroAccess
-from lightning_so.core.errors import StateError
+from lightning_so.comm.access.zero import ZeroAccess
+from lightning_so.errors import StateError
 from lightning_so.strategies import deepspeed_whole as whole
 from lightning_so.strategies.deepspeed_whole import Gathering
 

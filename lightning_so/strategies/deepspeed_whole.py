@@ -17,8 +17,8 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_so.comm import Pieces, Sharded
-from lightning_so.comm.zero import ZeroAccess
-from lightning_so.core.errors import StateError
+from lightning_so.comm.access.zero import ZeroAccess
+from lightning_so.errors import StateError
 
 #: What a group of a file does not say of the optimizer that reads it.
 OWN = ("params", "param_names")

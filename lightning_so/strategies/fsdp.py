@@ -8,7 +8,7 @@ from pytorch_lightning.strategies import FSDPStrategy
 from torch import nn
 from torch.optim import Optimizer
 
-from lightning_so.comm.wrapping import (
+from lightning_so.comm.fsdp1_api import (
     FullOptimStateDictConfig,
     FullStateDictConfig,
     FullyShardedDataParallel,

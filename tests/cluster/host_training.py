@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_so import KFAC, SOAP, SecondOrder
-from lightning_so.core.traffic import traffic
+from lightning_so.core.trust.traffic import traffic
 from tests.cluster.hosts import sent_through
 
 WIDTH, BATCH, PERIOD = 96, 32, 4

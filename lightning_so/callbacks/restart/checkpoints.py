@@ -7,7 +7,7 @@ import shutil
 import zipfile
 from pathlib import Path
 
-from lightning_so.core.errors import StateError
+from lightning_so.errors import StateError
 
 #: Names of whole checkpoints, and of those that are being written.
 NAME, PARTIAL = "step={}.ckpt", ".step={}.partial"

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from lightning_so.core.errors import ConfigError
+from lightning_so.errors import ConfigError
 
 
 class Flags:

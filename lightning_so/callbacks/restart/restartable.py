@@ -14,7 +14,7 @@ from lightning_so.callbacks.restart.flags import Flags
 from lightning_so.callbacks.restart.requeue import ASKED, requeue
 from lightning_so.callbacks.restart.shared import blind, exchanged
 from lightning_so.comm import Local, ambient
-from lightning_so.core.errors import ConfigError, StateError, check_count
+from lightning_so.errors import ConfigError, StateError, check_count
 
 
 class Stopped(SystemExit):

@@ -9,7 +9,7 @@ from lightning_so.callbacks.resume.compare import Notes, compare_weights, compar
 from lightning_so.callbacks.resume.launch import Launch, fresh_process
 from lightning_so.callbacks.resume.phase import Phase, Recipe, read
 from lightning_so.callbacks.resume.verdict import ResumeCheck
-from lightning_so.core.errors import ConfigError, LaunchError
+from lightning_so.errors import ConfigError, LaunchError
 
 
 def resume_check(

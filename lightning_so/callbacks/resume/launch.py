@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pytorch_lightning.utilities.seed import isolate_rng
 
 from lightning_so.callbacks.resume.phase import Phase, perform
-from lightning_so.core.errors import ConfigError, LaunchError
+from lightning_so.errors import ConfigError, LaunchError
 
 #: What launchers set for their ranks; a run that is started from inside such a process must not take it for its own.
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

@@ -10,7 +10,7 @@ import torch
 from lightning_fabric.utilities.seed import seed_everything
 
 from lightning_so.callbacks.resume.witness import Witness
-from lightning_so.core.errors import ConfigError
+from lightning_so.errors import ConfigError
 from lightning_so.strategies.names import LIGHTNINGS
 
 #: Gives a new module, its data (or None) and the arguments of its Trainer, at every call.

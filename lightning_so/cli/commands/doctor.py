@@ -11,7 +11,7 @@ from lightning_so.cli.health import machine, together
 from lightning_so.cli.health.finding import BAD, Finding, bad
 from lightning_so.cli.health.table import shown
 from lightning_so.comm import meeting
-from lightning_so.core.errors import ConfigError, check_choice, check_range
+from lightning_so.errors import ConfigError, check_choice, check_range
 
 ACCELERATORS = ("auto", "cpu", "gpu")
 

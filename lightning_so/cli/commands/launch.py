@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lightning_so.core.errors import ConfigError, LaunchError, MissingError, check_count
+from lightning_so.errors import ConfigError, LaunchError, MissingError, check_count
 
 #: SLURM may signal a minute early, and a process needs to start before it can save.
 LEAD = 180

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lightning_so.callbacks.restart import checkpoints
 from lightning_so.cli.health.finding import Finding, bad, good, odd
-from lightning_so.core.errors import StateError
+from lightning_so.errors import StateError
 
 #: Bytes free below which it is said: a checkpoint of a small model, three times.
 LITTLE = 1 << 30

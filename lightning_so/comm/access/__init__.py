@@ -1,0 +1,1 @@
+"""Where the numbers of parameters are, by who shards them."""

@@ -1,0 +1,1 @@
+"""The weights that the forward pass reads, by who keeps them."""

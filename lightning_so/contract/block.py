@@ -1,0 +1,136 @@
+"""One matrix of one parameter, by its fully qualified name, and stacks of equal ones."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_so.layers.registry import Layer
+
+if TYPE_CHECKING:
+    from lightning_so.contract.method import Method
+
+
+@dataclass(eq=False)
+class Tap:
+    """Where a block's rows come from.
+
+    Attributes:
+        module: The layer whose weight the block is.
+        layer: How its type is seen as matrices.
+        groups: How many equal matrices the weight holds along its first dimension.
+        bias: What may be its last column.
+    """
+
+    module: nn.Module
+    layer: Layer
+    groups: int
+    bias: nn.Parameter | None
+
+
+@dataclass(eq=False)
+class Block:
+    """A parameter seen as a matrix: the first dimension is the rows, the rest are folded into the columns.
+
+    A bias that belongs to it is the last column.
+
+    Attributes:
+        name: Fully qualified name, wrappers stripped; the key of everything that is stored.
+        param: The parameter.
+        group: Index of its param group in the optimizer.
+        role: "hidden", "embedding" or "head".
+        rows: Rows of the matrix.
+        cols: Columns of the matrix.
+        method: What works on it.
+        shape: Shape of the whole parameter, whatever of it is on this rank.
+        bias: The parameter that is the last column, or None.
+        tap: The layer, for methods that need its rows.
+        position: Its number in the plan, which does not depend on the world size.
+        owner: The rank that has its curvature and works on it, where parameters are sharded.
+        call: Number of the call of the optimizer's step that updates it; 0 where one call updates all.
+    """
+
+    name: str
+    param: nn.Parameter
+    group: int
+    role: str
+    rows: int
+    cols: int
+    method: "Method"
+    shape: torch.Size
+    bias: nn.Parameter | None = None
+    tap: Tap | None = None
+    position: int = 0
+    owner: int = 0
+    call: int = 0
+
+    @property
+    def shapes(self) -> list[torch.Size]:
+        """Shapes of its whole parameters."""
+        return [self.shape] if self.bias is None else [self.shape, torch.Size([self.rows])]
+
+    @property
+    def params(self) -> list[nn.Parameter]:
+        """The parameters of the matrix, in the order of its columns."""
+        return [self.param] if self.bias is None else [self.param, self.bias]
+
+    @property
+    def grouped(self) -> tuple[int, int, int]:
+        """Groups, rows of each, columns."""
+        groups = self.tap.groups if self.tap else 1
+        return groups, self.rows // groups, self.cols
+
+    @property
+    def edge(self) -> bool:
+        """Whether the block is at the edge of the network (an embedding or the output head)."""
+        return self.role != "hidden"
+
+
+@dataclass(eq=False)
+class Stack:
+    """Blocks of one method, shape, dtype, device, role and owner: their tensors live in one batch, one call serves all.
+
+    Attributes:
+        blocks: The blocks, in registration order; B of them.
+        dtype: Of the factor mathematics: float32, or float64 for a float64 model.
+        device: Where the parameters are.
+        alike: Blocks that would be in the stack if all had one owner.
+        here: Whether this rank works on its matrices.
+        shared: Whether every rank has its curvature, not only those that work on its matrices.
+        hidden: Room for the saved parameters p0, or for this rank's pieces of them; see `layout`.
+        saved: Views of `hidden`, by block one a parameter.
+        stats: What the method keeps, opaque to the engine.
+        kinds: Of which kinds the method is, as far as was asked.
+    """
+
+    blocks: list[Block]
+    dtype: torch.dtype
+    device: torch.device
+    alike: int = 1
+    here: bool = True
+    shared: bool = True
+    hidden: Tensor = field(default_factory=lambda: torch.empty(0))
+    saved: list[list[Tensor]] = field(default_factory=list)
+    stats: Any = None
+    kinds: dict[type, bool] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of every matrix of the stack."""
+        return self.blocks[0].rows, self.blocks[0].cols
+
+    @property
+    def method(self) -> "Method":
+        """The method of all its blocks."""
+        return self.blocks[0].method
+
+    @property
+    def parts(self) -> int:
+        """Parameters of each matrix: 2 with a bias, else 1."""
+        return len(self.blocks[0].params)
+
+    @property
+    def home(self) -> torch.device:
+        """Where its curvature is: tensors of a rank that has none have a shape and no numbers."""
+        return self.device if self.here or self.shared else torch.device("meta")

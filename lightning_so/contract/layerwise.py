@@ -1,0 +1,203 @@
+"""Layer by layer statistics: what methods share that see the Fisher matrix of a weight as `G x A`.
+
+Legend: B blocks of a stack, Q groups.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from lightning_so.actions.moments import Base
+from lightning_so.contract.block import Block, Stack, Tap
+from lightning_so.contract.method import Taps
+from lightning_so.errors import check_choice, check_count, check_range
+from lightning_so.layers.factor_rows import factor_rows, loss_terms, thin
+from lightning_so.linalg import kron, tiles
+from lightning_so.linalg.damping import Relative
+from lightning_so.linalg.kron import Side
+
+#: Decay of the factors' moving average a step.
+BETA = 0.95
+
+
+#: What both sides are called in files.
+SIDES = ("inputs", "outputs")
+
+
+T = TypeVar("T")
+
+
+def oriented(pair: tuple[T, T], *, transposed: bool) -> tuple[T, T]:
+    """What belongs to the rows and what to the columns of a matrix, of (input side, output side)."""
+    return pair if transposed else (pair[1], pair[0])
+
+
+@dataclass
+class Factors:
+    """Both factors of the blocks of a stack; inert.
+
+    Attributes:
+        sides: The input side and the output side, summed over ranks at their owner.
+        folded: Step of each block's last fold, shape (B,), on the CPU.
+        weight: Sum of the moving average's weights, shape (B,): factors are divided by it.
+        counts: Terms of the windows: input positions and loss terms, shape (B, 2). Not saved.
+        transposed: Whether the input side is the rows of the matrix.
+    """
+
+    sides: tuple[Side, Side]
+    folded: Tensor
+    weight: Tensor
+    counts: Tensor
+    transposed: bool
+
+    def oriented(self, pair: tuple[T, T]) -> tuple[T, T]:
+        """See the function."""
+        return oriented(pair, transposed=self.transposed)
+
+
+class Layerwise:
+    """The half of a method that observes layers: `A = E[a a']`, `G = E[g g']`.
+
+    Attributes:
+        fisher: Whose g: "empirical", "sampled" or "exact", see `core.fisher`.
+        sharing: "expand": every position is a sample; "reduce": positions of a sample are summed first.
+        rows: Most rows of a micro-batch that build a factor.
+        cap: Largest tile of a side; None takes 1024.
+    """
+
+    fisher: str
+    sharing: str
+    rows: int
+    cap: int | None
+
+    taps: ClassVar[Taps] = Taps.ROWS
+
+    def check_statistics(self, damping: float | Relative | None, clip: float | None, period: int) -> None:
+        """Check the arguments that all methods of layers have.
+
+        Args:
+            damping: Of the curvature.
+            clip: Bound of preconditioned steps.
+            period: Largest interval.
+
+        Raises:
+            ConfigError: If one is out of range.
+        """
+        name = type(self).__name__
+        if damping is not None:
+            check_range(name, "damping", damping.times if isinstance(damping, Relative) else damping, 1e-12, 1e12)
+        check_count(name, "period", period, 1, 100_000)
+        check_count(name, "rows", self.rows, 1, 1_000_000_000)
+        check_choice(name, "fisher", self.fisher, ("empirical", "sampled", "exact"))
+        check_choice(name, "sharing", self.sharing, ("expand", "reduce"))
+        if clip is not None:
+            check_range(name, "clip", clip, 1e-12, 1e12)
+        if self.cap is not None:
+            check_count(name, "cap", self.cap, 2, 65_536)
+
+    def shapes(self, block: Block) -> tuple[kron.Shape, kron.Shape]:
+        """Input side and output side of a block."""
+        tap, cap = block.tap, self.cap or 1024
+        assert tap is not None
+        rows = block.rows // tap.groups  # Groups lie one below the other, whichever side that is.
+        inputs, outputs = (block.cols, rows) if tap.layer.input_side else (rows, block.cols)
+        return (
+            kron.shape(inputs, tap.groups, cap, diagonal=tap.layer.indices or inputs == 1),
+            kron.shape(outputs, tap.groups, cap, diagonal=outputs == 1),
+        )
+
+    def label(self, block: Block) -> str:
+        """How a plan names both sides of a block."""
+        assert block.tap is not None
+        bias = " with its bias" if block.bias is not None else ""
+        groups = f"{block.tap.groups} groups, " if block.tap.groups > 1 else ""
+        inputs, outputs = (tiles.label(shape.cuts) for shape in self.shapes(block))
+        return f"{bias}; {groups}inputs {inputs}, outputs {outputs}"
+
+    def statistics(self, stack: Stack) -> Factors:
+        """The factors of a stack, all zero."""
+        count, first = len(stack.blocks), stack.blocks[0]
+        place = {"dtype": stack.dtype, "device": stack.device}
+        a, g = (kron.statistics(shape, count, **place, home=stack.home) for shape in self.shapes(first))
+        assert first.tap is not None
+        weight, counts = torch.zeros(count, **place), torch.zeros(count, 2, **place)
+        return Factors((a, g), torch.zeros(count), weight, counts, first.tap.layer.input_side == 0)
+
+    # ---------------------------------------------------------------- see core.method.Tapped
+
+    def everywhere(self, base: Base) -> bool:
+        """See `core.method.Tapped.everywhere`: no."""
+        return False
+
+    def terms(self, tap: Tap, x: Tensor, g: Tensor) -> Tensor | float:
+        """See `core.method.Tapped.terms`."""
+        return loss_terms(tap.layer, x, g, reduce=self.sharing == "reduce")
+
+    def clear(self, stats: Factors, row: int) -> None:
+        """See `core.method.Tapped.clear`."""
+        stats.counts[row] = 0
+        for side in stats.sides:
+            side.forget(row)
+
+    def collect(
+        self, stats: Factors, row: int, block: Block, x: Tensor, g: Tensor, terms: Tensor | float, step: int
+    ) -> None:
+        """See `core.method.Tapped.collect`."""
+        tap, (inputs, outputs) = block.tap, stats.sides
+        assert tap is not None
+        x, g, share = self.thinned(block, x, g, step)
+        bias, reduce = block.bias is not None, self.sharing == "reduce"
+        found = factor_rows(tap.layer, tap.module, x, g, bias=bias, reduce=reduce, dtype=inputs.dtype)
+        inputs.add(row, found.a, 1 / share)
+        outputs.add(row, found.g, 1 / share)
+        stats.counts[row, 0] += found.count / share
+        stats.counts[row, 1] += terms
+
+    def thinned(self, block: Block, x: Tensor, g: Tensor, step: int) -> tuple[Tensor, Tensor, float]:
+        """The samples of one use that build factors, and their share; see `layers.factor_rows.thin`."""
+        assert block.tap is not None
+        positions = g.numel() // (block.rows if block.tap.layer.input_side else block.cols)
+        return thin(block.tap.layer, x, g, positions=positions, most=self.rows, step=step)
+
+    def windows(self, stats: Factors, row: int) -> list[Tensor]:
+        """See `core.method.Tapped.windows`."""
+        return [stats.counts[row], *(window for side in stats.sides for window in side.window(row))]
+
+    def window_shapes(self, stats: Factors, row: int) -> list[torch.Size]:
+        """See `core.method.Tapped.window_shapes`."""
+        return [stats.counts.shape[1:], *(shape for side in stats.sides for shape in side.window_shapes)]
+
+    def fold(self, stats: Factors, row: int, step: int, scale: float) -> None:
+        """`F <- b^k F + (1 - b^k) window`, k the steps since the last fold; `scale` is K^2 over micro-batches."""
+        keep = BETA ** (step - int(stats.folded[row]))
+        stats.folded[row] = step
+        # A layer that did not fire keeps what it has.
+        fired = (stats.counts[row] > 0).all().to(stats.weight.dtype)
+        kept, added = 1 - fired * (1 - keep), fired * (1 - keep)
+        stats.weight[row].mul_(kept).add_(added)
+        positions, terms = stats.counts[row].clamp_min(1)
+        stats.sides[0].fold(row, kept, added / positions)
+        stats.sides[1].fold(row, kept, added * scale / terms)
+        stats.counts[row] = 0
+
+    def common(self, stats: Factors, row: int) -> list[Tensor]:
+        """See `core.method.Tapped.common`: nothing."""
+        return []
+
+    def fold_common(self, stats: Factors, row: int, step: int, scale: float) -> None:
+        """See `core.method.Tapped.fold_common`: nothing."""
+
+    def second_moments(self, stats: Factors, row: int) -> tuple[tuple[Tensor, Tensor], Tensor] | None:
+        """Dense bases of both sides and the second moments in them of one block, where there are some; copies."""
+        return None
+
+    def factors(self, stats: Factors) -> Iterator[tuple[str, Tensor]]:
+        """See `core.method.Solver.factors`."""
+        yield "folded", stats.folded
+        yield "weight", stats.weight
+        for name, side in zip(SIDES, stats.sides, strict=True):
+            for number, factor in enumerate(side.factors):
+                yield f"{name}.factor.{number}", factor

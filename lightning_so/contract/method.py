@@ -1,0 +1,216 @@
+"""The contract of a method: what curvature it keeps, what can be solved on its own, and what it does around the step.
+
+Methods are frozen dataclasses of hyper-parameters. They compute on *stacks* (blocks of one shape in one batch), hold no
+state of their own and make no collectives.
+"""
+
+from collections.abc import Iterator
+from enum import Enum
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from lightning_so.actions.moments import Base
+from lightning_so.contract.block import Block, Stack, Tap
+from lightning_so.contract.spread import Spread
+from lightning_so.contract.unit import Unit
+from lightning_so.linalg.result import Result
+
+
+class Taps(Enum):
+    """What a method observes."""
+
+    NONE = "none"
+    """Nothing: the base's moment is enough."""
+    GRADS = "grads"
+    """The reduced gradient."""
+    ROWS = "rows"
+    """Rows of layer inputs and of output gradients."""
+
+
+class Action(Enum):
+    """How curvature meets the base optimizer on one block at one step."""
+
+    ROTATE = "rotate"
+    """The base runs in the curvature eigenbasis."""
+    BEND = "bend"
+    """The base's length, the curvature's direction."""
+    PRECONDITION = "precondition"
+    """The gradient is multiplied by the inverse curvature."""
+    BASE = "base"
+    """The base alone."""
+
+
+@runtime_checkable
+class Method(Protocol):
+    """What the engine asks of a method.
+
+    Attributes:
+        taps: What the method observes.
+        trust: Bound kappa of the step in the curvature's metric, where the method preconditions; None for none.
+    """
+
+    taps: ClassVar[Taps]
+
+    @property
+    def trust(self) -> float | None:
+        """See above."""
+        ...
+
+    def refuse(self, base: Base, group: dict) -> str | None:
+        """The reason why this base optimizer cannot be used, with the pairing that works, or None."""
+        ...
+
+    def exclude(self, block: Block) -> str | None:
+        """The reason why this block stays on the base optimizer, or None."""
+        ...
+
+    def describe(self, base: Base, group: dict, block: Block) -> str:
+        """What happens to the block over time, for the printed plan."""
+        ...
+
+    def action(self, base: Base, group: dict, block: Block, warm: bool) -> Action:
+        """What happens to the block at this step."""
+        ...
+
+    def init(self, stack: Stack, base: Base) -> Any:
+        """The statistics of a stack under a base, created eagerly; shapes depend on the stack alone."""
+        ...
+
+    def units(self, index: int, stack: Stack) -> list[Unit]:
+        """What can be solved on its own, with costs."""
+        ...
+
+    def timing(self) -> tuple[int, Spread]:
+        """The largest interval and how solves are spread."""
+        ...
+
+    def work(self, stack: Stack, action: Action) -> float:
+        """Modelled multiply-adds of one step of one block of a stack under an action, solves apart."""
+        ...
+
+    def solve(self, stats: Any, unit: Unit) -> Result:
+        """Solve one unit from its last value: slow, the owner alone, pure."""
+        ...
+
+    def ready(self, base: Base, step: int, solved: list[int]) -> bool:
+        """Whether a cold block may become warm at this step, given the good solves of each of its units."""
+        ...
+
+    def tensors(self, stats: Any) -> Iterator[tuple[str, Tensor]]:
+        """The tensors to save, each of shape (B, ...), under names that do not depend on the stack."""
+        ...
+
+    def direction(self, stats: Any, X: Tensor, rows: list[int] | None) -> Tensor:
+        """P X for a batch: of first moments, the direction of *bend*; of gradients, what *precondition* gives."""
+        ...
+
+
+@runtime_checkable
+class Observer(Method, Protocol):
+    """A method that observes gradients (`Taps.GRADS`)."""
+
+    def observe(self, stats: Any, gradients: Tensor, rows: list[int] | None) -> None:
+        """Fold a batch of gradients into the statistics in place; `rows` are its blocks, None for all."""
+        ...
+
+
+@runtime_checkable
+class Tapped(Method, Protocol):
+    """A method that observes rows (`Taps.ROWS`): windows of sums, which are reduced to the owner and folded there.
+
+    Attributes:
+        fisher: Whose output gradients: "empirical", those of the loss; "sampled" or "exact", see `core.fisher`.
+    """
+
+    @property
+    def fisher(self) -> str:
+        """See above."""
+        ...
+
+    def absolute(self, base: Base) -> bool:
+        """Whether it depends on the unit of one sample's loss, so that a mean must be told from a sum."""
+        ...
+
+    def everywhere(self, base: Base) -> bool:
+        """Whether a rank needs what was solved of a block to observe it: then all have it, sharded or not."""
+        ...
+
+    def terms(self, tap: Tap, x: Tensor, g: Tensor) -> Tensor | float:
+        """Loss terms of a backward pass, from the layer whose output gradient comes first in it."""
+        ...
+
+    def clear(self, stats: Any, row: int) -> None:
+        """Forget a block's window."""
+        ...
+
+    def collect(
+        self, stats: Any, row: int, block: Block, x: Tensor, g: Tensor, terms: Tensor | float, step: int
+    ) -> None:
+        """Add one use of a layer to a block's window; g is the gradient of one sample's loss."""
+        ...
+
+    def windows(self, stats: Any, row: int) -> list[Tensor]:
+        """A block's window, made if nothing was collected: what is summed over ranks."""
+        ...
+
+    def window_shapes(self, stats: Any, row: int) -> list[torch.Size]:
+        """Shapes of those tensors, of the stack's dtype, whether they are there or not."""
+        ...
+
+    def fold(self, stats: Any, row: int, step: int, scale: float) -> None:
+        """Fold a block's window into its moving averages; `scale` is K^2 over micro-batches. The owner alone."""
+        ...
+
+    def common(self, stats: Any, row: int) -> list[Tensor]:
+        """Of a block's window, what every rank needs the sum of."""
+        ...
+
+    def fold_common(self, stats: Any, row: int, step: int, scale: float) -> None:
+        """Fold that, on every rank."""
+        ...
+
+
+@runtime_checkable
+class RowWise(Tapped, Protocol):
+    """A method that can precondition a gradient through the rows that made it."""
+
+    @property
+    def rowwise(self) -> bool:
+        """Whether it can in this configuration."""
+        ...
+
+    def of_rows(self, stats: Any, row: int, a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows b and h with `P (g' a) = h' b` of one block, from input rows a (N, I) and output gradients g (N, O)."""
+        ...
+
+
+@runtime_checkable
+class Solver(Method, Protocol):
+    """A method with units: what was solved is swapped in, and can be found again from the factors."""
+
+    def accept(self, stats: Any, unit: Unit, result: Result) -> tuple[slice, Tensor, Tensor] | None:
+        """Swap a good result in; of a basis, its tile, the basis that was and the one that is, (Q, T, T) each."""
+        ...
+
+    def settle(self, stats: Any, unit: Unit) -> Result:
+        """Solve one unit from its factor alone, without a last value."""
+        ...
+
+    def factors(self, stats: Any) -> Iterator[tuple[str, Tensor]]:
+        """Those of `tensors` from which `settle` finds the others."""
+        ...
+
+
+@runtime_checkable
+class Rotator(Solver, Protocol):
+    """A method that rotates: it has bases that are swapped in, and turns batches into and out of them."""
+
+    def turn(self, stats: Any, X: Tensor, rows: list[int] | None, *, leave: bool, square: bool = False) -> Tensor:
+        """Rotate a batch into the basis or out of it; `square` uses the squared bases."""
+        ...
+
+    def spectrum(self, stats: Any, row: int) -> tuple[Tensor, Tensor]:
+        """Eigenvalue estimates of one block's row and column factors, shapes (Q, M) and (Q, N)."""
+        ...

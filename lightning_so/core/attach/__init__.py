@@ -1,0 +1,1 @@
+"""Engines for a plain torch loop."""

@@ -1,0 +1,169 @@
+"""The engine for a plain torch loop: hooks on the optimizer, and nothing else changes."""
+
+from collections.abc import Mapping, Sequence
+from types import MethodType
+from typing import Any, overload
+
+from torch import nn
+from torch.optim import Optimizer
+
+from lightning_so.comm import SHARDINGS, access_of, ambient, unwrapped
+from lightning_so.contract.method import Method
+from lightning_so.contract.vector_method import VectorMethod
+from lightning_so.core.attach.hooks import _guarded, hooks
+from lightning_so.core.attach.vector import AttachedVector
+from lightning_so.core.checkpoint import ranks_apart
+from lightning_so.core.checkpoint.header import check_header
+from lightning_so.core.checkpoint.portable import load_state_dict, state_dict
+from lightning_so.core.engine import Engine
+from lightning_so.core.options import Checks
+from lightning_so.core.plan.mixture import Mixture
+from lightning_so.core.solves.basis import depart
+from lightning_so.errors import ConfigError, check_choice
+from lightning_so.linalg.products import PRODUCTS
+
+
+class Attached(Engine):
+    """An engine that hooks itself into its optimizer; made by `attach`."""
+
+    def hook(self) -> None:
+        """Register the hooks."""
+        self.optimizer._lightning_so = self  # type: ignore[attr-defined]
+        self._original = self.optimizer.step
+        self._guarded = MethodType(_guarded(self, self._original), self.optimizer)
+        self.optimizer.step = self._guarded  # type: ignore[method-assign]
+        self._hooks = hooks(self)
+        self.arm()
+
+    def detach(self) -> None:
+        """Leave: the hooks go, the optimizer's moments return to plain coordinates, and it goes on alone."""
+        for handle in self._hooks:
+            handle.remove()
+        self.disarm()
+        if self.optimizer.step is self._guarded:  # otherwise a scheduler has wrapped it: it only passes calls through
+            self.optimizer.step = self._original  # type: ignore[method-assign]
+        depart(self)
+        self.peers.close()
+        del self.optimizer._lightning_so  # type: ignore[attr-defined]
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `core.state.state_dict`; save it beside the optimizer's own. Where ranks work apart it is one of all."""
+        return ranks_apart.together(self, state_dict(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `core.state.load_state_dict`; load the optimizer's own first."""
+        self.follow()
+        check_header(self, state)
+        own = ranks_apart.own(self, state)
+        with ranks_apart.refused_together(self):
+            load_state_dict(self, own)
+
+
+@overload
+def attach(
+    model: nn.Module, optimizer: Optimizer, method: VectorMethod, *, product: str = "difference"
+) -> AttachedVector: ...
+
+
+@overload
+def attach(
+    model: nn.Module,
+    optimizer: Optimizer,
+    method: Method | Mixture,
+    *,
+    route: Mapping[str, Sequence[str]] | None = None,
+    min_coverage: float = 0.0,
+    reduction: str | None = None,
+    verify_every: int = 0,
+    compare_every: int = 0,
+    lag: int = 0,
+    sharding: str = "exact",
+) -> Attached: ...
+
+
+def attach(
+    model: nn.Module,
+    optimizer: Optimizer,
+    method: Method | Mixture | VectorMethod,
+    *,
+    route: Mapping[str, Sequence[str]] | None = None,
+    min_coverage: float = 0.0,
+    reduction: str | None = None,
+    verify_every: int = 0,
+    compare_every: int = 0,
+    lag: int = 0,
+    sharding: str = "exact",
+    product: str = "difference",
+) -> Attached | AttachedVector:
+    """Put a method in front of an optimizer in a plain torch loop.
+
+    Call `zero_grad`, `backward`, clipping and `optimizer.step()` as always. In an initialised `torch.distributed` world
+    every rank calls `attach` at the same point; the gradients must be reduced (DDP) when the optimizer steps.
+
+    Args:
+        model: The model whose parameter names are used.
+        optimizer: The base optimizer; it stays the only one.
+        method: `SOAP()`, `KFAC()`, `Muon()`, ..., or a `Mixture` of rules. Or one on the whole parameter vector
+            (`FewDirections()`, ...), which takes `product` alone and has `optimizer.step(closure)` called.
+        route: Overrides, role ("base", "hidden", "embedding", "head") -> globs on names.
+        min_coverage: Smallest share of the optimizer's elements that must be covered.
+        reduction: Whether the loss is a "mean" or a "sum" over samples, for methods that observe layers. None reads it
+            from losses that are shown to `engine.before_backward(loss)`, and takes others for means.
+        verify_every: Steps between two comparisons of one block's update with a float64 reference; 0 for never.
+        compare_every: Steps between two comparisons of the ranks' weights; 0 for never.
+        lag: Steps between a solve and its use: 0, or 1 to let its exchange travel behind the next forward and backward
+            pass. One process waits as long, so that the weights do not depend on the number of ranks.
+        sharding: What a matrix is where ranks hold pieces: "exact", the whole, which its owner works on; "local", each
+            rank's rows (FSDP2), so that nothing travels and results depend on the number of ranks.
+        product: How a method on the whole vector has its products: by "difference" of gradients, "exact", by double
+            backward, or "auto", by double backward where there is one.
+
+    Returns:
+        The engine: `plan`, `report`, `before_backward`, `state_dict`, `load_state_dict`, `detach`.
+
+    Raises:
+        ConfigError: If something is attached already, or optimizer, method and model do not fit together.
+
+    Example:
+        >>> import torch
+        >>> from lightning_so import SOAP, attach
+        >>> model = torch.nn.Linear(4, 3)
+        >>> engine = attach(model, torch.optim.AdamW(model.parameters()), SOAP())
+        >>> engine.plan.blocks[0].name
+        'weight'
+    """
+    whole = isinstance(method, VectorMethod)
+    if getattr(optimizer, "_lightning_so_vector" if whole else "_lightning_so", None) is not None:
+        raise ConfigError("attach: this optimizer already has a method attached; call `engine.detach()` first.")
+    if whole:
+        options = route, min_coverage, reduction, verify_every, compare_every, lag, sharding
+        if options != (None, 0, None, 0, 0, 0, "exact"):
+            raise ConfigError(
+                f"attach: {type(method).__name__} is one method on all parameters: it takes no options but product."
+            )
+        check_choice("attach", "product", product, PRODUCTS)
+        return AttachedVector(model, optimizer, method, product)
+    if product != "difference":
+        raise ConfigError(
+            f"attach(product={product!r}): {type(method).__name__} takes no products; leave it out. Methods on the "
+            f"whole vector do, as AdaHessian()."
+        )
+    if getattr(optimizer, "_lightning_so_vector", None) is not None:
+        raise ConfigError("attach: attach methods on layers and matrices before the one on the whole vector.")
+    check_choice("attach", "sharding", sharding, SHARDINGS)
+    checks = Checks(verify_every, compare_every)
+    access = access_of((p for group in optimizer.param_groups for p in group["params"]), model, sharding=sharding)
+    engine = Attached(
+        unwrapped(model),
+        optimizer,
+        method,
+        roles=route,
+        min_coverage=min_coverage,
+        checks=checks,
+        comm=ambient(sharded=access.sharded),
+        access=access,
+        reduction=reduction,
+        lag=lag,
+    )
+    engine.hook()
+    return engine

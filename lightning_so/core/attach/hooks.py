@@ -1,0 +1,73 @@
+"""What an optimizer's own step asks an engine before it and after it."""
+
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from lightning_so.core.engine import Engine
+from lightning_so.errors import ConfigError
+
+
+def hooks(engine: Engine) -> list[Any]:
+    """Let the optimizer's own step ask the engine before it, unless somebody has already, and after it.
+
+    Args:
+        engine: The engine.
+
+    Returns:
+        Handles that take the hooks back.
+    """
+
+    def before(_: Optimizer, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        if engine.aside:
+            return None
+        # torch passes the optimizer itself as args[0].
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            prepare()
+            return None
+
+        # With a closure the gradients exist only after it has run, inside the optimizer's step.
+        @torch.compiler.disable
+        def wrapped() -> Any:
+            loss = closure()
+            prepare()
+            return loss
+
+        return args[:1], {**kwargs, "closure": wrapped}
+
+    def prepare() -> None:
+        if engine.prepared:
+            return
+        if getattr(engine.optimizer, "grad_scale", None) is not None:
+            raise ConfigError(
+                "the gradients are still multiplied by the GradScaler's scale, which a fused optimizer removes only in "
+                "its step: call scaler.unscale_(optimizer) before scaler.step(optimizer)."
+            )
+        engine.step()
+
+    def after(*_: Any) -> None:
+        if not engine.aside:
+            engine.after_step()
+
+    # A compiled step traces what it calls; there is nothing to gain from tracing us.
+    untraced: Any = torch.compiler.disable
+    return [
+        engine.optimizer.register_step_pre_hook(untraced(before)),
+        engine.optimizer.register_step_post_hook(untraced(after)),
+    ]
+
+
+def _guarded(engine: Engine, original: Any) -> Any:
+    """The optimizer's step, after which nothing is left hidden, whatever happened in it."""
+
+    def step(_: Optimizer, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return original(*args, **kwargs)
+        finally:
+            engine.restore()
+
+    # Learning-rate schedulers mark the step they have wrapped, and warn when the mark is gone.
+    step.__dict__.update(getattr(getattr(original, "__func__", original), "__dict__", {}))
+    return step

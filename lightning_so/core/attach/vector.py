@@ -1,0 +1,137 @@
+"""The engine of methods on the whole parameter vector for a plain torch loop, whose step is given a closure."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.overrides import TorchFunctionMode
+
+from lightning_so.comm import unsynced, unwrapped
+from lightning_so.contract.vector_method import VectorMethod
+from lightning_so.core.vector import files
+from lightning_so.core.vector.engine import VectorEngine
+from lightning_so.core.vector.rewound import Again
+from lightning_so.errors import ConfigError
+from lightning_so.probe.parameters import Whole
+from lightning_so.probe.side_effects import random_state, set_random_state, untouched
+
+
+class AttachedVector(VectorEngine):
+    """An engine that has taken the place of its optimizer's `step`; made by `attach`."""
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, method: VectorMethod, product: str) -> None:
+        """See `VectorEngine`."""
+        super().__init__(model, unwrapped(model).named_parameters(), optimizer, method, product=product)
+        self._model, self._original = model, optimizer.step
+        inner = getattr(optimizer, "_lightning_so", None)
+        self.stand_behind([] if inner is None else [inner])
+        optimizer._lightning_so_vector = self  # type: ignore[attr-defined]
+        step = _step(self, self._original)
+        # Learning-rate schedulers mark the step they have wrapped, and warn when the mark is gone.
+        step.__dict__.update(getattr(getattr(self._original, "__func__", self._original), "__dict__", {}))
+        self._ours = MethodType(step, optimizer)
+        optimizer.step = self._ours  # type: ignore[method-assign]
+
+    def detach(self) -> None:
+        """Leave: the optimizer's own step comes back. Its state was never touched."""
+        optimizer = self._optimizer
+        if optimizer.step is self._ours:  # otherwise a scheduler has wrapped it: it only passes calls through
+            optimizer.step = self._original  # type: ignore[method-assign]
+        self.whole.comm.close()
+        del optimizer._lightning_so_vector  # type: ignore[attr-defined]
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `core.vector_files.state_dict`; save it beside the optimizer's own."""
+        return files.state_dict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `core.vector_files.load_state_dict`."""
+        files.load_state_dict(self, state)
+
+    @contextmanager
+    def again(self, closure: Callable[[], Any], state: tuple[Any, ...]) -> Iterator[Again]:
+        """The closure as often as is wanted, with the same random numbers; see `core.untouched`."""
+        with ExitStack() as stack:
+            stack.enter_context(untouched(self._model, self.whole.params))
+            for recorder in self.recorders:
+                stack.enter_context(recorder.ignoring())
+            yield Called(closure, state, self._model, self.whole)
+
+
+@dataclass(frozen=True)
+class Called:
+    """See `core.around.Again`."""
+
+    closure: Callable[[], Any]
+    state: tuple[Any, ...]
+    model: nn.Module
+    whole: Whole
+
+    def gradient(self, local: bool, /) -> Tensor:
+        """See `Again.gradient`."""
+        for param in self.whole.params:
+            param.grad = None
+        set_random_state(self.state)
+        with unsynced(self.model) if local else nullcontext():
+            self.closure()
+        return self.whole.grads()
+
+    def loss(self, local: bool, /) -> Tensor:
+        """See `Again.loss`."""
+        set_random_state(self.state)
+        with unsynced(self.model) if local else nullcontext(), Withheld() as withheld:
+            self.closure()
+        if len(withheld.losses) != 1:
+            raise ConfigError(
+                f"the closure calls `backward()` {len(withheld.losses)} times, and there is to be one loss to take "
+                f"apart: have it compute the loss of one batch, and call `loss.backward()` once."
+            )
+        return withheld.losses[0]
+
+
+class Withheld(TorchFunctionMode):
+    """While it is entered, `loss.backward()` does nothing, and the loss keeps its graph.
+
+    Attributes:
+        losses: Those of which it was called.
+    """
+
+    def __init__(self) -> None:
+        """None so far."""
+        super().__init__()
+        self.losses: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Every call of torch."""
+        if func is Tensor.backward:
+            self.losses.append(args[0])
+            return None
+        return func(*args, **(kwargs or {}))
+
+
+def _step(engine: AttachedVector, original: Any) -> Any:
+    """The optimizer's step with the method behind it."""
+
+    def step(optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> Any:
+        if getattr(optimizer, "_lightning_so_vector", None) is not engine:
+            return original(closure)
+        if closure is None:
+            raise ConfigError(
+                f"{type(engine.method).__name__} evaluates the loss again: call `optimizer.step(closure)`, where the "
+                f"closure zeroes the gradients, computes the loss, calls `backward()` and returns the loss."
+            )
+        state = random_state() if engine.probes() else None
+        with torch.enable_grad():
+            loss = closure()
+        engine.saw()
+        engine.begin()
+        original()
+        engine.finish(lambda: engine.again(closure, state or random_state()), same=True, half=False)
+        return loss
+
+    return step

@@ -1,0 +1,183 @@
+"""What checkpoint files hold: moments that the base optimizer alone can go on with, and the exact ones beside them.
+
+While blocks rotate, the optimizer's moments are in rotated coordinates; loaded without the engine they fail nothing and
+train badly. So files hold plain coordinates (the first moment exactly, the second by squared overlap), the exact
+tensors ride in our own state, and a stamp in `param_groups` refuses a start that has lost that state.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lightning_so.comm import filled
+from lightning_so.core.checkpoint.exact_moments import _jobs
+from lightning_so.core.checkpoint.stamp import MARK, STAMP
+from lightning_so.core.solves import basis
+from lightning_so.core.stacks.stack import turning
+
+if TYPE_CHECKING:
+    from lightning_so.core.engine import Engine
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """What going on without the engine would change in the next update of the rotating blocks.
+
+    Attributes:
+        cosine: Between the update from plain moments and the one from rotated moments, mean over blocks.
+        length: Ratio of their lengths, mean over blocks.
+    """
+
+    cosine: float
+    length: float
+
+
+@contextmanager
+def plainly(engine: "Engine", *, alone: bool = False) -> Iterator[None]:
+    """Have the optimizer's moments in plain coordinates for a while, bit for bit as they were afterwards.
+
+    A collective where parameters are sharded.
+
+    Args:
+        engine: The engine.
+        alone: Whether to ask no other rank. Pieces cannot be taken out of a basis: then first moments are zero, and
+            second ones their mean, of which a rotation leaves the sum.
+    """
+    jobs = _jobs(engine, basis.plain)
+    values = (value for job in jobs for state in job.states for value in state.values())
+    held = [(value, value.clone()) for value in values if torch.is_tensor(value)]
+    with torch.no_grad():
+        if alone and engine.layout.split:
+            for key, value in (item for job in jobs for state in job.states for item in state.items()):
+                if key in (*engine.base.first, *engine.base.second) and value.numel():
+                    value.fill_(0.0 if key in engine.base.first else value.mean())
+        else:
+            engine.layout.move(jobs)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for live, exact in held:
+                live.copy_(exact)
+
+
+@torch.no_grad()
+def plain_optimizer_state(engine: "Engine", state_dict: dict[str, Any], *, alone: bool = False) -> dict[str, Any]:
+    """An optimizer's state dict as a file should hold it; neither the live state nor the argument changes.
+
+    A collective where parameters are sharded.
+
+    Args:
+        engine: The engine.
+        state_dict: What the strategy gave for the optimizer: by number or name; whole tensors, pieces, or, on ranks
+            that write no file, nothing.
+        alone: Whether to ask no other rank, where parameters are sharded. Rotated moments cannot be taken back by
+            pieces: those of blocks that rotate start anew, as on the first step.
+
+    Returns:
+        The state dict with plain moments and stamped groups.
+    """
+    if engine.access.local:
+        found = []  # What the strategy collected was plain: see `collected`.
+    elif alone and engine.layout.split:
+        found = [(block, None) for _, _, block in basis.rotating(engine)]
+    else:
+        jobs = _jobs(engine, basis.plain)
+        found = [(job.block, whole) for job, whole in zip(jobs, engine.layout.whole(jobs), strict=True)]
+    if "param_groups" not in state_dict:
+        return state_dict
+    groups = [{**group, STAMP: MARK} for group in state_dict["param_groups"]]
+    index_of = dict(zip(engine.params, [i for group in groups for i in group["params"]], strict=True))
+    state = dict(state_dict["state"])
+    for block, wholes in found:
+        for number, param in enumerate(block.params):
+            if (index := index_of[param]) in state:
+                new = wholes[number] if wholes is not None else _first(state[index], block.shapes[number])
+                state[index] = {**state[index], **{k: filled(state[index][k], v) for k, v in new.items()}}
+    return {**state_dict, "state": state, "param_groups": groups}
+
+
+@torch.no_grad()
+def collected(engines: Sequence["Engine"], collect: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What a strategy collects of an optimizer: of plain moments where each rank has blocks of its own.
+
+    Args:
+        engines: The engines, one an optimizer.
+        collect: Collects; a collective where parameters are sharded.
+
+    Returns:
+        What it gave, of plain moments copies.
+    """
+    apart = [engine for engine in engines if engine.access.local]
+    if not apart:
+        return collect()
+    with ExitStack() as stack:
+        for engine in apart:
+            stack.enter_context(plainly(engine))
+        found = collect()
+        if "state" not in found:  # A rank that writes no file.
+            return found
+        return {**found, "state": {param: _copies(state) for param, state in found["state"].items()}}
+
+
+def _copies(state: dict[str, Any]) -> dict[str, Any]:
+    return {key: value.clone() if torch.is_tensor(value) else value for key, value in state.items()}
+
+
+def _first(state: dict[str, Any], shape: torch.Size) -> dict[str, Tensor]:
+    """Whole tensors of an optimizer's state of a parameter before its first step."""
+    tensors = {key: value for key, value in state.items() if torch.is_tensor(value)}
+    # NAdam's product of momenta is a product of none; all else counts or sums from zero.
+    return {key: torch.full(shape if value.ndim else (), float(key == "mu_product")) for key, value in tensors.items()}
+
+
+@torch.no_grad()
+def leaving(engine: "Engine") -> Leaving | None:
+    """What going on without the engine would change now: a collective where parameters are sharded.
+
+    Args:
+        engine: The engine.
+
+    Returns:
+        The change; None if nothing rotates.
+    """
+    bumps = list[tuple[float, float]]()
+
+    def measure(engine: "Engine", index: int, row: int, states: list[dict]) -> None:
+        if all(states):
+            plain = [{key: value.clone() for key, value in state.items()} for state in states]
+            basis.plain(engine, index, row, plain)
+            bumps.append(_bump(engine, index, row, states, plain))
+
+    jobs = _jobs(engine, measure)
+    if not jobs:
+        return None
+    copies = [[{k: v.clone() for k, v in s.items() if torch.is_tensor(v)} for s in job.states] for job in jobs]
+    engine.layout.move([replace(job, states=of_job) for job, of_job in zip(jobs, copies, strict=True)])
+    device = engine.stacks[0].device
+    sums = torch.tensor([*map(sum, zip(*bumps, strict=True)), len(bumps)] if bumps else [0.0] * 3, device=device)
+    cosine, length, count = engine.layout.total(sums).tolist()
+    return Leaving(cosine / count, length / count) if count else None
+
+
+def _bump(engine: "Engine", index: int, row: int, rotated: list[dict], plain: list[dict]) -> tuple[float, float]:
+    """Cosine and length ratio of m / sqrt(v) from plain moments against the one from rotated moments."""
+    stack, second = engine.stacks[index], engine.base.second[0]
+    first = next((key for key in engine.base.first if torch.is_tensor(plain[0].get(key))), None)
+
+    def matrix(states: list[dict], key: str) -> Tensor:
+        return torch.cat([state[key].to(stack.dtype).reshape(stack.shape[0], -1) for state in states], 1)
+
+    def update(states: list[dict]) -> Tensor:
+        v = matrix(states, second)
+        m = torch.ones_like(v) if first is None else matrix(states, first)
+        return m / v.sqrt().clamp_min(torch.finfo(v.dtype).tiny ** 0.5)
+
+    there = turning(stack).turn(stack.stats, update(rotated)[None], [row], leave=True)[0].flatten()
+    alone = update(plain).flatten()
+    cosine = torch.nn.functional.cosine_similarity(there, alone, dim=0)
+    return float(cosine), float(alone.norm() / there.norm().clamp_min(1e-30))

@@ -1,0 +1,1 @@
+"""Whole matrices: where they are, there and back."""

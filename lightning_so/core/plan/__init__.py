@@ -1,0 +1,1 @@
+"""Which method works on which parameter, and who owns what."""

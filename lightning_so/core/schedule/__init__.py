@@ -1,0 +1,1 @@
+"""Which unit is solved when, by whom, within which budget."""

@@ -1,0 +1,160 @@
+"""The staggered schedule: which unit is solved at which step, by whom.
+
+A pure function of (step, units, ranks): every rank computes the same answer without communication.
+"""
+
+from dataclasses import dataclass, field
+
+from lightning_so.contract.unit import Unit
+from lightning_so.core.schedule.packing import owners, pack
+
+#: How often rows are observed between two solves of a unit, where a method observes rows.
+FOLDS = 4
+
+
+@dataclass
+class Schedule:
+    """When each unit is due; advanced one step at a time by `due`.
+
+    Attributes:
+        units: The units, in a fixed order.
+        ranks: World size.
+        given: The owner of each unit, where it is not for the schedule to choose.
+        origin: Step from which the interval counts: later than 0 after blocks were added or curvature was lost.
+        placed: Step of the last packing; 0 before the first.
+        tried: Step of each unit's last solve, good or failed (0 = never).
+        last: Step of each unit's last good solve (0 = never).
+        next: Step at which each unit is due.
+        solved: Good solves of each unit since its block was last cold.
+        failed: Failed solves of each unit since its last good one.
+        every: The interval of each unit that is in force.
+        slot: The slot of each unit in it.
+        final_slot: The slot of each unit in its largest interval.
+        owner: The rank that solves each unit, from the packing over the largest interval; it never changes.
+    """
+
+    units: list[Unit]
+    ranks: int = 1
+    given: list[int] | None = None
+    origin: int = field(default=0, init=False)
+    placed: int = field(default=0, init=False)
+    tried: list[int] = field(default_factory=list, init=False)
+    last: list[int] = field(default_factory=list, init=False)
+    next: list[int] = field(default_factory=list, init=False)
+    solved: list[int] = field(default_factory=list, init=False)
+    failed: list[int] = field(default_factory=list, init=False)
+    every: list[int] = field(default_factory=list, init=False)
+    slot: list[int] = field(default_factory=list, init=False)
+    final_slot: list[int] = field(default_factory=list, init=False)
+    owner: list[int] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        """Fill the lists of a new schedule."""
+        count = len(self.units)
+        self.tried, self.last, self.solved, self.failed, self.every, self.slot = ([0] * count for _ in range(6))
+        self.next = [1] * count
+        costs, slots = [unit.cost for unit in self.units], self._slots([unit.final for unit in self.units])
+        self.final_slot = pack(costs, slots)
+        self.owner = self.given or owners(self.units, self.final_slot, slots, self.ranks)
+
+    @property
+    def cycle(self) -> int:
+        """The largest interval of any unit."""
+        return max((unit.final for unit in self.units), default=1)
+
+    def loads(self, number: int) -> range:
+        """The steps of the cycle at which a unit is solved, at the largest interval."""
+        return range(self.final_slot[number], self.cycle, self.units[number].final)
+
+    def _slots(self, every: list[int]) -> list[int]:
+        return [steps if unit.staggered else 1 for steps, unit in zip(every, self.units, strict=True)]
+
+    def due(self, step: int, budget: float, least: int = 1) -> list[int]:
+        """The units to solve at this step, oldest due first; what does not fit the budget slips to the next step.
+
+        `least` due units are always solved, so that nothing slips for ever.
+
+        Args:
+            step: The step, counted from 1.
+            budget: Cost that solves may use at this step, over all ranks; infinite for no bound.
+            least: How many are solved whatever they cost.
+
+        Returns:
+            Indices into `units`.
+        """
+        self._repack(step)
+        room, chosen = budget, []
+        for unit in sorted(
+            (u for u in range(len(self.units)) if self.next[u] <= step), key=lambda u: (self.next[u], u)
+        ):
+            if self.units[unit].staggered and len(chosen) >= least and self.units[unit].cost > room:
+                continue
+            room -= self.units[unit].cost
+            chosen.append(unit)
+        for unit in chosen:
+            self.tried[unit] = step
+            self.next[unit] = self._following(unit, step + max(1, self.every[unit] // 2))
+        return chosen
+
+    def watched(self, step: int) -> list[int]:
+        """The units whose statistics a step adds to: those due by then, and `FOLDS` times an interval all others."""
+        return [
+            u
+            for u, (due, every, slot) in enumerate(zip(self.next, self.every, self.slot, strict=True))
+            if due <= step or (step - slot) % max(1, every // FOLDS) == 0
+        ]
+
+    def _following(self, unit: int, step: int) -> int:
+        """The first step from `step` on that belongs to a unit's slot: after a slip it returns to its own."""
+        return step + (self.slot[unit] - step) % self.every[unit]
+
+    def _repack(self, step: int) -> None:
+        before = self.every
+        self.place(step)
+        for unit, (was, every, due) in enumerate(zip(before, self.every, self.next, strict=True)):
+            # A unit that is overdue keeps its place in the queue; the others move to their new slot.
+            if every != was and due >= step:
+                self.next[unit] = self._following(unit, step)
+
+    def place(self, step: int) -> None:
+        """Pack the units for the intervals of a step, without moving what is due."""
+        self.placed = step
+        every = [unit.every(step - self.origin) for unit in self.units]
+        if every != self.every:
+            self.every, self.slot = every, pack([unit.cost for unit in self.units], self._slots(every))
+
+    def restart(self, step: int) -> None:
+        """Count the interval from this step: it starts from its smallest again, and every unit is due within it."""
+        self.origin = step
+        self.next = [min(due, step + 1) for due in self.next]
+
+    def record(self, unit: int, *, good: bool) -> None:
+        """Note how the solve of a due unit ended, at the step at which it was due."""
+        self.failed[unit] = 0 if good else self.failed[unit] + 1
+        if good:
+            self.last[unit] = self.tried[unit]
+            self.solved[unit] += 1
+
+    def skip(self, unit: int) -> None:
+        """Note that a due unit has nothing new to solve: its last solution is as good as a new one."""
+        self.last[unit] = self.tried[unit]
+
+    def ages(self, step: int) -> list[int]:
+        """Steps since each unit's last good solve."""
+        return [step - last for last in self.last]
+
+    def bound(self, unit: int) -> int:
+        """Steps within which a unit is solved: packing, a new interval, and two rounds of slips of single units."""
+        return 2 * self.every[unit] + 2 * len(self.units) + 1
+
+    def overdue(self, step: int) -> list[int]:
+        """Units that were not tried within the bound; there are none unless the schedule is broken."""
+        return [unit for unit, tried in enumerate(self.tried) if step - max(tried, self.origin) > self.bound(unit)]
+
+    def history(self, unit: int) -> list[int]:
+        """What resuming needs of a unit."""
+        return [self.tried[unit], self.last[unit], self.next[unit], self.solved[unit], self.failed[unit]]
+
+    def recall(self, unit: int, history: list[int]) -> None:
+        """Load what `history` gave."""
+        self.tried[unit], self.last[unit], self.next[unit], self.solved[unit], self.failed[unit] = history

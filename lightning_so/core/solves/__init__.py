@@ -1,0 +1,1 @@
+"""From a due unit to a basis that is swapped in."""

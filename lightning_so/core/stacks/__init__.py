@@ -1,0 +1,1 @@
+"""Blocks in stacks, and how each takes part in a step."""

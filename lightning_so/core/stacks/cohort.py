@@ -1,0 +1,91 @@
+"""The blocks of one stack that share an action at a step, with the lists that batched calls need."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lightning_so.contract.block import Block, Stack
+from lightning_so.contract.method import Action
+from lightning_so.errors import ConfigError
+
+
+@dataclass(eq=False)
+class Batch:
+    """Kept between steps until a block changes its action or loses its gradient, so that no step rebuilds lists.
+
+    Attributes:
+        stack: The stack.
+        action: What happens to its blocks.
+        rows: Indices into the stack, or None for all of them.
+        blocks: The blocks.
+        params: Their parameters, each weight before its bias.
+        saved: Where each parameter is saved.
+        groups: Param group index -> positions in `blocks`.
+        of_group: Param group index -> positions in `params`.
+        observed: Steps at which the gradients were seen.
+        applied: Steps at which the action was finished.
+    """
+
+    stack: Stack
+    action: Action
+    rows: list[int] | None
+    blocks: list[Block]
+    params: list[Tensor]
+    saved: list[Tensor]
+    groups: dict[int, list[int]]
+    of_group: dict[int, list[int]]
+    observed: int = 0
+    applied: int = 0
+
+
+def split(stack: Stack, live: list[int], actions: list[Action]) -> list[Batch]:
+    """Split the live rows of a stack by action.
+
+    Args:
+        stack: The stack.
+        live: Rows that have a gradient.
+        actions: Action of each live row.
+
+    Returns:
+        One batch an action that occurs.
+    """
+    batches = []
+    for action in Action:
+        rows = [row for row, chosen in zip(live, actions, strict=True) if chosen is action]
+        if not rows:
+            continue
+        blocks = [stack.blocks[row] for row in rows]
+        parts, groups = stack.parts, dict[int, list[int]]()
+        for position, block in enumerate(blocks):
+            groups.setdefault(block.group, []).append(position)
+        of_group = {g: [parts * at + part for at in found for part in range(parts)] for g, found in groups.items()}
+        batches.append(
+            Batch(
+                stack,
+                action,
+                None if len(rows) == len(stack.blocks) else rows,
+                blocks,
+                [param for block in blocks for param in block.params],
+                [saved for row in rows for saved in stack.saved[row]],
+                groups,
+                of_group,
+            )
+        )
+    return batches
+
+
+def refuse_sparse(blocks: list[Block]) -> None:
+    """Refuse sparse gradients.
+
+    Args:
+        blocks: Blocks that have a gradient.
+
+    Raises:
+        ConfigError: If one of them is sparse.
+    """
+    name = next((block.name for block in blocks if block.param.grad is not None and block.param.grad.is_sparse), None)
+    if name:
+        raise ConfigError(
+            f"{name} has a sparse gradient, which no matrix method can use: route it to the base, "
+            f"route={{'base': [{name!r}]}}."
+        )

@@ -1,0 +1,1 @@
+"""What a step observes, and how it is folded."""

@@ -1,0 +1,169 @@
+"""The passes of a Fisher matrix that does not take the batch's own labels: from the loss to the watched outputs.
+
+    sampled:  one pass, labels drawn from the model's own distribution, or random signs; E G is the Gauss-Newton G
+    exact:    one pass a column of B, H = B B' the Hessian of the loss function in the predictions
+
+They run before the loss' own backward pass, on the same graph, and end at the outputs: no `.grad` is touched.
+Source: Martens 2014, arXiv 1412.1193; Botev, Ritter and Barber 2017, arXiv 1706.03662.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node
+
+from lightning_so.contract.block import Block
+from lightning_so.core.statistics.layer_call import Use
+from lightning_so.errors import ConfigError
+from lightning_so.losses import common as common
+from lightning_so.losses.curvature import Curvature
+from lightning_so.losses.graph import heads
+from lightning_so.losses.registry import Head, unknown
+
+if TYPE_CHECKING:
+    from lightning_so.core.statistics.recorder import Recorder
+
+
+Gradients = list[Tensor | None]
+
+
+#: Most passes of an exact Fisher matrix in one micro-batch.
+MOST = 4096
+
+
+def observe(recorder: "Recorder", loss: Tensor, samples: int) -> list[Use]:
+    """Add what passes of our own give to the windows of the watched blocks.
+
+    Args:
+        recorder: The recorder, whose hooks are told to be quiet.
+        loss: The loss, before its backward pass.
+        samples: Samples of the micro-batch.
+
+    Returns:
+        The uses that the loss does not reach: another loss may.
+    """
+    engine, method = recorder.engine, recorder.method
+    name = f"{type(method).__name__}(fisher={method.fisher!r})"
+    passes = Passes(loss, [use.edge for use in recorder.uses], samples, name)
+    for (index, row), block in recorder.watched.items():
+        if engine.access.cleared(block.param):
+            # Gradients were set to none since: what is in the window belongs to them.
+            method.clear(engine.stacks[index].stats, row)
+            recorder.fired.pop(block, None)
+    # Every draw has a number of its own, so that a resumed run draws what it would have drawn.
+    seed = (((engine.report.step << 12) + recorder.passes << 12) + engine.comm.rank) << 4
+    with torch.no_grad():
+        drawn = passes.sampled(seed)
+        reached = [(use, g) for use, g in zip(recorder.uses, drawn, strict=True) if g is not None]
+        if reached:
+            last, g = reached[-1]
+            assert last.x is not None
+            terms = method.terms(last.tap, last.x, last.rows(g))
+            _collect(recorder, [drawn] if method.fisher == "sampled" else passes.exact(), terms)
+    return [use for use, g in zip(recorder.uses, drawn, strict=True) if g is None]
+
+
+def _collect(recorder: "Recorder", passes: Iterable[Gradients], terms: Tensor | float) -> None:
+    """Add the gradients of several passes, whose outer products sum."""
+    engine, step = recorder.engine, recorder.engine.report.step
+    # Their squares are weighted as the loss is: a mean divides them once by its terms, a scale multiplies them once.
+    weight = terms if recorder.mean else 1.0
+    counted: set[Block] = set()
+    for gradients in passes:
+        for use, g in zip(recorder.uses, gradients, strict=True):
+            if g is None or use.where is None or use.x is None or use.where[:2] not in recorder.watched:
+                continue
+            index, row, block = use.where
+            if not block.param.requires_grad:
+                continue
+            if block not in counted:
+                recorder.fired[block] = (recorder.fired.get(block, (0, 0))[0] + 1, recorder.passes)
+            once = 0.0 if block in counted else terms
+            counted.add(block)
+            stats = engine.stacks[index].stats
+            g = use.rows(g).to(torch.promote_types(g.dtype, torch.float32))
+            g = g * (torch.as_tensor(weight, dtype=g.dtype, device=g.device) / recorder.loss_scale).sqrt()
+            recorder.method.collect(stats, row, block, use.x, g, once, step)
+
+
+class Passes:
+    """Both kinds of passes over one graph."""
+
+    def __init__(self, loss: Tensor, outputs: Sequence[GradientEdge], samples: int, method: str) -> None:
+        """Find the loss functions.
+
+        Args:
+            loss: The loss, before its backward pass.
+            outputs: Where the passes end.
+            samples: Samples of the micro-batch.
+            method: What errors call the method.
+
+        Raises:
+            ConfigError: If the loss is not a weighted sum of known loss functions.
+        """
+        stops: set[Node] = {edge.node for edge in outputs}
+        self.loss, self.outputs, self.samples, self.method = loss, list(outputs), samples, method
+        self.heads, other = heads(loss, stops)
+        for head in self.heads:
+            if not head.curvature.shape or head.curvature.shape[0] % samples:
+                other = f"{head.node.name()} of no prediction a sample"
+        if other is not None or not self.heads:
+            way = "Use fisher='empirical', or add it with `lightning_so.losses.registry.register`."
+            raise ConfigError(unknown(method, other, way))
+
+    def sampled(self, seed: int) -> Gradients:
+        """Gradients in the outputs, of one draw."""
+        generators = {h: torch.Generator(self.loss.device).manual_seed(seed + n) for n, h in enumerate(self.heads)}
+        return self._run({head: _drawn(head.curvature, generators[head]) for head in self.heads})
+
+    def exact(self) -> Iterator[Gradients]:
+        """Gradients in the outputs, of one column after the other.
+
+        Raises:
+            ConfigError: If there are too many.
+        """
+        counts = [head.curvature.columns(self.samples) for head in self.heads]
+        if sum(counts) > MOST:
+            raise ConfigError(
+                f"{self.method} needs a backward pass for each of the {sum(counts):,} predictions of a sample; allowed "
+                f"are {MOST:,}. Use fisher='sampled', which needs one."
+            )
+        for head, count in zip(self.heads, counts, strict=True):
+            for index in range(count):
+                yield self._run({head: _column(head.curvature, self.samples, index)})
+
+    def _run(self, gradients: dict[Head, Callable[[Tensor], Tensor]]) -> Gradients:
+        """Backward from the loss, where every head sends something else than its gradient; none where not given."""
+        handles, weights = [], dict[Head, Tensor]()
+
+        def replace(head: Head) -> Callable:
+            def hook(leaving: tuple[Tensor | None, ...], arriving: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+                zeros = tuple(None if g is None else torch.zeros_like(g) for g in leaving)
+                first = next(place for place, g in enumerate(leaving) if g is not None)
+                if head not in gradients:
+                    return zeros
+                like = leaving[first]
+                assert like is not None
+                sent = gradients[head](weights[head]).to(like.dtype).reshape(like.shape)
+                return (*zeros[:first], sent, *zeros[first + 1 :])
+
+            return hook
+
+        for head in self.heads:
+            handles.append(head.overheard(weights))
+            handles.append(head.node.register_hook(replace(head)))
+        try:
+            return list(torch.autograd.grad(self.loss, self.outputs, retain_graph=True, allow_unused=True))
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _drawn(curvature: Curvature, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+    return lambda weights: curvature.draw(weights, generator)
+
+
+def _column(curvature: Curvature, samples: int, index: int) -> Callable[[Tensor], Tensor]:
+    return lambda weights: curvature.column(weights, samples, index)

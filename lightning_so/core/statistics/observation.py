@@ -1,0 +1,42 @@
+"""What one step observes of one method."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from lightning_so.contract.block import Block
+
+
+@dataclass
+class Rows:
+    """The rows of the layers in one step.
+
+    Attributes:
+        kept: Input rows (N, I) and output gradients (N, O) by block; None where they are not all, or too many.
+    """
+
+    kept: dict[Block, tuple[Tensor, Tensor] | None] = field(default_factory=dict)
+
+    def keep(self, block: Block, x: Tensor, g: Tensor) -> None:
+        """Keep the rows of a layer's only use; a second one makes them useless.
+
+        Args:
+            block: The block.
+            x: Input of its layer.
+            g: Gradient of the output, as it comes.
+        """
+        tap = block.tap
+        assert tap is not None
+        if block in self.kept or tap.groups > 1 or tap.layer.indices or not tap.layer.input_side:
+            self.kept[block] = None
+            return
+        m, n, positions = block.rows, block.cols, g.numel() // block.rows
+        if 1.25 * positions * (m * m + n * n + m * n) > m * n * (m + n):
+            self.kept[block] = None
+            return
+        a = tap.layer.inputs(tap.module, x).flatten(0, 2)
+        self.kept[block] = (
+            F.pad(a, (0, block.cols - a.shape[1]), value=1.0),
+            tap.layer.outputs(tap.module, g).flatten(0, 2),
+        )

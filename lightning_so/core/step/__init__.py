@@ -1,0 +1,1 @@
+"""What happens around the base's step."""

@@ -1,0 +1,92 @@
+"""P g from the rows that made the gradient: `(g G^-1)' (a A^-1)` costs less than `G^-1 (g' a) A^-1` where rows are few.
+
+Whether rows did make it, up to a factor (a clip, a scale), is tried on a random vector at every step.
+"""
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lightning_so.contract.block import Block
+from lightning_so.contract.method import RowWise
+from lightning_so.core.stacks.cohort import Batch
+
+if TYPE_CHECKING:
+    from lightning_so.core.engine import Engine
+
+
+#: Largest relative deviation of a probed gradient from its rows, in units of the precision.
+ROUNDING = 1e3
+
+
+def precondition(engine: "Engine", batch: Batch) -> Tensor | None:
+    """`g <- P g` for a batch from its rows, if they are there and do give the gradients.
+
+    Args:
+        engine: The engine.
+        batch: The batch.
+
+    Returns:
+        `<P g, g>` of each block, shape (B,); None if nothing was done. One host read.
+    """
+    method = batch.stack.method
+    recorder = next((recorder for recorder in engine.recorders if recorder.method is method), None)
+    if recorder is None or not isinstance(method, RowWise):
+        return None
+    found = [recorder.rows.kept.get(block) for block in batch.blocks]
+    rows = [(a.to(batch.stack.dtype), g.to(batch.stack.dtype)) for a, g in (pair for pair in found if pair is not None)]
+    if len(rows) < len(found):
+        return None
+    factors = _factors(batch, rows)
+    if factors is None:
+        return None
+    numbers, products = batch.rows if batch.rows is not None else range(len(batch.blocks)), []
+    for block, row, (a, g), factor in zip(batch.blocks, numbers, rows, factors, strict=True):
+        b, h = method.of_rows(batch.stack.stats, row, a, g)
+        # With g = f sum_n g_n a_n', <P g, g> = f^2 sum_nm (h_n . g_m) (b_n . a_m).
+        products.append(factor.square() * torch.linalg.vecdot((h @ g.mT).flatten(), (b @ a.mT).flatten()))
+        _write(block, factor * h, b)
+    return torch.stack(products)
+
+
+def _factors(batch: Batch, rows: list[tuple[Tensor, Tensor]]) -> Tensor | None:
+    """By what the rows' products must be multiplied to be the gradients, (B,); None if they are others."""
+    probe = _probe(batch.stack.shape[1], batch.stack.dtype, batch.stack.device)
+    seen = torch.stack([_applied(block, probe) for block in batch.blocks])
+    made = torch.stack([g.mT @ (a @ probe) for a, g in rows])
+    factors = torch.linalg.vecdot(seen, made) / torch.linalg.vecdot(made, made)
+    error = torch.linalg.vector_norm(seen - factors[:, None] * made, dim=1)
+    bound = ROUNDING * torch.finfo(seen.dtype).eps * torch.linalg.vector_norm(seen, dim=1)
+    return factors if bool((error <= bound).all()) else None
+
+
+def _applied(block: Block, vector: Tensor) -> Tensor:
+    """The gradient of a block, its bias' one as last column, times a vector."""
+    weight, bias = block.param.grad, block.bias
+    assert weight is not None
+    columns = block.cols - (bias is not None)
+    found = weight.flatten(1).to(vector.dtype) @ vector[:columns]
+    if bias is not None and bias.grad is not None:
+        found += bias.grad * vector[-1]
+    return found
+
+
+def _write(block: Block, h: Tensor, b: Tensor) -> None:
+    """Make `h' b` the gradient of a block, in place and, where memory allows, at once."""
+    weight, bias = block.param.grad, block.bias
+    assert weight is not None
+    columns = block.cols - (bias is not None)
+    if weight.is_contiguous() and weight.dtype is h.dtype:
+        torch.mm(h.mT, b[:, :columns], out=weight.view(block.rows, columns))
+    else:
+        weight.copy_((h.mT @ b[:, :columns]).view(weight.shape))
+    if bias is not None and bias.grad is not None:
+        bias.grad.copy_(h.mT @ b[:, -1])
+
+
+@cache
+def _probe(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A random vector, the same for every gradient of one width."""
+    return torch.rand(length, dtype=dtype, generator=torch.Generator().manual_seed(length)).to(device) * 2 - 1

@@ -1,0 +1,244 @@
+"""The engine of methods on the whole parameter vector: it watches the base step, and puts what they say in its place.
+
+begin | the base optimizer steps | finish: evaluate at the weights before, ask the method, write the weights
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_so.comm import access_of
+from lightning_so.contract.block import Stack
+from lightning_so.contract.vector_method import Step, VectorMethod, adaptive
+from lightning_so.core.engine import Engine
+from lightning_so.core.statistics.recorder import Recorder
+from lightning_so.core.vector.memory import Counts
+from lightning_so.core.vector.moments import Moments
+from lightning_so.core.vector.oracle import Around
+from lightning_so.core.vector.rewound import Replays
+from lightning_so.errors import ConfigError
+from lightning_so.probe.difference import Examined
+from lightning_so.probe.parameters import Whole
+
+
+def dampen(stacks: Sequence[Stack], damping: float) -> None:
+    """Set the damping of methods that have one, for solves to come.
+
+    Args:
+        stacks: The stacks.
+        damping: l, in the units of the curvature of one sample's loss.
+    """
+    for stack in stacks:
+        if hasattr(stack.stats, "rule"):
+            stack.stats.rule = damping
+
+
+class VectorEngine:
+    """Puts one method behind one base optimizer.
+
+    Attributes:
+        method: The method.
+        model: The model as it is wrapped.
+        whole: The parameters of the optimizer as one vector.
+        state: What the method remembers.
+        counts: What was done.
+        parallel: Whether each replica probes a direction of its own, on its part of the batch.
+        product: How products were asked for; one of `PRODUCTS`.
+        examined: How products are taken; None before the first.
+        repeats: Whether the same step twice was seen to be the same.
+        tell: Called with what is worth telling.
+        layerwise: Engines of methods on layers before the same optimizer.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        named: Iterable[tuple[str, Tensor]],
+        optimizer: Optimizer,
+        method: VectorMethod,
+        *,
+        parallel: bool = False,
+        product: str = "difference",
+        deepspeed: Any = None,
+    ) -> None:
+        """See whether the method can work, and create all state.
+
+        Args:
+            model: The model as it is wrapped.
+            named: Its parameters by name.
+            optimizer: The base optimizer; parameters that it does not have are left out.
+            method: The method.
+            parallel: Whether each replica probes a direction of its own.
+            product: How products are taken.
+            deepspeed: DeepSpeed's engine, where there is one.
+
+        Raises:
+            ConfigError: If the method refuses, or the optimizer calls closures itself.
+        """
+        if isinstance(optimizer, torch.optim.LBFGS):
+            raise ConfigError(
+                f"{type(method).__name__}: LBFGS moves the weights several times a step, and what it learns from that "
+                f"would be wrong: use SGD or Adam."
+            )
+        named = list(named)
+        groups = access_of((param for _, param in named), model, deepspeed).groups(optimizer)
+        known = {id(param) for group in groups for param in group["params"]}
+        self.method, self.model, self.counts, self._optimizer = method, model, Counts(), optimizer
+        self.whole = Whole.of(((name, param) for name, param in named if id(param) in known), model, deepspeed)
+        space = self.whole.space
+        if not space.dimension:
+            raise ConfigError(f"{type(method).__name__}: the optimizer has no parameter that is trained.")
+        if parallel and self.whole.access.sharded:
+            raise ConfigError(
+                f"{type(method).__name__}: parallel=True has ranks evaluate apart, and here they hold pieces of the "
+                f"parameters: every evaluation needs all of them. Leave it out."
+            )
+        if method.owns == "step":
+            _refuse_others(type(method).__name__, groups)
+        if (reason := method.refuse(space, groups)) is not None:
+            raise ConfigError(reason)
+        self.state, self.parallel, self.product = method.init(space), parallel, product
+        self.examined: Examined | None = None
+        self.repeats = False
+        self.tell: Callable[[object], None] = lambda _: None
+        self.layerwise: list[Engine] = []
+        # The weights before the step, the gradient, and what the base has added.
+        self._rows, self._moments = space.zeros(3), Moments(self.whole, optimizer)
+        self._parts = [
+            [part.view(weight.shape) for part, weight in zip(space.split(row), self.whole.masters, strict=True)]
+            for row in self._rows
+        ]  # As the parameters are shaped.
+        self._seen = False
+
+    def stand_behind(self, engines: list[Engine]) -> None:
+        """Be behind engines of methods on layers.
+
+        Args:
+            engines: Those before the same optimizer.
+
+        Raises:
+            ConfigError: If nothing of their step would be left.
+        """
+        name, theirs = type(self.method).__name__, ", ".join(type(m).__name__ for e in engines for m in e.methods)
+        if engines and self.method.owns == "step":
+            raise ConfigError(
+                f"{name} makes the step itself, and what {theirs} does to the gradient would be lost: leave one of "
+                f"them out, or use QuadraticModel(), which goes behind K-FAC."
+            )
+        if engines and self.method.owns == "moments":
+            raise ConfigError(
+                f"{name} makes an Adam's step anew from its first moment, and what {theirs} makes of it would be lost: "
+                f"leave one of them out, or use FewDirections(), which goes behind both."
+            )
+        self.layerwise = engines
+
+    @property
+    def plan(self) -> str:
+        """What it will do, in words."""
+        vectors = sum(tensor.numel() // max(tensor.shape[-1], 1) for tensor in self.state.vectors.values())
+        space = self.whole.space
+        size = vectors * space.dimension * self._rows.element_size() / 1e6
+        return (
+            f"{self.method} on {space.dimension:,} numbers of {len(space.pieces)} parameters; "
+            f"remembers {vectors} vectors ({size:.1f} MB over all ranks)."
+        )
+
+    @property
+    def recorders(self) -> list[Recorder]:
+        """Of the methods on layers: what is evaluated besides is not theirs to observe."""
+        return [recorder for engine in self.layerwise for recorder in engine.recorders]
+
+    def probes(self) -> bool:
+        """Whether the coming step evaluates anything besides."""
+        return self.method.probes(self.counts.steps + 1)
+
+    @torch.no_grad()
+    def saw(self) -> None:
+        """Remember the gradient: after the backward pass, before it is clipped or changed."""
+        self.whole.grads(out=self._rows[1])
+        self._moments.saw()
+        self._seen = True
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Remember the weights: before the base steps, and the methods on layers."""
+        if "damping" in self.state.numbers:
+            for engine in self.layerwise:
+                dampen(engine.stacks, float(self.state.numbers["damping"]))
+        torch._foreach_copy_(self._parts[0], self.whole.masters)
+
+    @torch.no_grad()
+    def finish(self, replays: Replays, *, same: bool, half: bool) -> None:
+        """Put what the method says in the place of the base's step, which has been made.
+
+        Args:
+            replays: See there.
+            same: Whether they give the gradient that was seen.
+            half: Whether they are computed in half precision.
+        """
+        if not self._seen:
+            return
+        self._seen = False
+        start, gradient, _ = self._rows
+        space = self.whole.space
+        masters = self.whole.masters
+        for weight, at, part in zip(masters, self._parts[0], self._parts[2], strict=True):
+            torch.sub(weight, at, out=part)
+        lengths = space.along(self._rows[1:], self._rows[1:]).diagonal().sqrt().tolist()
+        if not all(0 < length < float("inf") for length in lengths):
+            self.counts.skipped += 1
+            return
+        self.counts.steps += 1
+        batch = Around(self, replays, start, gradient if same else None, half)
+        try:
+            rate, number = lengths[1] / lengths[0], self.counts.steps
+            step = Step(number, space, start, self._rows[1:], rate, self._schedule(), batch, self._moments)
+            taken = self.method.update(self.state, step)
+        finally:
+            batch.close()
+        if taken is None:
+            if batch.evaluated:
+                self.whole.forward.take()
+            return
+        if not float(space.along(taken[None], taken[None])) < float("inf"):
+            self.counts.refused += 1
+            self.whole.forward.take()
+            return
+        for weight, at, part in zip(masters, self._parts[0], space.split(taken), strict=True):
+            torch.add(at, part.view(at.shape), out=weight)
+        self.whole.forward.take()
+
+    def recall(self, counts: Counts, how: dict[str, Any] | None) -> None:
+        """Go on from saved counts, and from what was found out about products."""
+        known = None if how is None else Examined(**how)
+        self.counts, self.examined = counts, known if known is not None and known.asked == self.product else None
+
+    def _schedule(self) -> float:
+        """See `Step.schedule`."""
+        group = self.whole.access.group(self._optimizer, 0)
+        return float(group["lr"]) / float(group.get("initial_lr", group["lr"]))
+
+    def scalars(self) -> dict[str, float]:
+        """What is logged."""
+        return {
+            **self.method.scalars(self.state),
+            "curv/evaluations": float(self.counts.evaluations + self.counts.forwards / 3),
+        }
+
+
+def _refuse_others(name: str, groups: Sequence[dict[str, Any]]) -> None:
+    """Refuse a base whose momentum or decay would be lost without a word."""
+    for group in groups:
+        if group.get("momentum") or adaptive(group):
+            raise ConfigError(
+                f"{name} finds step size and momentum itself, and those of this optimizer would be lost: use "
+                f"torch.optim.SGD with momentum=0 (its learning rate does not matter, a schedule of it does)."
+            )
+        if group.get("weight_decay"):
+            raise ConfigError(
+                f"{name} minimises the loss, and weight_decay={group['weight_decay']} is not in it: set it to 0, and "
+                f"add the squares of the weights to the loss."
+            )

@@ -1,0 +1,102 @@
+"""Products with the Hessian by double backward, of the mean loss over ranks; or why there are none."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from lightning_so.comm import unsynced
+from lightning_so.linalg.products import DoubleBackward
+from lightning_so.probe.parameters import Whole
+
+#: A gradient that is computed twice may differ by this share: some kernels add in another order each time.
+AGAIN = 1e-3
+
+
+@dataclass(frozen=True)
+class Exact:
+    """`v -> H v`, equal on every rank: the mean of the products of the ranks, each by its own loss.
+
+    Attributes:
+        mine: Of this rank.
+        whole: The parameters.
+    """
+
+    mine: DoubleBackward
+    whole: Whole
+
+    def __call__(self, v: Tensor) -> Tensor:
+        """H v, shape (n,)."""
+        return self._mean(self.mine(v))
+
+    def block(self, numbers: Sequence[int]) -> "Exact":
+        """See `BlockProduct.block`."""
+        return Exact(self.mine.block(numbers), self.whole)
+
+    @property
+    def gradient(self) -> Tensor:
+        """g, shape (n,)."""
+        return self._mean(self.mine.gradient.to(self.whole.space.dtype))
+
+    def _mean(self, part: Tensor) -> Tensor:
+        comm = self.whole.comm
+        comm.sum(part)
+        return part / comm.ranks
+
+
+def exact(whole: Whole, model: nn.Module, loss: Callable[[], Tensor], *, probe: bool = True) -> Exact | str:
+    """Differentiate a loss so that it can be differentiated again.
+
+    Args:
+        whole: The parameters.
+        model: The model as it is wrapped.
+        loss: Computes this rank's loss, with its graph.
+        probe: Whether to try a product, and to compare with a gradient: some graphs can be made and break there, others
+            leave parameters out without a word.
+
+    Returns:
+        The products, or why there are none: the same kind on every rank.
+    """
+    if whole.access.sharded:
+        return "of sharded parameters a second derivative reaches no piece"
+    mine, reason = None, ""
+    with unsynced(model):
+        expected = whole.gradient(loss) if probe else None
+        value = loss()
+        try:
+            mine = DoubleBackward(lambda: value, whole.params)
+            if probe:
+                mine(whole.space.normal(0))
+                if mine.ends():
+                    mine, reason = None, "a function in it is marked as differentiable once"
+        except RuntimeError as error:
+            mine, reason = None, (str(error).splitlines() or [type(error).__name__])[0][:160]
+    if mine is not None and expected is not None and (reason := _unlike(whole, mine, expected)):
+        mine = None
+    # A graph that one rank cannot make, or has no memory for, is made by none.
+    if whole.comm.anywhere([mine is None])[0]:
+        return reason or "another rank has none"
+    assert mine is not None
+    return Exact(mine, whole)
+
+
+def _unlike(whole: Whole, mine: DoubleBackward, expected: Tensor) -> str:
+    """What is wrong with a graph that does not give the gradient of a training; nothing where it does."""
+    space = whole.space
+    parts = zip(space.pieces, space.split(expected), mine.reached, strict=True)
+    if hidden := [piece.name for piece, part, reached in parts if not reached and bool(part.any())]:
+        return f"the graph hides {hidden[:3]}, as a reentrant checkpoint does"
+    apart, length = space.norm(mine.gradient.to(expected) - expected), space.norm(expected)
+    if apart > AGAIN * length:
+        return (
+            f"the gradient of its graph and that of backward() are {apart / max(length, 1e-30):.1e} apart: a reentrant "
+            "checkpoint hides one of two uses of a weight, or the same loss twice is not the same"
+        )
+    return ""
+
+
+def way_out(reason: str) -> str:
+    """What to do where exact products were asked for, and there are none."""
+    attention = "scaled_dot_product" in reason
+    kernel = " Or have attention run under torch.nn.attention.sdpa_kernel(SDPBackend.MATH)." * attention
+    return f'there is no double backward here ({reason}). Use product="difference", or "auto".{kernel}'
