@@ -54,15 +54,15 @@ test-image: $(READY) ## Build the image without a Docker engine, and test it
 
 faults: $(READY) .venv/.peers ## Have every fault happen, and write docs/faults.md from what was seen
 	@$(PYTEST) --dist loadfile -m fault --junitxml=build/faults.xml tests
-	@$(BIN)/python -m tests.faults_page build/faults.xml
+	@$(BIN)/python -m tests.support.faults_page build/faults.xml
 
-# TESTS=tests/test_zero.py is a part of them, which brings its part of the table up to date.
+# TESTS=tests/together/test_zero.py is a part of them, which brings its part of the table up to date.
 matrix: $(READY) .venv/.peers ## Run the tests and write docs/compatibility.md from what they have trained
-	@$(BIN)/python -m tests.compatibility
-	@$(PYTEST) -p tests.recording $(or $(TESTS),tests)
+	@$(BIN)/python -m tests.support.compatibility
+	@$(PYTEST) -p tests.support.recording $(or $(TESTS),tests)
 
 licences: $(READY) ## Write docs/licences.md from the metadata of what is installed
-	@$(BIN)/python -m tests.licences
+	@$(BIN)/python -m tests.support.licences
 
 lint: $(READY) ## Lint, check the format and the types
 	@$(BIN)/ruff check

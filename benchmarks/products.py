@@ -131,7 +131,7 @@ def wrapped(model: "Model", setting: str, ranks: int) -> tuple[Any, Any]:
         for part in (*model.blocks, model):
             fully_shard(part, mesh=init_device_mesh("cpu", (ranks,)))
     if setting.startswith("zero"):
-        from tests.access_ranks import deepspeed
+        from tests.support.access_ranks import deepspeed
 
         config = {
             "train_micro_batch_size_per_gpu": BATCH // ranks,

@@ -9,7 +9,7 @@ import matplotlib
 import torch
 
 from lightning_so import SOAP, Synchronous, attach
-from tests.reference import Reference
+from tests.support.reference import Reference
 
 SIDE, STEPS, BATCH = 16, 300, 32
 

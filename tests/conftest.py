@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.world import World
+from tests.support.world import World
 
 FOUND = pytest.StashKey[set[str]]()
 

@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from tests.forked import forking
-from tests.trainings import train
+from tests.support.forked import forking
+from tests.support.trainings import train
 
 #: How long the ranks wait for each other, and for how long packets are lost.
 TIMEOUT, LOST = 10, 2

@@ -11,7 +11,7 @@ import torch
 from lightning_so import SOAP
 from tests.cluster import disturbed, host_training
 from tests.cluster.hosts import network  # noqa: F401
-from tests.trainings import train
+from tests.support.trainings import train
 
 ROOT = Path(__file__).parents[2]
 HOW = (SOAP(start=4, period=4), (torch.optim.AdamW, {"lr": 3e-3, "weight_decay": 0.1}))

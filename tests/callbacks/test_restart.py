@@ -1,0 +1,441 @@
+"""`Restartable`: a signal at any place of a step, on one rank; checkpoints whole or not at all; what is refused."""
+
+import functools
+import os
+import pickle
+import shutil
+import signal
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+from pytorch_lightning.callbacks import LambdaCallback
+from pytorch_lightning.demos.boring_classes import BoringModel
+from pytorch_lightning.strategies import DDPStrategy
+from torch.utils.data import DataLoader
+
+from lightning_so import SOAP, ConfigError, Restartable, StateError
+from lightning_so.callbacks.restart import checkpoints
+from lightning_so.callbacks.restart.flags import Flags
+from lightning_so.callbacks.restart.requeue import requeue
+from lightning_so.callbacks.restart.restartable import Stopped
+from tests.support import restarts, trainings
+from tests.support.peers import DEEPSPEED
+from tests.support.trainings import Module, Save, train
+
+HOW = (SOAP(start=4, period=4), (torch.optim.AdamW, {"lr": 3e-3, "weight_decay": 0.1}))
+STEPS = 24
+#: Under DDP between any two stages; under the others where weights are hidden or in pieces.
+PLACES = [
+    *(("ddp", place) for place in restarts.PLACES),
+    *(("fsdp2", place) for place in ("solve", "hidden")),
+    ("fsdp1", "hidden"),
+]
+
+
+@pytest.fixture(scope="module")
+def straight(two):
+    """Trainings that nobody stops, by strategy, made once."""
+    found = {}
+
+    def of(strategy):
+        if strategy not in found:
+            found[strategy] = two.run(train, strategy, *HOW, steps=STEPS)
+        return found[strategy]
+
+    return of
+
+
+def check_equal(ends, others):
+    for one, other in zip(ends, others, strict=True):
+        assert one.report.portable() == other.report.portable()
+        for name, value in other.weights.items():
+            assert torch.equal(one.weights[name], value), name
+
+
+@pytest.mark.slow
+@pytest.mark.fault("a signal on one rank, between any two stages of a step")
+@pytest.mark.parametrize(
+    ("strategy", "place"), [*PLACES, *([("zero2", "hidden")] if DEEPSPEED else ())], ids=lambda each: each
+)
+def test_a_signal_at_any_place_of_a_step_on_one_rank(two, straight, seen, tmp_path, strategy, place):
+    number = signal.SIGTERM if restarts.PLACES.index(place) % 2 else signal.SIGUSR1
+    codes = two.run(restarts.stopped, strategy, HOW, tmp_path, place, number, steps=STEPS)
+    assert codes == [128 + number] * 2
+    (saved,) = checkpoints.listed(tmp_path)
+    # Two steps at most: one to tell the others, in an exchange that nobody waits for.
+    assert restarts.AT <= checkpoints.step_of(saved) <= restarts.AT + 2
+    checkpoints.check(saved)
+    check_equal(two.run(restarts.resumed, strategy, HOW, tmp_path, steps=STEPS), straight(strategy))
+    seen(
+        f"{strategy}, at {place!r}: saved {checkpoints.step_of(saved) - restarts.AT} step(s) later, resumed bit for bit"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.fault("resumed on half of the ranks")
+def test_half_of_the_ranks_go_on(two, seen, tmp_path):
+    how = {"dtype": torch.float64, "steps": STEPS}
+    two.run(restarts.stopped, "ddp", HOW, tmp_path, "end", **how)
+    alone, whole = restarts.resumed("one", HOW, tmp_path, **how), train("one", *HOW, **how)
+    difference = max(float((alone.weights[name] - value).abs().max()) for name, value in whole.weights.items())
+    assert difference < 1e-10
+    seen(f"2 ranks, then 1: {difference:.0e} from one process, in float64")
+
+
+def restarted(path, keeps):
+    """How far DDP alone, saved and resumed, ends from one that is not stopped; its buckets stay as they are, or not."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainings, "DDPStrategy", functools.partial(DDPStrategy, find_unused_parameters=keeps))
+        how = {"steps": 16, "dtype": torch.float64}
+        straight = train("ddp", None, HOW[1], callbacks=[Save(path, 8)], **how)
+        again = train("ddp", None, HOW[1], resume=path, **how)
+    return max(float((again.weights[name] - value).abs().max()) for name, value in straight.weights.items())
+
+
+@pytest.mark.slow
+def test_ddp_on_four_ranks_resumes_bit_for_bit_only_if_it_keeps_its_buckets(four, tmp_path):
+    """Why examples/restart.py asks for it: if this fails, the example can be simpler."""
+    assert four.run(restarted, str(tmp_path / "kept.ckpt"), True) == [0.0] * 4
+    assert all(0 < apart < 1e-14 for apart in four.run(restarted, str(tmp_path / "made anew.ckpt"), False))
+
+
+def test_a_signal_in_one_process(tmp_path):
+    assert restarts.stopped("one", HOW, tmp_path, "hidden", signal.SIGUSR1, rank=0, steps=STEPS) == 138
+    check_equal([restarts.resumed("one", HOW, tmp_path, steps=STEPS)], [train("one", *HOW, steps=STEPS)])
+
+
+def test_a_signal_at_the_last_step_ends_the_run_and_the_next_one_finds_it_done(tmp_path):
+    last = restarts.AT
+    assert restarts.stopped("one", HOW, tmp_path, "end", rank=0, steps=last) == 143
+    assert checkpoints.step_of(checkpoints.listed(tmp_path)[-1]) == last
+    assert not restarts.resumed("one", HOW, tmp_path, steps=last).losses
+    saved = torch.load(tmp_path / f"step={last}.ckpt", weights_only=True)["state_dict"]
+    for name, value in train("one", *HOW, steps=last).weights.items():
+        assert torch.equal(saved[f"net.{name}"], value)
+
+
+def test_a_signal_after_the_last_step_is_answered_too(tmp_path):
+    late = LambdaCallback(on_train_epoch_end=lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
+    with pytest.raises(Stopped) as end:
+        train("one", *HOW, steps=4, callbacks=[late, Restartable(tmp_path)])
+    assert end.value.code == 128 + signal.SIGUSR1
+    assert [checkpoints.step_of(path) for path in checkpoints.listed(tmp_path)] == [4]
+
+
+def test_without_a_signal_nothing_changes(tmp_path):
+    straight = train("one", *HOW, steps=12)
+    before = restarts.kept()
+    check_equal([train("one", *HOW, callbacks=[Restartable(tmp_path, every=3)], steps=12)], [straight])
+    assert restarts.kept() == before
+    assert [checkpoints.step_of(path) for path in checkpoints.listed(tmp_path)] == [9, 12]
+
+
+# ---------------------------------------------------------------- signals
+
+
+@pytest.fixture
+def heard():
+    """The numbers of the signals that have come to somebody who listened before us."""
+    found, numbers = [], (signal.SIGUSR1, signal.SIGTERM)
+    before = [signal.signal(number, lambda number, _: found.append(number)) for number in numbers]
+    yield found
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+def come(condition, seconds=10):
+    """Whether something that another thread brings about has come."""
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.001)
+    return condition()
+
+
+def test_signals_wait_until_they_are_caught_and_go_on_if_nobody_answers(heard):
+    # A thread that was there before does not hold them back: it may come by way of that, and a little later.
+    stop = threading.Event()
+    threading.Thread(target=stop.wait, daemon=True).start()
+    flags = Flags(["SIGUSR1"])
+    flags.hold()
+    try:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert come(lambda: flags.received == signal.SIGUSR1)
+        flags.catch()
+        assert (heard, flags.received) == ([], signal.SIGUSR1)
+    finally:
+        flags.release()
+        stop.set()
+    assert come(lambda: heard == [signal.SIGUSR1])
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert come(lambda: heard == [signal.SIGUSR1] * 2)
+
+
+def test_a_blocked_signal_stays_pending_and_no_thread_answers_it(heard):
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+    try:
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+        flags = Flags(["SIGUSR1"])
+        flags.hold()
+        assert (heard, flags.received) == ([], 0)
+        flags.catch()
+        assert (heard, flags.received) == ([], signal.SIGUSR1)
+        flags.received = 0
+        flags.release()
+        assert signal.SIGUSR1 in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
+
+
+class Raising(pl.Callback):
+    """Breaks off."""
+
+    def on_train_batch_end(self, *_) -> None:
+        raise ArithmeticError
+
+
+def test_after_a_training_that_raises_signals_go_where_they_went(heard, tmp_path):
+    with pytest.raises(ArithmeticError):
+        train("one", *HOW, callbacks=[Raising(), Restartable(tmp_path)])
+    sent = [signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM]
+    for count, number in enumerate(sent, start=1):
+        os.kill(os.getpid(), number)
+        assert come(lambda: heard == sent[:count])  # noqa: B023
+
+
+def bare(*callbacks, **named):
+    """A Trainer that prints and writes nothing."""
+    return pl.Trainer(
+        accelerator="cpu",
+        callbacks=list(callbacks),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **named,
+    )
+
+
+def test_lightnings_handlers_answer_no_signal_before_the_training_either(tmp_path):
+    answers = []
+
+    def look(*_):
+        answers.extend(getattr(signal.getsignal(each), "__self__", None) for each in (signal.SIGUSR1, signal.SIGTERM))
+
+    bare(Restartable(tmp_path), LambdaCallback(on_sanity_check_end=look), max_steps=1).fit(BoringModel())
+    first, second = answers
+    assert isinstance(first, Flags)
+    assert first is second
+
+
+def test_another_thread_is_refused():
+    said = []
+
+    def other():
+        with pytest.raises(ConfigError, match="main thread"):
+            Flags(["SIGUSR1"]).hold()
+        said.append(True)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    thread.join()
+    assert said
+
+
+@pytest.mark.parametrize("signals", ["SIGUSR1", (), ("SIGKILL",), ("USR1",)])
+def test_wrong_signals_are_refused(tmp_path, signals):
+    with pytest.raises(ConfigError, match="signals must be names"):
+        Restartable(tmp_path, signals=signals)
+
+
+@pytest.mark.parametrize(("name", "value"), [("every", -1), ("every", 0.5), ("keep", 0)])
+def test_wrong_counts_are_refused(tmp_path, name, value):
+    with pytest.raises(ConfigError, match=f"Restartable\\({name}="):
+        Restartable(tmp_path, **{name: value})
+
+
+# ---------------------------------------------------------------- folders and files
+
+
+def saved(folder, step):
+    folder.mkdir(exist_ok=True)
+    path = folder / f"step={step}.ckpt"
+    torch.save({"weight": torch.arange(1000.0), "step": step}, path)
+    return path
+
+
+def test_the_newest_is_by_step_and_others_are_left_alone(tmp_path):
+    assert Restartable(tmp_path / "nowhere").newest() is None
+    for step in (9, 10, 100):
+        saved(tmp_path, step)
+    (tmp_path / "mine.ckpt").touch()
+    (tmp_path / ".step=110.partial").touch()
+    restartable = Restartable(tmp_path)
+    assert restartable.newest().name == "step=100.ckpt"
+    checkpoints.tidy(tmp_path, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.ckpt", "step=10.ckpt", "step=100.ckpt"]
+
+
+@pytest.mark.fault("a truncated checkpoint")
+def test_a_truncated_checkpoint_is_refused_by_name(seen, tmp_path):
+    saved(tmp_path, 4)
+    path = saved(tmp_path, 8)
+    whole = path.read_bytes()
+    for length in (0, 1, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(StateError, match=r"step=8.ckpt is not whole.*go on from step=4.ckpt: mv "):
+            Restartable(tmp_path).newest()
+    seen(
+        "cut at 5 places: refused by name before the training starts, with the command that goes on from the one before"
+    )
+
+
+@pytest.mark.fault("a corrupt checkpoint (one bit of a weight)")
+def test_a_flipped_bit_is_refused_though_torch_reads_it(seen, tmp_path):
+    path = saved(tmp_path, 8)
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.arange(1000.0).numpy().tobytes()) + 2002] ^= 1
+    path.write_bytes(content)
+    assert not torch.equal(torch.load(path)["weight"], torch.arange(1000.0))
+    with pytest.raises(StateError, match=r"the checksum of .* is wrong"):
+        Restartable(tmp_path).newest()
+    seen("torch.load reads it without a word; refused here by its checksum")
+
+
+def test_a_folder_lacks_nothing(tmp_path):
+    partial, path = tmp_path / ".step=3.partial", tmp_path / "step=3.ckpt"
+    (partial / "pieces").mkdir(parents=True)
+    torch.save(torch.ones(3), partial / "pieces" / "rank0.pt")
+    (partial / "pieces" / "data.distcp").write_bytes(b"anything")
+    checkpoints.publish(partial, path)
+    checkpoints.check(path)
+    (path / "pieces" / "data.distcp").write_bytes(b"any")
+    with pytest.raises(StateError, match="has 3 bytes, 8 were written"):
+        checkpoints.check(path)
+    (path / "pieces" / "data.distcp").unlink()
+    with pytest.raises(StateError, match="has None bytes"):
+        checkpoints.check(path)
+
+
+def test_a_folder_is_written_again_at_the_same_step(tmp_path):
+    for value in (1, 2):
+        (tmp_path / ".step=3.partial").mkdir()
+        torch.save(value, tmp_path / ".step=3.partial" / "a.pt")
+        checkpoints.publish(tmp_path / ".step=3.partial", tmp_path / "step=3.ckpt")
+    assert torch.load(tmp_path / "step=3.ckpt" / "a.pt") == 2
+    checkpoints.tidy(tmp_path, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step=3.ckpt"]
+
+
+def test_a_checkpoint_has_no_name_before_it_is_whole(tmp_path, monkeypatch):
+    order = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor, sync=os.fsync: (order.append("disk"), sync(descriptor)))
+    monkeypatch.setattr(os, "replace", lambda *names, replace=os.replace: (order.append("name"), replace(*names)))
+    shutil.copy(saved(tmp_path, 1), tmp_path / ".step=3.partial")
+    checkpoints.publish(tmp_path / ".step=3.partial", tmp_path / "step=3.ckpt")
+    # The file, its name, and the folder that holds the name.
+    assert order == ["disk", "name", "disk"]
+    assert zipfile.is_zipfile(tmp_path / "step=3.ckpt")
+
+
+def flushed(folder):
+    """What this rank has flushed by the time that checkpoints get their names, with other ranks at work."""
+    found, sync = [], os.fsync
+
+    def note(descriptor):
+        found.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).relative_to(folder))
+        sync(descriptor)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", note)
+        patch.setattr(checkpoints, "publish", lambda partial, path: found.append(Path("publish")))
+        train("fsdp2", *HOW, steps=4, callbacks=[Restartable(folder, every=4)])
+    return [str(path) for path in found]
+
+
+@pytest.mark.slow
+def test_every_rank_flushes_pieces_before_they_get_a_name(two, tmp_path):
+    first, second = two.run(flushed, tmp_path)
+    pieces = {".step=4.partial/__0_0.distcp", ".step=4.partial/__1_0.distcp", ".step=4.partial"}
+    assert first[-1] == "publish"
+    assert pieces <= set(first)
+    assert pieces <= set(second)
+
+
+def test_an_earlier_training_in_the_folder_is_refused(tmp_path):
+    saved(tmp_path, 40)
+    with pytest.raises(ConfigError, match=r"starts at step 0, and the folder has step=40.ckpt.*newest\(\)"):
+        train("one", *HOW, callbacks=[Restartable(tmp_path)], steps=4)
+
+
+def refused(folders, paths=(None, None)):
+    """What a rank is told of its folder, or of what it goes on from."""
+    rank = dist.get_rank()
+    with pytest.raises((ConfigError, StateError)) as said:
+        train("ddp", *HOW, steps=8, callbacks=[Restartable(folders[rank])], resume=paths[rank])
+    return str(said.value)
+
+
+def test_a_folder_that_ranks_do_not_share_is_refused(two, tmp_path):
+    folders = [tmp_path / "of rank 0", tmp_path / "of rank 1"]
+    for told in two.run(refused, folders):
+        assert "ranks [1] do not see what rank 0 writes there" in told
+
+
+def test_ranks_that_go_on_from_different_steps_are_refused(two, tmp_path):
+    two.run(train, "ddp", *HOW, steps=4, callbacks=[Restartable(tmp_path, every=2)])
+    paths = [str(tmp_path / f"step={step}.ckpt") for step in (2, 4)]
+    for told in two.run(refused, [tmp_path] * 2, paths):
+        assert "the ranks go on from different steps, [2, 4]" in told
+
+
+def test_processes_that_get_no_signals_are_refused(tmp_path):
+    trainer = bare(Restartable(tmp_path), strategy="ddp_fork", devices=1)
+    # By name: what is raised in another process comes as text.
+    with pytest.raises(Exception, match="processes that Lightning forks or spawns get no signal"):
+        trainer.fit(Module("one", HOW[1]), DataLoader(range(2)))
+
+
+def test_what_an_interrupted_run_has_left_is_tidied_up(tmp_path, capsys):
+    left = tmp_path / ".step=9.partial", tmp_path / "requeue"
+    for path in left:
+        path.touch()
+    train("one", *HOW, steps=2, callbacks=[Restartable(tmp_path)])
+    assert not any(path.exists() for path in left)
+    assert (
+        "DataLoader has no state_dict, so a restart within an epoch begins the epoch's data anew"
+        in capsys.readouterr().out
+    )
+
+
+def test_copies_are_not_part_of_a_fit(tmp_path):
+    copy = pickle.loads(pickle.dumps(Restartable(tmp_path, every=3, signals=["SIGUSR2"])))
+    assert (copy.folder, copy.every, copy.signals) == (tmp_path, 3, ("SIGUSR2",))
+    train("one", *HOW, callbacks=[copy], steps=4)
+
+
+# ---------------------------------------------------------------- the queue
+
+
+def test_where_there_is_no_job_nothing_is_requeued(tmp_path, monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert "no SLURM job" in requeue(signal.SIGUSR1, tmp_path)
+    # No shell sees it, and no controller.
+    monkeypatch.setenv("SLURM_JOB_ID", "1; rm -rf /")
+    assert "no SLURM job" in requeue(signal.SIGUSR1, tmp_path)
+
+
+def test_in_a_container_the_batch_script_is_asked(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("PATH", "")
+    assert "may be a cancellation" in requeue(signal.SIGTERM, tmp_path)
+    assert not (tmp_path / "requeue").exists()
+    assert "batch script has to requeue job 12" in requeue(signal.SIGUSR1, tmp_path)
+    assert (tmp_path / "requeue").exists()
+    train("one", *HOW, callbacks=[Restartable(tmp_path)], steps=2)
+    assert not (tmp_path / "requeue").exists()

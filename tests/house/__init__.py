@@ -1,0 +1,1 @@
+"""The house itself: arrows between rooms, what is published, licences, and pages that tests write."""

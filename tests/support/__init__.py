@@ -1,0 +1,1 @@
+"""What tests use and that is no test: ranks, trainings, problems, plugins, and writers of pages."""

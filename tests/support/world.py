@@ -1,0 +1,80 @@
+"""A pool of gloo ranks that is started once: `run(function, ranks, ...)` gives the results of all ranks."""
+
+import os
+import tempfile
+import traceback
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from tests.support import noted
+from tests.support.forked import forking
+
+
+class World:
+    """Ranks 0 .. size-1, each waiting for (function, arguments); a function may be any importable one."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.start()
+
+    def start(self) -> None:
+        context = forking()
+        self.file, self.broken = tempfile.mktemp(), False
+        self.pipes, self.processes = [], []
+        for rank in range(self.size):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=serve, args=(rank, self.size, self.file, theirs), daemon=True)
+            process.start()
+            self.pipes.append(ours)
+            self.processes.append(process)
+
+    def run(self, function, *arguments, **named):
+        """Call the function on every rank; the results, by rank. After a failure all ranks are started anew."""
+        if self.broken:
+            self.kill()
+            self.start()
+        self.broken = True
+        for pipe in self.pipes:
+            pipe.send((function, arguments, named))
+        answers = []
+        for rank, pipe in enumerate(self.pipes):
+            assert pipe.poll(120), f"rank {rank} of {function.__name__} did not answer"
+            answers.append(pipe.recv())
+        for rank, (ok, value, _) in enumerate(answers):
+            assert ok, f"rank {rank}:\n{value}"
+        self.broken = False
+        noted.add(answers[0][2])
+        return [value for _, value, _ in answers]
+
+    def close(self) -> None:
+        if not self.broken:
+            for pipe in self.pipes:
+                pipe.send(None)
+            for process in self.processes:
+                process.join(10)
+        self.kill()
+
+    def kill(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.join()
+
+
+def serve(rank, size, file, pipe) -> None:
+    """One rank: serve calls until None comes."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{file}", rank=rank, world_size=size, timeout=timedelta(seconds=60)
+    )
+    while (call := pipe.recv()) is not None:
+        function, arguments, named = call
+        noted.taken()  # What a call before it has left and not finished.
+        try:
+            found = function(*arguments, **named)
+            pipe.send((True, found, noted.taken()))
+        except BaseException:
+            pipe.send((False, traceback.format_exc(), []))
+    dist.destroy_process_group()

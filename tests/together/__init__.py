@@ -1,0 +1,1 @@
+"""Whole trainings: strategies, situations, faults and options, where several rooms work together."""
