@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_so import EKFAC, ConfigError, Relative, attach
+from lightning_so import EKFAC, KFAC, ConfigError, Relative, attach
 from lightning_so.core.checkpoint import checkpoint
 from lightning_so.core.solves.basis import rotating
 from lightning_so.linalg.damping import split, strength
@@ -361,19 +361,21 @@ def test_the_unit_of_the_loss_matters_where_damping_has_it():
     assert found == [True, False, False, False]
 
 
-def test_going_on_from_a_state_equals_not_having_stopped():
+@pytest.mark.parametrize("kind", [KFAC, EKFAC])
+@pytest.mark.parametrize(("at", "period"), [(9, 4), (203, 16)])  # Late and seldom, a step watches some layers alone.
+def test_going_on_from_a_state_equals_not_having_stopped(kind, at, period):
     start, (x, y), ends = net(), data(6), []
     for stop in (False, True):
         model = copy.deepcopy(start)
-        engine = attach(model, torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9), EKFAC(period=4))
-        stay(engine, lambda m=model: losses(m, x, y).mean(), 9)
+        engine = attach(model, torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9), kind(period=period))
+        stay(engine, lambda m=model: losses(m, x, y).mean(), at)
         if stop:
             state, optimizer = engine.state_dict(), copy.deepcopy(engine.optimizer.state_dict())
             engine.detach()
-            engine = attach(model, torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9), EKFAC(period=4))
+            engine = attach(model, torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9), kind(period=period))
             engine.optimizer.load_state_dict(optimizer)
             engine.load_state_dict(state)
-        stay(engine, lambda m=model: losses(m, x, y).mean(), 9)
+        stay(engine, lambda m=model: losses(m, x, y).mean(), 20)
         ends.append([p.detach() for p in model.parameters()])
     for a, b in zip(*ends, strict=True):
         assert torch.equal(a, b)

@@ -57,6 +57,8 @@ class Attached(Engine):
         own = ranks_apart.own(self, state)
         with ranks_apart.refused_together(self):
             load_state_dict(self, own)
+        # What the coming step watches hangs on its number, which has changed.
+        self.arm()
 
 
 @overload
