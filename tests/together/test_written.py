@@ -1,0 +1,59 @@
+"""Checkpoints that an earlier version has written are read, and trainings go on from them as they did then."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.written import FITS, LAYERS, MORE, VECTORS, fit, made, walk
+
+FOLDER = Path(__file__).parent / "written"
+
+
+def read(name):
+    return torch.load(FOLDER / f"{name.replace(' ', '_')}.pt", weights_only=True)
+
+
+def near(found, expected, share):
+    """Not bit for bit: the files may have been written by a processor that rounds in another way."""
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=share, atol=share)
+
+
+def go_on(loop, file):
+    """The weights of a plain loop that goes on from a file's states."""
+    parts = made(loop)
+    for part, state in zip(parts, file["states"], strict=True):
+        part.load_state_dict(state)
+    walk(*parts, range(loop.at, loop.at + MORE))
+    return {name: param.detach() for name, param in parts[0].named_parameters()}
+
+
+def test_every_file_is_read():
+    assert {path.stem.replace("_", " ") for path in FOLDER.iterdir()} == {*LAYERS, *VECTORS, *FITS}
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 1_000_000
+
+
+def test_solves_are_underway_where_they_lag():
+    assert read("soap lag")["states"][2]["flights"]
+    assert read("kfac adamw lag")["states"][2]["flights"]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_plain_loop_goes_on(name):
+    file = read(name)
+    near(go_on(LAYERS[name], file), file["expected"], 1e-9)
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_a_plain_loop_with_a_method_on_the_whole_vector_goes_on(name):
+    file = read(name)
+    near(go_on(VECTORS[name], file), file["expected"], 1e-9)
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_a_trainer_goes_on(two, tmp_path, name):
+    file, path = read(name), str(tmp_path / "written.ckpt")
+    torch.save(file["checkpoint"], path)
+    near(fit(lambda: two, FITS[name], resume=path).weights, file["expected"], 1e-9)
