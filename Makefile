@@ -74,8 +74,8 @@ format: $(READY) ## Format the code and fix what the linter can fix
 	@$(BIN)/ruff format
 
 bench: ## Print the commands of the benchmarks
-	@echo "$(BIN)/python -m benchmarks.train --problem byte_lm --method soap --lrs 1e-3 2e-3 4e-3 8e-3 --seeds 0 1 2 --jobs 2"
-	@echo "$(BIN)/python -m benchmarks.train --help   # the other problems and methods"
+	@echo "$(BIN)/python -m benchmarks.training.grid --problem byte_lm --method soap --lrs 1e-3 2e-3 4e-3 8e-3 --seeds 0 1 2 --jobs 2"
+	@echo "$(BIN)/python -m benchmarks.training.grid --help   # the other problems and methods"
 
 clean: ## Remove caches and outputs; keep .venv
 	@rm -rf .pytest_cache .ruff_cache .hypothesis build dist demo_out lightning_logs

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.bias import reported, secant
+from benchmarks.curvature.bias import reported, secant
 from lightning_so import OGR, FewDirections
 
 

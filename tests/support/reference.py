@@ -1,4 +1,4 @@
-"""An independent SOAP in float64, the oracle of the tests and of `benchmarks/reference.py`."""
+"""An independent SOAP in float64, the oracle of the tests and of `benchmarks/training/reference.py`."""
 
 import math
 

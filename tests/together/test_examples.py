@@ -47,11 +47,11 @@ def test_demo_prints_the_table_and_writes_the_plot(quickly, tmp_path):
 def test_benchmarks_write_lines(quickly, tmp_path):
     out = tmp_path / "lines.jsonl"
     grid = ["--method", "adamw", "soap", "--lrs", "3e-3", "--seeds", "0", "--steps", "20"]
-    quickly("benchmarks.train", "--problem", "autoencoder", *grid, "--out", str(out))
+    quickly("benchmarks.training.grid", "--problem", "autoencoder", *grid, "--out", str(out))
     assert len(out.read_text().splitlines()) == 2
-    assert "soap" in quickly("benchmarks.table", str(out))
+    assert "soap" in quickly("benchmarks.shared.table", str(out))
     few = ["--sides", "4", "--counts", "3", "--repeats", "1"]
-    assert "schulz" in quickly("benchmarks.solves", *few, "--out", str(out))
+    assert "schulz" in quickly("benchmarks.steps.solves", *few, "--out", str(out))
     assert len(out.read_text().splitlines()) == 6
 
 

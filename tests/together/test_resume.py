@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.resume import different, trials
+from benchmarks.resume.compare import different, trials
 
 
 @pytest.mark.slow

@@ -1,0 +1,1 @@
+"""Curvature-vector products, and what is built on them without factors: few directions, saddles, sharpness."""

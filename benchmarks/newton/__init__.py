@@ -1,0 +1,1 @@
+"""Newton's methods: least squares, conjugate gradients, Krylov, Nystrom, AdaHessian and Sophia."""

@@ -1,0 +1,1 @@
+"""How low losses end, over learning rates, seeds and settings."""
