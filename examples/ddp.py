@@ -53,7 +53,7 @@ def main() -> None:
     engine = second_order.engines[0]
     everyone = [(0, 0)] * args.devices
     # Outside the `if`: every rank has to take part.
-    dist.all_gather_object(everyone, (engine.report.solved_here, engine.comm.sent))
+    dist.all_gather_object(everyone, (engine.report.solved_here, engine.report.sent))
     if trainer.is_global_zero:
         for rank, (solved, sent) in enumerate(everyone):
             print(f"rank {rank}: {solved} of {engine.report.solves} solves, {sent / 1e6:.2f} MB sent")

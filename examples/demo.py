@@ -70,7 +70,8 @@ class Recorder(Callback):
         curve.seconds.append(sum(curve.step_seconds))
         curve.losses.append(float(trainer.callback_metrics["val_loss"]))
         if self.second_order is not None and not trainer.sanity_checking:
-            curve.extra_bytes = state_bytes(self.second_order.engines[0])
+            parts = self.second_order.engines[0].parts
+            curve.extra_bytes = state_bytes(parts.units, parts.matrices)
 
 
 def train(name: str, second_order: SecondOrder | None, steps: int) -> Curve:

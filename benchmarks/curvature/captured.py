@@ -30,8 +30,8 @@ from lightning_so.contract.vector_method import Owned, Step, VectorState
 from lightning_so.linalg.lanczos import lanczos
 from lightning_so.linalg.parabola import strides
 from lightning_so.linalg.products import FiniteDifference
-from lightning_so.probe.parameters import Whole
-from lightning_so.probe.side_effects import untouched
+from lightning_so.probe.parameters import ParameterVector
+from lightning_so.probe.side_effects import undone
 
 RATES = {"byte_lm": 2e-3, "cnn": 2e-2}  # AdamW's best of the grids.
 KS = (1, 2, 5, 10)
@@ -98,14 +98,14 @@ class Looks:
         self.hessian = self.fresh[:hessian]
         self.own: Any = None
         self.lines: list[dict[str, Any]] = []
-        self.whole: Whole
+        self.vector: ParameterVector
         self.watching: Watching
 
     def __call__(self, step: Step) -> None:
         """Measure at the weights before a step."""
-        with untouched(self.model, self.whole.params), placed(self.whole, step.weights):
+        with undone(self.model, self.vector.params), placed(self.vector, step.weights):
             grads = torch.stack([self.gradient(batch) for batch in self.fresh])
-            mine = lanczos(lambda v: step.batch.products(v[None])[0], step.gradient, LANCZOS, step.space)
+            mine = lanczos(lambda v: step.oracle.products(v[None])[0], step.gradient, LANCZOS, step.space)
             large = self.spectrum(step, grads[: len(self.hessian)].mean(0))
         gradients = torch.cat([step.gradient[None], grads, grads.mean(0)[None]])
         before = self.losses(step, None)
@@ -153,18 +153,18 @@ class Looks:
         def gradient() -> Tensor:
             return torch.stack([self.gradient(batch) for batch in self.hessian]).mean(0)
 
-        product = FiniteDifference(self.whole.weights, gradient, step.space, here=here)
+        product = FiniteDifference(self.vector.weights, gradient, step.space, here=here)
         return lanczos(product, step.space.normal(7), LANCZOS, step.space)
 
     def gradient(self, batch: Any) -> Tensor:
         """The gradient of a batch at the weights as they are."""
         with torch.enable_grad():
-            return self.whole.gradient(lambda: self.problem.loss(self.model, batch)).clone()
+            return self.vector.gradient(lambda: self.problem.loss(self.model, batch)).clone()
 
     def losses(self, step: Step, change: Tensor | None) -> Tensor:
         """Of the step's own batch first, then of the fresh ones."""
         weights = step.weights if change is None else step.weights + change
-        with untouched(self.model, self.whole.params), placed(self.whole, weights):
+        with undone(self.model, self.vector.params), placed(self.vector, weights):
             found = [self.problem.loss(self.model, batch).item() for batch in (self.own, *self.fresh)]
         return torch.tensor(found, dtype=torch.float64)
 
@@ -176,7 +176,7 @@ class Looks:
 
 
 @contextmanager
-def placed(whole: Whole, vector: Tensor) -> Iterator[None]:
+def placed(whole: ParameterVector, vector: Tensor) -> Iterator[None]:
     """Have the weights elsewhere for a while."""
     kept = whole.values()
     for numbers in (vector, kept):

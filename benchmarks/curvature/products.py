@@ -35,7 +35,7 @@ from torch.utils.checkpoint import checkpoint
 
 from benchmarks.curvature.products_page import BACKENDS, SETTINGS, page, read, table
 from lightning_so.linalg.products import STEPS, DoubleBackward, FiniteDifference, GaussNewton
-from lightning_so.probe.parameters import Whole
+from lightning_so.probe.parameters import ParameterVector
 
 WIDTH, LENGTH, BATCH, VOCABULARY = 32, 16, 8, 50
 #: Times that a cost in CPU time is the least of.
@@ -116,7 +116,7 @@ def exact(backend: str, tokens: list[Tensor]) -> tuple[dict[str, Tensor], list[T
     weights = copy.deepcopy(model.state_dict())
     model.double()
     params = list(model.parameters())
-    v = Whole.of(model.named_parameters(), model).space.normal(0).float().double()
+    v = ParameterVector.of(model.named_parameters(), model).space.normal(0).float().double()
     kind = "gauss-newton" if backend == "gauss-newton" else "double backward"
     return weights, [graphed(kind, model, some, params)(v) for some in tokens]
 
@@ -155,7 +155,7 @@ def measure(rank: int, ranks: int, meeting: str, setting: str, backend: str) -> 
     model = Model(setting)
     model.load_state_dict(weights)
     called, engine = wrapped(model, setting, ranks)
-    whole = Whole.of(model.named_parameters(), called, engine)
+    whole = ParameterVector.of(model.named_parameters(), called, engine)
     space, half = whole.space, setting == "bf16 autocast"
     autocast = partial(torch.autocast, "cpu", torch.bfloat16, enabled=half)
 

@@ -99,7 +99,7 @@ def run(setting: str, method: str, momentum: float, rate: float, seed: int, step
         number += 1
         with torch.no_grad():
             loss = float(objective(net, x, y))
-    more = 0.0 if engine is None else engine.counts.evaluations + engine.counts.forwards / 3
+    more = 0.0 if engine is None else engine.memory.counts.evaluations + engine.memory.counts.forwards / 3
     return {
         "setting": setting,
         "method": method,

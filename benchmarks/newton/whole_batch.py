@@ -98,7 +98,7 @@ def run(
         loss = optimizer.step(closure)
         found.seconds.append(time.process_time() - begun)
         found.losses.append(loss.item())
-        backwards = len(found.losses) + (0 if engine is None else engine.counts.evaluations)
+        backwards = len(found.losses) + (0 if engine is None else engine.memory.counts.evaluations)
         found.evaluations.append((forwards + 2 * backwards) / 3)
         # The loss of a step is that before it: one more step says what the last one came to.
         done = len(found.losses) > steps or found.evaluations[-1] > most or found.losses[-1] <= target

@@ -93,8 +93,8 @@ def repeat(problem: Problem, variants: list[str], settings: Settings, rank: int,
             step(lane, problem, mine)
             lane.parts["wall"].append(time.perf_counter() - begun)
             engine = lane.contender.engine
-            lane.parts["sent"].append(0 if engine is None else engine.comm.sent)
-            lane.parts["every"].append(0 if engine is None else max(engine.schedule.every, default=0))
+            lane.parts["sent"].append(0 if engine is None else engine.host.team.sent)
+            lane.parts["every"].append(0 if engine is None else max(engine.parts.units.schedule.every, default=0))
     found = [track(lane) for lane in lanes]
     for lane in lanes:
         if lane.contender.engine is not None:
@@ -107,8 +107,8 @@ def track(lane: Lane) -> Track:
     engine, parts = lane.contender.engine, lane.parts
     facts = {
         **memory(lane),
-        "interval": 0 if engine is None else engine.schedule.cycle,
-        "predicted_bytes": 0.0 if engine is None else traffic(engine),
+        "interval": 0 if engine is None else engine.parts.units.schedule.cycle,
+        "predicted_bytes": 0.0 if engine is None else traffic(engine.parts.units, engine.host, engine.parts.matrices),
         "gradient_bytes": sum(p.numel() * p.element_size() for p in lane.model.parameters()),
     }
     return Track(

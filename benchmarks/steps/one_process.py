@@ -131,7 +131,9 @@ def memory(lane: Lane) -> dict[str, Any]:
     parameter_bytes = sum(p.numel() * p.element_size() for p in lane.model.parameters())
     return {
         "optimizer_bytes": contender.optimizer_bytes() / parameter_bytes,
-        "engine_bytes": 0.0 if engine is None else state_bytes(engine) / parameter_bytes,
+        "engine_bytes": 0.0
+        if engine is None
+        else state_bytes(engine.parts.units, engine.parts.matrices) / parameter_bytes,
         "step_bytes": lane.step_bytes / parameter_bytes,
         "counters": contender.counters(),
     }

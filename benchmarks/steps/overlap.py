@@ -10,7 +10,6 @@ with `--nnodes 2 --rdzv-endpoint`. Figures are of rank 0, over the second half o
 import argparse
 import json
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from torch.nn.parallel import DistributedDataParallel
 from benchmarks.steps.sharded_memory import Equal
 from lightning_so import KFAC, attach
 from lightning_so.comm.buckets import tell
-from lightning_so.core.statistics import windows
 
 #: Whether statistics leave early, and the lag.
 VARIANTS = {"neither": (False, 0), "statistics": (True, 0), "solves": (False, 1), "both": (True, 1)}
@@ -40,19 +38,19 @@ class Training:
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3)
         self.engine = attach(self.model, self.optimizer, KFAC(period=args.period), lag=lag)
         self.waits, self.steps = list[float](), list[float]()
-        listeners: list[Any] = [partial(windows.start, self.engine)] if early else []
+        listeners: list[Any] = [self.engine.gradients_ready] if early else []
         tell(self.wrapped, lambda: listeners)
 
     def step(self, x: torch.Tensor) -> None:
         """Take one step, from a moment at which all ranks are here."""
         dist.barrier()
-        begin, waited = time.perf_counter(), self.engine.comm.seconds
+        begin, waited = time.perf_counter(), self.engine.host.team.seconds
         loss = (self.wrapped(x) - x.roll(1, 1)).square().sum(1).mean()
         self.engine.before_backward(loss)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.waits.append(self.engine.comm.seconds - waited)
+        self.waits.append(self.engine.host.team.seconds - waited)
         self.steps.append(time.perf_counter() - begin)
 
 

@@ -88,7 +88,7 @@ def measure(problem: Problem, method: FewDirections, steps: int, repeats: int) -
             "own_median_of_probing_ms": float(np.median(own[probing])),
         }
         if lane.engine is not None:
-            record["evaluations"] = lane.engine.counts.evaluations
+            record["evaluations"] = lane.engine.memory.counts.evaluations
             # Three at the first probe are to see how products are to be taken.
             record["evaluations_per_probe"] = (record["evaluations"] - 3) / (steps // method.every)
         records.append(record)

@@ -71,16 +71,16 @@ def measure(rank: int, ranks: int, meeting: str, name: str, blocks: int, width: 
         loss = (model(x) - x.roll(1, 1)).square().sum(1).mean()
         engine.before_backward(loss)
         loss.backward()
-        largest = max(largest, state_bytes(engine))
+        largest = max(largest, state_bytes(engine.parts.units, engine.parts.matrices))
         optimizer.step()
         optimizer.zero_grad()
-        largest = max(largest, state_bytes(engine))
+        largest = max(largest, state_bytes(engine.parts.units, engine.parts.matrices))
     curvature = [tensor for stack in engine.stacks for tensor in held(stack.stats) if not tensor.is_meta]
     found = {
         "curvature": sum(tensor.nbytes for tensor in curvature),
         "saved": sum(stack.hidden.nbytes for stack in engine.stacks),
-        "work space": engine.layout.scratch.nbytes(),
-        "whole": state_bytes(engine),
+        "work space": engine.parts.matrices.scratch.nbytes(),
+        "whole": state_bytes(engine.parts.units, engine.parts.matrices),
         "largest": largest,
     }
     engine.detach()

@@ -59,7 +59,7 @@ class Lane:
         soap = SOAP(start=args.period // 2, period=args.period, cap=args.cap, schedule=spread or Staggered())
         self.engine = attach(self.model, self.optimizer, soap, lag=lag) if spread else None
         if self.engine is not None:
-            self.engine.schedule.origin = -10 * args.period
+            self.engine.parts.units.schedule.origin = -10 * args.period
         self.seconds, self.sent = list[float](), list[int]()
 
     def step(self, problem: Problem, batch: Any) -> None:
@@ -71,7 +71,7 @@ class Lane:
         self.optimizer.zero_grad()
         dist.barrier()
         self.seconds.append(time.perf_counter() - begin)
-        self.sent.append(0 if self.engine is None else self.engine.comm.sent)
+        self.sent.append(0 if self.engine is None else self.engine.report.sent)
 
 
 def rank(args: argparse.Namespace) -> None:

@@ -49,7 +49,7 @@ class RawClip:
         owner, name = (deepspeed.optimizer, "clip_grad") if sharded else (deepspeed._config, "gradient_clipping")
 
         def clip() -> None:
-            engine.layout.clip(engine.params, bound)
+            engine.parts.matrices.clip(engine.host.params, bound)
             setattr(owner, name, 0.0)
             self._undo = partial(setattr, owner, name, bound)
 

@@ -9,7 +9,7 @@ from lightning_so.errors import TrustError
 SILENCE = 20
 
 
-class Alive:
+class FirstSteps:
     """Watches the first steps of a fit."""
 
     def __init__(self, engines: list[Engine], trainer: Any) -> None:

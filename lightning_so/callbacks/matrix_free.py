@@ -13,27 +13,26 @@ from lightning_so.callbacks.names import Callback
 from lightning_so.callbacks.replay import Replay
 from lightning_so.comm import unsynced
 from lightning_so.contract.vector_method import VectorMethod
-from lightning_so.core.vector import files
 from lightning_so.core.vector.engine import VectorEngine
 from lightning_so.core.vector.rewound import Again
 from lightning_so.errors import ConfigError, check_choice
 from lightning_so.linalg.products import PRODUCTS
-from lightning_so.probe.parameters import Whole
+from lightning_so.probe.parameters import ParameterVector
 from lightning_so.probe.side_effects import random_state
 
 
 @dataclass(frozen=True)
 class Replayed:
-    """See `core.around.Again`."""
+    """See `rewound.Again`."""
 
     replayed: Callable[[], Tensor]
     model: nn.Module
-    whole: Whole
+    vector: ParameterVector
 
     def gradient(self, local: bool, /) -> Tensor:
         """See `Again.gradient`."""
         with unsynced(self.model) if local else nullcontext():
-            return self.whole.gradient(self.replayed)
+            return self.vector.gradient(self.replayed)
 
     def loss(self, local: bool, /) -> Tensor:
         """See `Again.loss`."""
@@ -120,7 +119,7 @@ class MatrixFree(Callback):
         """Make the engine, once the optimizers are there."""
         self._unhook()
         if self.engine is not None:
-            self.engine.whole.comm.close()
+            self.engine.vector.comm.close()
         if len(trainer.optimizers) != 1:
             raise ConfigError(
                 f"MatrixFree works with one optimizer; configure_optimizers gave {len(trainer.optimizers)}."
@@ -142,13 +141,13 @@ class MatrixFree(Callback):
                 f"do nothing: leave it out."
             )
         if self._loaded is not None:
-            files.load_state_dict(engine, self._loaded)
+            engine.load_state_dict(self._loaded)
             self._loaded = None
         engine.stand_behind([inner for callback in trainer.callbacks for inner in getattr(callback, "engines", ())])
-        self.engine, self._replay = engine, Replay(trainer, pl_module, engine.whole)
+        self.engine, self._replay = engine, Replay(trainer, pl_module, engine.vector)
         if self.verbose:
-            engine.tell = rank_zero_only(print)
-            engine.tell(f"MatrixFree: {engine.plan}")
+            engine.memory.tell = rank_zero_only(print)
+            engine.memory.tell(f"MatrixFree: {engine.plan}")
         self._wrap(trainer)
 
     def teardown(self, trainer: Any, pl_module: nn.Module, stage: str) -> None:
@@ -196,12 +195,12 @@ class MatrixFree(Callback):
         assert self._batch is not None
         engine = self.engine
         replay, (batch, index, state), recorders = self._replay, self._batch, engine.recorders
-        half = strategies.half(trainer, engine.whole.weights)
+        half = strategies.half(trainer, engine.vector.weights)
 
         @contextmanager
         def replays() -> Iterator[Again]:
             with replay.of(batch, index, state or random_state(), recorders) as loss:
-                yield Replayed(loss, trainer.strategy.model, engine.whole)
+                yield Replayed(loss, trainer.strategy.model, engine.vector)
 
         engine.finish(
             replays,
@@ -223,7 +222,7 @@ class MatrixFree(Callback):
         """What the method remembers; before training starts, what a checkpoint has brought."""
         if self.engine is None:
             return {"engine": self._loaded}
-        return {"engine": files.state_dict(self.engine)}
+        return {"engine": self.engine.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep it until training starts."""

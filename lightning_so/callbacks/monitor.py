@@ -5,14 +5,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_so.callbacks.probing import Looking
+from lightning_so.callbacks.probing import CurvatureProbe
 from lightning_so.errors import check_count
 from lightning_so.linalg.products import BlockProduct
-from lightning_so.monitor.extremes import Sight, sight
+from lightning_so.monitor.extremes import Extremes, extremes
 from lightning_so.monitor.layers import layers as layers_of
 
 
-class CurvatureMonitor(Looking):
+class CurvatureMonitor(CurvatureProbe):
     """Log the extreme curvatures of the loss, and change nothing: weights are those of a run without it, bit for bit.
 
     Every so many steps of the optimizer, Lanczos takes a few products with the Hessian of the last micro-batch's loss,
@@ -60,26 +60,26 @@ class CurvatureMonitor(Looking):
         check_count("CurvatureMonitor", "products", products, 1, 1000)
         self.products = products
         self.layers = (layers,) if isinstance(layers, str) else tuple(layers)
-        self.last: Sight | None = None
-        self.last_of: dict[str, Sight] = {}
+        self.last: Extremes | None = None
+        self.last_of: dict[str, Extremes] = {}
         self._turns: list[tuple[str, list[int]]] = []
 
     def on_train_start(self, trainer: Any, pl_module: nn.Module) -> None:
         """Find the layers."""
         super().on_train_start(trainer, pl_module)
-        names = [piece.name for piece in self.whole.space.pieces]
+        names = [piece.name for piece in self.vector.space.pieces]
         self._turns = list(layers_of(names, self.layers, self._name).items())
 
     def look(self, trainer: Any, product: BlockProduct, gradient: Tensor) -> None:
-        """See `Looking.look`: a few steps of Lanczos, logged."""
-        space, step = self.whole.space, trainer.global_step
-        self.last = sight(product, gradient, space, steps=self.products, seed=step)
+        """See `CurvatureProbe.look`: a few steps of Lanczos, logged."""
+        space, step = self.vector.space, trainer.global_step
+        self.last = extremes(product, gradient, space, steps=self.products, seed=step)
         told = {} if self.last is None else self.last.scalars(float(trainer.optimizers[0].param_groups[0]["lr"]))
         if self._turns:
             # By the step alone: equal on all ranks, and after a resume.
             name, numbers = self._turns[(step // self.every - 1) % len(self._turns)]
             part = space.part(gradient, numbers)
-            seen = sight(product.block(numbers), part, space.block(numbers), steps=self.products, seed=step)
+            seen = extremes(product.block(numbers), part, space.block(numbers), steps=self.products, seed=step)
             if seen is not None:
                 self.last_of[name] = seen
                 told |= {f"curv/lambda_max/{name}": seen.top, f"curv/lambda_min/{name}": seen.bottom}

@@ -13,13 +13,13 @@ from lightning_so.callbacks.names import Callback
 from lightning_so.callbacks.replay import Replay
 from lightning_so.errors import ConfigError, check_choice, check_count
 from lightning_so.linalg.products import PRODUCTS, BlockProduct, FiniteDifference
-from lightning_so.probe.difference import Examined, examined
+from lightning_so.probe.difference import ProductChoice, choose_product
 from lightning_so.probe.double_backward import exact, way_out
-from lightning_so.probe.parameters import Whole
+from lightning_so.probe.parameters import ParameterVector
 from lightning_so.probe.side_effects import random_state
 
 
-class Looking(Callback, ABC):
+class CurvatureProbe(Callback, ABC):
     """Looks at the last micro-batch's loss right after every so many steps of the optimizer; see `wants` and `look`.
 
     Attributes:
@@ -43,19 +43,19 @@ class Looking(Callback, ABC):
         self._clear()
 
     def _clear(self) -> None:
-        self._whole: Whole | None = None
+        self._vector: ParameterVector | None = None
         self._replay: Replay | None = None
         self._exact: bool | None = None
-        self._examined: Examined | None = None
+        self._examined: ProductChoice | None = None
         self._loss: Tensor | None = None
         self._random: tuple[Any, ...] | None = None
         self._looked = -1
 
     @property
-    def whole(self) -> Whole:
+    def vector(self) -> ParameterVector:
         """The parameters as one vector, while a fit runs."""
-        assert self._whole is not None
-        return self._whole
+        assert self._vector is not None
+        return self._vector
 
     def wants(self, trainer: Any) -> bool:
         """Whether to look at this step, the same on every rank; asked every so many steps, before anything is computed.
@@ -74,7 +74,7 @@ class Looking(Callback, ABC):
 
         Args:
             trainer: The Trainer.
-            product: `v -> H v` over `whole.space`; a `FiniteDifference` where differences were asked for.
+            product: `v -> H v` over `vector.space`; a `FiniteDifference` where differences were asked for.
             gradient: g at the weights.
         """
 
@@ -84,13 +84,13 @@ class Looking(Callback, ABC):
         assert self._loss is not None
         assert self._replay.loss is not None
         total = torch.stack([loss.double().reshape(()) for loss in (self._loss, self._replay.loss)])
-        self.whole.comm.sum(total)
-        here, there = (total / self.whole.comm.ranks).tolist()
+        self.vector.comm.sum(total)
+        here, there = (total / self.vector.comm.ranks).tolist()
         return here, there
 
     def half(self, trainer: Any) -> bool:
         """Whether gradients are of half precision."""
-        return strategies.half(trainer, self.whole.weights)
+        return strategies.half(trainer, self.vector.weights)
 
     def tell(self, trainer: Any, values: dict[str, float]) -> None:
         """Give scalars to the Trainer's loggers, at this step."""
@@ -108,13 +108,15 @@ class Looking(Callback, ABC):
     def on_train_start(self, trainer: Any, pl_module: nn.Module) -> None:
         """Say what the whole vector is: the parameters that are trained."""
         self._clear()
-        self._whole = Whole.of(pl_module.named_parameters(), trainer.strategy.model, strategies.engine(trainer))
-        self._replay = Replay(trainer, pl_module, self._whole)
+        self._vector = ParameterVector.of(
+            pl_module.named_parameters(), trainer.strategy.model, strategies.engine(trainer)
+        )
+        self._replay = Replay(trainer, pl_module, self._vector)
 
     def teardown(self, trainer: Any, pl_module: nn.Module, stage: str) -> None:
         """Give back what was set up."""
-        if self._whole is not None:
-            self._whole.comm.close()
+        if self._vector is not None:
+            self._vector.comm.close()
         self._clear()
 
     def on_exception(self, trainer: Any, pl_module: nn.Module, exception: BaseException) -> None:
@@ -147,7 +149,7 @@ class Looking(Callback, ABC):
         if self.product == "difference" or self._exact is False:
             return None
         first = self._exact is None
-        found = exact(self.whole, trainer.strategy.model, loss, probe=first)
+        found = exact(self.vector, trainer.strategy.model, loss, probe=first)
         self._exact = not isinstance(found, str)
         if isinstance(found, str):
             if self.product == "exact":
@@ -164,15 +166,15 @@ class Looking(Callback, ABC):
 
         def gradient() -> Tensor:
             self.evaluations += 1
-            return self.whole.gradient(loss)
+            return self.vector.gradient(loss)
 
         here = gradient()
         self._loss = self._replay.loss
         if self._examined is None:
-            self._examined = examined(self._name, self.whole, gradient, here, self.half(trainer))
+            self._examined = choose_product(self._name, self.vector, gradient, here, self.half(trainer))
             self._say(f"{self._examined}, every {self.every} steps.")
         how = self._examined
-        return FiniteDifference(self.whole.weights, gradient, self.whole.space, how.step, how.central, here), here
+        return FiniteDifference(self.vector.weights, gradient, self.vector.space, how.step, how.central, here), here
 
     def _say(self, what: str) -> None:
         if self.verbose:

@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_so.callbacks import strategies
-from lightning_so.probe.parameters import Whole
+from lightning_so.probe.parameters import ParameterVector
 from lightning_so.probe.scalar import scalar
-from lightning_so.probe.side_effects import set_random_state, untouched
+from lightning_so.probe.side_effects import set_random_state, undone
 
 
 class Replay:
@@ -23,15 +23,15 @@ class Replay:
         loss: This rank's loss where the last gradient was taken; None before.
     """
 
-    def __init__(self, trainer: Any, module: nn.Module, whole: Whole) -> None:
+    def __init__(self, trainer: Any, module: nn.Module, vector: ParameterVector) -> None:
         """Remember where things are.
 
         Args:
             trainer: The Trainer.
             module: Its LightningModule.
-            whole: The parameters.
+            vector: The parameters.
         """
-        self._trainer, self._module, self._whole = trainer, module, whole
+        self._trainer, self._module, self._vector = trainer, module, vector
         self.loss: Tensor | None = None
 
     @contextmanager
@@ -43,7 +43,7 @@ class Replay:
         Args:
             batch: The batch.
             index: Its number.
-            state: The generators' states at the step; see `core.untouched.random_state`.
+            state: The generators' states at the step; see `probe.side_effects.random_state`.
             recorders: Of methods that observe layers, which are not to observe these passes.
 
         Yields:
@@ -51,8 +51,8 @@ class Replay:
         """
         with ExitStack() as stack:
             stack.enter_context(_silent(self._module))
-            stack.enter_context(untouched(self._module, self._whole.params))
-            stack.enter_context(self._whole.forward.kept())
+            stack.enter_context(undone(self._module, self._vector.params))
+            stack.enter_context(self._vector.forward.kept())
             for recorder in recorders:
                 stack.enter_context(recorder.ignoring())
             yield lambda: self._loss(batch, index, state)

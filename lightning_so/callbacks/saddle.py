@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from lightning_so.callbacks import strategies
-from lightning_so.callbacks.probing import Looking
+from lightning_so.callbacks.probing import CurvatureProbe
 from lightning_so.callbacks.signals import inside_handler
 from lightning_so.contract.vector_method import CURVATURES
 from lightning_so.errors import ConfigError, check_choice, check_count, check_range
 from lightning_so.linalg.lanczos import lanczos
 from lightning_so.linalg.line import Point, downhill
 from lightning_so.linalg.products import BlockProduct, FiniteDifference, move, moved
-from lightning_so.probe.difference import Examined
+from lightning_so.probe.difference import ProductChoice
 
 #: The first distance tried is at least this share of the length of the weights: on a saddle the model says 0.
 SHARE = 1e-3
@@ -45,7 +45,7 @@ class Escape:
     gain: float = 0.0
 
 
-class SaddleEscape(Looking):
+class SaddleEscape(CurvatureProbe):
     """Leave saddle points; where the loss falls, or no curvature is negative, nothing changes, bit for bit.
 
     Every so many steps the mean training losses of the two halves of these steps are compared. On a plateau Lanczos
@@ -117,13 +117,13 @@ class SaddleEscape(Looking):
     def on_train_start(self, trainer: Any, pl_module: nn.Module) -> None:
         """Begin a window, or go on with that of a checkpoint."""
         super().on_train_start(trainer, pl_module)
-        self._sums = torch.zeros(2, 2, dtype=torch.float64, device=self.whole.space.device)
+        self._sums = torch.zeros(2, 2, dtype=torch.float64, device=self.vector.space.device)
         if self._loaded is not None:
             for name in KEPT:
                 setattr(self, name, self._loaded[name])
             how = self._loaded["examined"]
-            self._examined = None if how is None else Examined(**how)
-            if self.whole.comm.rank == 0:  # They are sums over ranks.
+            self._examined = None if how is None else ProductChoice(**how)
+            if self.vector.comm.rank == 0:  # They are sums over ranks.
                 self._sums += self._sums.new_tensor(self._loaded["sums"])
         self._loaded = None
 
@@ -141,7 +141,7 @@ class SaddleEscape(Looking):
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def wants(self, trainer: Any) -> bool:
-        """See `Looking.wants`: on a plateau; less and less often if nothing is found."""
+        """See `CurvatureProbe.wants`: on a plateau; less and less often if nothing is found."""
         if not self._plateau():
             self._wait = self._left = 0
         elif self._left:
@@ -165,15 +165,15 @@ class SaddleEscape(Looking):
 
     def _over_ranks(self) -> list[list[float]]:
         total = self._sums.clone()
-        self.whole.comm.sum(total)
+        self.vector.comm.sum(total)
         return total.tolist()
 
     # ---------------------------------------------------------------- where, and how far
 
     def look(self, trainer: Any, product: BlockProduct, gradient: Tensor) -> None:
-        """See `Looking.look`: find a direction, go along it."""
+        """See `CurvatureProbe.look`: find a direction, go along it."""
         assert isinstance(product, FiniteDifference)
-        space, trained = self.whole.space, self._trained(trainer)
+        space, trained = self.vector.space, self._trained(trainer)
         # Twice the wait, unless this look finds a way.
         self._left = self._wait = 2 * self._wait + 1
         g, start = trained * gradient, trained * space.normal(trainer.global_step)
@@ -198,7 +198,7 @@ class SaddleEscape(Looking):
 
     def _go(self, product: FiniteDifference, v: Tensor, slope: float, curvature: float) -> Escape:
         """Move along v, as far as it goes down."""
-        space, weights = self.whole.space, self.whole.weights
+        space, weights = self.vector.space, self.vector.weights
         parts = space.split(v)
 
         def at(distance: float) -> Point:
@@ -226,9 +226,9 @@ class SaddleEscape(Looking):
             for group in optimizer.param_groups
             for param in group["params"]
         }
-        space = self.whole.space
+        space = self.vector.space
         parts = [torch.empty(0, dtype=space.dtype, device=space.device)]
-        for param, piece in zip(self.whole.params, space.pieces, strict=True):
+        for param, piece in zip(self.vector.params, space.pieces, strict=True):
             parts.append(parts[0].new_full((piece.count,), float(rates.get(param, 0.0) > 0)))
         return torch.cat(parts)
 
@@ -240,7 +240,7 @@ class SaddleEscape(Looking):
             return self._loaded
         # Inside a signal's handler no rank may begin an exchange: the window then begins anew.
         sums = [[0.0, 0.0], [0.0, 0.0]]
-        if self._whole is not None and not inside_handler():
+        if self._vector is not None and not inside_handler():
             sums = self._over_ranks()
         how = None if self._examined is None else dict(vars(self._examined))
         return {"sums": sums, "examined": how, **{name: getattr(self, name) for name in KEPT}}

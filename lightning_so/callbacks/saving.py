@@ -20,8 +20,8 @@ from lightning_so.core.step import progress
 
 def kind(engine: Engine, asked: str) -> str:
     """How much curvature to write: none inside a signal's handler where not every rank has all of it."""
-    several = bool(engine.recorders) or engine.layout.split or engine.access.local
-    return "rebuild" if engine.peers.ranks > 1 and several and inside_handler() else asked
+    several = bool(engine.recorders) or engine.parts.matrices.sharded or engine.host.access.local
+    return "rebuild" if engine.host.world.ranks > 1 and several and inside_handler() else asked
 
 
 def write(engines: Sequence[Engine], checkpoint: dict[str, Any]) -> None:
@@ -33,14 +33,15 @@ def write(engines: Sequence[Engine], checkpoint: dict[str, Any]) -> None:
     """
     states = checkpoint.get("optimizer_states") or []
     for number, engine in enumerate(engines[: len(states)]):
-        states[number] = plain_moments.plain_optimizer_state(engine, states[number], alone=inside_handler())
+        states[number] = plain_moments.plain_optimizer_state(engine.parts, states[number], alone=inside_handler())
         # Folders of pieces are read group by group, by the keys that a new optimizer's groups have: no stamp there.
         checkpoint[stamp.STAMP] = stamp.MARK
 
 
 def leaving(engine: Engine) -> plain_moments.Leaving | None:
     """See `plain_moments.leaving`; nothing inside a signal's handler where it takes an exchange."""
-    return None if engine.layout.split and inside_handler() else plain_moments.leaving(engine)
+    alone = engine.parts.matrices.sharded and inside_handler()
+    return None if alone else plain_moments.leaving(engine.parts)
 
 
 def wrap(strategy: Any, engines: Sequence[Engine]) -> list[str]:
@@ -58,7 +59,9 @@ def wrap(strategy: Any, engines: Sequence[Engine]) -> list[str]:
     def lightning_module_state_dict() -> dict[str, Any]:
         with ExitStack() as stack:
             # A list: every engine's are shown.
-            if not any([stack.enter_context(progress.shown(engine)) for engine in engines]):
+            if not any(
+                [stack.enter_context(progress.shown(engine.hidden, engine.parts.matrices)) for engine in engines]
+            ):
                 return weights()
             found = weights().items()
             return {name: value.clone() if isinstance(value, Tensor) else value for name, value in found}
@@ -68,7 +71,7 @@ def wrap(strategy: Any, engines: Sequence[Engine]) -> list[str]:
         for engine in engines:
             engine.aside = True
         try:
-            return plain_moments.collected(engines, partial(state, optimizer))
+            return plain_moments.collected([engine.parts for engine in engines], partial(state, optimizer))
         finally:
             for engine in engines:
                 engine.aside = False
@@ -76,7 +79,7 @@ def wrap(strategy: Any, engines: Sequence[Engine]) -> list[str]:
     def save_checkpoint(*args: Any, **kwargs: Any) -> None:
         with ExitStack() as stack:
             for engine in engines:
-                stack.enter_context(plain_moments.plainly(engine, alone=inside_handler()))
+                stack.enter_context(plain_moments.plainly(engine.parts, alone=inside_handler()))
             save(*args, **kwargs)
 
     strategy.lightning_module_state_dict, strategy.optimizer_state = lightning_module_state_dict, optimizer_state

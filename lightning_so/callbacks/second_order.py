@@ -8,20 +8,17 @@ from torch.optim import Optimizer
 
 from lightning_so.callbacks import saving, strategies
 from lightning_so.callbacks.clipping import RawClip
-from lightning_so.callbacks.first_steps import Alive
+from lightning_so.callbacks.first_steps import FirstSteps
 from lightning_so.callbacks.names import Callback
 from lightning_so.comm import SHARDINGS, Local, ambient
 from lightning_so.contract.method import Method
-from lightning_so.core import telemetry as proof
 from lightning_so.core.attach.hooks import hooks
-from lightning_so.core.checkpoint import checkpoint as kinds
-from lightning_so.core.checkpoint import stamp
-from lightning_so.core.checkpoint.checkpoint import KINDS
+from lightning_so.core.checkpoint import checkpoint, stamp
 from lightning_so.core.engine import Engine
-from lightning_so.core.options import Checks
+from lightning_so.core.host import Host
+from lightning_so.core.options import Checks, Options
 from lightning_so.core.plan.mixture import Mixture
-from lightning_so.core.statistics.windows import everywhere
-from lightning_so.core.telemetry import Telemetry
+from lightning_so.core.telemetry import Telemetry, summary
 from lightning_so.errors import ConfigError, StateError, check_choice, check_range
 
 #: How a run goes on from each kind of state.
@@ -75,7 +72,7 @@ class SecondOrder(Callback):
         """Check the arguments; everything else happens when training starts."""
         Mixture.of(method)
         check_range("SecondOrder", "min_coverage", min_coverage, 0.0, 1.0)
-        check_choice("SecondOrder", "state", state, KINDS)
+        check_choice("SecondOrder", "state", state, checkpoint.KINDS)
         self.method, self.route, self.min_coverage, self.print_plan = method, route, min_coverage, print_plan
         check_choice("SecondOrder", "reduction", reduction, (None, "mean", "sum"))
         check_choice("SecondOrder", "lag", lag, (0, 1))
@@ -89,7 +86,7 @@ class SecondOrder(Callback):
     def _clear(self) -> None:
         """Everything that belongs to a running fit."""
         self.engines, self._telemetry, self._hooks = list[Engine](), list[Telemetry](), list[Any]()
-        self._alive: Alive | None = None
+        self._alive: FirstSteps | None = None
         self._wrapped: Any = None
         self._comm: Local | None = None
         self._raw = RawClip()
@@ -114,20 +111,11 @@ class SecondOrder(Callback):
         self._unhook(trainer)
         optimizers = [strategies.client(optimizer) for optimizer in trainer.optimizers]
         accesses = [strategies.access(trainer, optimizer, self.sharding) for optimizer in optimizers]
+        mixture = Mixture.of(self.method)
+        options = Options(mixture, self.route, self.min_coverage, self.checks, self.reduction, self.lag)
         self._comm, self._told = ambient(sharded=any(access.sharded for access in accesses)), False
         self.engines = [
-            Engine(
-                pl_module,
-                optimizer,
-                self.method,
-                roles=self.route,
-                min_coverage=self.min_coverage,
-                checks=self.checks,
-                comm=self._comm,
-                access=access,
-                reduction=self.reduction,
-                lag=self.lag,
-            )
+            Engine(Host.of(pl_module, optimizer, access=access, world=self._comm), options)
             for optimizer, access in zip(optimizers, accesses, strict=True)
         ]
         for engine in self.engines:
@@ -145,12 +133,12 @@ class SecondOrder(Callback):
             engine.follow()
         if self._loaded is None:
             for engine in self.engines:
-                stamp.check_stamp(engine, self._stamped)
+                stamp.check_stamp(engine.optimizer, self._stamped)
         elif len(self._loaded) != len(self.engines):
             raise StateError(f"the checkpoint has {len(self._loaded)} optimizers, this run {len(self.engines)}.")
         else:
             for engine, state in zip(self.engines, self._loaded, strict=True):
-                kinds.read(engine, state, cold=self.state == "rebuild")
+                checkpoint.read(engine.parts, state, cold=self.state == "rebuild")
         self._loaded, self._stamped = None, False
         for engine in self.engines:
             # Not before: torch makes the state of FSDP2's optimizers by a step of zeros, into which it loads.
@@ -158,13 +146,13 @@ class SecondOrder(Callback):
             engine.arm()
         self._hooks += strategies.overlap(trainer, self.engines)
         self._telemetry = [Telemetry(engine) for engine in self.engines]
-        self._alive = Alive(self.engines, trainer)
+        self._alive = FirstSteps(self.engines, trainer)
 
     def on_train_end(self, trainer: Any, pl_module: nn.Module) -> None:
         """Say what was done; give every rank the factors, so that `curvature` works when the ranks have parted."""
         for engine in self.engines:
-            everywhere(engine)
-            engine.tell(proof.summary(engine))
+            engine.share_factors()
+            engine.tell(summary(engine))
 
     def on_exception(self, trainer: Any, pl_module: nn.Module, exception: BaseException) -> None:
         """Leave no weight hidden; what callbacks after us need to save a checkpoint stays until `_wrap` undoes it."""
@@ -186,7 +174,7 @@ class SecondOrder(Callback):
             return
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         fused = getattr(engine.optimizer, "_step_supports_amp_scaling", False)
-        if scaler is not None and fused and any(p.grad is not None for p in engine.params):
+        if scaler is not None and fused and any(p.grad is not None for p in engine.host.params):
             # Lightning leaves the scale to a fused step; unscaled here, the step is the same and statistics are right.
             scaler.unscale_(engine.optimizer)
         engine.step(self._raw.before(trainer, pl_module, optimizer, engine))
@@ -195,12 +183,9 @@ class SecondOrder(Callback):
         """Tell taps by what the loss is multiplied and divided."""
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         divided = trainer.accumulate_grad_batches if pl_module.automatic_optimization else None
+        scale = scaler.get_scale() if scaler is not None else 1.0
         for engine in self.engines:
-            for recorder in engine.recorders:
-                recorder.accumulate = divided
-                recorder.loss_scale = scaler.get_scale() if scaler is not None else 1.0
-                if recorder.announced is None and pl_module.automatic_optimization:
-                    recorder.announced = False
+            engine.loss_is(divided=divided, scale=scale, shown=pl_module.automatic_optimization)
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
         """Show the loss to the engines that observe layers."""
@@ -225,7 +210,7 @@ class SecondOrder(Callback):
         """One state an optimizer; before training starts, what a checkpoint has brought."""
         if not self.engines and self._loaded is not None:
             return {"engines": self._loaded}
-        return {"engines": [kinds.write(engine, saving.kind(engine, self.state)) for engine in self.engines]}
+        return {"engines": [checkpoint.write(engine.parts, saving.kind(engine, self.state)) for engine in self.engines]}
 
     def on_save_checkpoint(self, trainer: Any, pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
         """Write moments in plain coordinates."""

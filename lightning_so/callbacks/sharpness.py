@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from lightning_so.callbacks import strategies
-from lightning_so.callbacks.probing import Looking
+from lightning_so.callbacks.probing import CurvatureProbe
 from lightning_so.callbacks.second_order import SecondOrder
 from lightning_so.contract.vector_method import CURVATURES
 from lightning_so.errors import ConfigError, check_choice, check_range
@@ -21,7 +21,7 @@ MEMORY = 0.7
 ADAM = (Adam, AdamW)
 
 
-class SharpnessGuard(Looking):
+class SharpnessGuard(CurvatureProbe):
     """Cap the learning rate by the top curvature of the preconditioned Hessian; below the cap nothing changes.
 
         l = top eigenvalue of P^-1/2 H P^-1/2,   P = sqrt(v) + eps of Adam, the identity of SGD
@@ -117,7 +117,7 @@ class SharpnessGuard(Looking):
     def _stepped(self, *_: Any) -> None:
         self._calls += 1
         # DeepSpeed calls the optimizer several times a step.
-        if self._calls >= len(self.whole.access.calls() or [()]):
+        if self._calls >= len(self.vector.access.calls() or [()]):
             self._restore()
 
     def _restore(self) -> None:
@@ -127,9 +127,9 @@ class SharpnessGuard(Looking):
             group["lr"] = rate
 
     def look(self, trainer: Any, product: BlockProduct, gradient: Tensor) -> None:
-        """See `Looking.look`: power iteration with the preconditioned Hessian."""
+        """See `CurvatureProbe.look`: power iteration with the preconditioned Hessian."""
         optimizer = strategies.client(trainer.optimizers[0])
-        root, space = self._root(optimizer), self.whole.space
+        root, space = self._root(optimizer), self.vector.space
         v = space.normal(0) if self._v is None else self._v
         for _ in range(FIRST if self._v is None else 1):
             u = root * product(root * v)
@@ -153,11 +153,11 @@ class SharpnessGuard(Looking):
 
     def _root(self, optimizer: Optimizer) -> Tensor:
         """`P^-1/2`, a vector of the space."""
-        whole = self.whole
-        group_of = {param: group for group in whole.access.groups(optimizer) for param in group["params"]}
-        parts = [torch.empty(0, dtype=whole.space.dtype, device=whole.space.device)]
-        for param, weight in zip(whole.params, whole.weights, strict=True):
-            state, group = whole.access.state(optimizer, param), group_of.get(param)
+        vector = self.vector
+        group_of = {param: group for group in vector.access.groups(optimizer) for param in group["params"]}
+        parts = [torch.empty(0, dtype=vector.space.dtype, device=vector.space.device)]
+        for param, weight in zip(vector.params, vector.weights, strict=True):
+            state, group = vector.access.state(optimizer, param), group_of.get(param)
             if group is None or not isinstance(optimizer, ADAM):
                 parts.append(parts[0].new_full((weight.numel(),), float(group is not None)))
                 continue

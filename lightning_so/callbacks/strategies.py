@@ -1,7 +1,6 @@
 """Which of Lightning's strategies `SecondOrder` runs under, and where they keep the numbers of parameters."""
 
 from collections.abc import Iterable
-from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +9,6 @@ from torch.optim import Optimizer
 
 from lightning_so.comm import Access, access_of
 from lightning_so.core.engine import Engine
-from lightning_so.core.statistics import windows
 from lightning_so.errors import ConfigError
 from lightning_so.strategies.deepspeed_config import find
 
@@ -129,4 +127,4 @@ def overlap(trainer: Any, engines: list[Engine]) -> list[Any]:
     """
     if not hasattr(trainer.strategy, "listen"):
         return []
-    return [trainer.strategy.listen(partial(windows.start, engine)) for engine in engines]
+    return [trainer.strategy.listen(engine.gradients_ready) for engine in engines]

@@ -4,7 +4,7 @@ from lightning_so.comm.access.whole import SHARDINGS, Access
 from lightning_so.comm.choose import access_of, ambient, forward_of
 from lightning_so.comm.filled import filled
 from lightning_so.comm.forward.plain import Forward, Sent
-from lightning_so.comm.local import Local, spread
+from lightning_so.comm.local import Local, replicated_tensors
 from lightning_so.comm.meeting import available, meeting
 from lightning_so.comm.pieces import Pieces
 from lightning_so.comm.replicated import Replicated, group_of
@@ -27,7 +27,7 @@ __all__ = [
     "forward_of",
     "group_of",
     "meeting",
-    "spread",
+    "replicated_tensors",
     "unsynced",
     "unwrapped",
 ]

@@ -82,7 +82,7 @@ class Local:
         """Give back what was set up; the communicator is not used afterwards."""
 
 
-def spread(comm: Local, tensors: list[list[Tensor]]) -> list[list[Tensor]]:
+def replicated_tensors(comm: Local, tensors: list[list[Tensor]]) -> list[list[Tensor]]:
     """Copies on every rank of what each has: one padded all-gather.
 
     Args:

@@ -1,15 +1,11 @@
-"""One matrix of one parameter, by its fully qualified name, and stacks of equal ones."""
+"""One matrix of one parameter, by its fully qualified name, and stacks of alike ones."""
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_so.layers.registry import Layer
-
-if TYPE_CHECKING:
-    from lightning_so.contract.method import Method
 
 
 @dataclass(eq=False)
@@ -42,7 +38,6 @@ class Block:
         role: "hidden", "embedding" or "head".
         rows: Rows of the matrix.
         cols: Columns of the matrix.
-        method: What works on it.
         shape: Shape of the whole parameter, whatever of it is on this rank.
         bias: The parameter that is the last column, or None.
         tap: The layer, for methods that need its rows.
@@ -57,7 +52,6 @@ class Block:
     role: str
     rows: int
     cols: int
-    method: "Method"
     shape: torch.Size
     bias: nn.Parameter | None = None
     tap: Tap | None = None
@@ -88,7 +82,7 @@ class Block:
 
 
 @dataclass(eq=False)
-class Stack:
+class StackSpec:
     """Blocks of one method, shape, dtype, device, role and owner: their tensors live in one batch, one call serves all.
 
     Attributes:
@@ -98,10 +92,6 @@ class Stack:
         alike: Blocks that would be in the stack if all had one owner.
         here: Whether this rank works on its matrices.
         shared: Whether every rank has its curvature, not only those that work on its matrices.
-        hidden: Room for the saved parameters p0, or for this rank's pieces of them; see `layout`.
-        saved: Views of `hidden`, by block one a parameter.
-        stats: What the method keeps, opaque to the engine.
-        kinds: Of which kinds the method is, as far as was asked.
     """
 
     blocks: list[Block]
@@ -110,20 +100,11 @@ class Stack:
     alike: int = 1
     here: bool = True
     shared: bool = True
-    hidden: Tensor = field(default_factory=lambda: torch.empty(0))
-    saved: list[list[Tensor]] = field(default_factory=list)
-    stats: Any = None
-    kinds: dict[type, bool] = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns of every matrix of the stack."""
         return self.blocks[0].rows, self.blocks[0].cols
-
-    @property
-    def method(self) -> "Method":
-        """The method of all its blocks."""
-        return self.blocks[0].method
 
     @property
     def parts(self) -> int:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_so.actions.moments import Base
-from lightning_so.contract.block import Block, Stack, Tap
+from lightning_so.contract.block import Block, StackSpec, Tap
 from lightning_so.contract.method import Taps
 from lightning_so.errors import check_choice, check_count, check_range
 from lightning_so.layers.factor_rows import factor_rows, loss_terms, thin
@@ -45,6 +45,7 @@ class Factors:
         weight: Sum of the moving average's weights, shape (B,): factors are divided by it.
         counts: Terms of the windows: input positions and loss terms, shape (B, 2). Not saved.
         transposed: Whether the input side is the rows of the matrix.
+        rule: How the damping of solves to come is found.
     """
 
     sides: tuple[Side, Side]
@@ -52,6 +53,7 @@ class Factors:
     weight: Tensor
     counts: Tensor
     transposed: bool
+    rule: Relative | float
 
     def oriented(self, pair: tuple[T, T]) -> tuple[T, T]:
         """See the function."""
@@ -62,7 +64,7 @@ class Layerwise:
     """The half of a method that observes layers: `A = E[a a']`, `G = E[g g']`.
 
     Attributes:
-        fisher: Whose g: "empirical", "sampled" or "exact", see `core.fisher`.
+        fisher: Whose g: "empirical", "sampled" or "exact", see `core.statistics.fisher`.
         sharing: "expand": every position is a sample; "reduce": positions of a sample are summed first.
         rows: Most rows of a micro-batch that build a factor.
         cap: Largest tile of a side; None takes 1024.
@@ -117,27 +119,31 @@ class Layerwise:
         inputs, outputs = (tiles.label(shape.cuts) for shape in self.shapes(block))
         return f"{bias}; {groups}inputs {inputs}, outputs {outputs}"
 
-    def statistics(self, stack: Stack) -> Factors:
+    def statistics(self, stack: StackSpec, rule: Relative | float) -> Factors:
         """The factors of a stack, all zero."""
         count, first = len(stack.blocks), stack.blocks[0]
         place = {"dtype": stack.dtype, "device": stack.device}
         a, g = (kron.statistics(shape, count, **place, home=stack.home) for shape in self.shapes(first))
         assert first.tap is not None
         weight, counts = torch.zeros(count, **place), torch.zeros(count, 2, **place)
-        return Factors((a, g), torch.zeros(count), weight, counts, first.tap.layer.input_side == 0)
+        return Factors((a, g), torch.zeros(count), weight, counts, first.tap.layer.input_side == 0, rule)
 
-    # ---------------------------------------------------------------- see core.method.Tapped
+    def dampen(self, stats: Factors, damping: float) -> None:
+        """See `contract.method.TakesDamping.dampen`."""
+        stats.rule = damping
 
-    def everywhere(self, base: Base) -> bool:
-        """See `core.method.Tapped.everywhere`: no."""
+    # ---------------------------------------------------------------- see contract.method.ObservesRows
+
+    def needed_by_all(self, base: Base) -> bool:
+        """See `contract.method.ObservesRows.needed_by_all`: no."""
         return False
 
     def terms(self, tap: Tap, x: Tensor, g: Tensor) -> Tensor | float:
-        """See `core.method.Tapped.terms`."""
+        """See `contract.method.ObservesRows.terms`."""
         return loss_terms(tap.layer, x, g, reduce=self.sharing == "reduce")
 
     def clear(self, stats: Factors, row: int) -> None:
-        """See `core.method.Tapped.clear`."""
+        """See `contract.method.ObservesRows.clear`."""
         stats.counts[row] = 0
         for side in stats.sides:
             side.forget(row)
@@ -145,7 +151,7 @@ class Layerwise:
     def collect(
         self, stats: Factors, row: int, block: Block, x: Tensor, g: Tensor, terms: Tensor | float, step: int
     ) -> None:
-        """See `core.method.Tapped.collect`."""
+        """See `contract.method.ObservesRows.collect`."""
         tap, (inputs, outputs) = block.tap, stats.sides
         assert tap is not None
         x, g, share = self.thinned(block, x, g, step)
@@ -163,11 +169,11 @@ class Layerwise:
         return thin(block.tap.layer, x, g, positions=positions, most=self.rows, step=step)
 
     def windows(self, stats: Factors, row: int) -> list[Tensor]:
-        """See `core.method.Tapped.windows`."""
+        """See `contract.method.ObservesRows.windows`."""
         return [stats.counts[row], *(window for side in stats.sides for window in side.window(row))]
 
     def window_shapes(self, stats: Factors, row: int) -> list[torch.Size]:
-        """See `core.method.Tapped.window_shapes`."""
+        """See `contract.method.ObservesRows.window_shapes`."""
         return [stats.counts.shape[1:], *(shape for side in stats.sides for shape in side.window_shapes)]
 
     def fold(self, stats: Factors, row: int, step: int, scale: float) -> None:
@@ -183,19 +189,19 @@ class Layerwise:
         stats.sides[1].fold(row, kept, added * scale / terms)
         stats.counts[row] = 0
 
-    def common(self, stats: Factors, row: int) -> list[Tensor]:
-        """See `core.method.Tapped.common`: nothing."""
+    def shared_windows(self, stats: Factors, row: int) -> list[Tensor]:
+        """See `contract.method.ObservesRows.shared_windows`: nothing."""
         return []
 
-    def fold_common(self, stats: Factors, row: int, step: int, scale: float) -> None:
-        """See `core.method.Tapped.fold_common`: nothing."""
+    def fold_shared(self, stats: Factors, row: int, step: int, scale: float) -> None:
+        """See `contract.method.ObservesRows.fold_shared`: nothing."""
 
     def second_moments(self, stats: Factors, row: int) -> tuple[tuple[Tensor, Tensor], Tensor] | None:
         """Dense bases of both sides and the second moments in them of one block, where there are some; copies."""
         return None
 
     def factors(self, stats: Factors) -> Iterator[tuple[str, Tensor]]:
-        """See `core.method.Solver.factors`."""
+        """See `contract.method.Solves.factors`."""
         yield "folded", stats.folded
         yield "weight", stats.weight
         for name, side in zip(SIDES, stats.sides, strict=True):

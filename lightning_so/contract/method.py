@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_so.actions.moments import Base
-from lightning_so.contract.block import Block, Stack, Tap
+from lightning_so.contract.block import Block, StackSpec, Tap
 from lightning_so.contract.spread import Spread
 from lightning_so.contract.unit import Unit
 from lightning_so.linalg.result import Result
@@ -48,13 +48,13 @@ class Method(Protocol):
 
     Attributes:
         taps: What the method observes.
-        trust: Bound kappa of the step in the curvature's metric, where the method preconditions; None for none.
+        step_bound: Bound kappa of the step in the curvature's metric, where the method preconditions; None for none.
     """
 
     taps: ClassVar[Taps]
 
     @property
-    def trust(self) -> float | None:
+    def step_bound(self) -> float | None:
         """See above."""
         ...
 
@@ -74,19 +74,19 @@ class Method(Protocol):
         """What happens to the block at this step."""
         ...
 
-    def init(self, stack: Stack, base: Base) -> Any:
+    def init(self, stack: StackSpec, base: Base) -> Any:
         """The statistics of a stack under a base, created eagerly; shapes depend on the stack alone."""
         ...
 
-    def units(self, index: int, stack: Stack) -> list[Unit]:
+    def units(self, index: int, stack: StackSpec) -> list[Unit]:
         """What can be solved on its own, with costs."""
         ...
 
-    def timing(self) -> tuple[int, Spread]:
+    def pace(self) -> tuple[int, Spread]:
         """The largest interval and how solves are spread."""
         ...
 
-    def work(self, stack: Stack, action: Action) -> float:
+    def step_cost(self, stack: StackSpec, action: Action) -> float:
         """Modelled multiply-adds of one step of one block of a stack under an action, solves apart."""
         ...
 
@@ -108,7 +108,7 @@ class Method(Protocol):
 
 
 @runtime_checkable
-class Observer(Method, Protocol):
+class ObservesGradients(Method, Protocol):
     """A method that observes gradients (`Taps.GRADS`)."""
 
     def observe(self, stats: Any, gradients: Tensor, rows: list[int] | None) -> None:
@@ -117,11 +117,11 @@ class Observer(Method, Protocol):
 
 
 @runtime_checkable
-class Tapped(Method, Protocol):
+class ObservesRows(Method, Protocol):
     """A method that observes rows (`Taps.ROWS`): windows of sums, which are reduced to the owner and folded there.
 
     Attributes:
-        fisher: Whose output gradients: "empirical", those of the loss; "sampled" or "exact", see `core.fisher`.
+        fisher: Whose output gradients: "empirical", those of the loss; "sampled" or "exact", see `statistics.fisher`.
     """
 
     @property
@@ -129,11 +129,11 @@ class Tapped(Method, Protocol):
         """See above."""
         ...
 
-    def absolute(self, base: Base) -> bool:
+    def needs_loss_unit(self, base: Base) -> bool:
         """Whether it depends on the unit of one sample's loss, so that a mean must be told from a sum."""
         ...
 
-    def everywhere(self, base: Base) -> bool:
+    def needed_by_all(self, base: Base) -> bool:
         """Whether a rank needs what was solved of a block to observe it: then all have it, sharded or not."""
         ...
 
@@ -163,17 +163,17 @@ class Tapped(Method, Protocol):
         """Fold a block's window into its moving averages; `scale` is K^2 over micro-batches. The owner alone."""
         ...
 
-    def common(self, stats: Any, row: int) -> list[Tensor]:
+    def shared_windows(self, stats: Any, row: int) -> list[Tensor]:
         """Of a block's window, what every rank needs the sum of."""
         ...
 
-    def fold_common(self, stats: Any, row: int, step: int, scale: float) -> None:
+    def fold_shared(self, stats: Any, row: int, step: int, scale: float) -> None:
         """Fold that, on every rank."""
         ...
 
 
 @runtime_checkable
-class RowWise(Tapped, Protocol):
+class ActsOnRows(ObservesRows, Protocol):
     """A method that can precondition a gradient through the rows that made it."""
 
     @property
@@ -187,24 +187,24 @@ class RowWise(Tapped, Protocol):
 
 
 @runtime_checkable
-class Solver(Method, Protocol):
+class Solves(Method, Protocol):
     """A method with units: what was solved is swapped in, and can be found again from the factors."""
 
-    def accept(self, stats: Any, unit: Unit, result: Result) -> tuple[slice, Tensor, Tensor] | None:
+    def swap_in(self, stats: Any, unit: Unit, result: Result) -> tuple[slice, Tensor, Tensor] | None:
         """Swap a good result in; of a basis, its tile, the basis that was and the one that is, (Q, T, T) each."""
         ...
 
-    def settle(self, stats: Any, unit: Unit) -> Result:
+    def solve_afresh(self, stats: Any, unit: Unit) -> Result:
         """Solve one unit from its factor alone, without a last value."""
         ...
 
     def factors(self, stats: Any) -> Iterator[tuple[str, Tensor]]:
-        """Those of `tensors` from which `settle` finds the others."""
+        """Those of `tensors` from which `solve_afresh` finds the others."""
         ...
 
 
 @runtime_checkable
-class Rotator(Solver, Protocol):
+class Rotates(Solves, Protocol):
     """A method that rotates: it has bases that are swapped in, and turns batches into and out of them."""
 
     def turn(self, stats: Any, X: Tensor, rows: list[int] | None, *, leave: bool, square: bool = False) -> Tensor:
@@ -213,4 +213,13 @@ class Rotator(Solver, Protocol):
 
     def spectrum(self, stats: Any, row: int) -> tuple[Tensor, Tensor]:
         """Eigenvalue estimates of one block's row and column factors, shapes (Q, M) and (Q, N)."""
+        ...
+
+
+@runtime_checkable
+class TakesDamping(Method, Protocol):
+    """A method whose damping another may set while it trains."""
+
+    def dampen(self, stats: Any, damping: float) -> None:
+        """Have solves to come use a damping, in the units of the curvature of one sample's loss."""
         ...

@@ -27,7 +27,7 @@ def adaptive(group: dict) -> bool:
     return "betas" in group or "alpha" in group or "lr_decay" in group
 
 
-class Batch(ABC):
+class Oracle(ABC):
     """The loss of one step's last micro-batch around the weights before the step: same numbers at every call."""
 
     @property
@@ -96,7 +96,7 @@ class Step:
         moves: The gradient and the update as rows, shape (2, n).
         rate: `|u| / |g|`, the length of the base's step per length of the gradient.
         schedule: The learning rate over the one that it started from, where a scheduler moves it; else 1.
-        batch: What can be computed at them besides.
+        oracle: What can be computed at them besides.
         moments: What the base keeps, where it is an Adam.
     """
 
@@ -106,7 +106,7 @@ class Step:
     moves: Tensor
     rate: float
     schedule: float
-    batch: Batch
+    oracle: Oracle
     moments: BaseMoments
 
     @property

@@ -1,25 +1,110 @@
-"""What an engine makes of a model, an optimizer and methods."""
+"""What is made of a training and of what was asked for: made anew where parameters are added."""
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
 
-from lightning_so.contract.block import Stack
+from lightning_so.contract.method import Method, ObservesRows
+from lightning_so.core.host import Host
+from lightning_so.core.matrices.choose import matrices_of
+from lightning_so.core.matrices.matrices import Matrices
+from lightning_so.core.options import Options
+from lightning_so.core.plan import coverage
 from lightning_so.core.plan.owners import appoint, number_calls
-from lightning_so.core.stacks.stack import stack_blocks, tapped
+from lightning_so.core.plan.route import refuse_layers, route
+from lightning_so.core.plan.table import Plan
+from lightning_so.core.report import Report
+from lightning_so.core.schedule.budget import Budget, budget_of
+from lightning_so.core.schedule.units import Units
+from lightning_so.core.solves.flight import Flight
+from lightning_so.core.stacks.roster import Roster
+from lightning_so.core.stacks.stack import Stack, stack_blocks
+from lightning_so.core.statistics.recorder import Recorder
+from lightning_so.core.statistics.windows import Windows
+from lightning_so.core.trust.memory import costs
+from lightning_so.core.trust.traffic import described
 
-if TYPE_CHECKING:
-    from lightning_so.core.engine import Engine
+
+@dataclass
+class Parts:
+    """All that an engine works with. It has no functions: each stage is handed what it needs of it.
+
+    A checkpoint alone is of all of it.
+
+    Attributes:
+        host: The training.
+        report: What was done.
+        sizes: How many parameters each group had when it was made.
+        plan: Where every parameter went.
+        matrices: Where matrices are whole.
+        units: What is solved on its own, and when.
+        roster: How each block takes part in a step.
+        budget: What the solves of a step may cost.
+        windows: Rows that are on their way to the owners of factors.
+        recorders: One for each method that observes rows.
+        flights: Solves whose results have not been swapped in, oldest first.
+    """
+
+    host: Host
+    report: Report
+    sizes: list[int]
+    plan: Plan
+    matrices: Matrices
+    units: Units
+    roster: Roster
+    budget: Budget
+    windows: Windows
+    recorders: list[Recorder]
+    flights: list[Flight] = field(default_factory=list)
+
+    @property
+    def stacks(self) -> list[Stack]:
+        """Blocks that one batched call can serve."""
+        return self.units.stacks
+
+    @property
+    def methods(self) -> list[Method]:
+        """The methods that work on something, in order of their first stack."""
+        return list({id(stack.method): stack.method for stack in self.stacks}.values())
 
 
-def furnished(engine: "Engine") -> list[Stack]:
-    """The stacks of an engine's plan, with room for saved weights and empty statistics."""
-    rank = engine.comm.rank if engine.layout.split else None
-    number_calls(engine.plan.blocks, engine.access)
-    if engine.layout.split:
-        appoint(engine.plan.blocks, engine.access, engine.base, engine.groups, engine.comm.ranks)
-    stacks = stack_blocks(engine.plan.blocks, engine.access, rank)
+def assemble(host: Host, options: Options, report: Report) -> Parts:
+    """Route the parameters and create all state that depends on which there are: a collective.
+
+    Args:
+        host: The training.
+        options: What was asked for.
+        report: Notes what is covered.
+
+    Returns:
+        The parts, of which nothing is armed.
+
+    Raises:
+        ConfigError: If the optimizer, the method and the model do not fit together.
+    """
+    refuse_layers(options.mixture, host)
+    matrices = matrices_of(host, whole_weights=options.checks.whole_weights)
+    plan = route(host, options.mixture, options.roles)
+    coverage.require(plan, host, options.min_coverage)
+    report.coverage = plan.coverage
+    number_calls(plan.blocks, host.access)
+    if matrices.sharded:
+        appoint(plan.assigned, host)
+    stacks = stack_blocks(plan.assigned, host, host.team.rank if matrices.sharded else None)
     for stack in stacks:
-        engine.layout.furnish(stack)
-        method = tapped(stack)
-        stack.shared = stack.shared or (method is not None and method.everywhere(engine.base))
-        stack.stats = stack.method.init(stack, engine.base)
-    return stacks
+        matrices.make_room(stack)
+        stack.shared = stack.shared or (stack.tapped is not None and stack.tapped.needed_by_all(host.base))
+        stack.stats = stack.method.init(stack, host.base)
+    units = Units.of(stacks, host.team.ranks, owned=matrices.sharded)
+    plan = replace(plan, costs=costs(units, host.team.ranks), layout=described(units, host, matrices, options.lag))
+    methods = {id(stack.method): stack.method for stack in stacks}.values()
+    return Parts(
+        host,
+        report,
+        host.sizes,
+        plan,
+        matrices,
+        units,
+        Roster(stacks, host),
+        budget_of(units, host),
+        Windows(units, host.team),
+        [Recorder(m, units, host, report, options.reduction) for m in methods if isinstance(m, ObservesRows)],
+    )

@@ -1,19 +1,16 @@
 """The curvature of layers, for use outside: uncertainties, pruning, merging."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from lightning_so.contract.block import Block, Stack
+from lightning_so.contract.block import Block
 from lightning_so.contract.layerwise import Factors, Layerwise
-from lightning_so.core.statistics.windows import everywhere
+from lightning_so.core.engine import Engine
+from lightning_so.core.stacks.stack import Stack
 from lightning_so.errors import ConfigError
 from lightning_so.linalg.kron import Side
-
-if TYPE_CHECKING:
-    from lightning_so.core.engine import Engine
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ class LayerCurvature:
     moments: Tensor | None = None
 
 
-def curvature(engine: "Engine") -> dict[str, LayerCurvature]:
+def curvature(engine: Engine) -> dict[str, LayerCurvature]:
     """The curvature of every layer that K-FAC or EKFAC has observed, by the name of its weight.
 
     A collective on several ranks: call it on all.
@@ -73,10 +70,10 @@ def curvature(engine: "Engine") -> dict[str, LayerCurvature]:
         torch.Size([1, 4, 4])
     """
     if not engine.recorders:
-        methods = ", ".join(type(method).__name__ for method in engine.methods)
+        methods = ", ".join(type(method).__name__ for method in engine.parts.methods)
         raise ConfigError(f"curvature: {methods} observes no layers; train with KFAC() or EKFAC().")
-    everywhere(engine)
-    names = {param: row.name for row, param in zip(engine.plan.rows, engine.params, strict=True)}
+    engine.share_factors()
+    names = {param: row.name for row, param in zip(engine.plan.rows, engine.host.params, strict=True)}
     found = {}
     for stack in engine.stacks:
         for row, block in enumerate(stack.blocks):

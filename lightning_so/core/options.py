@@ -1,17 +1,10 @@
 """How an engine was asked to work."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-import torch
-
-from lightning_so.contract.method import Action
-from lightning_so.core.step.reference import Watch
-from lightning_so.core.trust.replicas import fingerprint
-from lightning_so.errors import TrustError, check_count
-
-if TYPE_CHECKING:
-    from lightning_so.core.engine import Engine
+from lightning_so.core.plan.mixture import Mixture
+from lightning_so.errors import check_count
 
 
 @dataclass(frozen=True)
@@ -31,43 +24,28 @@ class Checks:
         check_count("Checks", "verify_every", self.verify_every, 0, 1_000_000_000)
         check_count("Checks", "compare_every", self.compare_every, 0, 1_000_000_000)
 
-    def watch(self, engine: "Engine") -> "Watch | None":
-        """Begin a comparison with the reference where one is due; called before anything is rotated or hidden."""
-        if not self.verify_every or engine.report.step % self.verify_every:
-            return None
-        acting = [
-            (batch, position)
-            for batches in engine.batches
-            for batch in batches
-            if batch.action is not Action.BASE
-            for position in range(len(batch.blocks))
-        ]
-        if not acting:
-            return None
-        # A large stride visits the blocks in no particular order; equal on all ranks.
-        return Watch(*acting[engine.report.step // self.verify_every * 7919 % len(acting)])
+    @property
+    def whole_weights(self) -> bool:
+        """Whether any of them looks at whole weights."""
+        return bool(self.verify_every or self.compare_every)
 
-    def compare(self, engine: "Engine") -> None:
-        """Compare the ranks' weights where that is due.
 
-        Args:
-            engine: The engine, after a step.
+@dataclass(frozen=True)
+class Options:
+    """What the user has asked for; whoever takes it from the user checks it.
 
-        Raises:
-            TrustError: If they differ, on all ranks.
-        """
-        if not self.compare_every or engine.comm.ranks == 1 or engine.report.step % self.compare_every:
-            return
-        mine = torch.stack([fingerprint(p) for p in engine.params])
-        wires = engine.comm.gather(mine.view(torch.uint8), [mine.nbytes] * engine.comm.ranks)
-        rows = [wire.clone().view(torch.int64) for wire in wires]
-        different = [rank for rank, row in enumerate(rows) if not torch.equal(row, rows[0])]
-        if not different:
-            return
-        number = int((rows[different[0]] != rows[0]).nonzero()[0])
-        raise TrustError(
-            f"step {engine.report.step}: the weights of ranks {different} differ from rank 0's, first in "
-            f"{engine.plan.rows[number].name}. "
-            f"Something changes weights or gradients on one rank only: look for rank-dependent code after the "
-            f"backward pass, and for unequal seeds at start."
-        )
+    Attributes:
+        mixture: The rules that choose a method for every parameter.
+        roles: See `plan.route.route`.
+        min_coverage: Smallest share of elements that must be covered.
+        checks: Optional checks of the running engine.
+        reduction: Whether the loss is a "mean" or a "sum" over samples; None where its graph tells.
+        lag: Steps between a solve and its use, 0 or 1.
+    """
+
+    mixture: Mixture
+    roles: Mapping[str, Sequence[str]] | None = None
+    min_coverage: float = 0.0
+    checks: Checks = field(default_factory=Checks)
+    reduction: str | None = None
+    lag: int = 0

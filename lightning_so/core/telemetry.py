@@ -1,23 +1,21 @@
 """The few scalars that are logged, under stable names."""
 
 import time
-from typing import TYPE_CHECKING
 
-from lightning_so.core.trust import proof
+from lightning_so.core.engine import Engine
 from lightning_so.core.trust.memory import state_bytes
 from lightning_so.core.trust.proof import staleness, work
 
-if TYPE_CHECKING:
-    from lightning_so.core.engine import Engine
 
-
-def summary(engine: "Engine") -> str:
+def summary(engine: Engine) -> str:
     """What was done, in one line, and the blocks of which nothing was seen."""
-    idle = [done.name for done in work(engine) if not done.observed]
-    kinds = {"mean" if recorder.mean else "sum" for recorder in engine.recorders}
+    parts, step = engine.parts, engine.report.step
+    oldest, _ = staleness(parts.units, step)
+    idle = [done.name for done in work(parts.units, parts.roster, step) if not done.observed]
+    kinds = {"mean" if recorder.facts.mean else "sum" for recorder in engine.recorders}
     loss = f"; the loss is a {kinds.pop()} over samples" if kinds else ""
     return (
-        f"{engine.plan.method} on {engine.plan.base}: {engine.report}, the oldest basis {staleness(engine)[0]} "
+        f"{engine.plan.method} on {engine.plan.base}: {engine.report}, the oldest basis {oldest} "
         f"steps old" + loss + (f"; never a gradient: {', '.join(idle)}" if idle else "")
     )
 
@@ -28,7 +26,7 @@ class Telemetry:
     They are host times: on an accelerator what waits on the device is not in them.
     """
 
-    def __init__(self, engine: "Engine") -> None:
+    def __init__(self, engine: Engine) -> None:
         """Begin the first interval."""
         self.engine = engine
         self._mark = self._now()
@@ -37,19 +35,20 @@ class Telemetry:
         seconds = self.engine.stopwatch.seconds
         steps = self.engine.report.step + self.engine.report.skipped
         total, solving = sum(seconds.values()), seconds.get("solve", 0.0)
-        return time.perf_counter(), total, solving, self.engine.peers.seconds, steps
+        return time.perf_counter(), total, solving, self.engine.host.world.seconds, steps
 
     def scalars(self) -> dict[str, float]:
         """The values by name, and the start of the next interval."""
         last, self._mark = self._mark, self._now()
         wall, ours, solving, talking, steps = (b - a for a, b in zip(last, self._mark, strict=True))
-        report, (oldest, p95) = self.engine.report, proof.staleness(self.engine)
+        report, parts = self.engine.report, self.engine.parts
+        oldest, p95 = staleness(parts.units, report.step)
         per_step = 1e3 / max(steps, 1)
         return {
             "so/overhead_frac": ours / wall if wall > 0 else 0.0,
             "so/solve_ms": solving * per_step,
             "so/comm_ms": talking * per_step,
-            "so/state_mem_gb": state_bytes(self.engine) / 1e9,
+            "so/state_mem_gb": state_bytes(parts.units, parts.matrices) / 1e9,
             "so/staleness_max": float(oldest),
             "so/staleness_p95": float(p95),
             "so/rotated_blocks": float(report.rotated),

@@ -103,7 +103,7 @@ class AdaHessian:
         """See `VectorMethod.update`."""
         s, numbers = state.vectors["s"], state.numbers
         numbers["step"].fill_(step.number)
-        if self.probes(step.number) and (found := _probed(state, step, self.seed, step.batch.products)) is not None:
+        if self.probes(step.number) and (found := _probed(state, step, self.seed, step.oracle.products)) is not None:
             z, h = found
             d = h.abs_() if self.estimator == "rownorm" else h.mul_(z)
             if self.average:
@@ -187,7 +187,7 @@ class Sophia:
         """See `VectorMethod.update`."""
         h, numbers, looks = state.vectors["h"], state.numbers, self.probes(step.number)
         numbers["step"].fill_(step.number)
-        products = step.batch.products if self.curvature == "hessian" else step.batch.gauss_newton
+        products = step.oracle.products if self.curvature == "hessian" else step.oracle.gauss_newton
         if looks and (found := _probed(state, step, self.seed, products)) is not None:
             z, product = found
             h.lerp_(product.mul_(z), 1 - self.beta)

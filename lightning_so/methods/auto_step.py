@@ -106,7 +106,7 @@ class AutoStep:
         u, numbers = step.update, state.numbers
         for shorter in range(LENGTHS):
             ahead = 10.0**-shorter * u
-            slopes = step.space.gram(u[None], torch.stack([step.batch.here, step.batch.at(ahead)]))[0].tolist()
+            slopes = step.space.gram(u[None], torch.stack([step.oracle.here, step.oracle.at(ahead)]))[0].tolist()
             if abs(slopes[0]) + abs(slopes[1]) < float("inf"):
                 break
             numbers["failed"] += 1
@@ -119,7 +119,7 @@ class AutoStep:
     def _look(self, state: VectorState, step: Step) -> None:
         """Measure the loss along the last step, and move the factor."""
         numbers, last = state.numbers, state.vectors["last"]
-        ends = torch.stack([last, step.batch.at(-last), step.batch.here])
+        ends = torch.stack([last, step.oracle.at(-last), step.oracle.here])
         square, before, after = step.space.gram(last[None], ends)[0].tolist()
         if not (square and abs(before) + abs(after) < float("inf")):
             numbers["failed"] += 1

@@ -124,14 +124,14 @@ class FewDirections:
     def _measure(self, state: VectorState, step: Step) -> None:
         """Bring the rows whose turn it is up to date, and take their products."""
         V, HV, numbers = state.vectors["V"], state.vectors["HV"], state.numbers
-        width = min(step.batch.width, self.k)
+        width = min(step.oracle.width, self.k)
         first = (step.number // self.every - 1) * width
         rows = [(first + i) % self.k for i in range(width)]
         last, candidates = V[rows], [self._candidate(row, state, step) for row in rows]
         V[rows] = 0  # They do not count beside which the others are found.
         for row, before, candidate in zip(rows, last, candidates, strict=True):
             V[row] = self._directed(row, before, candidate, state, step)
-        products = step.batch.products(V[rows])
+        products = step.oracle.products(V[rows])
         forms = step.space.along(products, V).cpu()
         if not bool(forms.isfinite().all()):
             numbers["failed"] += 1

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_so.actions.moments import Base
-from lightning_so.contract.block import Block, Stack
+from lightning_so.contract.block import Block, StackSpec
 from lightning_so.contract.known import known
 from lightning_so.contract.layerwise import BETA, SIDES, Factors, Layerwise, oriented
 from lightning_so.contract.method import Action
@@ -43,14 +43,12 @@ class Stats(Factors):
         values: Eigenvalue estimates of both, (B, Q, length).
         solved: Which units have been solved, (B, units), on the CPU.
         moments: Second moments, under a base that has none.
-        rule: How the damping is found.
     """
 
     bases: tuple[Tiles, Tiles]
     values: tuple[Tensor, Tensor]
     solved: Tensor
     moments: Diagonal | None
-    rule: Relative | float
 
 
 @known
@@ -103,50 +101,50 @@ class EKFAC(Layerwise):
         check_count("EKFAC", "start", self.start, 0, 1_000_000)
 
     @property
-    def trust(self) -> float | None:
-        """See `core.method.Method`."""
+    def step_bound(self) -> float | None:
+        """See `contract.method.Method`."""
         return self.clip
 
     # ---------------------------------------------------------------- which blocks, which action
 
     def refuse(self, base: Base, group: dict) -> str | None:
-        """See `core.method.Method.refuse`: every base will do."""
+        """See `contract.method.Method.refuse`: every base will do."""
         return None
 
     def exclude(self, block: Block) -> str | None:
-        """See `core.method.Method.exclude`."""
+        """See `contract.method.Method.exclude`."""
         if any(shape.cuts for shape in self.shapes(block)):
             return None
         return "neither side has a basis: EKFAC would be the base itself"
 
     def describe(self, base: Base, group: dict, block: Block) -> str:
-        """See `core.method.Method.describe`."""
+        """See `contract.method.Method.describe`."""
         cold, warm = (self.action(base, group, block, warm).value for warm in (False, True))
         return ("" if base.linear else f"{cold} until step {self.start}, then ") + warm + self.label(block)
 
     def action(self, base: Base, group: dict, block: Block, warm: bool) -> Action:
-        """See `core.method.Method.action`."""
+        """See `contract.method.Method.action`."""
         if warm:
             return Action.PRECONDITION if base.linear else Action.ROTATE
         matrix = block.tap is not None and block.tap.groups == 1 and not block.edge
         return Action.BEND if matrix and not base.linear and base.has_first_moment(group) else Action.BASE
 
     def ready(self, base: Base, step: int, solved: list[int]) -> bool:
-        """See `core.method.Method.ready`."""
+        """See `contract.method.Method.ready`."""
         return all_solved(solved) and (base.linear or step >= self.start)
 
     # ---------------------------------------------------------------- statistics
 
-    def absolute(self, base: Base) -> bool:
-        """See `core.method.Tapped.absolute`."""
+    def needs_loss_unit(self, base: Base) -> bool:
+        """See `contract.method.ObservesRows.needs_loss_unit`."""
         return base.linear and not isinstance(self.damping, Relative)
 
-    def everywhere(self, base: Base) -> bool:
-        """See `core.method.Tapped.everywhere`: squares are taken in the bases."""
+    def needed_by_all(self, base: Base) -> bool:
+        """See `contract.method.ObservesRows.needed_by_all`: squares are taken in the bases."""
         return base.linear
 
-    def init(self, stack: Stack, base: Base) -> Stats:
-        """See `core.method.Method.init`."""
+    def init(self, stack: StackSpec, base: Base) -> Stats:
+        """See `contract.method.Method.init`."""
         count, shapes = len(stack.blocks), self.shapes(stack.blocks[0])
         place = {"dtype": stack.dtype, "device": stack.home}
         a, g = (kron.bases(shape, count, **place) for shape in shapes)
@@ -155,11 +153,11 @@ class EKFAC(Layerwise):
         moments = diagonal(count, stack.blocks[0].grouped, **place) if base.linear else None
         rule = DAMPING if self.damping is None else self.damping
         return Stats(
-            **vars(self.statistics(stack)), bases=(a, g), values=(of_a, of_g), solved=solved, moments=moments, rule=rule
+            **vars(self.statistics(stack, rule)), bases=(a, g), values=(of_a, of_g), solved=solved, moments=moments
         )
 
     def clear(self, stats: Stats, row: int) -> None:
-        """See `core.method.Tapped.clear`."""
+        """See `contract.method.ObservesRows.clear`."""
         super().clear(stats, row)
         if stats.moments is not None:
             stats.moments.spend(row)
@@ -167,7 +165,7 @@ class EKFAC(Layerwise):
     def collect(
         self, stats: Stats, row: int, block: Block, x: Tensor, g: Tensor, terms: Tensor | float, step: int
     ) -> None:
-        """See `core.method.Tapped.collect`."""
+        """See `contract.method.ObservesRows.collect`."""
         super().collect(stats, row, block, x, g, terms, step)
         tap = block.tap
         if tap is None or stats.moments is None or not bool(stats.solved[row].all()):
@@ -179,19 +177,19 @@ class EKFAC(Layerwise):
         stats.moments.window[row].add_(found, alpha=1 / share)
         stats.moments.terms[row] += terms
 
-    def common(self, stats: Stats, row: int) -> list[Tensor]:
-        """See `core.method.Tapped.common`."""
+    def shared_windows(self, stats: Stats, row: int) -> list[Tensor]:
+        """See `contract.method.ObservesRows.shared_windows`."""
         return [] if stats.moments is None else stats.moments.windows(row)
 
-    def fold_common(self, stats: Stats, row: int, step: int, scale: float) -> None:
-        """See `core.method.Tapped.fold_common`."""
+    def fold_shared(self, stats: Stats, row: int, step: int, scale: float) -> None:
+        """See `contract.method.ObservesRows.fold_shared`."""
         if stats.moments is not None:
             stats.moments.fold(row, step, BETA, scale)
 
     # ---------------------------------------------------------------- solve
 
-    def units(self, index: int, stack: Stack) -> list[Unit]:
-        """See `core.method.Method.units`: every tile of either side; a diagonal is one that costs nothing."""
+    def units(self, index: int, stack: StackSpec) -> list[Unit]:
+        """See `contract.method.Method.units`: every tile of either side; a diagonal is one that costs nothing."""
         found = []
         for row, block in enumerate(stack.blocks):
             for side, shape in enumerate(self._oriented(block)):
@@ -202,12 +200,12 @@ class EKFAC(Layerwise):
                     found.append(Unit(index, row, side, tile, cost, (numbers,), shape.groups * width, together=True))
         return found
 
-    def timing(self) -> tuple[int, Spread]:
-        """See `core.method.Method.timing`."""
+    def pace(self) -> tuple[int, Spread]:
+        """See `contract.method.Method.pace`."""
         return self.period, Staggered()
 
-    def work(self, stack: Stack, action: Action) -> float:
-        """See `core.method.Method.work`."""
+    def step_cost(self, stack: StackSpec, action: Action) -> float:
+        """See `contract.method.Method.step_cost`."""
         m, n = stack.shape
         turn = m * n * sum(min(side, self.cap or 1024) for side in stack.shape)
         if action is Action.BEND:
@@ -215,11 +213,11 @@ class EKFAC(Layerwise):
         return 2.0 * turn if action is not Action.BASE else 0.0
 
     def solve(self, stats: Stats, unit: Unit) -> Result:
-        """See `core.method.Method.solve`."""
+        """See `contract.method.Method.solve`."""
         return self._solve(stats, unit, partial(refresh, strength=RIDGE))
 
-    def settle(self, stats: Stats, unit: Unit) -> Result:
-        """See `core.method.Solver.settle`."""
+    def solve_afresh(self, stats: Stats, unit: Unit) -> Result:
+        """See `contract.method.Solves.solve_afresh`."""
         return self._solve(stats, unit, partial(decompose, strength=RIDGE))
 
     def _oriented(self, block: Block) -> tuple[kron.Shape, kron.Shape]:
@@ -239,8 +237,8 @@ class EKFAC(Layerwise):
         values = (found.value * (F @ found.value)).sum(1).clamp_min(0) / weight
         return replace(found, value=torch.cat([found.value.flatten(), values.flatten()]))
 
-    def accept(self, stats: Stats, unit: Unit, result: Result) -> tuple[slice, Tensor, Tensor] | None:
-        """See `core.method.Solver.accept`."""
+    def swap_in(self, stats: Stats, unit: Unit, result: Result) -> tuple[slice, Tensor, Tensor] | None:
+        """See `contract.method.Solves.swap_in`."""
         basis = stats.oriented(stats.bases)[unit.side]
         values = stats.oriented(stats.values)[unit.side][unit.row]
         number = unit.tile + (max(1, len(stats.oriented(stats.sides)[0].shape.cuts)) if unit.side else 0)
@@ -259,7 +257,7 @@ class EKFAC(Layerwise):
     # ---------------------------------------------------------------- apply
 
     def direction(self, stats: Stats, X: Tensor, rows: list[int] | None) -> Tensor:
-        """See `core.method.Method.direction`: P X; under a base with second moments the polar factor, while cold."""
+        """See `contract.method.Method.direction`: P X; on a base with second moments the polar factor, while cold."""
         if stats.moments is None:
             return polar(X)
         chosen = slice(None) if rows is None else rows
@@ -269,17 +267,17 @@ class EKFAC(Layerwise):
         return kron.divided(left, right, X, s, rows).contiguous()
 
     def turn(self, stats: Stats, X: Tensor, rows: list[int] | None, *, leave: bool, square: bool = False) -> Tensor:
-        """See `core.method.Rotator.turn`: `Q_L' X Q_R` into the basis, `Q_L X Q_R'` out of it."""
+        """See `contract.method.Rotates.turn`: `Q_L' X Q_R` into the basis, `Q_L X Q_R'` out of it."""
         left, right = stats.oriented(stats.bases)
         X = left.left(X, rows, transpose=not leave, square=square)
         return right.right(X, rows, transpose=leave, square=square)
 
     def spectrum(self, stats: Stats, row: int) -> tuple[Tensor, Tensor]:
-        """See `core.method.Rotator.spectrum`."""
+        """See `contract.method.Rotates.spectrum`."""
         return stats.oriented(stats.values)[0][row], stats.oriented(stats.values)[1][row]
 
     def second_moments(self, stats: Stats, row: int) -> tuple[tuple[Tensor, Tensor], Tensor] | None:
-        """See `core.layerwise.Layerwise.second_moments`."""
+        """See `contract.layerwise.Layerwise.second_moments`."""
         if stats.moments is None or not bool(stats.solved[row].all()):
             return None
         left, right = stats.oriented(stats.values)
@@ -289,7 +287,7 @@ class EKFAC(Layerwise):
     # ---------------------------------------------------------------- state
 
     def tensors(self, stats: Stats) -> Iterator[tuple[str, Tensor]]:
-        """See `core.method.Method.tensors`."""
+        """See `contract.method.Method.tensors`."""
         yield from self.factors(stats)
         for name, basis, values in zip(SIDES, stats.bases, stats.values, strict=True):
             for tile, Q in enumerate(basis.tensors):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_so.actions.moments import Base
-from lightning_so.contract.block import Block, Stack
+from lightning_so.contract.block import Block, StackSpec
 from lightning_so.contract.known import known
 from lightning_so.contract.layerwise import SIDES, Factors, Layerwise
 from lightning_so.contract.method import Action
@@ -35,13 +35,11 @@ class Stats(Factors):
         solved: Inverses of the damped sides; or eigenbases where the product is damped.
         values: Eigenvalues of both sides, (B, Q, length), with eigenbases; else of no use.
         damping: lambda of each block at its last solve, shape (B,).
-        rule: How lambda is found.
     """
 
     solved: tuple[Tiles, Tiles]
     values: tuple[Tensor, Tensor]
     damping: Tensor
-    rule: Relative | float
 
 
 @known
@@ -92,57 +90,57 @@ class KFAC(Layerwise):
         self.check_statistics(self.damping, self.clip, self.period)
 
     @property
-    def trust(self) -> float | None:
-        """See `core.method.Method`."""
+    def step_bound(self) -> float | None:
+        """See `contract.method.Method`."""
         return self.clip
 
     # ---------------------------------------------------------------- which blocks, which action
 
     def refuse(self, base: Base, group: dict) -> str | None:
-        """See `core.method.Method.refuse`."""
+        """See `contract.method.Method.refuse`."""
         return refuse_momentless("K-FAC", base, group)
 
     def exclude(self, block: Block) -> str | None:
-        """See `core.method.Method.exclude`."""
+        """See `contract.method.Method.exclude`."""
         return None
 
     def describe(self, base: Base, group: dict, block: Block) -> str:
-        """See `core.method.Method.describe`."""
+        """See `contract.method.Method.describe`."""
         return self.action(base, group, block, True).value + self.label(block)
 
     def action(self, base: Base, group: dict, block: Block, warm: bool) -> Action:
-        """See `core.method.Method.action`."""
+        """See `contract.method.Method.action`."""
         return on_curvature(base, warm)
 
     def ready(self, base: Base, step: int, solved: list[int]) -> bool:
-        """See `core.method.Method.ready`: from the first solve on."""
+        """See `contract.method.Method.ready`: from the first solve on."""
         return all_solved(solved)
 
     # ---------------------------------------------------------------- statistics
 
-    def absolute(self, base: Base) -> bool:
-        """See `core.method.Tapped.absolute`."""
+    def needs_loss_unit(self, base: Base) -> bool:
+        """See `contract.method.ObservesRows.needs_loss_unit`."""
         return not isinstance(self._rule(base), Relative)
 
     def _rule(self, base: Base) -> Relative | float:
         """How lambda is found under a base."""
         return self.damping or (PRECONDITIONED if base.linear else BENT)
 
-    def init(self, stack: Stack, base: Base) -> Stats:
-        """See `core.method.Method.init`."""
+    def init(self, stack: StackSpec, base: Base) -> Stats:
+        """See `contract.method.Method.init`."""
         count, shapes = len(stack.blocks), self.shapes(stack.blocks[0])
         place = {"dtype": stack.dtype, "device": stack.home}
         a, g = ((kron.bases if self.exact else kron.inverses)(shape, count, **place) for shape in shapes)
         of_a, of_g = (torch.zeros(count, s.groups, s.length if self.exact else 0, **place) for s in shapes)
         zeros = torch.zeros(count, **place)
         return Stats(
-            **vars(self.statistics(stack)), solved=(a, g), values=(of_a, of_g), damping=zeros, rule=self._rule(base)
+            **vars(self.statistics(stack, self._rule(base))), solved=(a, g), values=(of_a, of_g), damping=zeros
         )
 
     # ---------------------------------------------------------------- solve and apply
 
-    def units(self, index: int, stack: Stack) -> list[Unit]:
-        """See `core.method.Method.units`: the pair of a block's sides."""
+    def units(self, index: int, stack: StackSpec) -> list[Unit]:
+        """See `contract.method.Method.units`: the pair of a block's sides."""
         cost, size = 0.0, 1
         for shape in self.shapes(stack.blocks[0]):
             solve = sum(25.0 * w**3 if self.exact else psd.inverse_cost(w) for w in shape.widths)
@@ -151,17 +149,17 @@ class KFAC(Layerwise):
             size += shape.groups * shape.length if self.exact else 0
         return [Unit(index, row, 0, 0, cost, (size,)) for row in range(len(stack.blocks))]
 
-    def timing(self) -> tuple[int, Spread]:
-        """See `core.method.Method.timing`."""
+    def pace(self) -> tuple[int, Spread]:
+        """See `contract.method.Method.pace`."""
         return self.period, Staggered()
 
-    def work(self, stack: Stack, action: Action) -> float:
-        """See `core.method.Method.work`."""
+    def step_cost(self, stack: StackSpec, action: Action) -> float:
+        """See `contract.method.Method.step_cost`."""
         m, n = stack.shape
         return 0.0 if action is Action.BASE else float(m * n * (m + n))
 
     def solve(self, stats: Stats, unit: Unit) -> Result:
-        """See `core.method.Method.solve`."""
+        """See `contract.method.Method.solve`."""
         weight, sides = stats.weight[unit.row], stats.sides
         means = [side.mean(unit.row) / weight for side in sides]
         damping = strength(stats.rule, means)
@@ -172,10 +170,10 @@ class KFAC(Layerwise):
             parts = [side.inverse(unit.row, weight, half) for side, half in zip(sides, halves, strict=True)]
         return kron.joined([*parts, Result(damping.reshape(1), bool((damping > 0) & damping.isfinite()))])
 
-    settle = solve
+    solve_afresh = solve
 
-    def accept(self, stats: Stats, unit: Unit, result: Result) -> None:
-        """See `core.method.Solver.accept`."""
+    def swap_in(self, stats: Stats, unit: Unit, result: Result) -> None:
+        """See `contract.method.Solves.swap_in`."""
         kron.fill([tensor[unit.row] for _, tensor in self._solutions(stats)], result.value)
 
     def _solutions(self, stats: Stats) -> Iterator[tuple[str, Tensor]]:
@@ -188,7 +186,7 @@ class KFAC(Layerwise):
         yield "damping", stats.damping
 
     def direction(self, stats: Stats, X: Tensor, rows: list[int] | None) -> Tensor:
-        """See `core.method.Method.direction`: P X."""
+        """See `contract.method.Method.direction`: P X."""
         left, right = stats.oriented(stats.solved)
         if not self.exact:
             return left.left(right.right(X, rows), rows).contiguous()
@@ -199,15 +197,15 @@ class KFAC(Layerwise):
 
     @property
     def rowwise(self) -> bool:
-        """See `core.method.RowWise`: damping the product needs the matrix."""
+        """See `contract.method.ActsOnRows`: damping the product needs the matrix."""
         return not self.exact
 
     def of_rows(self, stats: Stats, row: int, a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-        """See `core.method.RowWise.of_rows`: `a A^-1` and `g G^-1`."""
+        """See `contract.method.ActsOnRows.of_rows`: `a A^-1` and `g G^-1`."""
         inputs, outputs = stats.solved
         return inputs.right(a[None], [row])[0], outputs.right(g[None], [row])[0]
 
     def tensors(self, stats: Stats) -> Iterator[tuple[str, Tensor]]:
-        """See `core.method.Method.tensors`."""
+        """See `contract.method.Method.tensors`."""
         yield from self.factors(stats)
         yield from self._solutions(stats)

@@ -81,7 +81,7 @@ class LevenbergMarquardt:
 
     def update(self, state: VectorState, step: Step) -> Tensor | None:
         """See `VectorMethod.update`."""
-        numbers, found = state.numbers, step.batch.residuals()
+        numbers, found = state.numbers, step.oracle.residuals()
         system = DampedLeastSquares(found.jacobian, found.values)
         here = float(found.values.double().square().sum()) / 2
         if float(numbers["scale"]) == 0:
@@ -94,7 +94,7 @@ class LevenbergMarquardt:
             taken, ratio = solved.value.to(step.update), float("nan")
             if solved.ok:
                 foretold = system.change(solved.value, damping)
-                ratio = (step.batch.loss(taken) - here) / foretold if foretold < 0 else ratio
+                ratio = (step.oracle.loss(taken) - here) / foretold if foretold < 0 else ratio
             numbers["failed"] += not solved.ok
             numbers["tried"].fill_(trial)
             numbers["ratio"].fill_(ratio)

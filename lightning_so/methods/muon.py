@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_so.actions.moments import Base
-from lightning_so.contract.block import Block, Stack
+from lightning_so.contract.block import Block, StackSpec
 from lightning_so.contract.known import known
 from lightning_so.contract.method import Action, Taps
 from lightning_so.contract.spread import Spread, Staggered
@@ -45,7 +45,7 @@ class Muon:
     precision: str = "fp32"
 
     taps: ClassVar[Taps] = Taps.NONE
-    trust: ClassVar[float | None] = None
+    step_bound: ClassVar[float | None] = None
 
     def __post_init__(self) -> None:
         """Check the arguments."""
@@ -54,37 +54,37 @@ class Muon:
             raise ConfigError(f"Muon(precision={self.precision!r}): precision must be one of {sorted(_PRECISION)}.")
 
     def refuse(self, base: Base, group: dict) -> str | None:
-        """See `core.method.Method.refuse`."""
+        """See `contract.method.Method.refuse`."""
         if base.has_first_moment(group):
             return None
         need = f"set {base.moving} > 0" if base.moving else "use Adam, AdamW, NAdam, RAdam, or SGD with momentum"
         return f"Muon bends the first moment, and this optimizer keeps none: {need}."
 
     def exclude(self, block: Block) -> str | None:
-        """See `core.method.Method.exclude`."""
+        """See `contract.method.Method.exclude`."""
         return f"{block.role}: Muon bends hidden matrices only" if block.edge else None
 
     def describe(self, base: Base, group: dict, block: Block) -> str:
-        """See `core.method.Method.describe`."""
+        """See `contract.method.Method.describe`."""
         return "bend"
 
     def action(self, base: Base, group: dict, block: Block, warm: bool) -> Action:
-        """See `core.method.Method.action`."""
+        """See `contract.method.Method.action`."""
         return Action.BEND
 
-    def init(self, stack: Stack, base: Base) -> None:
+    def init(self, stack: StackSpec, base: Base) -> None:
         """No statistics."""
 
-    def units(self, index: int, stack: Stack) -> list[Unit]:
+    def units(self, index: int, stack: StackSpec) -> list[Unit]:
         """Nothing to solve."""
         return []
 
-    def timing(self) -> tuple[int, Spread]:
+    def pace(self) -> tuple[int, Spread]:
         """Nothing to spread."""
         return 1, Staggered()
 
-    def work(self, stack: Stack, action: Action) -> float:
-        """See `core.method.Method.work`."""
+    def step_cost(self, stack: StackSpec, action: Action) -> float:
+        """See `contract.method.Method.step_cost`."""
         return polar_cost(stack.shape, self.steps)
 
     def solve(self, stats: None, unit: Unit) -> Result:
@@ -100,5 +100,5 @@ class Muon:
         return False
 
     def direction(self, stats: None, X: Tensor, rows: list[int] | None) -> Tensor:
-        """See `core.method.Method.direction`."""
+        """See `contract.method.Method.direction`."""
         return polar(X, steps=self.steps, precision=_PRECISION[self.precision])

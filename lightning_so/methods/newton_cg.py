@@ -119,7 +119,7 @@ class NewtonCG:
     def update(self, state: VectorState, step: Step) -> Tensor | None:
         """See `VectorMethod.update`."""
         numbers = state.numbers
-        here = step.batch.loss()
+        here = step.oracle.loss()
         self._judge(state, step, here)
         found = self._slice(state, step) if self.slice else self._solve(state, step)
         numbers["iterations"].fill_(found.iterations)
@@ -140,7 +140,7 @@ class NewtonCG:
             return
         began, ended, foretold = (float(numbers[name]) for name in ("began", "ended", "foretold"))
         if self.judge == "next" and not abs(here - ended) <= SAME * abs(ended):
-            began, ended = step.batch.loss(-state.vectors["taken"]), here
+            began, ended = step.oracle.loss(-state.vectors["taken"]), here
         ratio = (ended - began) / foretold if foretold < 0 else -1.0
         numbers["ratio"].fill_(ratio)
         numbers["damping"].fill_(max(adapted(float(numbers["damping"]), ratio, FACTOR), LEAST * self.damping))
@@ -150,7 +150,7 @@ class NewtonCG:
     def _product(self, state: VectorState, step: Step) -> Callable[[Tensor], Tensor]:
         """`v -> (B + l I) v`."""
         damping = float(state.numbers["damping"])
-        of = step.batch.gauss_newton if self.curvature == "gauss-newton" else step.batch.products
+        of = step.oracle.gauss_newton if self.curvature == "gauss-newton" else step.oracle.products
         return lambda v: torch.add(of(v[None])[0], v, alpha=damping)
 
     def _solve(self, state: VectorState, step: Step) -> Solved:
@@ -208,7 +208,7 @@ class NewtonCG:
 
     def _take(self, state: VectorState, step: Step, here: float, found: Solved) -> None:
         """Choose among iterates, and how much of it is taken."""
-        numbers, taken, batch, scale = state.numbers, state.vectors["taken"], step.batch, step.schedule
+        numbers, taken, batch, scale = state.numbers, state.vectors["taken"], step.oracle, step.schedule
         damping = float(numbers["damping"])
         if found.iterations or found.why != "negative":
             best, full = backtracked(found.kept, lambda x: batch.loss(scale * x))

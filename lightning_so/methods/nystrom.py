@@ -108,7 +108,7 @@ class Nystrom:
         U, numbers, space = state.vectors["U"], state.numbers, step.space
         known = [float(value) > 0 for value in numbers["values"]]
         Omega = torch.stack([U[i] if old else space.normal(i, int(numbers["sketches"])) for i, old in enumerate(known)])
-        of = step.batch.gauss_newton if self.curvature == "gauss-newton" else step.batch.products
+        of = step.oracle.gauss_newton if self.curvature == "gauss-newton" else step.oracle.products
         found = nystrom(of(Omega), Omega, space)
         numbers["lowest"].fill_(found.lowest)
         numbers["noise"].fill_(found.noise)

@@ -147,10 +147,10 @@ class OGR:
         vectors, numbers = state.vectors, state.numbers
         V = vectors["V"]
         if self.curvature == "same-batch":
-            first = (step.number // self.every - 1) * step.batch.width
-            rows = [(first + i) % self.k for i in range(min(step.batch.width, self.k))]
+            first = (step.number // self.every - 1) * step.oracle.width
+            rows = [(first + i) % self.k for i in range(min(step.oracle.width, self.k))]
             X = torch.eye(self.k, dtype=torch.float64)[rows]
-            Y = step.batch.forms(V, V[rows]).cpu()
+            Y = step.oracle.forms(V, V[rows]).cpu()
         else:
             moved = torch.stack([step.weights - vectors["weights"], step.gradient - vectors["gradients"]])
             X, Y = step.space.gram(V, moved).cpu().mT.split(1)

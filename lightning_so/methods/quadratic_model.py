@@ -102,8 +102,8 @@ class QuadraticModel:
         numbers = state.numbers
         frame = orthonormal(pair, step.space)
         Q = frame.value if frame.ok else pair[:1] / step.space.norm(pair[0])
-        products = step.batch.products(Q)
-        found = step.space.gram(Q, torch.cat([products, step.batch.here[None], pair])).cpu()
+        products = step.oracle.products(Q)
+        found = step.space.gram(Q, torch.cat([products, step.oracle.here[None], pair])).cpu()
         count = len(Q)
         M, c, L = found[:, :count], found[:, count], found[:, count + 1 :]
         curvatures, U = torch.linalg.eigh((M + M.mT).nan_to_num() / 2)
@@ -126,7 +126,7 @@ class QuadraticModel:
     def _adapt(self, state: VectorState, step: Step, predicted: float) -> None:
         """Change the damping by how well the model has foretold."""
         numbers, taken = state.numbers, state.vectors["last"]
-        ends = torch.stack([step.batch.here, step.batch.at(taken)])
+        ends = torch.stack([step.oracle.here, step.oracle.at(taken)])
         ratio = float(step.space.gram(taken[None], ends).mean()) / predicted if predicted else 0.0
         numbers["ratio"].fill_(ratio)
         numbers["damping"].fill_(adapted(float(numbers["damping"]), ratio, FACTOR**self.adapt))

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_so.contract.vector_method import CURVATURES, Batch, Owned, Step, VectorState
+from lightning_so.contract.vector_method import CURVATURES, Oracle, Owned, Step, VectorState
 from lightning_so.errors import check_choice, check_count, check_range
 from lightning_so.linalg.frame import beside
 from lightning_so.linalg.lanczos import lanczos
@@ -91,10 +91,10 @@ class SaddleFreeKrylov:
     def update(self, state: VectorState, step: Step) -> Tensor | None:
         """See `VectorMethod.update`."""
         last, numbers = state.vectors["last"], state.numbers
-        V, T = subspace(self.m, step.gradient, last, step.batch, step.space)
+        V, T = subspace(self.m, step.gradient, last, step.oracle, step.space)
         numbers["directions"].fill_(len(V))
         # Of several micro-batches the last one's own gradient is what the ratio is of.
-        slopes = step.space.gram(V, torch.stack([step.gradient, step.batch.here])).cpu()
+        slopes = step.space.gram(V, torch.stack([step.gradient, step.oracle.here])).cpu()
         if not len(V) or not bool(T.isfinite().all() and slopes.isfinite().all()):
             numbers["failed"] += 1
             return torch.zeros_like(last)
@@ -102,27 +102,27 @@ class SaddleFreeKrylov:
         numbers["top"].copy_(curvatures[-1])
         numbers["bottom"].copy_(curvatures[0])
         c, own = (Q.mT @ slopes).unbind(1)
-        z = self._tried(numbers, step.batch, V, curvatures, c, own, Q)
+        z = self._tried(numbers, step.oracle, V, curvatures, c, own, Q)
         if z is None:
             return torch.zeros_like(last)
         torch.mv(V.mT, (Q @ z).to(V), out=last)
         return step.schedule * last
 
     def _tried(
-        self, numbers: dict[str, Tensor], batch: Batch, V: Tensor, L: Tensor, c: Tensor, own: Tensor, Q: Tensor
+        self, numbers: dict[str, Tensor], oracle: Oracle, V: Tensor, L: Tensor, c: Tensor, own: Tensor, Q: Tensor
     ) -> Tensor | None:
         """The step over the eigenvectors of T that lowers the loss, shape (m,), or None; the damping is adapted."""
         largest = float(L.abs().max()) or 1.0
         damping = float(numbers["damping"])
         damping = max(self.damping * largest if damping < 0 else damping, LEAST * largest)
-        before = batch.loss()
+        before = oracle.loss()
         for _ in range(self.trials):
             along = strides(L.abs() + damping, float("inf"))
             if self.curvature == "constant":
                 along = torch.full_like(along, float(along.mean()))
             z = -along * c
             predicted = float(own @ z + 0.5 * z.square() @ (L + damping))
-            change = batch.loss((Q @ z).to(V) @ V) - before
+            change = oracle.loss((Q @ z).to(V) @ V) - before
             if predicted > 0 or change < 0:
                 break
             numbers["rejected"] += 1
@@ -144,14 +144,14 @@ class SaddleFreeKrylov:
         return {f"curv/{names.get(name, name)}": float(numbers[name]) for name in (*names, *same)}
 
 
-def subspace(m: int, gradient: Tensor, last: Tensor, batch: Batch, space: Space) -> tuple[Tensor, Tensor]:
+def subspace(m: int, gradient: Tensor, last: Tensor, oracle: Oracle, space: Space) -> tuple[Tensor, Tensor]:
     """An orthonormal frame of the Krylov space of the gradient and of the last step, and the Hessian in it.
 
     Args:
         m: Directions, those of the Krylov space m - 1.
         gradient: g, shape (n,).
         last: The last step, shape (n,); zero before the first.
-        batch: Gives products, one a direction.
+        oracle: Gives products, one a direction.
         space: What inner products are.
 
     Returns:
@@ -160,7 +160,7 @@ def subspace(m: int, gradient: Tensor, last: Tensor, batch: Batch, space: Space)
     found: list[Tensor] = []
 
     def product(v: Tensor) -> Tensor:
-        found.append(batch.products(v[None])[0])
+        found.append(oracle.products(v[None])[0])
         return found[-1]
 
     V = lanczos(product, gradient, min(m - 1, space.dimension), space).basis

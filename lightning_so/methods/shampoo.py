@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_so.actions.moments import Base
-from lightning_so.contract.block import Block, Stack
+from lightning_so.contract.block import Block, StackSpec
 from lightning_so.contract.known import known
 from lightning_so.contract.method import Action, Taps
 from lightning_so.contract.pairing import all_solved, on_curvature, refuse_momentless
@@ -103,7 +103,7 @@ class Shampoo:
     whiten: bool = False
 
     taps: ClassVar[Taps] = Taps.GRADS
-    trust: ClassVar[float | None] = None
+    step_bound: ClassVar[float | None] = None
 
     def __post_init__(self) -> None:
         """Check the arguments."""
@@ -125,18 +125,18 @@ class Shampoo:
     # ---------------------------------------------------------------- which blocks, which action
 
     def refuse(self, base: Base, group: dict) -> str | None:
-        """See `core.method.Method.refuse`."""
+        """See `contract.method.Method.refuse`."""
         return refuse_momentless("Shampoo", base, group)
 
     def exclude(self, block: Block) -> str | None:
-        """See `core.method.Method.exclude`."""
+        """See `contract.method.Method.exclude`."""
         cap = self._cap(block.param.device)
         if all(not tiles.tiles(length, cap) for length in self._lengths(block).values()):
             return f"every dimension is longer than {tiles.LONG} tiles of {cap}: raise Shampoo(cap=...)"
         return None
 
     def describe(self, base: Base, group: dict, block: Block) -> str:
-        """See `core.method.Method.describe`."""
+        """See `contract.method.Method.describe`."""
         cap = self._cap(block.param.device)
         sides = [tiles.label(tiles.tiles(length, cap)) for length in self._lengths(block).values()]
         action = self.action(base, group, block, True).value
@@ -144,17 +144,17 @@ class Shampoo:
         return f"{action} by roots 1/{self._power(block, base):g}{whitened}; tiles {' and '.join(sides)}"
 
     def action(self, base: Base, group: dict, block: Block, warm: bool) -> Action:
-        """See `core.method.Method.action`."""
+        """See `contract.method.Method.action`."""
         return on_curvature(base, warm)
 
     def ready(self, base: Base, step: int, solved: list[int]) -> bool:
-        """See `core.method.Method.ready`: from the first solve of every side on."""
+        """See `contract.method.Method.ready`: from the first solve of every side on."""
         return all_solved(solved)
 
     # ---------------------------------------------------------------- statistics
 
-    def init(self, stack: Stack, base: Base) -> Stats:
-        """See `core.method.Method.init`."""
+    def init(self, stack: StackSpec, base: Base) -> Stats:
+        """See `contract.method.Method.init`."""
         count, block = len(stack.blocks), stack.blocks[0]
         place, sides = {"dtype": stack.dtype, "device": stack.home}, []
         for dim, length in self._lengths(block).items():
@@ -165,7 +165,7 @@ class Shampoo:
         return Stats(self._shape(block), self._power(block, base), sides)
 
     def observe(self, stats: Stats, gradients: Tensor, rows: list[int] | None) -> None:
-        """See `core.method.Observer.observe`."""
+        """See `contract.method.ObservesGradients.observe`."""
         X = gradients.view(-1, *stats.shape)
         for side in stats.sides:
             factors = side.factors if rows is None else [F[rows] for F in side.factors]
@@ -186,8 +186,8 @@ class Shampoo:
 
     # ---------------------------------------------------------------- solve and apply
 
-    def units(self, index: int, stack: Stack) -> list[Unit]:
-        """See `core.method.Method.units`: a tile of a dimension."""
+    def units(self, index: int, stack: StackSpec) -> list[Unit]:
+        """See `contract.method.Method.units`: a tile of a dimension."""
         cap = self._cap(stack.device)
         return [
             Unit(index, row, side, tile, root_cost(cut.stop - cut.start), (cut.stop - cut.start,) * 2)
@@ -196,12 +196,12 @@ class Shampoo:
             for tile, cut in enumerate(tiles.tiles(length, cap))
         ]
 
-    def timing(self) -> tuple[int, Spread]:
-        """See `core.method.Method.timing`."""
+    def pace(self) -> tuple[int, Spread]:
+        """See `contract.method.Method.pace`."""
         return self.period, self.schedule
 
-    def work(self, stack: Stack, action: Action) -> float:
-        """See `core.method.Method.work`."""
+    def step_cost(self, stack: StackSpec, action: Action) -> float:
+        """See `contract.method.Method.step_cost`."""
         block, cap = stack.blocks[0], self._cap(stack.device)
         lengths = self._lengths(block).values()
         turn = float(block.shape.numel() * sum(min(length, cap) for length in lengths))
@@ -209,7 +209,7 @@ class Shampoo:
         return whitening + (turn if action is Action.BASE else 2 * turn)
 
     def solve(self, stats: Stats, unit: Unit) -> Result:
-        """See `core.method.Method.solve`."""
+        """See `contract.method.Method.solve`."""
         F = stats.sides[unit.side].factors[unit.tile][unit.row : unit.row + 1]
         damping = self.epsilon * F.diagonal(dim1=1, dim2=2).amax(1)
         if not bool(damping > 0):  # No gradient yet, or none that is a number: there is no root to keep.
@@ -217,14 +217,14 @@ class Shampoo:
         found = inverse_root(F, damping, stats.power)
         return Result(found.value[0], found.ok, attempts=found.attempts, residual=found.residual)
 
-    settle = solve
+    solve_afresh = solve
 
-    def accept(self, stats: Stats, unit: Unit, result: Result) -> None:
-        """See `core.method.Solver.accept`."""
+    def swap_in(self, stats: Stats, unit: Unit, result: Result) -> None:
+        """See `contract.method.Solves.swap_in`."""
         stats.sides[unit.side].roots[unit.tile][unit.row].copy_(result.value)
 
     def direction(self, stats: Stats, X: Tensor, rows: list[int] | None) -> Tensor:
-        """See `core.method.Method.direction`: P X at the length of X."""
+        """See `contract.method.Method.direction`: P X at the length of X."""
         Y = X.view(-1, *stats.shape)
         for side in stats.sides:
             Y = self._multiply(stats, side, Y, rows)
@@ -244,14 +244,14 @@ class Shampoo:
         return torch.cat(parts, 1).view(moved.shape).movedim(1, side.dim + 1)
 
     def tensors(self, stats: Stats) -> Iterator[tuple[str, Tensor]]:
-        """See `core.method.Method.tensors`."""
+        """See `contract.method.Method.tensors`."""
         yield from self.factors(stats)
         for side in stats.sides:
             for tile, root in enumerate(side.roots):
                 yield f"{side.dim}.root.{tile}", root
 
     def factors(self, stats: Stats) -> Iterator[tuple[str, Tensor]]:
-        """See `core.method.Solver.factors`."""
+        """See `contract.method.Solves.factors`."""
         for side in stats.sides:
             for tile, F in enumerate(side.factors):
                 yield f"{side.dim}.factor.{tile}", F

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_so.actions.moments import Base
-from lightning_so.contract.block import Block, Stack
+from lightning_so.contract.block import Block, StackSpec
 from lightning_so.contract.known import known
 from lightning_so.contract.method import Action, Taps
 from lightning_so.contract.pairing import all_solved
@@ -79,7 +79,7 @@ class SOAP:
     schedule: Spread = field(default_factory=Staggered)
 
     taps: ClassVar[Taps] = Taps.GRADS
-    trust: ClassVar[float | None] = None
+    step_bound: ClassVar[float | None] = None
 
     def __post_init__(self) -> None:
         """Check the arguments."""
@@ -93,7 +93,7 @@ class SOAP:
             raise ConfigError(f"SOAP(schedule={self.schedule!r}): schedule must be Staggered() or Synchronous().")
 
     def refuse(self, base: Base, group: dict) -> str | None:
-        """See `core.method.Method.refuse`."""
+        """See `contract.method.Method.refuse`."""
         if base.linear:
             return (
                 "rotating SGD changes nothing: its update is linear in the gradient. Use AdamW, or SecondOrder(Muon())."
@@ -101,14 +101,14 @@ class SOAP:
         return None
 
     def exclude(self, block: Block) -> str | None:
-        """See `core.method.Method.exclude`."""
+        """See `contract.method.Method.exclude`."""
         cap = self._cap(block.param.device)
         if min(block.rows, block.cols) > tiles.LONG * cap:
             return f"both sides are longer than {tiles.LONG} tiles of {cap}: raise SOAP(cap=...)"
         return None
 
     def describe(self, base: Base, group: dict, block: Block) -> str:
-        """See `core.method.Method.describe`."""
+        """See `contract.method.Method.describe`."""
         cold = self.action(base, group, block, False)
         cap, sides = self._cap(block.param.device), []
         for side in (block.rows, block.cols):
@@ -116,13 +116,13 @@ class SOAP:
         return f"{cold.value} until step {self.start}, then rotate; tiles {' and '.join(sides)}"
 
     def action(self, base: Base, group: dict, block: Block, warm: bool) -> Action:
-        """See `core.method.Method.action`."""
+        """See `contract.method.Method.action`."""
         if warm:
             return Action.ROTATE
         return Action.BEND if base.has_first_moment(group) and not block.edge else Action.BASE
 
-    def init(self, stack: Stack, base: Base) -> Stats:
-        """See `core.method.Method.init`."""
+    def init(self, stack: StackSpec, base: Base) -> Stats:
+        """See `contract.method.Method.init`."""
         count = len(stack.blocks)
         place = {"dtype": stack.dtype, "device": stack.home}
         sides = []
@@ -133,8 +133,8 @@ class SOAP:
             sides.append(Side(cuts, factors, [torch.eye(w, **place).repeat(count, 1, 1) for w in widths]))
         return Stats((sides[0], sides[1]))
 
-    def units(self, index: int, stack: Stack) -> list[Unit]:
-        """See `core.method.Method.units`."""
+    def units(self, index: int, stack: StackSpec) -> list[Unit]:
+        """See `contract.method.Method.units`."""
         cap = self._cap(stack.device)
         return [
             Unit(index, row, side, tile, refresh_cost(width), (width, width), columns=width)
@@ -143,12 +143,12 @@ class SOAP:
             for tile, width in enumerate(cut.stop - cut.start for cut in tiles.tiles(length, cap))
         ]
 
-    def timing(self) -> tuple[int, Spread]:
-        """See `core.method.Method.timing`."""
+    def pace(self) -> tuple[int, Spread]:
+        """See `contract.method.Method.pace`."""
         return self.period, self.schedule
 
-    def work(self, stack: Stack, action: Action) -> float:
-        """See `core.method.Method.work`."""
+    def step_cost(self, stack: StackSpec, action: Action) -> float:
+        """See `contract.method.Method.step_cost`."""
         m, n = stack.shape
         turn = m * n * sum(min(side, self._cap(stack.device)) for side in stack.shape)
         calls = CALLS / stack.alike  # One call serves the stack.
@@ -157,7 +157,7 @@ class SOAP:
         return 3 * turn + calls if action is Action.ROTATE else turn
 
     def observe(self, stats: Stats, gradients: Tensor, rows: list[int] | None) -> None:
-        """See `core.method.Observer.observe`."""
+        """See `contract.method.ObservesGradients.observe`."""
         for column, side in enumerate(stats.sides):
             factors = side.factors if rows is None else [F[rows] for F in side.factors]
             tiles.fold(factors, side.cuts, gradients, 1 - self.beta, column=bool(column))
@@ -166,17 +166,17 @@ class SOAP:
                     F[rows] = part
 
     def solve(self, stats: Stats, unit: Unit) -> Result:
-        """See `core.method.Method.solve`."""
+        """See `contract.method.Method.solve`."""
         side = stats.sides[unit.side]
         return refresh(side.factors[unit.tile][unit.row], side.bases[unit.tile][unit.row], strength=self.ridge)
 
-    def settle(self, stats: Stats, unit: Unit) -> Result:
-        """See `core.method.Solver.settle`."""
+    def solve_afresh(self, stats: Stats, unit: Unit) -> Result:
+        """See `contract.method.Solves.solve_afresh`."""
         side = stats.sides[unit.side]
         return decompose(side.factors[unit.tile][unit.row], side.bases[unit.tile][unit.row], self.ridge)
 
-    def accept(self, stats: Stats, unit: Unit, result: Result) -> tuple[slice, Tensor, Tensor]:
-        """See `core.method.Solver.accept`."""
+    def swap_in(self, stats: Stats, unit: Unit, result: Result) -> tuple[slice, Tensor, Tensor]:
+        """See `contract.method.Solves.swap_in`."""
         side = stats.sides[unit.side]
         basis = side.bases[unit.tile][unit.row]
         old = basis.clone()
@@ -184,24 +184,24 @@ class SOAP:
         return side.cuts[unit.tile], old[None], basis[None]
 
     def ready(self, base: Base, step: int, solved: list[int]) -> bool:
-        """See `core.method.Method.ready`: past the start, every basis solved, and there is a basis at all."""
+        """See `contract.method.Method.ready`: past the start, every basis solved, and there is a basis at all."""
         return step >= self.start and all_solved(solved)
 
     def tensors(self, stats: Stats) -> Iterator[tuple[str, Tensor]]:
-        """See `core.method.Method.tensors`."""
+        """See `contract.method.Method.tensors`."""
         yield from self.factors(stats)
         for name, side in zip(SIDES, stats.sides, strict=True):
             for tile, Q in enumerate(side.bases):
                 yield f"{name}.basis.{tile}", Q
 
     def factors(self, stats: Stats) -> Iterator[tuple[str, Tensor]]:
-        """See `core.method.Solver.factors`."""
+        """See `contract.method.Solves.factors`."""
         for name, side in zip(SIDES, stats.sides, strict=True):
             for tile, F in enumerate(side.factors):
                 yield f"{name}.factor.{tile}", F
 
     def direction(self, stats: Stats, X: Tensor, rows: list[int] | None) -> Tensor:
-        """See `core.method.Method.direction`: the polar factor, while the bases are cold."""
+        """See `contract.method.Method.direction`: the polar factor, while the bases are cold."""
         return polar(X)
 
     def turn(self, stats: Stats, X: Tensor, rows: list[int] | None, *, leave: bool, square: bool = False) -> Tensor:
@@ -225,7 +225,7 @@ class SOAP:
         return X
 
     def spectrum(self, stats: Stats, row: int) -> tuple[Tensor, Tensor]:
-        """See `core.method.Rotator.spectrum`."""
+        """See `contract.method.Rotates.spectrum`."""
         estimates = []
         for side in stats.sides:
             factors, bases = [F[row : row + 1] for F in side.factors], [Q[row : row + 1] for Q in side.bases]

@@ -9,7 +9,7 @@ from lightning_so.linalg.vectors import Space
 
 
 @dataclass(frozen=True)
-class Sight:
+class Extremes:
     """The curvature of a loss at some weights.
 
     Attributes:
@@ -41,7 +41,7 @@ class Sight:
         }
 
 
-def sight(product: Product, gradient: Tensor, space: Space, *, steps: int, seed: int) -> Sight | None:
+def extremes(product: Product, gradient: Tensor, space: Space, *, steps: int, seed: int) -> Extremes | None:
     """Look at a loss.
 
     Args:
@@ -60,7 +60,7 @@ def sight(product: Product, gradient: Tensor, space: Space, *, steps: int, seed:
     values, weights, errors = found.ritz()
     top, bottom = float(values[-1]), float(values[0])
     along = space.dot(gradient, found.vector(-1))
-    return Sight(
+    return Extremes(
         top=top,
         bottom=bottom,
         errors=(float(errors[-1]), float(errors[0])),

@@ -12,9 +12,9 @@ from lightning_so.linalg.hutchinson import Trace, trace
 from lightning_so.linalg.lanczos import Density, Product, density
 from lightning_so.linalg.products import PRODUCTS, STEPS, FiniteDifference
 from lightning_so.probe.double_backward import exact, way_out
-from lightning_so.probe.parameters import Whole
+from lightning_so.probe.parameters import ParameterVector
 from lightning_so.probe.scalar import scalar
-from lightning_so.probe.side_effects import random_state, set_random_state, untouched
+from lightning_so.probe.side_effects import random_state, set_random_state, undone
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def spectrum(
     check_choice("spectrum", "product", product, PRODUCTS)
     check_count("spectrum", "steps", steps, 1, 10_000)
     check_count("spectrum", "probes", probes, 1, 100_000)
-    whole = Whole.of(_chosen(model, params), model)
+    vector = ParameterVector.of(_chosen(model, params), model)
     state = random_state()
 
     def repeated() -> Tensor:
@@ -95,18 +95,18 @@ def spectrum(
         return scalar(loss(), "spectrum", "Give a function that returns one.")
 
     try:
-        with untouched(model, list(model.parameters())):
-            how, why = _product(whole, model, repeated, product)
-            found = density(how, whole.space, steps=min(steps, whole.space.dimension), probes=probes, seed=seed)
-            traces = trace(how, whole.space, probes=probes, seed=seed)
+        with undone(model, list(model.parameters())):
+            how, why = _product(vector, model, repeated, product)
+            found = density(how, vector.space, steps=min(steps, vector.space.dimension), probes=probes, seed=seed)
+            traces = trace(how, vector.space, probes=probes, seed=seed)
     finally:
-        whole.comm.close()
+        vector.comm.close()
     if not len(found.values):
         raise ConfigError(
             "spectrum: no product was finite: the loss is not smooth here, or overflows at these weights."
         )
     bottom, top = found.ends()
-    return Spectrum(top, bottom, traces, found, why, tuple(piece.name for piece in whole.space.pieces))
+    return Spectrum(top, bottom, traces, found, why, tuple(piece.name for piece in vector.space.pieces))
 
 
 def _chosen(model: nn.Module, params: Iterable[str] | None) -> list[tuple[str, Tensor]]:
@@ -122,17 +122,17 @@ def _chosen(model: nn.Module, params: Iterable[str] | None) -> list[tuple[str, T
     return [(name, named[name]) for name in wanted]
 
 
-def _product(whole: Whole, model: nn.Module, loss: Callable[[], Tensor], asked: str) -> tuple[Product, str]:
+def _product(vector: ParameterVector, model: nn.Module, loss: Callable[[], Tensor], asked: str) -> tuple[Product, str]:
     """How products are taken, and why."""
     why = "as asked"
     if asked != "difference":
-        found = exact(whole, model, loss)
+        found = exact(vector, model, loss)
         if not isinstance(found, str):
             return found, f"by double backward, {'which works here' if asked == 'auto' else why}"
         if asked == "exact":
             raise ConfigError(f"spectrum: {way_out(found)}")
         why = found
-    step = STEPS[whole.space.dtype]
+    step = STEPS[vector.space.dtype]
     return FiniteDifference(
-        whole.weights, partial(whole.gradient, loss), whole.space, step, True
+        vector.weights, partial(vector.gradient, loss), vector.space, step, True
     ), f"by central differences: {why}"

@@ -9,14 +9,14 @@ from torch import Tensor
 from lightning_so.errors import ConfigError
 from lightning_so.linalg.products import STEPS, FiniteDifference
 from lightning_so.probe.double_backward import AGAIN
-from lightning_so.probe.parameters import Whole
+from lightning_so.probe.parameters import ParameterVector
 
 #: Products of two steps that differ by more than this are of a gradient too rough for the smaller one.
 ROUGH = 0.05
 
 
 @dataclass(frozen=True)
-class Examined:
+class ProductChoice:
     """How products are taken.
 
     Attributes:
@@ -40,12 +40,14 @@ class Examined:
         return f"products by {'central' if self.central else 'forward'} differences of gradients ({self.why})"
 
 
-def examined(name: str, whole: Whole, gradient: Callable[[], Tensor], here: Tensor, half: bool) -> Examined:
+def choose_product(
+    name: str, vector: ParameterVector, gradient: Callable[[], Tensor], here: Tensor, half: bool
+) -> ProductChoice:
     """Choose between forward and central differences; a collective.
 
     Args:
         name: Who asks, for the message.
-        whole: The parameters.
+        vector: The parameters.
         gradient: Gives the gradient at the weights, shape (n,).
         here: What it should give where they are.
         half: Whether it is computed in half precision.
@@ -56,7 +58,7 @@ def examined(name: str, whole: Whole, gradient: Callable[[], Tensor], here: Tens
     Raises:
         ConfigError: If the gradient is another each time.
     """
-    space = whole.space
+    space = vector.space
     apart, length = space.norm(gradient() - here), space.norm(here)
     if apart > AGAIN * length:
         raise ConfigError(
@@ -66,11 +68,11 @@ def examined(name: str, whole: Whole, gradient: Callable[[], Tensor], here: Tens
         )
     step = STEPS[torch.bfloat16 if half else space.dtype]
     if half:
-        return Examined(step, True, "half precision")
+        return ProductChoice(step, True, "half precision")
     v = space.normal(0)
-    once, twice = (FiniteDifference(whole.weights, gradient, space, r, here=here)(v) for r in (step, 2 * step))
+    once, twice = (FiniteDifference(vector.weights, gradient, space, r, here=here)(v) for r in (step, 2 * step))
     rough = space.norm(once - twice) / max(space.norm(once), 1e-30)
     why, central = f"steps of {step:.0e} and twice that differ by {rough:.1e}", not rough <= ROUGH
     if central:
         why += ": the gradient jumps, as that of ReLU does, and what is seen may be several times too large"
-    return Examined(step, central, why)
+    return ProductChoice(step, central, why)

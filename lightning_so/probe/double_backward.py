@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lightning_so.comm import unsynced
 from lightning_so.linalg.products import DoubleBackward
-from lightning_so.probe.parameters import Whole
+from lightning_so.probe.parameters import ParameterVector
 
 #: A gradient that is computed twice may differ by this share: some kernels add in another order each time.
 AGAIN = 1e-3
@@ -19,11 +19,11 @@ class Exact:
 
     Attributes:
         mine: Of this rank.
-        whole: The parameters.
+        vector: The parameters.
     """
 
     mine: DoubleBackward
-    whole: Whole
+    vector: ParameterVector
 
     def __call__(self, v: Tensor) -> Tensor:
         """H v, shape (n,)."""
@@ -31,24 +31,24 @@ class Exact:
 
     def block(self, numbers: Sequence[int]) -> "Exact":
         """See `BlockProduct.block`."""
-        return Exact(self.mine.block(numbers), self.whole)
+        return Exact(self.mine.block(numbers), self.vector)
 
     @property
     def gradient(self) -> Tensor:
         """g, shape (n,)."""
-        return self._mean(self.mine.gradient.to(self.whole.space.dtype))
+        return self._mean(self.mine.gradient.to(self.vector.space.dtype))
 
     def _mean(self, part: Tensor) -> Tensor:
-        comm = self.whole.comm
+        comm = self.vector.comm
         comm.sum(part)
         return part / comm.ranks
 
 
-def exact(whole: Whole, model: nn.Module, loss: Callable[[], Tensor], *, probe: bool = True) -> Exact | str:
+def exact(vector: ParameterVector, model: nn.Module, loss: Callable[[], Tensor], *, probe: bool = True) -> Exact | str:
     """Differentiate a loss so that it can be differentiated again.
 
     Args:
-        whole: The parameters.
+        vector: The parameters.
         model: The model as it is wrapped.
         loss: Computes this rank's loss, with its graph.
         probe: Whether to try a product, and to compare with a gradient: some graphs can be made and break there, others
@@ -57,32 +57,32 @@ def exact(whole: Whole, model: nn.Module, loss: Callable[[], Tensor], *, probe: 
     Returns:
         The products, or why there are none: the same kind on every rank.
     """
-    if whole.access.sharded:
+    if vector.access.sharded:
         return "of sharded parameters a second derivative reaches no piece"
     mine, reason = None, ""
     with unsynced(model):
-        expected = whole.gradient(loss) if probe else None
+        expected = vector.gradient(loss) if probe else None
         value = loss()
         try:
-            mine = DoubleBackward(lambda: value, whole.params)
+            mine = DoubleBackward(lambda: value, vector.params)
             if probe:
-                mine(whole.space.normal(0))
+                mine(vector.space.normal(0))
                 if mine.ends():
                     mine, reason = None, "a function in it is marked as differentiable once"
         except RuntimeError as error:
             mine, reason = None, (str(error).splitlines() or [type(error).__name__])[0][:160]
-    if mine is not None and expected is not None and (reason := _unlike(whole, mine, expected)):
+    if mine is not None and expected is not None and (reason := _unlike(vector, mine, expected)):
         mine = None
     # A graph that one rank cannot make, or has no memory for, is made by none.
-    if whole.comm.anywhere([mine is None])[0]:
+    if vector.comm.anywhere([mine is None])[0]:
         return reason or "another rank has none"
     assert mine is not None
-    return Exact(mine, whole)
+    return Exact(mine, vector)
 
 
-def _unlike(whole: Whole, mine: DoubleBackward, expected: Tensor) -> str:
+def _unlike(vector: ParameterVector, mine: DoubleBackward, expected: Tensor) -> str:
     """What is wrong with a graph that does not give the gradient of a training; nothing where it does."""
-    space = whole.space
+    space = vector.space
     parts = zip(space.pieces, space.split(expected), mine.reached, strict=True)
     if hidden := [piece.name for piece, part, reached in parts if not reached and bool(part.any())]:
         return f"the graph hides {hidden[:3]}, as a reentrant checkpoint does"

@@ -53,7 +53,7 @@ def space_of(named: Iterable[tuple[str, Tensor]], access: Access, comm: Local) -
 
 
 @dataclass(frozen=True)
-class Whole:
+class ParameterVector:
     """Parameters as one vector.
 
     Attributes:
@@ -71,7 +71,7 @@ class Whole:
     space: Space
 
     @classmethod
-    def of(cls, named: Iterable[tuple[str, Tensor]], model: nn.Module, engine: Any = None) -> "Whole":
+    def of(cls, named: Iterable[tuple[str, Tensor]], model: nn.Module, engine: Any = None) -> "ParameterVector":
         """The vector of some parameters of a model: a collective on several ranks.
 
         Args:
@@ -95,7 +95,7 @@ class Whole:
         return self.forward.weights()
 
     @property
-    def masters(self) -> list[Tensor]:
+    def stepped(self) -> list[Tensor]:
         """This rank's pieces of the weights that the optimizer steps on, changed in place; mostly the same."""
         return [self.access.weight(param) for param in self.params]
 

@@ -34,7 +34,7 @@ def set_random_state(state: tuple[Any, ...]) -> None:
 
 
 @contextmanager
-def untouched(module: nn.Module, params: Sequence[Tensor]) -> Iterator[None]:
+def undone(module: nn.Module, params: Sequence[Tensor]) -> Iterator[None]:
     """Have everything afterwards as it was before.
 
     Args:

@@ -1,6 +1,7 @@
 """*Rotate* against the truth: an identity basis is the base itself, and SOAP is an independent float64 SOAP."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -15,9 +16,9 @@ from tests.support.reference import Reference
 def frozen_at_identity(model, optimizer):
     """An engine whose blocks all rotate in the basis they start with, the identity."""
     engine = attach(model, optimizer, SOAP())
-    engine.warm = [[True] * len(flags) for flags in engine.warm]
-    engine.schedule = Schedule([])
-    engine.regroup()
+    engine.parts.roster.warm = [[True] * len(flags) for flags in engine.parts.roster.warm]
+    engine.parts.units = dataclasses.replace(engine.parts.units, schedule=Schedule([]))
+    engine.parts.roster.regroup_all()
     return engine
 
 
@@ -32,7 +33,7 @@ def test_identity_basis_is_the_base_optimizer(case):
     for m, optimizer in zip((ours, plain), optimizers, strict=True):
         train(m, optimizer, range(12))
     assert engine.report.rotated == 3
-    exact = not arguments.get("weight_decay") or engine.base.decoupled(optimizers[0].param_groups[0])
+    exact = not arguments.get("weight_decay") or engine.host.base.decoupled(optimizers[0].param_groups[0])
     for a, b in zip(ours.parameters(), plain.parameters(), strict=True):
         if exact and cls.__name__ not in ("RMSprop", "NAdam"):  # those round twice on the way
             assert torch.equal(a, b)

@@ -63,8 +63,8 @@ def trained(strategy, name, beside=None, product="difference", **options):
         base = ADAMW
     options = {"dtype": torch.float64, "steps": 12, **options}
     found = trainings.train(strategy, beside, base, callbacks=[callback], **options)
-    assert callback.engine.counts.refused == callback.engine.counts.skipped == 0
-    return found.weights, callback.engine.scalars(), callback.engine.counts
+    assert callback.engine.memory.counts.refused == callback.engine.memory.counts.skipped == 0
+    return found.weights, callback.engine.scalars(), callback.engine.memory.counts
 
 
 @functools.cache
@@ -149,7 +149,7 @@ def watched(ours):
     """With weights that stage 3 keeps gathered."""
     free = [MatrixFree(Watching(k=2, every=2), verbose=False)] if ours else []
     found = trainings.train("zero3", None, ADAMW, 6, callbacks=[Options(SMALL), *free])
-    assert all(callback.engine.counts.evaluations > 0 for callback in free)
+    assert all(callback.engine.memory.counts.evaluations > 0 for callback in free)
     return found.weights
 
 
@@ -170,7 +170,7 @@ def test_nothing_else_of_a_training_changes(beside, accumulate):
         free = [] if method is None else [MatrixFree(method, verbose=False)]
         module = Net(base)
         trainer = fit(module, [*ours, *free], accumulate_grad_batches=accumulate, gradient_clip_val=0.5)
-        assert all(callback.engine.counts.evaluations > 0 for callback in free)
+        assert all(callback.engine.memory.counts.evaluations > 0 for callback in free)
         logged = {k: v for k, v in trainer.callback_metrics.items() if not k.startswith(("so/", "curv/", "so%"))}
         reports = [engine.report.portable() for callback in ours for engine in callback.engines]
         grads = {name: p.grad for name, p in module.named_parameters()}
@@ -184,7 +184,7 @@ def test_a_known_gradient_is_not_computed_again():
     for accumulate in (1, 2):
         callback = MatrixFree(FewDirections(k=2, every=2), verbose=False)
         fit(Net(), [callback], accumulate_grad_batches=accumulate)
-        evaluations.append((callback.engine.counts.steps, callback.engine.counts.evaluations))
+        evaluations.append((callback.engine.memory.counts.steps, callback.engine.memory.counts.evaluations))
     # At the first look the gradient again and two differences; one evaluation a product, or two.
     assert evaluations == [(12, 3 + 6), (6, 3 + 2 * 3)]
 
@@ -250,13 +250,13 @@ class Several(FewDirections):
     found: ClassVar[list] = []
 
     def update(self, state, step):
-        comm = step.batch._whole.comm
+        comm = step.oracle._vector.comm
         V, sent = torch.stack([step.space.normal(0), step.space.normal(1)]), [comm.sent]
-        products = step.batch.products(V)
+        products = step.oracle.products(V)
         sent.append(comm.sent)
-        forms = step.batch.forms(V, V)
+        forms = step.oracle.forms(V, V)
         sent.append(comm.sent)
-        alone = [(step.batch.products(v[None])[0], step.batch.forms(V, v[None])[0]) for v in V]
+        alone = [(step.oracle.products(v[None])[0], step.oracle.forms(V, v[None])[0]) for v in V]
         self.found.append((products, forms, alone, [after - before for before, after in pairwise(sent)]))
 
 
@@ -341,7 +341,7 @@ def looped(ranks):
             return loss
 
         optimizer.step(closure)
-    assert engine.counts.evaluations == 3 + 5
+    assert engine.memory.counts.evaluations == 3 + 5
     found = [p.detach().clone() for p in model.parameters()]
     engine.detach()
     inner.detach()
@@ -389,7 +389,7 @@ def test_a_second_fit_finds_the_strategy_as_it_was(first):
     assert not {"optimizer_step", "teardown"} & trainer.strategy.__dict__.keys()
     trainer.fit_loop.max_epochs = 2
     trainer.fit(module, DataLoader(TensorDataset(torch.randn(24, 6), torch.randint(3, (24,))), batch_size=8))
-    assert callback.engine.counts.steps == 3
+    assert callback.engine.memory.counts.steps == 3
     assert not {"optimizer_step", "teardown"} & trainer.strategy.__dict__.keys()
 
 
@@ -401,8 +401,8 @@ def test_a_step_that_is_not_finite_is_left_to_the_base():
 
     callback = MatrixFree(FewDirections(k=2, every=1), verbose=False)
     fit(Broken(), [SecondOrder(KFAC(), print_plan=False), callback])
-    assert callback.engine.counts.skipped == 1
-    assert callback.engine.counts.steps == 11
+    assert callback.engine.memory.counts.skipped == 1
+    assert callback.engine.memory.counts.steps == 11
     assert all(value.isfinite().all() for value in callback.engine.state.vectors.values())
 
 

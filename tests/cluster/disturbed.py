@@ -28,7 +28,7 @@ class Cable(pl.Callback):
 
     def on_train_start(self, trainer, pl_module) -> None:
         self.engine = trainer.callbacks[0].engines[0]
-        comm = self.engine.comm
+        comm = self.engine.host.team
         for where, name in (("guard", "anywhere"), ("solves", "start_gather")):
             setattr(comm, name, self.after_happening(where, getattr(comm, name)))
 
@@ -48,7 +48,7 @@ class Cable(pl.Callback):
     def happen(self, where) -> None:
         if where != self.where or self.engine.report.step != AT or self.facts:
             return
-        self.facts = {"acting": len(self.engine.acting)}
+        self.facts = {"acting": len(self.engine.hidden)}
         done = self.out / "done"
         if dist.get_rank() == 0:
             getattr(self.host, self.what)()
@@ -57,20 +57,20 @@ class Cable(pl.Callback):
             done.touch()
         while not done.exists():  # Else its part of the exchange could be through before.
             time.sleep(0.01)
-        self.began, self.waited = time.perf_counter(), self.engine.comm.seconds
+        self.began, self.waited = time.perf_counter(), self.engine.host.team.seconds
 
     def on_train_end(self, trainer, pl_module) -> None:
         if self.facts:
-            self.facts["waited"] = self.engine.comm.seconds - self.waited
+            self.facts["waited"] = self.engine.host.team.seconds - self.waited
 
     def on_exception(self, trainer, pl_module, exception) -> None:
-        self.facts |= {"seconds": time.perf_counter() - self.began, "left": len(self.engine.acting)}
+        self.facts |= {"seconds": time.perf_counter() - self.began, "left": len(self.engine.hidden)}
         self.facts |= {"before": self.before, "after": self.weights(), "cause": str(exception)}
         torch.save(self.facts, self.out / f"rank{dist.get_rank()}.pt")
 
     def weights(self):
         """This rank's pieces of the weights that SecondOrder changes."""
-        return {block.name: self.engine.access.weight(block.param).clone() for block in self.engine.plan.blocks}
+        return {block.name: self.engine.host.access.weight(block.param).clone() for block in self.engine.plan.blocks}
 
 
 def rank(number, hosts, case, arguments, out, resume) -> None:

@@ -56,14 +56,14 @@ class Count(pl.Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if trainer.world_size > 1 and trainer.global_step in (SETTLED, SETTLED + COUNTED):
             dist.barrier()  # All that was sent has come, unless it was lost.
-            self.counts[trainer.global_step] = (self.ours.engines[0].comm.sent, sent_through("eth0"))
+            self.counts[trainer.global_step] = (self.ours.engines[0].report.sent, sent_through("eth0"))
 
     def on_train_end(self, trainer, pl_module) -> None:
         engine = self.ours.engines[0]
         self.facts = {
             "weights": {name: value.clone() for name, value in pl_module.net.state_dict().items()},
             "solves": (engine.report.solved_here, engine.report.solves, engine.report.failures),
-            "predicted": traffic(engine),
+            "predicted": traffic(engine.parts.units, engine.host, engine.parts.matrices),
             "plan": str(engine.plan),
             "counted": [late - early for early, late in zip(*self.counts.values())],
         }

@@ -48,7 +48,7 @@ def test_the_file_holds_plain_moments_and_what_leaving_costs_is_printed(tmp_path
     checked = 0
     for index, stack in enumerate(engine.stacks):
         for row, block in enumerate(stack.blocks):
-            assert engine.warm[index][row]
+            assert engine.parts.roster.warm[index][row]
             number = [p is block.param for p in engine.optimizer.param_groups[0]["params"]].index(True)
             exact = engine.optimizer.state[block.param]
             L, R = (torch.block_diag(*(Q[row] for Q in side.bases)) for side in stack.stats.sides)
@@ -127,10 +127,10 @@ def test_momentum_of_preconditioned_gradients_is_written_as_it_is():
     engine = attach(net, optimizer, EKFAC(period=2))
     train(net, optimizer, range(6))
     assert engine.report.preconditioned == 3
-    assert plain_moments.leaving(engine) is None
-    assert exact_moments.moments(engine) == {}
+    assert plain_moments.leaving(engine.parts) is None
+    assert exact_moments.moments(engine.parts) == {}
     state = optimizer.state_dict()["state"]
-    for number, entry in plain_moments.plain_optimizer_state(engine, optimizer.state_dict())["state"].items():
+    for number, entry in plain_moments.plain_optimizer_state(engine.parts, optimizer.state_dict())["state"].items():
         assert torch.equal(entry["momentum_buffer"], state[number]["momentum_buffer"])
 
 
@@ -140,12 +140,15 @@ def test_exact_moments_of_weights_and_their_biases_come_back():
     engine = attach(net, optimizer, EKFAC(start=3, period=2))
     train(net, optimizer, range(16))
     assert engine.report.rotated == 3
-    state, plain = checkpoint.write(engine, "full"), plain_moments.plain_optimizer_state(engine, optimizer.state_dict())
+    state, plain = (
+        checkpoint.write(engine.parts, "full"),
+        plain_moments.plain_optimizer_state(engine.parts, optimizer.state_dict()),
+    )
     again = copy.deepcopy(net)
     other = torch.optim.AdamW(again.parameters(), lr=1e-2)
     twin = attach(again, other, EKFAC(start=3, period=2))
     other.load_state_dict(copy.deepcopy(plain))
-    checkpoint.read(twin, state)
+    checkpoint.read(twin.parts, state)
     for mine, theirs, entry in zip(net.parameters(), again.parameters(), plain["state"].values(), strict=True):
         for key in ("exp_avg", "exp_avg_sq"):
             assert torch.equal(other.state[theirs][key], optimizer.state[mine][key])

@@ -78,7 +78,7 @@ def test_compact_finds_the_eigenbases_of_the_factors_and_keeps_the_first_moment(
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
     engine = attach(net, optimizer, SOAP(start=6, period=4))
     train(net, optimizer, range(20))
-    state = checkpoint.write(engine, "compact")
+    state = checkpoint.write(engine.parts, "compact")
     engine.detach()  # moments to plain coordinates, as in a file
     moments = {name: optimizer.state[p]["exp_avg"].clone() for name, p in net.named_parameters()}
     sums = {name: optimizer.state[p]["exp_avg_sq"].sum() for name, p in net.named_parameters()}
@@ -86,10 +86,10 @@ def test_compact_finds_the_eigenbases_of_the_factors_and_keeps_the_first_moment(
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
-    checkpoint.read(again, torch.load(file, weights_only=True))
+    checkpoint.read(again.parts, torch.load(file, weights_only=True))
     for index, stack in enumerate(again.stacks):
         for row, block in enumerate(stack.blocks):
-            assert again.warm[index][row]
+            assert again.parts.roster.warm[index][row]
             for side in stack.stats.sides:
                 for F, Q in zip(side.factors, side.bases, strict=True):
                     D = Q[row].mT @ F[row] @ Q[row]
@@ -147,18 +147,18 @@ def test_every_kind_of_ekfac_is_read_and_goes_on(kind, cls):
     straight, optimizer, engine = made()
     train(straight, optimizer, range(20))
     file = io.BytesIO()
-    plain = plain_moments.plain_optimizer_state(engine, copy.deepcopy(optimizer.state_dict()))
-    torch.save((straight.state_dict(), plain, checkpoint.write(engine, kind)), file)
+    plain = plain_moments.plain_optimizer_state(engine.parts, copy.deepcopy(optimizer.state_dict()))
+    torch.save((straight.state_dict(), plain, checkpoint.write(engine.parts, kind)), file)
     file.seek(0)
     weights, moments, state = torch.load(file, weights_only=True)
     train(straight, optimizer, range(20, 30))
     again, other, later = made()
     again.load_state_dict(weights)
     other.load_state_dict(moments)
-    checkpoint.read(later, state)
+    checkpoint.read(later.parts, state)
     first = later.plan.blocks[0].name
     warm = {True: "full compact", False: "rebuild"}
-    assert kind in warm[bool(later.warm[0][0])], first
+    assert kind in warm[bool(later.parts.roster.warm[0][0])], first
     train(again, other, range(20, 30))
     for a, b in zip(straight.parameters(), again.parameters(), strict=True):
         assert bool(b.isfinite().all())

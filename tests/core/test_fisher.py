@@ -178,8 +178,7 @@ def test_draws_differ_between_steps_micro_batches_and_ranks_and_come_again():
     def output_factor(step=0, rank=0):
         model.zero_grad()
         engine = attach(model, torch.optim.SGD(model.parameters(), lr=0.0), KFAC(fisher="sampled", period=1))
-        engine.report.step, engine.comm.rank = step, 0
-        engine.comm.rank = rank
+        engine.report.step, engine.host.team.rank = step, rank
         loss = F.cross_entropy(model(x), c)
         engine.before_backward(loss)
         stats = engine.stacks[-1].stats
@@ -220,7 +219,7 @@ def test_micro_batches_a_scale_a_sum_and_checkpoints_change_nothing(fisher, way)
     def run(way):
         model.zero_grad()
         engine = attach(model, torch.optim.SGD(model.parameters(), lr=0.0), KFAC(fisher=fisher, period=1))
-        scale = engine.recorders[0].loss_scale = 1024.0 if way == "scaled" else 1.0
+        scale = engine.recorders[0].facts.scale = 1024.0 if way == "scaled" else 1.0
         for rows in torch.arange(6).chunk(parts):
             reduction = "sum" if way == "sum" else "mean"
             f = checkpoint(model, x[rows], use_reentrant=False) if way == "checkpointed" else model(x[rows])

@@ -49,7 +49,7 @@ def test_the_first_match_wins_by_name_or_by_type_of_layer():
     assert found["3.weight"].startswith("hidden: SOAP bend until step 4, then rotate")
     assert found["3.bias"] == "base: rule '*.bias'"
     assert found["4.weight"] == "hidden: Muon bend; 0.00026 MB"[: len(found["4.weight"])]
-    assert {type(method) for method in engine.methods} == {KFAC, Muon, SOAP}
+    assert {type(method) for method in engine.parts.methods} == {KFAC, Muon, SOAP}
 
 
 def test_names_of_methods_take_any_case():
@@ -110,7 +110,7 @@ def test_equal_methods_are_one():
     _, other = attached(Mixture({"3.*": SOAP(start=4, period=2), "*": SOAP(start=4, period=2)}), two := net())
     steps(one, engine, range(12))
     steps(two, other, range(12))
-    assert len(other.methods) == 1
+    assert len(other.parts.methods) == 1
     for a, b in zip(one.parameters(), two.parameters(), strict=True):
         assert torch.equal(a, b)
 
@@ -119,7 +119,7 @@ def test_equal_layers_of_two_methods_are_not_one_batch():
     layers = nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 5))
     _, engine = attached(Mixture({"0.*": SOAP(period=2), "*": SOAP(period=8)}), layers)
     assert [[block.name for block in stack.blocks] for stack in engine.stacks] == [["0.weight"], ["1.weight"]]
-    assert [unit.period for unit in engine.schedule.units] == [2, 2, 8, 8]
+    assert [unit.period for unit in engine.parts.units.schedule.units] == [2, 2, 8, 8]
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_what_one_method_does_does_not_depend_on_the_others():
         torch.manual_seed(0)
         layers = nn.ModuleDict({"a": nn.Linear(6, 4), "b": nn.Linear(5, 4)})
         _, engine = attached(method, layers, base=torch.optim.SGD)
-        engine.spreads.clear()  # the budget of a step is common
+        engine.parts.budget.spreads.clear()  # the budget of a step is common
         for number in range(12):
             generator = torch.Generator().manual_seed(number)
             engine.optimizer.zero_grad()
@@ -179,7 +179,7 @@ def test_what_one_method_does_does_not_depend_on_the_others():
 
 def test_intervals_are_each_methods_own():
     _, engine = attached(Mixture({"Wider": SOAP(period=4), "*": SOAP(period=32)}))
-    schedule = engine.schedule
+    schedule = engine.parts.units.schedule
     assert sorted({unit.period for unit in schedule.units}) == [4, 32]
     for step in range(1, 400):
         schedule.due(step, 1e30)
@@ -195,13 +195,15 @@ def test_a_step_costs_no_more_than_the_strictest_spread_allows():
     layers = nn.Sequential(*(nn.Linear(16, 16) for _ in range(6)))
     rules = {f"{n}.*": SOAP(start=2, period=4, schedule=Staggered(1.01 if n < 3 else 9.0)) for n in range(6)}
     _, engine = attached(Mixture(rules), layers)
-    units = engine.schedule.units
+    units = engine.parts.units.schedule.units
     for number in range(60):
         engine.optimizer.zero_grad()
         layers(torch.randn(8, 16, generator=torch.Generator().manual_seed(number))).square().mean().backward()
         engine.optimizer.step()
-        solved = [unit.cost for unit, at in zip(units, engine.schedule.tried, strict=True) if at == number + 1]
-        assert len(solved) <= 1 or sum(solved) <= 1.01 * engine.peak
+        solved = [
+            unit.cost for unit, at in zip(units, engine.parts.units.schedule.tried, strict=True) if at == number + 1
+        ]
+        assert len(solved) <= 1 or sum(solved) <= 1.01 * engine.parts.budget.peak
     assert engine.report.rotated == 6
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_so import KFAC, attach
-from lightning_so.core.statistics.layer_call import USES
+from lightning_so.core.statistics.layer_call import REMEMBERED
 from tests.layers.test_layers import DOUBLE, randn, spied, with_one
 from tests.methods.test_kfac import close, factors, linears, matrix, sgd, step
 
@@ -78,7 +78,7 @@ def test_an_activation_in_place_changes_nothing(kind, bias):
     engines = [sgd(m, KFAC(damping=0.01, period=1), lr=0.05) for m in (plain, model)]
     for engine in engines:
         for _ in range(3):
-            step(engine, engine.model(x).square().sum(1).mean())
+            step(engine, engine.host.model(x).square().sum(1).mean())
     for name in ("0.weight", "3.weight"):
         for found, expected in zip(factors(engines[1], name), factors(engines[0], name)):
             close(found, expected)
@@ -112,8 +112,8 @@ def test_gradients_that_are_not_of_the_loss_are_no_statistics():
     for engine in engines:
         for _ in range(3):
             engine.optimizer.zero_grad()
-            loss = engine.model(x).square().sum(1).mean()
-            if engine.model is model:
+            loss = engine.host.model(x).square().sum(1).mean()
+            if engine.host.model is model:
                 torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
             loss.backward()
             engine.optimizer.step()
@@ -135,7 +135,7 @@ def test_a_backward_pass_that_failed_leaves_no_statistics():
     with pytest.raises(MemoryError):
         model[2](h).square().sum(1).mean().backward()  # of 8 samples; half of them comes next
     for engine in engines:
-        step(engine, engine.model(x).square().sum(1).mean())
+        step(engine, engine.host.model(x).square().sum(1).mean())
     for name in linears(model):
         for found, expected in zip(factors(engines[1], name), factors(engines[0], name)):
             close(found, expected)
@@ -149,10 +149,10 @@ def test_a_step_that_was_skipped_leaves_no_statistics(set_to_none):
     for engine in engines:
         for t in range(4):
             x = randn(6, 3, seed=t) * (torch.inf if t == 1 else 1.0)
-            if t == 1 and engine.model is plain:
+            if t == 1 and engine.host.model is plain:
                 continue
             engine.optimizer.zero_grad(set_to_none=set_to_none)
-            engine.model(x).square().sum(1).mean().backward()
+            engine.host.model(x).square().sum(1).mean().backward()
             engine.optimizer.step()
     assert engines[1].report.skipped == 1
     for name in linears(model):
@@ -165,7 +165,7 @@ def test_forward_passes_that_never_go_backward_are_forgotten():
     engine = sgd(model, KFAC(period=1))
     for _ in range(100):
         model(randn(6, 3))
-    assert len(engine.recorders[0].uses) <= 2 * USES
+    assert len(engine.recorders[0].seen.calls) <= 2 * REMEMBERED
     step(engine, model(randn(6, 3)).square().sum(1).mean())
     assert engine.report.preconditioned == 2
 

@@ -32,7 +32,7 @@ ROWS = [*(("two", case) for case in CASES), ("four", "kfac sgd")]
 def test_bytes_of_sharded_parameters_are_as_predicted(request, size, case):
     pool = request.getfixturevalue(size)
     # The interval is at its largest after ten of them, and its slots are kept after one more.
-    steps = 11 * CASES[case].timing()[0] + 20
+    steps = 11 * CASES[case].pace()[0] + 20
     for rank in pool.run(shards.train, CASES[case], *BASES[case.split()[1]], steps):
         assert (rank.sent[-1] - rank.sent[-17]) / 16 == pytest.approx(rank.predicted[0], rel=0.01)
 

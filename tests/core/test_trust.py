@@ -24,18 +24,20 @@ def test_work_is_counted_by_block():
     net, optimizer, engine = pair()
     net.tall.weight.requires_grad_(False)
     train(net, optimizer, range(16))
-    assert proof.staleness(engine)[0] < 10  # a frozen block has nothing new to solve: its basis does not age
+    assert (
+        proof.staleness(engine.parts.units, engine.report.step)[0] < 10
+    )  # a frozen block has nothing new to solve: its basis does not age
     net.tall.weight.requires_grad_(True)
     train(net, optimizer, range(16, 24))
-    work = {done.name: done for done in proof.work(engine)}
+    work = {done.name: done for done in proof.work(engine.parts.units, engine.parts.roster, engine.report.step)}
     assert {done.observed for done in work.values()} == {8, 24}
     assert work["tall.weight"].observed == 8
     for done in work.values():
         assert done.bent + done.rotated == done.observed
         assert done.solves > 0
-        assert 0 <= done.age <= engine.schedule.bound(0)
+        assert 0 <= done.age <= engine.parts.units.schedule.bound(0)
     assert work["conv.weight"].rotated > work["conv.weight"].bent > 0
-    assert proof.staleness(engine)[0] == max(done.age for done in work.values())
+    assert proof.staleness(engine.parts.units, engine.report.step)[0] == max(done.age for done in work.values())
 
 
 def test_a_lost_post_hook_stops_the_training_and_leaves_the_weights():
@@ -62,7 +64,7 @@ def test_a_lost_pre_hook_stops_the_training():
 def test_an_overdue_solve_stops_the_training_by_name(monkeypatch):
     net, optimizer, engine = pair()
     train(net, optimizer, range(6))
-    monkeypatch.setattr(engine.schedule, "due", lambda *_: [])
+    monkeypatch.setattr(engine.parts.units.schedule, "due", lambda *_: [])
     with pytest.raises(TrustError, match=r"(conv|tall|wide)\.weight: its basis was not solved within \d+ steps"):
         train(net, optimizer, range(6, 80))
 
@@ -152,11 +154,11 @@ def test_a_wrong_update_is_refused_by_name(method, monkeypatch):
     net, optimizer, _ = pair(method, verify_every=1)
     train(net, optimizer, range(10))
 
-    def plain_step(engine, _):  # what a hook that never fired would leave: the base's own update, unturned
-        for batch in engine.acting:
-            for p, saved in zip(batch.params, batch.saved, strict=True):
+    def plain_step(hidden, *_):  # what a hook that never fired would leave: the base's own update, unturned
+        for cohort in hidden:
+            for p, saved in zip(cohort.params, cohort.saved, strict=True):
                 p.add_(saved)
-        engine.acting.clear()
+        hidden.clear()
 
     monkeypatch.setattr("lightning_so.core.step.finish.finish", plain_step)
     with pytest.raises(TrustError, match=r"step 11, (conv|tall|wide)\.weight \((rotate|bend)\): its new value is"):
@@ -166,7 +168,7 @@ def test_a_wrong_update_is_refused_by_name(method, monkeypatch):
 def test_a_gradient_that_is_not_rotated_is_refused(monkeypatch):
     net, optimizer, _ = pair(verify_every=1)
     train(net, optimizer, range(10))
-    monkeypatch.setattr("lightning_so.core.step.act._write", lambda *_: None)
+    monkeypatch.setattr("lightning_so.core.matrices.matrices.Matrices.write", lambda *_: None)
     with pytest.raises(TrustError, match="its rotated gradient is"):
         train(net, optimizer, range(10, 11))
     assert bool(net.tall.weight.any())

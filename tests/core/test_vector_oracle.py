@@ -108,7 +108,7 @@ def vectors(step):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_gauss_newton_products_are_those_of_the_dense_matrix(loss):
-    V, found = asked(loss, lambda step: (vectors(step), step.batch.gauss_newton(vectors(step))))
+    V, found = asked(loss, lambda step: (vectors(step), step.oracle.gauss_newton(vectors(step))))
     _, G, *_ = dense(LOSSES[loss])
     torch.testing.assert_close(found, V @ G, rtol=2e-5, atol=1e-6 * float(G.norm()))
     assert float(torch.linalg.eigvalsh(G)[0]) > -1e-12
@@ -119,7 +119,7 @@ def test_the_label_of_a_logistic_loss_is_no_prediction():
         return F.binary_cross_entropy_with_logits(f[:, :2], held[:, 1:].sigmoid())
 
     LOSSES["own label"] = lambda f, *_: loss(f, f)
-    V, found = asked("own label", lambda step: (vectors(step), step.batch.gauss_newton(vectors(step))))
+    V, found = asked("own label", lambda step: (vectors(step), step.oracle.gauss_newton(vectors(step))))
     _, G, *_ = dense(lambda f, *_: loss(f, f.detach()))
     torch.testing.assert_close(found, V @ G, rtol=2e-5, atol=1e-6 * float(G.norm()))
     del LOSSES["own label"]
@@ -127,7 +127,9 @@ def test_the_label_of_a_logistic_loss_is_no_prediction():
 
 def test_the_loss_beside_the_weights():
     loss = LOSSES["mse"]
-    here, there, v = asked("mse", lambda s: (s.batch.loss(), s.batch.loss(0.1 * s.space.normal(0)), s.space.normal(0)))
+    here, there, v = asked(
+        "mse", lambda s: (s.oracle.loss(), s.oracle.loss(0.1 * s.space.normal(0)), s.space.normal(0))
+    )
     value, _, outputs, flat = dense(loss)
     assert here == pytest.approx(float(value), rel=1e-12)
     assert there == pytest.approx(float(loss(outputs(flat + 0.1 * v), *data()[1:])), rel=1e-12)
@@ -135,7 +137,7 @@ def test_the_loss_beside_the_weights():
 
 @pytest.mark.parametrize("loss", ["mse", "squares"])
 def test_residuals_are_the_loss_and_their_jacobian_its_gradient(loss):
-    found, gradient = asked(loss, lambda step: (step.batch.residuals(), step.gradient.clone()))
+    found, gradient = asked(loss, lambda step: (step.oracle.residuals(), step.gradient.clone()))
     value, G, *_ = dense(LOSSES[loss])
     assert float(found.values.square().sum() / 2) == pytest.approx(float(value), rel=1e-12)
     torch.testing.assert_close(found.jacobian.mT @ found.values, gradient, rtol=1e-10, atol=1e-14)
@@ -145,10 +147,10 @@ def test_residuals_are_the_loss_and_their_jacobian_its_gradient(loss):
 
 def everything(step):
     V = vectors(step)
-    found = step.batch.residuals()
-    first, second = step.batch.gauss_newton(V), step.batch.products(V)
+    found = step.oracle.residuals()
+    first, second = step.oracle.gauss_newton(V), step.oracle.products(V)
     gram = found.jacobian.mT @ found.jacobian
-    return first, second, torch.tensor(step.batch.loss(0.1 * V[0])), gram, found.jacobian.mT @ found.values
+    return first, second, torch.tensor(step.oracle.loss(0.1 * V[0])), gram, found.jacobian.mT @ found.values
 
 
 def test_ranks_give_the_answers_of_one_process(two):
@@ -162,8 +164,8 @@ def pieces(strategy):
     """Products and the loss in a Trainer, on whatever the strategy makes of the parameters."""
 
     def ask(step):
-        forms = [step.space.dot(v, step.batch.gauss_newton(v[None])[0]) for v in vectors(step)]
-        return [*forms, step.batch.loss(0.01 * vectors(step)[0]), step.batch.loss()]
+        forms = [step.space.dot(v, step.oracle.gauss_newton(v[None])[0]) for v in vectors(step)]
+        return [*forms, step.oracle.loss(0.01 * vectors(step)[0]), step.oracle.loss()]
 
     method = Asking(ask)
     callback = MatrixFree(method, verbose=False)
@@ -182,7 +184,7 @@ def test_pieces_give_the_answers_of_one_process(two, four, strategy):
 
 def products_in(precision):
     def ask(step):
-        return [float(step.space.dot(v, step.batch.gauss_newton(v[None])[0])) for v in (*vectors(step), step.gradient)]
+        return [float(step.space.dot(v, step.oracle.gauss_newton(v[None])[0])) for v in (*vectors(step), step.gradient)]
 
     method, base = Asking(ask), (torch.optim.SGD, {"lr": 0.1})
     trainings.train("one", None, base, 3, precision=precision, callbacks=[MatrixFree(method, verbose=False)])
@@ -202,7 +204,7 @@ def moved_to_and_fro(how):
     flat = {"use_orig_params": True, "device_id": torch.device("cpu")}
     model = FullyShardedDataParallel(net, **flat) if how == "fsdp1" else net
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    method = Asking(lambda step: [step.batch.loss(d) for d in (0.1 * step.space.normal(0), None)])
+    method = Asking(lambda step: [step.oracle.loss(d) for d in (0.1 * step.space.normal(0), None)])
     engine = attach(model, optimizer, method)
 
     def closure():
@@ -244,7 +246,7 @@ def hessian(net, loss):
 
 def products(step):
     V = vectors(step)
-    return V, step.batch.products(V), step.batch.forms(V, V), step.batch.products(V[:1])
+    return V, step.oracle.products(V), step.oracle.forms(V, V), step.oracle.products(V[:1])
 
 
 @pytest.mark.parametrize("product", ["exact", "auto"])
@@ -287,9 +289,9 @@ class Looped:
     def __init__(self, product, once=True, method=None):
         self.net, self.once, self.told = network(), once, []
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.1)
-        self.method = Asking(lambda step: step.batch.products(vectors(step))) if method is None else method
+        self.method = Asking(lambda step: step.oracle.products(vectors(step))) if method is None else method
         self.engine = attach(self.net, self.optimizer, self.method, product=product)
-        self.engine.tell = self.told.append
+        self.engine.memory.tell = self.told.append
 
     def train(self, steps=1):
         def closure():
@@ -322,10 +324,10 @@ def test_how_products_are_taken_is_saved_and_asked_anew_where_it_is_another():
         again.engine.load_state_dict(first.engine.state_dict())
         again.train()
         assert len(again.told) == told
-        assert again.engine.examined.exact == (not once and product != "difference")
+        assert again.engine.memory.examined.exact == (not once and product != "difference")
     # A probe is at the first step alone: a gradient, a graph and two products, then a graph and two products.
-    assert Looped("exact", False).train(1).engine.counts.evaluations == 1 + 3 + 4
-    assert Looped("exact", False).train(3).engine.counts.evaluations == 3 + 3 * (1 + 4)
+    assert Looped("exact", False).train(1).engine.memory.counts.evaluations == 1 + 3 + 4
+    assert Looped("exact", False).train(3).engine.memory.counts.evaluations == 3 + 3 * (1 + 4)
 
 
 def test_products_are_asked_for_by_name():
@@ -355,15 +357,15 @@ def sharded(ask, how):
 
     for _ in range(2):
         optimizer.step(closure)
-    assert how != "fsdp2" or "a second derivative reaches no piece" in str(engine.examined)
+    assert how != "fsdp2" or "a second derivative reaches no piece" in str(engine.memory.examined)
     return method.found
 
 
 def around(step):
     d = 0.3 * step.space.normal(0)
-    G = step.batch.gauss_newton(d[None])[0]
-    step.batch.products(d[None])
-    return step.batch.loss(), step.batch.loss(d), step.batch.loss(-d), step.space.dot(d, G)
+    G = step.oracle.gauss_newton(d[None])[0]
+    step.oracle.products(d[None])
+    return step.oracle.loss(), step.oracle.loss(d), step.oracle.loss(-d), step.space.dot(d, G)
 
 
 def test_passes_without_a_gradient_see_the_weights_where_a_root_stays_gathered(two):

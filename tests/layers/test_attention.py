@@ -169,7 +169,7 @@ def walk(engine, steps=8, parts=1):
         engine.optimizer.zero_grad()
         for part, real in zip(x.chunk(parts), mask.chunk(parts)):
             # As many terms in every part, so that parts are means like the whole.
-            loss = (engine.model(part).square().sum(2) * real).sum() / (real.sum() * parts)
+            loss = (engine.host.model(part).square().sum(2) * real).sum() / (real.sum() * parts)
             engine.before_backward(loss)
             loss.backward()
         engine.optimizer.step()
@@ -221,7 +221,7 @@ def test_two_parts_of_a_batch_are_the_batch():
         for _ in range(2):
             engine.optimizer.zero_grad()
             for x in randn(6, 5, 3).chunk(count):
-                (engine.model(x).square().sum((1, 2)).mean() / count).backward()
+                (engine.host.model(x).square().sum((1, 2)).mean() / count).backward()
             engine.optimizer.step()
     for name in ("attention.in_proj_weight", "attention.out_proj.weight"):
         for found, expected in zip(factors(engines[1], name), factors(engines[0], name)):
@@ -302,10 +302,10 @@ def test_a_backward_pass_in_evaluation_mode_is_no_statistics():
     engine = sgd(model, METHODS["empirical"])
     model.eval()
     model(randn(2, 3, 3)).square().sum().backward()
-    assert not engine.recorders[0].fired
+    assert not engine.recorders[0].seen.fired
     model.train()
     model(randn(2, 3, 3)).square().sum().backward()
-    assert len(engine.recorders[0].fired) == 4
+    assert len(engine.recorders[0].seen.fired) == 4
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -113,7 +113,7 @@ def test_a_lone_image_is_one_sample():
     many.load_state_dict(one.state_dict())
     engines = [sgd(one, KFAC(period=1)), sgd(many, KFAC(period=1))]
     for engine, inputs in zip(engines, (x[0], x)):
-        step(engine, engine.model(inputs).square().sum())
+        step(engine, engine.host.model(inputs).square().sum())
     for found, expected in zip(factors(engines[0], "weight"), factors(engines[1], "weight")):
         close(found, expected)
 
@@ -477,7 +477,7 @@ def test_a_shift_that_is_not_in_the_block_is_not_in_its_factor(name, where):
 def test_positions_of_a_sequence_are_terms_of_its_normalisation():
     layer, x = nn.LayerNorm(4, **DOUBLE), randn(5, 3, 4)
     engine = sgd(nn.Sequential(layer, nn.Tanh()), KFAC(period=1))
-    out = engine.model(x)
+    out = engine.host.model(x)
     step(engine, out.square().sum(2).mean())
     y = layer(x).detach().requires_grad_()
     (g,) = torch.autograd.grad(torch.tanh(y).square().sum(), y)
@@ -523,7 +523,7 @@ def test_an_embedding_is_a_linear_layer_on_one_hot_inputs(cls, padding, damping,
     engines = [attach(m, cls(m.parameters(), lr=0.1), method) for m in (words, matrices)]
     for engine in engines:
         for _ in range(3):
-            step(engine, engine.model(x, mask).square().sum(1).mean())
+            step(engine, engine.host.model(x, mask).square().sum(1).mean())
     (diagonal, G), (A, H) = (factors(engine, "embed.weight") for engine in engines)
     counts = torch.bincount(x[mask.bool()], minlength=7).double()
     close(diagonal[0], counts / counts.sum())

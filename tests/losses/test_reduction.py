@@ -165,12 +165,14 @@ def test_gradients_that_are_not_of_a_loss_that_was_shown_are_no_statistics(set_t
     for engine in engines:
         for _ in range(3):
             engine.optimizer.zero_grad(set_to_none=set_to_none)
-            loss = ones(engine.model(x), y).mean()
-            if engine.model is model and engine.report.step:  # until the first loss is shown, all passes are losses
+            loss = ones(engine.host.model(x), y).mean()
+            if (
+                engine.host.model is model and engine.report.step
+            ):  # until the first loss is shown, all passes are losses
                 torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
             engine.before_backward(loss)
             loss.backward()
-            if engine.model is model:
+            if engine.host.model is model:
                 torch.autograd.grad(ones(model(2 * x), y).mean(), list(model.parameters()))
             engine.optimizer.step()
     for name in linears(model):

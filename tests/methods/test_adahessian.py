@@ -150,7 +150,7 @@ METHODS = {
 def test_steps_are_those_of_the_papers(name, base):
     method = METHODS[name]
     loop = Loop(method, base).train()
-    expected, mean, clipped = published(method, base, loop.engine.whole.space)
+    expected, mean, clipped = published(method, base, loop.engine.vector.space)
     tolerance = 1e-7 if name == "gauss-newton" else 1e-11  # Its products are by differences of predictions.
     close(loop.weights, expected, tolerance)
     (state,) = loop.engine.state.vectors.values()
@@ -167,7 +167,7 @@ def test_one_group_is_two_alike():
     method = AdaHessian()
     close(Loop(method, grouped=False).train(2).weights, Loop(method, grouped=False).train(2).weights, 0)
     loop = Loop(method, grouped=False).train()
-    close(loop.weights, published(method, torch.optim.AdamW, loop.engine.whole.space, grouped=False)[0], 1e-11)
+    close(loop.weights, published(method, torch.optim.AdamW, loop.engine.vector.space, grouped=False)[0], 1e-11)
 
 
 # ------------------------------------------------------------------ what the running means are of

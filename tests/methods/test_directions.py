@@ -160,7 +160,7 @@ def test_all_directions_regressed_land_on_the_stationary_point(values):
     torch.testing.assert_close(engine.state.numbers["H"], V @ H @ V.T, atol=1e-6, rtol=0)
     engine.method = method
     before = model - wanted
-    optimizer = engine._optimizer
+    optimizer = engine.optimizer
     weights = next(iter(optimizer.param_groups[0]["params"]))
 
     def closure():
@@ -200,7 +200,7 @@ def test_without_a_cap_rows_that_are_empty_yet_are_no_step():
     H, _ = spread(torch.linspace(0.5, 4, 12))
     for method in (FewDirections(k=3, every=1, cap=math.inf), OGR(k=3, cap=math.inf)):
         _, engine, _ = run(quadratic(H, torch.ones(12).double()), torch.ones(12).double(), method, 4, lr=0.01)
-        assert engine.counts.refused == 0
+        assert engine.memory.counts.refused == 0
 
 
 def test_inside_the_frame_is_the_parabola_and_outside_the_base():
@@ -237,15 +237,15 @@ def test_turning_the_frame_or_flipping_its_rows_changes_no_step():
             object.__setattr__(engine.method, "every", 1000)
             if isinstance(method, OGR):
                 object.__setattr__(engine.method, "curvature", "same-batch")
-            params = engine._optimizer.param_groups[0]["params"][0]
+            params = engine.optimizer.param_groups[0]["params"][0]
 
-            def closure(params=params, optimizer=engine._optimizer):
+            def closure(params=params, optimizer=engine.optimizer):
                 optimizer.zero_grad()
                 loss = quadratic(H, torch.ones(5).double())(params)
                 loss.backward()
                 return loss
 
-            engine._optimizer.step(closure)
+            engine.optimizer.step(closure)
             ends.append(params.detach().clone())
     for number in (2, 3, 4, 5):
         torch.testing.assert_close(ends[number], ends[number % 2], atol=1e-10, rtol=0)
@@ -311,7 +311,7 @@ def test_the_rate_that_was_given_does_not_matter(base, lr):
     _, engine, values = run(quadratic(H, torch.zeros(10).double()), start, method, 200, lr=lr, base=base)
     assert values[-1] < 1e-2 * values[0]
     assert max(values) < 100 * values[0]  # No step was much too long, the first neither.
-    assert engine.counts.evaluations == 200
+    assert engine.memory.counts.evaluations == 200
 
 
 def test_a_first_step_into_nowhere_is_shortened():

@@ -114,7 +114,7 @@ def test_samples_that_are_drawn_stand_for_all(name):
     x = x[:1].expand(6, *x.shape[1:])
     for rows in (2, 10**6):
         engine = sgd(copy.deepcopy(model), EKFAC(period=1, rows=rows))
-        s, stats, row = seen(engine, "0.weight", lambda e=engine: e.model(x).square().flatten(1).sum(1).mean())
+        s, stats, row = seen(engine, "0.weight", lambda e=engine: e.host.model(x).square().flatten(1).sum(1).mean())
         found.append([s, *(side.factors[0][row] for side in stats.sides)])
     for few, every in zip(*found, strict=True):
         assert float(every.sum()) > 0
@@ -129,7 +129,7 @@ def test_second_moments_of_micro_batches_are_those_of_the_batch(fisher):
         for _ in range(7):
             engine.optimizer.zero_grad()
             for inputs, targets in zip(x.chunk(parts), y.chunk(parts), strict=True):
-                loss = losses(engine.model, inputs, targets).mean() / parts
+                loss = losses(engine.host.model, inputs, targets).mean() / parts
                 engine.before_backward(loss)
                 loss.backward()
             engine.optimizer.step()
@@ -143,11 +143,11 @@ def test_a_skipped_step_leaves_nothing_in_the_second_moments():
     model, (x, y), found = net(), data(6), []
     for poison in (1.0, math.nan):
         engine = sgd(copy.deepcopy(model), EKFAC(period=1))
-        stay(engine, lambda e=engine: losses(e.model, x, y).mean(), 6)
+        stay(engine, lambda e=engine: losses(e.host.model, x, y).mean(), 6)
         if poison != 1:
-            stay(engine, lambda e=engine: math.nan * losses(e.model, x, y).mean(), 1)
+            stay(engine, lambda e=engine: math.nan * losses(e.host.model, x, y).mean(), 1)
             assert engine.report.skipped == 1
-        stay(engine, lambda e=engine: losses(e.model, x, y).mean(), 1)
+        stay(engine, lambda e=engine: losses(e.host.model, x, y).mean(), 1)
         stats, row = stats_of(engine, "2.weight")
         found.append(stats.moments.mean[row])
     assert float(found[0].sum()) > 0
@@ -225,12 +225,12 @@ def test_where_it_has_seen_nothing_of_its_own_the_step_is_kfacs(rule):
 def test_the_basis_of_a_tile_that_is_rounding_is_no_accident():
     engine = sgd(nn.Linear(4, 4, bias=False, **DOUBLE), EKFAC(cap=2))
     stats, row = stats_of(engine, "weight")
-    for solve in (engine.stacks[0].method.settle, engine.stacks[0].method.solve):
+    for solve in (engine.stacks[0].method.solve_afresh, engine.stacks[0].method.solve):
         for seed in range(3):
             noise = torch.randn(2, 2, generator=torch.Generator().manual_seed(seed), **DOUBLE)
             stats.sides[0].factors[0][row] = torch.eye(2, **DOUBLE)
             stats.sides[0].factors[1][row] = 1e-24 * noise @ noise.mT
-            unit = next(u for u in engine.schedule.units if (u.side, u.tile) == (1, 1))
+            unit = next(u for u in engine.parts.units.schedule.units if (u.side, u.tile) == (1, 1))
             close(solve(stats, unit).value[:4].view(2, 2), torch.eye(2, **DOUBLE), 1e-2)
 
 
@@ -240,7 +240,7 @@ def test_values_are_the_factors_diagonals_in_the_bases(name):
     make, inputs = LAYERS[name]
     model, x = nn.Sequential(make(), nn.Tanh()), inputs()
     engine = sgd(model, EKFAC(period=1))
-    engine.spreads.clear()  # all units at every step
+    engine.parts.budget.spreads.clear()  # all units at every step
     stay(engine, lambda: model(x).square().flatten(1).sum(1).mean(), 3)
     stats, row = stats_of(engine, "0.weight")
     for side, basis, values in zip(stats.sides, stats.bases, stats.values, strict=True):
@@ -254,8 +254,8 @@ def test_factors_of_nothing_have_no_solution(value):
     stack = engine.stacks[0]
     for side in stack.stats.sides:
         side.factors[0].fill_(value)
-    assert len(engine.schedule.units) == 2
-    for unit in engine.schedule.units:
+    assert len(engine.parts.units.schedule.units) == 2
+    for unit in engine.parts.units.schedule.units:
         assert not stack.method.solve(stack.stats, unit).ok
 
 
@@ -266,7 +266,7 @@ def test_second_moments_move_with_eigenvalues_that_change_places(side):
     stay(engine, lambda: losses(model, x, y).mean(), 7)
     stats, row = stats_of(engine, "2.weight")
     index, method = next((i, stack.method) for i, stack in enumerate(engine.stacks) if stack.stats is stats)
-    unit = next(u for u in engine.schedule.units if (u.stack, u.row, u.side) == (index, row, side))
+    unit = next(u for u in engine.parts.units.schedule.units if (u.stack, u.row, u.side) == (index, row, side))
 
     def fisher():
         return kronecker(stats, row)[0] @ stats.moments.mean[row].flatten().diag() @ kronecker(stats, row)[0].mT
@@ -275,7 +275,7 @@ def test_second_moments_move_with_eigenvalues_that_change_places(side):
     stats.oriented(stats.sides)[side].factors[0][row] = Q * torch.arange(1, Q.shape[-1] + 1) @ Q.mT
     result = method.solve(stats, unit)
     assert result.order.tolist() == [[*range(Q.shape[-1])][::-1]]
-    method.accept(stats, unit, result)
+    method.swap_in(stats, unit, result)
     close(fisher(), before, 2e-2)
 
 
@@ -314,7 +314,9 @@ def test_fresh_second_moments_follow_a_change_that_old_bases_do_not():
     stay(engine, lambda: losses(model, x, y).mean(), 200)
     stats, row = stats_of(engine, "2.weight")
     basis, old = stats.bases[0].tensors[0][row].clone(), stats.moments.mean[row].clone()
-    engine.schedule.next = engine.schedule.tried = [10**9] * len(engine.schedule.units)  # no refresh any more
+    engine.parts.units.schedule.next = engine.parts.units.schedule.tried = [10**9] * len(
+        engine.parts.units.schedule.units
+    )  # no refresh any more
     stay(engine, lambda: 10 * losses(model, x, y).mean(), 100)
     assert torch.equal(basis, stats.bases[0].tensors[0][row])
     assert float(stats.moments.mean[row].sum() / old.sum()) == pytest.approx(100, rel=0.05)
@@ -342,7 +344,7 @@ def test_the_base_runs_in_the_bases_whatever_it_is(name, cls):
 def test_it_bends_along_the_polar_factor_and_rotates_from_its_start_on():
     model, (x, y) = net(), data(6)
     engine = attach(model, torch.optim.AdamW(model.parameters()), EKFAC(start=5, period=1))
-    engine.spreads.clear()  # all units at every step
+    engine.parts.budget.spreads.clear()  # all units at every step
     seen = []
     for _ in range(7):
         stay(engine, lambda: losses(model, x, y).mean(), 1)
@@ -357,7 +359,11 @@ def test_it_bends_along_the_polar_factor_and_rotates_from_its_start_on():
 def test_the_unit_of_the_loss_matters_where_damping_has_it():
     model = net()
     engines = [attach(model, cls(model.parameters(), lr=0.1), EKFAC()) for cls in (torch.optim.SGD, torch.optim.AdamW)]
-    found = [method.absolute(engine.base) for engine in engines for method in (EKFAC(), EKFAC(damping=Relative()))]
+    found = [
+        method.needs_loss_unit(engine.host.base)
+        for engine in engines
+        for method in (EKFAC(), EKFAC(damping=Relative()))
+    ]
     assert found == [True, False, False, False]
 
 
@@ -386,13 +392,13 @@ def test_found_again_from_factors_it_starts_as_kfac():
     engine = sgd(model, EKFAC(period=1))
     stay(engine, lambda: losses(model, x, y).mean(), 100)
     again = sgd(copy.deepcopy(model), EKFAC(period=1))
-    checkpoint.read(again, checkpoint.write(engine, "compact"))
+    checkpoint.read(again.parts, checkpoint.write(engine.parts, "compact"))
     stats, row = stats_of(again, "2.weight")
     assert float(stats.moments.weight[row]) == 0
     for side, basis in zip(stats.sides, stats.bases, strict=True):
         D = basis.dense(row)[0].mT @ side.factors[0][row, 0] @ basis.dense(row)[0]
         assert float((D - D.diag().diag()).abs().max()) < 1e-2 * float(D.diag().mean())  # the ridge's size
-    stay(again, lambda: losses(again.model, x, y).mean(), 1)
+    stay(again, lambda: losses(again.host.model, x, y).mean(), 1)
     assert again.report.preconditioned == 3
     assert float(stats.moments.weight[row]) == pytest.approx(0.05)
 
@@ -428,8 +434,7 @@ def test_first_moments_are_carried_with_the_bias_and_by_group(name):
         engine.optimizer.zero_grad()
         (model(x) - y).square().mean().backward()
         engine.optimizer.step()
-    ((index, row, block),) = rotating(engine)
-    stack = engine.stacks[index]
+    ((stack, row, block),) = rotating(engine.parts.roster)
     for _ in range(3):
         before, basis = plain_moment(engine, block, stack, row), stack.stats.bases[1].tensors[0].clone()
         engine.optimizer.zero_grad()
@@ -450,9 +455,8 @@ def test_leaving_puts_the_moments_of_weight_and_bias_back():
     def moment(block, key):
         return torch.cat([engine.optimizer.state[p][key].reshape(block.rows, -1) for p in block.params], 1)
 
-    expected, least = {}, engine.base.least_variance(engine.optimizer.param_groups[0])
-    for index, row, block in rotating(engine):
-        stack = engine.stacks[index]
+    expected, least = {}, engine.host.base.least_variance(engine.optimizer.param_groups[0])
+    for stack, row, block in rotating(engine.parts.roster):
         m, (L, R) = plain_moment(engine, block, stack, row), stack.stats.oriented(stack.stats.bases)
         v = L.dense(row)[0].square() @ moment(block, "exp_avg_sq") @ R.dense(row)[0].square().mT
         expected[block] = m, torch.maximum(v, least * m.square())

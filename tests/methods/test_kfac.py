@@ -223,8 +223,10 @@ def test_scaling_one_factor_and_the_other_back_changes_nothing(exact):
     for c in (1.0, 1e4):
         stats.sides[0].factors[0].mul_(c)
         stats.sides[1].factors[0].div_(c)
-        unit = next(u for u in engine.schedule.units if engine.stacks[u.stack].stats is stats and u.row == row)
-        method.accept(stats, unit, method.solve(stats, unit))
+        unit = next(
+            u for u in engine.parts.units.schedule.units if engine.stacks[u.stack].stats is stats and u.row == row
+        )
+        method.swap_in(stats, unit, method.solve(stats, unit))
         directions.append(method.direction(stats, X, None))
     close(directions[1], directions[0])
 

@@ -28,10 +28,10 @@ def five_steps(cls, method, way, lr=0.02):
             for rows in torch.arange(8).chunk(4):
                 (losses(model, x[rows], y[rows]).mean() / 4).backward()
         elif way == "scaled":
-            engine.recorders[0].loss_scale = 1000.0 * 3**t
-            (losses(model, x, y).mean() * engine.recorders[0].loss_scale).backward()
+            engine.recorders[0].facts.scale = 1000.0 * 3**t
+            (losses(model, x, y).mean() * engine.recorders[0].facts.scale).backward()
             for p in model.parameters():
-                p.grad /= engine.recorders[0].loss_scale
+                p.grad /= engine.recorders[0].facts.scale
         else:
             getattr(losses(model, x, y), way)().backward()
         optimizer.step()
@@ -174,17 +174,17 @@ def test_windows_exist_while_their_layers_are_watched():
     engine = attach(model, torch.optim.SGD(model.parameters(), lr=1e-2), KFAC(period=16))
     between, before = [], []
     for number in range(200):
-        watched = {engine.stacks[s].blocks[row].name for s, row in engine.recorders[0].watched}
+        watched = {engine.stacks[s].blocks[row].name for s, row in engine.recorders[0].seen.watched}
         engine.optimizer.zero_grad()
         losses(model, x, y).mean().backward()
         made = {s.blocks[row].name for s in engine.stacks for side in s.stats.sides for row in side.windows}
         assert made == watched
-        before.append(state_bytes(engine))
+        before.append(state_bytes(engine.parts.units, engine.parts.matrices))
         if number == 40:
             model[0].weight.grad[0, 0] = float("nan")  # a step that is skipped forgets what it has seen
         engine.optimizer.step()
         assert not any(side.windows for stack in engine.stacks for side in stack.stats.sides)
-        between.append(state_bytes(engine))
+        between.append(state_bytes(engine.parts.units, engine.parts.matrices))
     # At first every layer is watched at every step, at the largest interval at every fourth, each at its own.
     gained = [full - empty for full, empty in zip(before[1:], between)]
     assert 4 * sum(gained[-16:]) == 16 * gained[1]

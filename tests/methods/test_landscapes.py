@@ -65,7 +65,7 @@ def test_a_saddle_is_left_at_twice_the_distance(name):
     (_, y), (x_after, y_after), _ = loop.step()
     assert abs(x_after) < 1e-6
     assert y_after.item() == pytest.approx(2 * y.item(), rel=1e-5)
-    assert loop.calls == 5 + loop.engine.counts.evaluations
+    assert loop.calls == 5 + loop.engine.memory.counts.evaluations
 
 
 @pytest.mark.slow
@@ -82,7 +82,7 @@ def test_steps_are_bounded_where_there_is_no_curvature(method):
         longest = max(longest, 0.1 * float(gradient.norm()))
         if isinstance(method, FewDirections | OGR):
             assert (after - before).norm() <= (1 + method.share * method.cap) * longest * (1 + 1e-9)
-    assert loop.engine.counts.refused == 0
+    assert loop.engine.memory.counts.refused == 0
     if not isinstance(method, QuadraticModel):
         assert monkey(*after) < -1.0
 

@@ -161,7 +161,7 @@ def test_no_step_takes_more_than_its_share(slice):
     def loss(model, _):
         return F.mse_loss(model(x).tanh(), y)
 
-    engine = train(NewtonCG(slice=slice), model, loss, 8, lambda e: spent.append(e.counts.evaluations))
+    engine = train(NewtonCG(slice=slice), model, loss, 8, lambda e: spent.append(e.memory.counts.evaluations))
     products = [after - before for before, after in pairwise(spent)]
     assert (max(products) <= 2) == bool(slice)
     assert engine.scalars()["curv/cg_iterations"] <= max(products)
@@ -256,11 +256,11 @@ def test_the_same_batch_costs_no_second_loss():
     x, y = squares()
     for judge in ("same", "next"):
         method = NewtonCG(judge=judge, slice=1, damping=1e6)  # Every step is taken as it is.
-        assert train(method, Point(torch.zeros(N)), quadratic(x, y), 6).counts.forwards == 2 + 6 * 4
+        assert train(method, Point(torch.zeros(N)), quadratic(x, y), 6).memory.counts.forwards == 2 + 6 * 4
     loss, _ = batches(1.0)
     for judge, more in (("same", 0), ("next", 5)):
         method = NewtonCG(judge=judge, slice=1, damping=1e6)
-        assert train(method, Point(torch.zeros(N)), loss, 6).counts.forwards == 2 + 6 * 4 + more
+        assert train(method, Point(torch.zeros(N)), loss, 6).memory.counts.forwards == 2 + 6 * 4 + more
 
 
 class Random(nn.Module):
@@ -281,8 +281,8 @@ class Random(nn.Module):
 def test_dropout_and_batch_statistics_are_those_of_one_function(of):
     def ask(step):
         u, v = step.space.normal(0), step.space.normal(1)
-        Bu, Bv = getattr(step.batch, of)(u[None])[0], getattr(step.batch, of)(v[None])[0]
-        return float(u @ Bv), float(v @ Bu), Bu, Bv, step.batch.loss(), step.batch.loss()
+        Bu, Bv = getattr(step.oracle, of)(u[None])[0], getattr(step.oracle, of)(v[None])[0]
+        return float(u @ Bv), float(v @ Bu), Bu, Bv, step.oracle.loss(), step.oracle.loss()
 
     one, other, _, _, loss, again = asked("mse", ask, net=Random())
     assert one == pytest.approx(other, rel=1e-4)

@@ -170,7 +170,7 @@ def test_a_sketch_is_made_every_so_many_steps():
     for _ in range(5):
         loop.step()
         ages.append(loop.engine.scalars()["curv/age"])
-        evaluations.append(loop.engine.counts.evaluations)
+        evaluations.append(loop.engine.memory.counts.evaluations)
     assert ages == [0, 1, 2, 0, 1]
     assert evaluations == [6, 6, 6, 8, 8]
 

@@ -141,7 +141,7 @@ def test_a_step_that_does_not_lower_the_loss_is_not_taken():
     assert loop.step().tolist() == start
     assert float(loop.numbers["damping"]) == pytest.approx(4**3, rel=1e-6)
     assert int(loop.numbers["rejected"]) == 3
-    evaluations, forwards = loop.engine.counts.evaluations, loop.engine.counts.forwards
+    evaluations, forwards = loop.engine.memory.counts.evaluations, loop.engine.memory.counts.forwards
     assert (evaluations, forwards) == (3 + 1, 1 + 3)  # Of the examination three; g spans a Krylov space of its own.
     assert float(loop.engine.state.vectors["last"].norm()) == 0
 

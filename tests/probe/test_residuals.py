@@ -299,7 +299,7 @@ def test_a_resumed_training_is_the_same_bit_for_bit(tmp_path):
 
 
 def gathered(ranks):
-    return asked("mse", lambda step: step.batch.residuals().jacobian.shape, None, ranks)
+    return asked("mse", lambda step: step.oracle.residuals().jacobian.shape, None, ranks)
 
 
 def test_every_rank_has_all_rows(two):

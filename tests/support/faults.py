@@ -47,19 +47,19 @@ class Fault(pl.Callback):
         if where != self.where or self.engine.report.step != AT:
             return
         if dist.get_rank() == 0:
-            self.began, self.acting = time.perf_counter(), len(self.engine.acting)
+            self.began, self.acting = time.perf_counter(), len(self.engine.hidden)
         elif self.what == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         else:
             time.sleep(LONG)
 
     def on_exception(self, trainer, pl_module, exception) -> None:
-        facts = {"seconds": time.perf_counter() - self.began, "acting": self.acting, "left": len(self.engine.acting)}
+        facts = {"seconds": time.perf_counter() - self.began, "acting": self.acting, "left": len(self.engine.hidden)}
         torch.save({**facts, "before": self.before, "after": self.weights()}, self.out / "facts.pt")
 
     def weights(self):
         """This rank's pieces of the weights that SecondOrder changes."""
-        pieces = {block.name: self.engine.access.weight(block.param) for block in self.engine.plan.blocks}
+        pieces = {block.name: self.engine.host.access.weight(block.param) for block in self.engine.plan.blocks}
         return {name: piece.clone() for name, piece in pieces.items()}
 
 

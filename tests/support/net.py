@@ -20,10 +20,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import lightning_so as so
-from tests.peers import DEEPSPEED
-from tests.problems import Net, batch
-from tests.trainings import Save, train
-from tests.world import World
+from tests.support.peers import DEEPSPEED
+from tests.support.problems import Net, batch
+from tests.support.trainings import Save, train
+from tests.support.world import World
 
 STEPS = 100
 ADAMW, SGD = (torch.optim.AdamW, {"lr": 3e-3, "weight_decay": 0.1}), (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9})

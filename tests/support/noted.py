@@ -68,17 +68,17 @@ def ran(engines, strategy: str, loop: str = TRAINER, precision: str | None = Non
         options: Names of options, with underscores, and whether (or how) they were on.
     """
     for engine in engines:
-        dtypes = {str(p.dtype) for p in engine.params}
+        dtypes = {str(p.dtype) for p in engine.host.params}
         exact = "64-true" if "torch.float64" in dtypes else "bf16-true" if "torch.bfloat16" in dtypes else "32-true"
         more = {
-            "parameter groups": len(engine.groups) > 1,
-            "lag=1": engine.lag,
-            "sharding='local'": engine.access.local,
-            "compile": any(hasattr(m, "_orig_mod") or m._compiled_call_impl for m in engine.model.modules()),
+            "parameter groups": len(engine.host.groups) > 1,
+            "lag=1": engine.options.lag,
+            "sharding='local'": engine.host.access.local,
+            "compile": any(hasattr(m, "_orig_mod") or m._compiled_call_impl for m in engine.host.model.modules()),
             **{name.replace("_", " "): on for name, on in options.items()},
             **dict.fromkeys(_used, True),
         }
-        methods = {type(method).__name__ for method in engine.methods}
+        methods = {type(method).__name__ for method in engine.parts.methods}
         names = [cls.__name__ for cls in type(engine.optimizer).__mro__ if cls.__module__.startswith("torch.optim.")]
         NOTES[
             Ran(

@@ -69,9 +69,9 @@ def train(
             torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none)
-        sent.append(engine.comm.sent)
+        sent.append(engine.host.team.sent)
     weights = {name: p.detach().clone() for name, p in model.named_parameters()}
-    report, predicted = engine.report, traffic(engine)
+    report, predicted = engine.report, traffic(engine.parts.units, engine.host, engine.parts.matrices)
     strategy = "ddp" if several else "one"
     noted.ran([engine], strategy, noted.LOOP, accumulation=accumulate > 1, clipping=clip)
     engine.detach()

@@ -160,10 +160,11 @@ def train(
             with (event and event(step, rank, ranks, model, optimizer)) or ExitStack():
                 optimizer.step()
             optimizer.zero_grad()
-            sent.append(engine.peers.sent)
+            sent.append(engine.host.world.sent)
             moved = [(piece(p) - old).abs().max() for p, old in zip(model.parameters(), before) if old.numel()]
             changes.append(float(max(moved)))
-        predicted = traffic(engine), traffic(engine, warm=False)
+        of = engine.parts.units, engine.host, engine.parts.matrices
+        predicted = traffic(*of), traffic(*of, warm=False)
         report, plan = engine.report, str(engine.plan)
         kept = [tensor for stack in engine.stacks for tensor in held(stack.stats) if not tensor.is_meta]
         strategy = "one" if ranks == 1 else "hsdp" if how.get("mesh") else "fsdp2"
@@ -177,7 +178,7 @@ def train(
 
 def counted(engine) -> list[int]:
     """Bytes of pieces that travel to their owners and back, added to the last of a list; moments do not count."""
-    pieces, moving, comm, move = [], [], engine.comm, engine.layout.move
+    pieces, moving, comm, move = [], [], engine.host.team, engine.parts.matrices.change_moments
 
     def counts(exchange):
         def call(*arguments):
@@ -194,8 +195,12 @@ def counted(engine) -> list[int]:
         move(jobs)
         moving.pop()
 
-    if engine.layout.split:
-        comm.to_owners, comm.from_owners, engine.layout.move = counts(comm.to_owners), counts(comm.from_owners), moves
+    if engine.parts.matrices.sharded:
+        comm.to_owners, comm.from_owners, engine.parts.matrices.change_moments = (
+            counts(comm.to_owners),
+            counts(comm.from_owners),
+            moves,
+        )
     return pieces
 
 
@@ -249,7 +254,7 @@ def breaks(step, rank, ranks, model, optimizer):
 
 def failing(step, rank, ranks, model, optimizer):
     """From step 12 on the owners' solves of one side fail, until step 20."""
-    method = optimizer._lightning_so.methods[0]
+    method = optimizer._lightning_so.parts.methods[0]
     solve = type(method).solve
 
     def fails(self, stats, unit):

@@ -123,7 +123,7 @@ class Watch(pl.Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if self.ours is not None and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
-            self.sent.append(self.ours.engines[0].peers.sent)
+            self.sent.append(self.ours.engines[0].host.world.sent)
 
     def on_train_end(self, trainer, pl_module) -> None:
         self.held = {clean(name): piece(param).numel() for name, param in pl_module.net.named_parameters()}

@@ -19,8 +19,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import lightning_so as so
-from tests.trainings import Save, train
-from tests.world import World
+from tests.support.trainings import Save, train
+from tests.support.world import World
 
 #: Steps after a checkpoint.
 MORE = 20

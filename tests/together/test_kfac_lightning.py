@@ -182,4 +182,4 @@ def test_the_loss_of_another_optimizer_is_none_of_ours(fisher):
     model, ours = Two(), SecondOrder(method)
     fit(model, [ours])
     same(model.net, trained(loss_of, method)[0], atol=1e-6)
-    assert [engine.recorders[0].mean for engine in ours.engines] == [True, False]
+    assert [engine.recorders[0].facts.mean for engine in ours.engines] == [True, False]

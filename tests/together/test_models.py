@@ -148,7 +148,7 @@ def test_parameters_added_later_are_taken_in(method):
     _, engine = grown_by_hand(method, 10, 30)
     assert engine.report.rotated == (3 if rotates else 0)
     assert engine.report.failures == engine.report.undone == 0
-    assert engine.schedule.origin == 10
+    assert engine.parts.units.schedule.origin == 10
 
 
 class Unfreeze(BaseFinetuning):

@@ -415,13 +415,13 @@ class Signal(Save):
 
     @contextmanager
     def handled(self, engine):
-        original, before = saving.inside_handler, (engine.peers.sent, engine.peers.seconds)
+        original, before = saving.inside_handler, (engine.host.world.sent, engine.host.world.seconds)
         saving.inside_handler = lambda: True
         try:
             yield
         finally:
             saving.inside_handler = original
-        assert (engine.peers.sent, engine.peers.seconds) == before
+        assert (engine.host.world.sent, engine.host.world.seconds) == before
 
     def on_train_batch_end(self, trainer, *_) -> None:
         if trainer.global_step == self.at:
@@ -469,7 +469,9 @@ class Moments(pl.Callback):
 
     def on_train_start(self, trainer, pl_module) -> None:
         engine = trainer.callbacks[0].engines[0]
-        self.found = {block.name: engine.access.state(engine.optimizer, block.param) for block in engine.plan.blocks}
+        self.found = {
+            block.name: engine.host.access.state(engine.optimizer, block.param) for block in engine.plan.blocks
+        }
         self.found = {name: (s["exp_avg"].clone(), s["exp_avg_sq"].clone()) for name, s in self.found.items()}
 
 

@@ -136,7 +136,9 @@ class Poison(pl.Callback):
     def on_after_backward(self, trainer, pl_module) -> None:
         engine = trainer.callbacks[0].engines[0]
         if engine.report.step == 12 and not engine.report.skipped and dist.get_rank() == 1:
-            grads = [grad for p in engine.params if (grad := engine.access.grad(p)) is not None and grad.numel()]
+            grads = [
+                grad for p in engine.host.params if (grad := engine.host.access.grad(p)) is not None and grad.numel()
+            ]
             grads[0].view(-1)[0] = torch.nan
 
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 
-from lightning_so.comm import Local, spread
+from lightning_so.comm import Local, replicated_tensors
 
 
 def exchanged(comm: Local, number: int) -> list[int]:
     """A number of each rank, on all ranks."""
-    return [int(of_rank) for (of_rank,) in spread(comm, [[torch.tensor(int(number))]] * comm.ranks)]
+    return [int(of_rank) for (of_rank,) in replicated_tensors(comm, [[torch.tensor(int(number))]] * comm.ranks)]
 
 
 def blind(comm: Local, folder: Path) -> list[int]:

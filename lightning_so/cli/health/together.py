@@ -11,7 +11,7 @@ import torch
 
 from lightning_so.callbacks.restart.shared import blind
 from lightning_so.cli.health.finding import GOOD, Finding, bad, good, odd
-from lightning_so.comm import Local, spread
+from lightning_so.comm import Local, replicated_tensors
 
 #: Seconds by which clocks may differ; time stamps of logs and of checkpoints are compared across nodes.
 SKEW = 1.0
@@ -120,5 +120,5 @@ def merged(comm: Local, mine: Sequence[Finding]) -> list[Finding]:
 
 def _numbers(comm: Local, mine: Sequence[float]) -> list[list[float]]:
     """Some numbers of each rank, on all ranks."""
-    rows = spread(comm, [[torch.tensor(mine, dtype=torch.float64)]] * comm.ranks)
+    rows = replicated_tensors(comm, [[torch.tensor(mine, dtype=torch.float64)]] * comm.ranks)
     return [row.tolist() for (row,) in rows]

@@ -1,7 +1,7 @@
 """The engine for a plain torch loop: hooks on the optimizer, and nothing else changes."""
 
 from collections.abc import Mapping, Sequence
-from types import MethodType
+from functools import partial
 from typing import Any, overload
 
 from torch import nn
@@ -10,15 +10,16 @@ from torch.optim import Optimizer
 from lightning_so.comm import SHARDINGS, access_of, ambient, unwrapped
 from lightning_so.contract.method import Method
 from lightning_so.contract.vector_method import VectorMethod
-from lightning_so.core.attach.hooks import _guarded, hooks
+from lightning_so.core.attach.hooks import guarded, hooks
+from lightning_so.core.attach.replaced import ReplacedStep
 from lightning_so.core.attach.vector import AttachedVector
 from lightning_so.core.checkpoint import ranks_apart
 from lightning_so.core.checkpoint.header import check_header
-from lightning_so.core.checkpoint.portable import load_state_dict, state_dict
+from lightning_so.core.checkpoint.portable import FORMAT, load_state_dict, state_dict
 from lightning_so.core.engine import Engine
-from lightning_so.core.options import Checks
+from lightning_so.core.host import Host
+from lightning_so.core.options import Checks, Options
 from lightning_so.core.plan.mixture import Mixture
-from lightning_so.core.solves.basis import depart
 from lightning_so.errors import ConfigError, check_choice
 from lightning_so.linalg.products import PRODUCTS
 
@@ -26,12 +27,10 @@ from lightning_so.linalg.products import PRODUCTS
 class Attached(Engine):
     """An engine that hooks itself into its optimizer; made by `attach`."""
 
-    def hook(self) -> None:
-        """Register the hooks."""
-        self.optimizer._lightning_so = self  # type: ignore[attr-defined]
-        self._original = self.optimizer.step
-        self._guarded = MethodType(_guarded(self, self._original), self.optimizer)
-        self.optimizer.step = self._guarded  # type: ignore[method-assign]
+    def __init__(self, host: Host, options: Options) -> None:
+        """See `Engine`; hooks itself in."""
+        super().__init__(host, options)
+        self._step = ReplacedStep(self.optimizer, "_lightning_so", self, partial(guarded, self))
         self._hooks = hooks(self)
         self.arm()
 
@@ -40,23 +39,25 @@ class Attached(Engine):
         for handle in self._hooks:
             handle.remove()
         self.disarm()
-        if self.optimizer.step is self._guarded:  # otherwise a scheduler has wrapped it: it only passes calls through
-            self.optimizer.step = self._original  # type: ignore[method-assign]
-        depart(self)
-        self.peers.close()
-        del self.optimizer._lightning_so  # type: ignore[attr-defined]
+        self._step.take_back()
+        self.depart()
+        self.host.world.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """See `core.state.state_dict`; save it beside the optimizer's own. Where ranks work apart it is one of all."""
-        return ranks_apart.together(self, state_dict(self))
+        """See `checkpoint.portable.state_dict`; save it beside the optimizer's own.
+
+        Returns:
+            The state; where ranks work apart it is one of all.
+        """
+        return ranks_apart.together(self.parts, state_dict(self.parts))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `core.state.load_state_dict`; load the optimizer's own first."""
+        """See `checkpoint.portable.load_state_dict`; load the optimizer's own first."""
         self.follow()
-        check_header(self, state)
-        own = ranks_apart.own(self, state)
-        with ranks_apart.refused_together(self):
-            load_state_dict(self, own)
+        check_header(state, FORMAT, self.plan.method)
+        own = ranks_apart.own(self.parts, state)
+        with ranks_apart.refused_together(self.host):
+            load_state_dict(self.parts, own)
         # What the coming step watches hangs on its number, which has changed.
         self.arm()
 
@@ -152,20 +153,10 @@ def attach(
         )
     if getattr(optimizer, "_lightning_so_vector", None) is not None:
         raise ConfigError("attach: attach methods on layers and matrices before the one on the whole vector.")
+    check_choice("attach", "reduction", reduction, (None, "mean", "sum"))
+    check_choice("attach", "lag", lag, (0, 1))
     check_choice("attach", "sharding", sharding, SHARDINGS)
     checks = Checks(verify_every, compare_every)
     access = access_of((p for group in optimizer.param_groups for p in group["params"]), model, sharding=sharding)
-    engine = Attached(
-        unwrapped(model),
-        optimizer,
-        method,
-        roles=route,
-        min_coverage=min_coverage,
-        checks=checks,
-        comm=ambient(sharded=access.sharded),
-        access=access,
-        reduction=reduction,
-        lag=lag,
-    )
-    engine.hook()
-    return engine
+    host = Host.of(unwrapped(model), optimizer, access=access, world=ambient(sharded=access.sharded))
+    return Attached(host, Options(Mixture.of(method), route, min_coverage, checks, reduction, lag))

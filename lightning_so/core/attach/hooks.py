@@ -1,5 +1,6 @@
 """What an optimizer's own step asks an engine before it and after it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ def hooks(engine: Engine) -> list[Any]:
     ]
 
 
-def _guarded(engine: Engine, original: Any) -> Any:
+def guarded(engine: Engine, original: Callable[..., Any]) -> Callable[..., Any]:
     """The optimizer's step, after which nothing is left hidden, whatever happened in it."""
 
     def step(_: Optimizer, *args: Any, **kwargs: Any) -> Any:
@@ -68,6 +69,4 @@ def _guarded(engine: Engine, original: Any) -> Any:
         finally:
             engine.restore()
 
-    # Learning-rate schedulers mark the step they have wrapped, and warn when the mark is gone.
-    step.__dict__.update(getattr(getattr(original, "__func__", original), "__dict__", {}))
     return step

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from types import MethodType
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,12 +13,12 @@ from torch.overrides import TorchFunctionMode
 
 from lightning_so.comm import unsynced, unwrapped
 from lightning_so.contract.vector_method import VectorMethod
-from lightning_so.core.vector import files
+from lightning_so.core.attach.replaced import ReplacedStep
 from lightning_so.core.vector.engine import VectorEngine
 from lightning_so.core.vector.rewound import Again
 from lightning_so.errors import ConfigError
-from lightning_so.probe.parameters import Whole
-from lightning_so.probe.side_effects import random_state, set_random_state, untouched
+from lightning_so.probe.parameters import ParameterVector
+from lightning_so.probe.side_effects import random_state, set_random_state, undone
 
 
 class AttachedVector(VectorEngine):
@@ -27,59 +27,42 @@ class AttachedVector(VectorEngine):
     def __init__(self, model: nn.Module, optimizer: Optimizer, method: VectorMethod, product: str) -> None:
         """See `VectorEngine`."""
         super().__init__(model, unwrapped(model).named_parameters(), optimizer, method, product=product)
-        self._model, self._original = model, optimizer.step
         inner = getattr(optimizer, "_lightning_so", None)
         self.stand_behind([] if inner is None else [inner])
-        optimizer._lightning_so_vector = self  # type: ignore[attr-defined]
-        step = _step(self, self._original)
-        # Learning-rate schedulers mark the step they have wrapped, and warn when the mark is gone.
-        step.__dict__.update(getattr(getattr(self._original, "__func__", self._original), "__dict__", {}))
-        self._ours = MethodType(step, optimizer)
-        optimizer.step = self._ours  # type: ignore[method-assign]
+        self._step = ReplacedStep(optimizer, "_lightning_so_vector", self, partial(_step, self))
 
     def detach(self) -> None:
         """Leave: the optimizer's own step comes back. Its state was never touched."""
-        optimizer = self._optimizer
-        if optimizer.step is self._ours:  # otherwise a scheduler has wrapped it: it only passes calls through
-            optimizer.step = self._original  # type: ignore[method-assign]
-        self.whole.comm.close()
-        del optimizer._lightning_so_vector  # type: ignore[attr-defined]
-
-    def state_dict(self) -> dict[str, Any]:
-        """See `core.vector_files.state_dict`; save it beside the optimizer's own."""
-        return files.state_dict(self)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `core.vector_files.load_state_dict`."""
-        files.load_state_dict(self, state)
+        self._step.take_back()
+        self.vector.comm.close()
 
     @contextmanager
     def again(self, closure: Callable[[], Any], state: tuple[Any, ...]) -> Iterator[Again]:
-        """The closure as often as is wanted, with the same random numbers; see `core.untouched`."""
+        """The closure as often as is wanted, with the same random numbers; see `probe.side_effects.undone`."""
         with ExitStack() as stack:
-            stack.enter_context(untouched(self._model, self.whole.params))
+            stack.enter_context(undone(self.model, self.vector.params))
             for recorder in self.recorders:
                 stack.enter_context(recorder.ignoring())
-            yield Called(closure, state, self._model, self.whole)
+            yield Called(closure, state, self.model, self.vector)
 
 
 @dataclass(frozen=True)
 class Called:
-    """See `core.around.Again`."""
+    """See `rewound.Again`."""
 
     closure: Callable[[], Any]
     state: tuple[Any, ...]
     model: nn.Module
-    whole: Whole
+    vector: ParameterVector
 
     def gradient(self, local: bool, /) -> Tensor:
         """See `Again.gradient`."""
-        for param in self.whole.params:
+        for param in self.vector.params:
             param.grad = None
         set_random_state(self.state)
         with unsynced(self.model) if local else nullcontext():
             self.closure()
-        return self.whole.grads()
+        return self.vector.grads()
 
     def loss(self, local: bool, /) -> Tensor:
         """See `Again.loss`."""

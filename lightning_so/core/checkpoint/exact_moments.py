@@ -2,72 +2,73 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lightning_so.contract.block import Block
-from lightning_so.core.matrices.matrices import Job
+from lightning_so.core.assembly import Parts
+from lightning_so.core.host import Host
+from lightning_so.core.matrices.matrices import MomentChange
 from lightning_so.core.solves import basis
+from lightning_so.core.stacks.roster import Roster
+from lightning_so.core.stacks.stack import Stack
 from lightning_so.errors import StateError
-
-if TYPE_CHECKING:
-    from lightning_so.core.engine import Engine
-
 
 #: Of a weight and of its bias: what their moments are called.
 PREFIXES = ("", "bias.")
 
 
-def moments(engine: "Engine") -> dict[str, dict[str, Tensor]]:
+def moments(parts: Parts) -> dict[str, dict[str, Tensor]]:
     """Copies of the exact rotated moments: a collective where parameters are sharded.
 
     Args:
-        engine: The engine.
+        parts: Those of an engine.
 
     Returns:
         By block, whole tensors by key; those of a bias are called "bias." and the key.
     """
-    jobs = _jobs(engine, lambda *_: None)
+    changes = of_rotating(parts.roster, parts.host, lambda *_: None)
     found = dict[str, dict[str, Tensor]]()
-    for job, states in zip(jobs, engine.layout.whole(jobs), strict=True):
+    for change, states in zip(changes, parts.matrices.whole(changes), strict=True):
         named = zip(PREFIXES, states, strict=False)
-        found[job.block.name] = {prefix + key: value for prefix, state in named for key, value in state.items()}
+        found[change.block.name] = {prefix + key: value for prefix, state in named for key, value in state.items()}
     return found
 
 
-def _jobs(engine: "Engine", change: Callable[["Engine", int, int, list[dict]], None]) -> list[Job]:
-    """Work on the moments of all blocks that rotate, each of which is named to it by stack and row."""
+def of_rotating(
+    roster: Roster, host: Host, change: Callable[[Stack, int, Host, list[dict]], None]
+) -> list[MomentChange]:
+    """A change of the moments of all blocks that rotate, each of which is named to it by stack and row."""
     return [
-        Job(block, engine.layout.states(block), partial(change, engine, index, row))
-        for index, row, block in basis.rotating(engine)
+        MomentChange(block, host.states(block), partial(change, stack, row, host))
+        for stack, row, block in basis.rotating(roster)
     ]
 
 
 @torch.no_grad()
-def restore_moments(engine: "Engine", exact: dict[str, dict[str, Tensor]]) -> None:
+def restore_moments(parts: Parts, exact: dict[str, dict[str, Tensor]]) -> None:
     """Put exact rotated moments back, after the optimizer and the engine have loaded their states.
 
     Every rank has the same `exact` and takes its own pieces of it; it is refused on all ranks or on none.
 
     Args:
-        engine: The engine.
+        parts: Those of an engine.
         exact: What `moments` gave.
 
     Raises:
         StateError: If a rotating block's moments in the state are not those that the optimizer has.
     """
-    blocks = [block for _, _, block in basis.rotating(engine)]
-    kept = engine.layout.kept(blocks)
+    blocks = [block for _, _, block in basis.rotating(parts.roster)]
+    kept = parts.matrices.kept(blocks)
     for block, keys in zip(blocks, kept, strict=True):
         _check_moments(block, keys, exact.get(block.name))
     for block, keys in zip(blocks, kept, strict=True):
-        parts = zip(PREFIXES, engine.layout.states(block), keys, strict=False)
-        for number, (prefix, state, of_param) in enumerate(parts):
+        named = zip(PREFIXES, parts.host.states(block), keys, strict=False)
+        for number, (prefix, state, of_param) in enumerate(named):
             for key in of_param:
                 if key in state:  # an empty piece may have none
-                    piece = engine.layout.cut(block, number, exact[block.name][prefix + key])
+                    piece = parts.matrices.cut(block, number, exact[block.name][prefix + key])
                     state[key].copy_(piece.view(state[key].shape))
 
 

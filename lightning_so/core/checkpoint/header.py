@@ -1,33 +1,28 @@
 """Whether a state is of this format and method."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning_so.errors import StateError
 
-if TYPE_CHECKING:
-    from lightning_so.core.engine import Engine
 
-
-FORMAT = 4
-
-
-def check_header(engine: "Engine", state: dict[str, Any]) -> None:
+def check_header(state: Any, number: int, method: str) -> None:
     """Refuse a state of another format or method.
 
     Args:
-        engine: The engine.
         state: The state.
+        number: The format that is read.
+        method: The method or the rules of this run, as text.
 
     Raises:
         StateError: If format or method differ.
     """
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        found = state.get("format") if isinstance(state, dict) else type(state).__name__
+    found = state.get("format") if isinstance(state, dict) else type(state).__name__
+    if found != number:
         raise StateError(
-            f"state format is {found!r}, this version reads {FORMAT}: load it with the version that wrote it."
+            f"state format is {found!r}, this version reads {number}: load it with the version that wrote it."
         )
-    if state["method"] != engine.plan.method:
+    if state["method"] != method:
         raise StateError(
-            f"the state is of {state['method']}, this run uses {engine.plan.method}: use the same arguments, or "
+            f"the state is of {state['method']}, this run uses {method}: use the same arguments, or "
             f"start without the state."
         )

@@ -8,19 +8,18 @@ tensors ride in our own state, and a stamp in `param_groups` refuses a start tha
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_so.comm import filled
-from lightning_so.core.checkpoint.exact_moments import _jobs
+from lightning_so.core.assembly import Parts
+from lightning_so.core.checkpoint.exact_moments import of_rotating
 from lightning_so.core.checkpoint.stamp import MARK, STAMP
+from lightning_so.core.host import Host
 from lightning_so.core.solves import basis
-from lightning_so.core.stacks.stack import turning
-
-if TYPE_CHECKING:
-    from lightning_so.core.engine import Engine
+from lightning_so.core.stacks.stack import Stack
 
 
 @dataclass(frozen=True)
@@ -37,26 +36,26 @@ class Leaving:
 
 
 @contextmanager
-def plainly(engine: "Engine", *, alone: bool = False) -> Iterator[None]:
+def plainly(parts: Parts, *, alone: bool = False) -> Iterator[None]:
     """Have the optimizer's moments in plain coordinates for a while, bit for bit as they were afterwards.
 
     A collective where parameters are sharded.
 
     Args:
-        engine: The engine.
+        parts: Those of an engine.
         alone: Whether to ask no other rank. Pieces cannot be taken out of a basis: then first moments are zero, and
             second ones their mean, of which a rotation leaves the sum.
     """
-    jobs = _jobs(engine, basis.plain)
-    values = (value for job in jobs for state in job.states for value in state.values())
+    changes = of_rotating(parts.roster, parts.host, basis.plain)
+    values = (value for change in changes for state in change.states for value in state.values())
     held = [(value, value.clone()) for value in values if torch.is_tensor(value)]
     with torch.no_grad():
-        if alone and engine.layout.split:
-            for key, value in (item for job in jobs for state in job.states for item in state.items()):
-                if key in (*engine.base.first, *engine.base.second) and value.numel():
-                    value.fill_(0.0 if key in engine.base.first else value.mean())
+        if alone and parts.matrices.sharded:
+            for key, value in (item for change in changes for state in change.states for item in state.items()):
+                if key in (*parts.host.base.first, *parts.host.base.second) and value.numel():
+                    value.fill_(0.0 if key in parts.host.base.first else value.mean())
         else:
-            engine.layout.move(jobs)
+            parts.matrices.change_moments(changes)
     try:
         yield
     finally:
@@ -66,13 +65,13 @@ def plainly(engine: "Engine", *, alone: bool = False) -> Iterator[None]:
 
 
 @torch.no_grad()
-def plain_optimizer_state(engine: "Engine", state_dict: dict[str, Any], *, alone: bool = False) -> dict[str, Any]:
+def plain_optimizer_state(parts: Parts, state_dict: dict[str, Any], *, alone: bool = False) -> dict[str, Any]:
     """An optimizer's state dict as a file should hold it; neither the live state nor the argument changes.
 
     A collective where parameters are sharded.
 
     Args:
-        engine: The engine.
+        parts: Those of an engine.
         state_dict: What the strategy gave for the optimizer: by number or name; whole tensors, pieces, or, on ranks
             that write no file, nothing.
         alone: Whether to ask no other rank, where parameters are sharded. Rotated moments cannot be taken back by
@@ -81,17 +80,17 @@ def plain_optimizer_state(engine: "Engine", state_dict: dict[str, Any], *, alone
     Returns:
         The state dict with plain moments and stamped groups.
     """
-    if engine.access.local:
+    if parts.host.access.local:
         found = []  # What the strategy collected was plain: see `collected`.
-    elif alone and engine.layout.split:
-        found = [(block, None) for _, _, block in basis.rotating(engine)]
+    elif alone and parts.matrices.sharded:
+        found = [(block, None) for _, _, block in basis.rotating(parts.roster)]
     else:
-        jobs = _jobs(engine, basis.plain)
-        found = [(job.block, whole) for job, whole in zip(jobs, engine.layout.whole(jobs), strict=True)]
+        changes = of_rotating(parts.roster, parts.host, basis.plain)
+        found = [(change.block, whole) for change, whole in zip(changes, parts.matrices.whole(changes), strict=True)]
     if "param_groups" not in state_dict:
         return state_dict
     groups = [{**group, STAMP: MARK} for group in state_dict["param_groups"]]
-    index_of = dict(zip(engine.params, [i for group in groups for i in group["params"]], strict=True))
+    index_of = dict(zip(parts.host.params, [i for group in groups for i in group["params"]], strict=True))
     state = dict(state_dict["state"])
     for block, wholes in found:
         for number, param in enumerate(block.params):
@@ -102,22 +101,22 @@ def plain_optimizer_state(engine: "Engine", state_dict: dict[str, Any], *, alone
 
 
 @torch.no_grad()
-def collected(engines: Sequence["Engine"], collect: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def collected(all_parts: Sequence[Parts], collect: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What a strategy collects of an optimizer: of plain moments where each rank has blocks of its own.
 
     Args:
-        engines: The engines, one an optimizer.
+        all_parts: Those of the engines, one an optimizer.
         collect: Collects; a collective where parameters are sharded.
 
     Returns:
         What it gave, of plain moments copies.
     """
-    apart = [engine for engine in engines if engine.access.local]
+    apart = [parts for parts in all_parts if parts.host.access.local]
     if not apart:
         return collect()
     with ExitStack() as stack:
-        for engine in apart:
-            stack.enter_context(plainly(engine))
+        for parts in apart:
+            stack.enter_context(plainly(parts))
         found = collect()
         if "state" not in found:  # A rank that writes no file.
             return found
@@ -136,38 +135,40 @@ def _first(state: dict[str, Any], shape: torch.Size) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def leaving(engine: "Engine") -> Leaving | None:
+def leaving(parts: Parts) -> Leaving | None:
     """What going on without the engine would change now: a collective where parameters are sharded.
 
     Args:
-        engine: The engine.
+        parts: Those of an engine.
 
     Returns:
         The change; None if nothing rotates.
     """
     bumps = list[tuple[float, float]]()
 
-    def measure(engine: "Engine", index: int, row: int, states: list[dict]) -> None:
+    def measure(stack: Stack, row: int, host: Host, states: list[dict]) -> None:
         if all(states):
             plain = [{key: value.clone() for key, value in state.items()} for state in states]
-            basis.plain(engine, index, row, plain)
-            bumps.append(_bump(engine, index, row, states, plain))
+            basis.plain(stack, row, host, plain)
+            bumps.append(_bump(stack, row, host, states, plain))
 
-    jobs = _jobs(engine, measure)
-    if not jobs:
+    changes = of_rotating(parts.roster, parts.host, measure)
+    if not changes:
         return None
-    copies = [[{k: v.clone() for k, v in s.items() if torch.is_tensor(v)} for s in job.states] for job in jobs]
-    engine.layout.move([replace(job, states=of_job) for job, of_job in zip(jobs, copies, strict=True)])
-    device = engine.stacks[0].device
+    copies = [[{k: v.clone() for k, v in s.items() if torch.is_tensor(v)} for s in change.states] for change in changes]
+    parts.matrices.change_moments(
+        [replace(change, states=of_change) for change, of_change in zip(changes, copies, strict=True)]
+    )
+    device = parts.stacks[0].device
     sums = torch.tensor([*map(sum, zip(*bumps, strict=True)), len(bumps)] if bumps else [0.0] * 3, device=device)
-    cosine, length, count = engine.layout.total(sums).tolist()
+    cosine, length, count = parts.matrices.total(sums).tolist()
     return Leaving(cosine / count, length / count) if count else None
 
 
-def _bump(engine: "Engine", index: int, row: int, rotated: list[dict], plain: list[dict]) -> tuple[float, float]:
+def _bump(stack: Stack, row: int, host: Host, rotated: list[dict], plain: list[dict]) -> tuple[float, float]:
     """Cosine and length ratio of m / sqrt(v) from plain moments against the one from rotated moments."""
-    stack, second = engine.stacks[index], engine.base.second[0]
-    first = next((key for key in engine.base.first if torch.is_tensor(plain[0].get(key))), None)
+    second = host.base.second[0]
+    first = next((key for key in host.base.first if torch.is_tensor(plain[0].get(key))), None)
 
     def matrix(states: list[dict], key: str) -> Tensor:
         return torch.cat([state[key].to(stack.dtype).reshape(stack.shape[0], -1) for state in states], 1)
@@ -177,7 +178,7 @@ def _bump(engine: "Engine", index: int, row: int, rotated: list[dict], plain: li
         m = torch.ones_like(v) if first is None else matrix(states, first)
         return m / v.sqrt().clamp_min(torch.finfo(v.dtype).tiny ** 0.5)
 
-    there = turning(stack).turn(stack.stats, update(rotated)[None], [row], leave=True)[0].flatten()
+    there = stack.turning.turn(stack.stats, update(rotated)[None], [row], leave=True)[0].flatten()
     alone = update(plain).flatten()
     cosine = torch.nn.functional.cosine_similarity(there, alone, dim=0)
     return float(cosine), float(alone.norm() / there.norm().clamp_min(1e-30))

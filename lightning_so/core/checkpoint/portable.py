@@ -1,79 +1,80 @@
 """Portable state: plain tensors and numbers, keyed by the parameters' names, all checked before any is loaded."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
-from lightning_so.comm import spread
-from lightning_so.core.checkpoint.header import FORMAT, check_header
-from lightning_so.core.schedule.units import _unit_key
-from lightning_so.core.solves import flight as share
-from lightning_so.core.stacks.stack import named_tensors
-from lightning_so.core.statistics.windows import everywhere
+from lightning_so.comm import replicated_tensors
+from lightning_so.core.assembly import Parts
+from lightning_so.core.checkpoint.header import check_header
+from lightning_so.core.report import Report
+from lightning_so.core.schedule.units import Units
+from lightning_so.core.solves.flight import Flight, complete
+from lightning_so.core.stacks.stack import Stack
+from lightning_so.core.statistics.windows import share_factors
 from lightning_so.errors import StateError
 from lightning_so.linalg.result import Result
 
-if TYPE_CHECKING:
-    from lightning_so.core.engine import Engine
+#: Of these states; raised when a file of the last one cannot be read.
+FORMAT = 4
 
 
-def state_dict(engine: "Engine") -> dict[str, Any]:
+def state_dict(parts: Parts) -> dict[str, Any]:
     """Everything that resuming needs, safe for `torch.load(weights_only=True)`.
 
     A collective where curvature is at its owners (methods that observe rows, on several ranks; sharded parameters):
     call it on all.
 
     Args:
-        engine: The engine, between steps.
+        parts: Those of an engine, between steps.
 
     Returns:
         Copies: a later step does not change them.
     """
-    tensors = gathered(engine)
-    blocks = {name: {**facts, "tensors": tensors[name]} for name, facts in block_facts(engine).items()}
-    schedule = engine.schedule
-    units = {_unit_key(engine, number): schedule.history(number) for number in range(len(schedule.units))}
+    tensors = gathered(parts)
+    blocks = {name: {**facts, "tensors": tensors[name]} for name, facts in block_facts(parts).items()}
+    units, schedule = parts.units, parts.units.schedule
     return {
         "format": FORMAT,
-        "method": engine.plan.method,
+        "method": parts.plan.method,
         "blocks": blocks,
-        "units": units,
-        "flights": _flights(engine),
+        "units": {units.key(number): schedule.history(number) for number in range(len(units))},
+        "flights": _flights(parts),
         "origin": schedule.origin,
         "placed": schedule.placed,
-        "report": engine.report.portable(),
+        "report": parts.report.portable(),
     }
 
 
-def load_state_dict(engine: "Engine", state: dict[str, Any]) -> None:
+def load_state_dict(parts: Parts, state: dict[str, Any]) -> None:
     """Load what `state_dict` gave, after checking all of it.
 
     Args:
-        engine: An engine of the same model, method and optimizer class.
+        parts: Those of an engine of the same model, method and optimizer class.
         state: The state.
 
     Raises:
         StateError: If format, method, names or shapes differ; nothing is changed then.
     """
-    check_header(engine, state)
-    check_blocks(engine, state, block_tensors(engine))
-    load_blocks(engine, state)
+    check_header(state, FORMAT, parts.plan.method)
+    check_blocks(parts.units, state, block_tensors(parts.stacks))
+    load_blocks(parts, state)
 
 
-def load_blocks(engine: "Engine", state: dict[str, Any]) -> None:
+def load_blocks(parts: Parts, state: dict[str, Any]) -> None:
     """Load a state that was checked."""
-    take_over(engine, state)
-    load_report(engine, state["report"])
-    engine.schedule.origin = state["origin"]
+    take_over(parts, state)
+    load_report(parts.report, state["report"], parts.plan.coverage)
+    parts.units.schedule.origin = state["origin"]
     if state["placed"]:  # Else what is due is still to move to the slots of the first packing.
-        engine.schedule.place(state["placed"])
+        parts.units.schedule.place(state["placed"])
 
 
-def check_blocks(engine: "Engine", state: dict[str, Any], mine: dict[str, dict[str, Tensor]]) -> None:
+def check_blocks(units: Units, state: dict[str, Any], mine: dict[str, dict[str, Tensor]]) -> None:
     """Refuse a state whose blocks, tensors or units are not those of this run.
 
     Args:
-        engine: The engine.
+        units: The units of this run.
         state: The state.
         mine: The tensors that are expected, by block and name.
 
@@ -92,85 +93,85 @@ def check_blocks(engine: "Engine", state: dict[str, Any], mine: dict[str, dict[s
         if wrong:
             text = ", ".join(f"{key}: state {a}, model {b}" for key, (a, b) in wrong.items())
             raise StateError(f"{name} has other shapes: {text}. The model or the method's cap= changed.")
-    numbers = range(len(engine.schedule.units))
-    _compare("units", set(state["units"]), {_unit_key(engine, number) for number in numbers})
+    _compare("units", set(state["units"]), {units.key(number) for number in range(len(units))})
 
 
-def take_over(engine: "Engine", state: dict[str, Any]) -> None:
-    """Load the blocks and units that the engine and a state of the same method have in common, unchecked."""
-    for index, stack in enumerate(engine.stacks):
+def take_over(parts: Parts, state: dict[str, Any]) -> None:
+    """Load the blocks and units that parts and a state of the same method have in common, unchecked."""
+    for index, stack in enumerate(parts.stacks):
         for row, block in enumerate(stack.blocks):
             if block.name in state["blocks"]:
-                engine.warm[index][row] = bool(state["blocks"][block.name]["warm"])
-                engine.proof.counts[index][row] = list(state["blocks"][block.name]["work"])
-    for name, tensors in block_tensors(engine).items():
+                saved = state["blocks"][block.name]
+                parts.roster.recall(index, row, warm=bool(saved["warm"]), done=saved["work"])
+    for name, tensors in block_tensors(parts.stacks).items():
         if name in state["blocks"]:
             saved = state["blocks"][name]["tensors"]
             for key in saved.keys() & tensors.keys():
                 tensors[key].copy_(saved[key])  # nothing happens to tensors on "meta", of blocks that others own
-    for number in range(len(engine.schedule.units)):
-        if (key := _unit_key(engine, number)) in state["units"]:
-            engine.schedule.recall(number, state["units"][key])
-    engine.flights = [_recalled(engine, flight) for flight in state["flights"]]
-    engine.regroup()
+    for number in range(len(parts.units)):
+        if (key := parts.units.key(number)) in state["units"]:
+            parts.units.schedule.recall(number, state["units"][key])
+    parts.flights[:] = [_recalled(parts.units, flight) for flight in state["flights"]]
+    parts.roster.regroup_all()
 
 
-def _flights(engine: "Engine") -> list[dict[str, Any]]:
+def _flights(parts: Parts) -> list[dict[str, Any]]:
     """Solves that have not been swapped in: when they will be, and by unit what they are; waits for them."""
     found = []
-    for flight in engine.flights:
+    for flight in parts.flights:
+        whole = complete(flight, parts.units, parts.host.team, sharded=parts.matrices.sharded)
         results = {
-            _unit_key(engine, number): {
+            parts.units.key(number): {
                 "value": result.value.clone(),
                 "order": None if result.order is None else result.order.clone(),
                 "ok": result.ok,
                 "attempts": result.attempts,
             }
-            for number, result in zip(flight.due, share.complete(engine, flight), strict=True)
+            for number, result in zip(flight.due, whole, strict=True)
         }
         found.append({"lands": flight.lands, "results": results})
     return found
 
 
-def _recalled(engine: "Engine", state: dict[str, Any]) -> share.Flight:
+def _recalled(units: Units, state: dict[str, Any]) -> Flight:
     """A flight of `_flights`, of the units that are here, in the order in which they were solved."""
     numbers, results = [], []
-    known = {_unit_key(engine, number): number for number in range(len(engine.schedule.units))}
+    known = {units.key(number): number for number in range(len(units))}
     for key, saved in state["results"].items():
         if key in known:
-            stack = engine.stacks[engine.schedule.units[known[key]].stack]
+            stack = units.stack(known[key])
             order = None if saved["order"] is None else saved["order"].to(stack.device)
             numbers.append(known[key])
             results.append(Result(saved["value"].to(stack.device, stack.dtype), saved["ok"], order, saved["attempts"]))
-    return share.Flight(state["lands"], numbers, results)
+    return Flight(state["lands"], numbers, results)
 
 
-def load_report(engine: "Engine", counts: dict[str, Any]) -> None:
-    """Go on counting from a saved report."""
+def load_report(report: Report, counts: dict[str, Any], coverage: float) -> None:
+    """Go on counting from a saved report; what is covered is a fact of this run."""
     for name, value in counts.items():
-        setattr(engine.report, name, value)
-    engine.report.coverage = engine.plan.coverage
-    engine.guard.withheld = engine.report.withheld
+        setattr(report, name, value)
+    report.coverage = coverage
 
 
-def block_tensors(engine: "Engine") -> dict[str, dict[str, Tensor]]:
+def block_tensors(stacks: list[Stack]) -> dict[str, dict[str, Tensor]]:
     """Every block's tensors by name: views of the live state, not copies."""
     return {
-        block.name: {name: tensor[row] for name, tensor in named_tensors(stack)}
-        for stack in engine.stacks
+        block.name: {name: tensor[row] for name, tensor in stack.tensors()}
+        for stack in stacks
         for row, block in enumerate(stack.blocks)
     }
 
 
-def gathered(engine: "Engine") -> dict[str, dict[str, Tensor]]:
+def gathered(parts: Parts) -> dict[str, dict[str, Tensor]]:
     """Copies of every block's tensors by name, on every rank: a collective where they are at their owners."""
-    everywhere(engine)
-    found = {name: dict(tensors) for name, tensors in block_tensors(engine).items()}
-    if not engine.layout.split:
+    team = parts.host.team
+    share_factors(parts.units, team)
+    found = {name: dict(tensors) for name, tensors in block_tensors(parts.stacks).items()}
+    if not parts.matrices.sharded:
         return {name: {key: tensor.clone() for key, tensor in tensors.items()} for name, tensors in found.items()}
-    blocks = sorted(engine.plan.blocks, key=lambda block: block.position)
-    owned = [[found[block.name] for block in blocks if block.owner == rank] for rank in range(engine.comm.ranks)]
-    for tensors, copies in zip(owned, spread(engine.comm, [_flat(some) for some in owned]), strict=True):
+    blocks = sorted(parts.plan.blocks, key=lambda block: block.position)
+    owned = [[found[block.name] for block in blocks if block.owner == rank] for rank in range(team.ranks)]
+    for tensors, copies in zip(owned, replicated_tensors(team, [_flat(some) for some in owned]), strict=True):
         at = iter(copies)
         for of_block in tensors:
             of_block.update({key: next(at) for key in of_block})
@@ -181,13 +182,13 @@ def _flat(tensors: list[dict[str, Tensor]]) -> list[Tensor]:
     return [tensor for of_block in tensors for tensor in of_block.values()]
 
 
-def block_facts(engine: "Engine") -> dict[str, dict[str, Any]]:
+def block_facts(parts: Parts) -> dict[str, dict[str, Any]]:
     """By name, whether each block rotates and what was done with it."""
     facts = {}
-    for index, stack in enumerate(engine.stacks):
-        counts = engine.proof.of(index, engine.batches[index])
+    for index, stack in enumerate(parts.stacks):
+        counts = parts.roster.done(index)
         for row, block in enumerate(stack.blocks):
-            facts[block.name] = {"warm": engine.warm[index][row], "work": counts[row]}
+            facts[block.name] = {"warm": parts.roster.warm[index][row], "work": counts[row]}
     return facts
 
 

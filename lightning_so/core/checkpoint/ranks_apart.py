@@ -7,38 +7,35 @@ whether a state is refused. A state is one of every rank, and fits those rows al
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_so.core.host import anywhere
+from lightning_so.core.assembly import Parts
+from lightning_so.core.host import Host
 from lightning_so.errors import StateError
-
-if TYPE_CHECKING:
-    from lightning_so.core.engine import Engine
-
 
 # ---------------------------------------------------------------- states
 
 
-def together(engine: "Engine", state: dict[str, Any]) -> dict[str, Any]:
+def together(parts: Parts, state: dict[str, Any]) -> dict[str, Any]:
     """One state of all ranks: a collective where ranks work apart, else the state itself.
 
     Args:
-        engine: The engine.
+        parts: Those of an engine.
         state: This rank's state.
 
     Returns:
         Of ranks that work apart, the bytes of every rank's, of replicas once; beside them what all have in common.
     """
-    if not engine.access.local:
+    if not parts.host.access.local:
         return state
     buffer = io.BytesIO()
-    torch.save({**state, "spans": _spans(engine)}, buffer)
+    torch.save({**state, "spans": _spans(parts)}, buffer)
     mine = torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
-    sizes = engine.peers.gather(torch.tensor([mine.numel()]).view(torch.uint8), [8] * engine.peers.ranks)
-    wires = engine.peers.gather(mine, [int(size.clone().view(torch.int64)) for size in sizes])
+    sizes = parts.host.world.gather(torch.tensor([mine.numel()]).view(torch.uint8), [8] * parts.host.world.ranks)
+    wires = parts.host.world.gather(mine, [int(size.clone().view(torch.int64)) for size in sizes])
     states = list[Tensor]()
     for wire in wires:
         # The file keeps equal tensors once if they are one.
@@ -47,11 +44,11 @@ def together(engine: "Engine", state: dict[str, Any]) -> dict[str, Any]:
     return {**common, "sharding": "local", "states": states}
 
 
-def own(engine: "Engine", state: dict[str, Any], *, cold: bool = False) -> dict[str, Any]:
+def own(parts: Parts, state: dict[str, Any], *, cold: bool = False) -> dict[str, Any]:
     """This rank's part of a state.
 
     Args:
-        engine: The engine.
+        parts: Those of an engine.
         state: What `together` gave, here or elsewhere.
         cold: Whether to start cold where there is none that fits.
 
@@ -61,13 +58,13 @@ def own(engine: "Engine", state: dict[str, Any], *, cold: bool = False) -> dict[
     Raises:
         StateError: If it is of other rows, or of whole matrices where this run has rows, or the other way round.
     """
-    if state.get("kind") == "rebuild" or (not engine.access.local and "states" not in state):
+    if state.get("kind") == "rebuild" or (not parts.host.access.local and "states" not in state):
         return state
-    found, reason = dict[str, Any](), _other(engine, state)
+    found, reason = dict[str, Any](), _other(parts.host, state)
     if reason is None:
-        buffer = io.BytesIO(state["states"][engine.peers.rank].cpu().numpy().tobytes())
+        buffer = io.BytesIO(state["states"][parts.host.world.rank].cpu().numpy().tobytes())
         found = torch.load(buffer, map_location="cpu", weights_only=True)
-    if not anywhere(engine, reason is not None or found["spans"] != _spans(engine)):
+    if not parts.host.anywhere(reason is not None or found["spans"] != _spans(parts)):
         return found
     if cold:
         return {key: state[key] for key in ("format", "method", "report")} | {"kind": "rebuild"}
@@ -78,26 +75,26 @@ def own(engine: "Engine", state: dict[str, Any], *, cold: bool = False) -> dict[
     )
 
 
-def _other(engine: "Engine", state: dict[str, Any]) -> str | None:
+def _other(host: Host, state: dict[str, Any]) -> str | None:
     """What is different in how a state was written, or None."""
-    mine, theirs = ("local" if engine.access.local else "exact"), state.get("sharding", "exact")
+    mine, theirs = ("local" if host.access.local else "exact"), state.get("sharding", "exact")
     if theirs != mine:
         here = f"sharding={mine!r}" if mine == "local" else "whole matrices (sharding='exact', or nothing is cut)"
         return f"the state was written with sharding={theirs!r}, this run has {here}"
     ranks = len(state["states"])
-    if ranks != engine.peers.ranks:
-        return f"the state is of sharding='local' on {ranks} ranks, this run has {engine.peers.ranks}"
+    if ranks != host.world.ranks:
+        return f"the state is of sharding='local' on {ranks} ranks, this run has {host.world.ranks}"
     return None
 
 
-def _spans(engine: "Engine") -> dict[str, list[int]]:
+def _spans(parts: Parts) -> dict[str, list[int]]:
     """By name, which numbers of a whole parameter are this rank's."""
-    named = zip(engine.plan.rows, engine.params, strict=True)
-    return {row.name: list(engine.access.span(param)) for row, param in named}
+    named = zip(parts.plan.rows, parts.host.params, strict=True)
+    return {row.name: list(parts.host.access.span(param)) for row, param in named}
 
 
 @contextmanager
-def refused_together(engine: "Engine") -> Iterator[None]:
+def refused_together(host: Host) -> Iterator[None]:
     """Have a state refused on all ranks where one refuses its part: a collective where ranks work apart.
 
     Raises:
@@ -108,7 +105,7 @@ def refused_together(engine: "Engine") -> Iterator[None]:
         yield
     except StateError as error:
         failure = error
-    refused = anywhere(engine, failure is not None)
+    refused = host.anywhere(failure is not None)
     if failure is not None:
         raise failure
     if refused:

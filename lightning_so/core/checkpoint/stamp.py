@@ -1,27 +1,23 @@
 """What tells a checkpoint of ours."""
 
-from typing import TYPE_CHECKING
+from torch.optim import Optimizer
 
 from lightning_so.errors import StateError
-
-if TYPE_CHECKING:
-    from lightning_so.core.engine import Engine
-
 
 STAMP, MARK = "lightning_so", "plain-1"
 
 
-def check_stamp(engine: "Engine", stamped: bool = False) -> None:
+def check_stamp(optimizer: Optimizer, stamped: bool = False) -> None:
     """Refuse an optimizer that was loaded from one of our files while our own state was not.
 
     Args:
-        engine: The engine.
+        optimizer: The optimizer.
         stamped: Whether the file itself carries the stamp.
 
     Raises:
         StateError: If it does, or a group.
     """
-    if stamped or any(STAMP in group for group in engine.optimizer.param_groups):
+    if stamped or any(STAMP in group for group in optimizer.param_groups):
         raise StateError(
             f"the checkpoint was written with lightning_so (it and its param_groups carry {STAMP!r}), but the state of "
             f"SecondOrder is missing: keep checkpoint['callbacks'], or delete {STAMP!r} from the checkpoint and from "

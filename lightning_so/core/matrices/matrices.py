@@ -1,34 +1,26 @@
-"""Where matrices are while they are worked on: here, whole and on every rank; in `split`, whole at their owners alone.
+"""Where matrices are while they are worked on: here, whole on every rank; in `sharded`, whole at their owners alone.
 
-What is done number by number (hide, save, decay, write back) is done to the *buffer* of a batch, this rank's numbers of
-its blocks; what needs matrices goes through `Layout.through`, which gives the work whole matrices, and buffers back.
-Legend: k blocks of a batch.
+What is done number by number (hide, save, decay, write back) is done to the *buffer* of a cohort, this rank's numbers
+of its blocks; what needs matrices goes through `Matrices.transform`, which gives the work whole matrices, and buffers
+back. Legend: k blocks of a cohort.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
-from lightning_so.comm.access.whole import Access
-from lightning_so.contract.block import Block, Stack
+from lightning_so.contract.block import Block
+from lightning_so.core.host import Host
 from lightning_so.core.matrices.scratch import Scratch, views
-from lightning_so.core.stacks.cohort import Batch
-
-if TYPE_CHECKING:
-    from lightning_so.core.engine import Engine
-
-
-def _write(engine: "Engine", batch: Batch, tensors: list[Tensor], buffer: Tensor) -> None:
-    """Write a buffer into one tensor a parameter, rounding once to their dtype."""
-    torch._foreach_copy_(tensors, engine.layout.parts(batch, buffer))
+from lightning_so.core.stacks.cohort import Cohort
+from lightning_so.core.stacks.stack import Stack
 
 
 @dataclass
-class Job:
+class MomentChange:
     """A change of one block's moments.
 
     Attributes:
@@ -43,104 +35,102 @@ class Job:
 
 
 @dataclass
-class Item:
-    """What is to be done to the matrices of a batch.
+class MatrixWork:
+    """What is to be done to the matrices of a cohort.
 
     Attributes:
-        batch: The batch.
+        cohort: The cohort.
         source: Gives the buffer of what the work is done to.
         work: Changes whole matrices (k, M, N) in the stack's dtype; done once, where they are.
         sink: Takes the buffer of the result.
-        seen: Whether the source is the gradient, as `look` has shown it.
+        seen: Whether the source is the gradient, as `show` has shown it.
     """
 
-    batch: Batch
+    cohort: Cohort
     source: Callable[[], Tensor]
     work: Callable[[Tensor], Tensor]
     sink: Callable[[Tensor], None]
     seen: bool = False
 
 
-class Layout:
+class Matrices:
     """Whole matrices on every rank, each of which does the same work on them; or rows that a rank takes for the whole.
 
     Attributes:
-        split: Whether ranks have pieces only.
-        access: Where the numbers of parameters are.
-        optimizer: The base optimizer, whose moments are asked for.
-        keys: Those of moments that it may keep.
+        sharded: Whether ranks have pieces only.
+        host: The training.
         scratch: Work space.
     """
 
-    split = False
+    sharded = False
 
-    def __init__(self, access: Access, optimizer: Optimizer, keys: Sequence[str]) -> None:
+    def __init__(self, host: Host) -> None:
         """Start without work space."""
-        self.access, self.optimizer, self.keys, self.scratch = access, optimizer, keys, Scratch()
+        self.host, self.scratch = host, Scratch()
 
     # ---------------------------------------------------------------- this rank's numbers
 
-    def weights(self, batch: Batch) -> list[Tensor]:
+    def weights(self, cohort: Cohort) -> list[Tensor]:
         """What the base steps on, one tensor a parameter."""
-        return [self.access.weight(p) for p in batch.params]
+        return [self.host.access.weight(p) for p in cohort.params]
 
-    def gradients(self, batch: Batch) -> list[Tensor]:
-        """The gradients of a batch, one tensor a parameter."""
-        return [self._piece(p, self.access.grad(p)) for p in batch.params]
+    def gradients(self, cohort: Cohort) -> list[Tensor]:
+        """The gradients of a cohort, one tensor a parameter."""
+        return [self._piece(p, self.host.access.grad(p)) for p in cohort.params]
 
-    def moments(self, batch: Batch, key: str) -> list[Tensor]:
-        """A moment of a batch, one tensor a parameter."""
-        return [self._piece(p, self.access.state(self.optimizer, p).get(key)) for p in batch.params]
-
-    def states(self, block: Block) -> list[dict[str, Any]]:
-        """The optimizer's states of a block's parameters."""
-        return [self.access.state(self.optimizer, p) for p in block.params]
+    def moments(self, cohort: Cohort, key: str) -> list[Tensor]:
+        """A moment of a cohort, one tensor a parameter."""
+        return [self._piece(p, self.host.access.state(self.host.optimizer, p).get(key)) for p in cohort.params]
 
     def _piece(self, param: Tensor, piece: Tensor | None) -> Tensor:
         """An empty piece need not be there."""
-        return torch.empty_like(self.access.weight(param)) if piece is None else piece
+        return torch.empty_like(self.host.access.weight(param)) if piece is None else piece
 
     # ---------------------------------------------------------------- buffers
 
-    def furnish(self, stack: Stack) -> None:
+    def make_room(self, stack: Stack) -> None:
         """Make room for the saved parameters of a stack: `hidden` and `saved`."""
-        count, dtype = len(stack.blocks), self.access.weight(stack.blocks[0].param).dtype
+        count, dtype = len(stack.blocks), self.host.access.weight(stack.blocks[0].param).dtype
         stack.hidden = torch.zeros(count, *stack.shape, dtype=dtype, device=stack.device)
         stack.saved = [views(row[None], stack.blocks[0].shapes) for row in stack.hidden.unbind(0)]
 
-    def room(self, batch: Batch, slot: int) -> Tensor:
+    def room(self, cohort: Cohort, slot: int) -> Tensor:
         """An uninitialised buffer of the stack's dtype, shape (k, M, N); see `Scratch.batch`."""
-        return self.scratch.batch(batch.stack, len(batch.blocks), slot)
+        return self.scratch.batch(cohort.stack, len(cohort.blocks), slot)
 
-    def fill(self, batch: Batch, tensors: Sequence[Tensor], slot: int) -> Tensor:
-        """A buffer with this rank's numbers of a batch's parameters, gradients or moments, one tensor a parameter."""
-        buffer = self.room(batch, slot)
-        torch._foreach_copy_(self.parts(batch, buffer), list(tensors))
+    def fill(self, cohort: Cohort, tensors: Sequence[Tensor], slot: int) -> Tensor:
+        """A buffer with this rank's numbers of a cohort's parameters, gradients or moments, one tensor a parameter."""
+        buffer = self.room(cohort, slot)
+        torch._foreach_copy_(self.parts(cohort, buffer), list(tensors))
         return buffer
 
-    def parts(self, batch: Batch, buffer: Tensor) -> list[Tensor]:
+    def parts(self, cohort: Cohort, buffer: Tensor) -> list[Tensor]:
         """A buffer as views, each in the shape of its parameter on this rank."""
-        return views(buffer, batch.blocks[0].shapes)
+        return views(buffer, cohort.blocks[0].shapes)
 
-    def saved(self, batch: Batch) -> Tensor:
+    def write(self, cohort: Cohort, tensors: list[Tensor], buffer: Tensor) -> None:
+        """Write a buffer into one tensor a parameter, rounding once to their dtype."""
+        torch._foreach_copy_(tensors, self.parts(cohort, buffer))
+
+    def saved(self, cohort: Cohort) -> Tensor:
         """The buffer of the saved parameters, in their own dtype."""
-        return batch.stack.hidden if batch.rows is None else batch.stack.hidden[batch.rows]
+        return cohort.stack.hidden if cohort.rows is None else cohort.stack.hidden[cohort.rows]
 
-    def each(self, batch: Batch, numbers: Tensor) -> Tensor:
+    def per_block(self, cohort: Cohort, numbers: Tensor) -> Tensor:
         """A number for each block, (k,), in a shape that multiplies a buffer."""
         return numbers[:, None, None]
 
-    def squares(self, batch: Batch, tensors: list[Tensor]) -> Tensor:
+    def squares(self, cohort: Cohort, tensors: list[Tensor]) -> Tensor:
         """The sums of squares of each block, (k,), over the numbers that this rank counts; see `total`.
 
         Args:
-            batch: The batch.
+            cohort: The cohort.
             tensors: One a parameter.
 
         Returns:
             The sums, in the stack's dtype.
         """
-        return self.counted(batch.params, tensors, batch.stack.dtype).view(len(batch.blocks), -1).sum(1)
+        return self.counted(cohort.params, tensors, cohort.stack.dtype).view(len(cohort.blocks), -1).sum(1)
 
     def counted(self, params: Sequence[Tensor], tensors: list[Tensor], dtype: torch.dtype) -> Tensor:
         """The sum of squares of each tensor, one a parameter, over the numbers that this rank counts; see `total`."""
@@ -148,7 +138,7 @@ class Layout:
 
     def clip(self, params: Sequence[Tensor], bound: float) -> None:
         """Scale gradients to a norm of at most `bound` over all of them, as `torch.nn.utils.clip_grad_norm_` does."""
-        found = {param: grad for param in params if (grad := self.access.grad(param)) is not None}
+        found = {param: grad for param in params if (grad := self.host.access.grad(param)) is not None}
         squares = self.counted([*found], [*found.values()], torch.float32)
         norm = self.total(squares.sum().reshape(1)).sqrt()
         torch._foreach_mul_([*found.values()], (bound / (norm + 1e-6)).clamp_max(1)[0])
@@ -159,20 +149,20 @@ class Layout:
 
     # ---------------------------------------------------------------- whole matrices
 
-    def look(self, items: Sequence[tuple[Batch, Sequence[Tensor]]], work: Callable[[Batch, Tensor], None]) -> None:
-        """Show the gradients of batches, whole, to a function that only reads them."""
-        for batch, gradients in items:
-            work(batch, self.fill(batch, gradients, 0))
+    def show(self, items: Sequence[tuple[Cohort, Sequence[Tensor]]], work: Callable[[Cohort, Tensor], None]) -> None:
+        """Show the gradients of cohorts, whole, to a function that only reads them."""
+        for cohort, gradients in items:
+            work(cohort, self.fill(cohort, gradients, 0))
 
     def forget(self) -> None:
-        """Gradients are no longer those that `look` has shown."""
+        """Gradients are no longer those that `show` has shown."""
 
-    def through(self, items: Sequence[Item]) -> None:
+    def transform(self, items: Sequence[MatrixWork]) -> None:
         """Do the work of all items: one after the other, so that they share one work space."""
         for item in items:
             item.sink(item.work(item.source()).contiguous())
 
-    def move(self, jobs: Sequence[Job]) -> None:
+    def change_moments(self, jobs: Sequence[MomentChange]) -> None:
         """Change moments of blocks, in the order of the jobs."""
         for job in jobs:
             job.change(job.states)
@@ -181,9 +171,9 @@ class Layout:
 
     def kept(self, blocks: Sequence[Block]) -> list[list[list[str]]]:
         """By block and parameter, the keys of the moments that the base keeps; the same on every rank."""
-        return [[_tensors(self.keys, state) for state in self.states(block)] for block in blocks]
+        return [[_tensors(self.host.keys, state) for state in self.host.states(block)] for block in blocks]
 
-    def whole(self, jobs: Sequence[Job]) -> list[list[dict[str, Tensor]]]:
+    def whole(self, jobs: Sequence[MomentChange]) -> list[list[dict[str, Tensor]]]:
         """Copies of moments, whole and on every rank, to which the jobs' changes were made.
 
         Args:
@@ -192,7 +182,7 @@ class Layout:
         Returns:
             By job and parameter, the moments by key.
         """
-        found = [[{key: s[key].clone() for key in _tensors(self.keys, s)} for s in job.states] for job in jobs]
+        found = [[{key: s[key].clone() for key in _tensors(self.host.keys, s)} for s in job.states] for job in jobs]
         for job, states in zip(jobs, found, strict=True):
             job.change(states)
         return found

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_so.contract.block import Stack
+from lightning_so.contract.block import StackSpec
 
 
 class Scratch:
@@ -15,7 +15,7 @@ class Scratch:
         """Start empty; grows to the largest stack."""
         self._room: dict[tuple[torch.device, torch.dtype, int], Tensor] = {}
 
-    def batch(self, stack: Stack, count: int, slot: int) -> Tensor:
+    def batch(self, stack: StackSpec, count: int, slot: int) -> Tensor:
         """Uninitialised space for `count` matrices of a stack, shape (count, rows, cols).
 
         Args:
@@ -29,7 +29,7 @@ class Scratch:
         rows, cols = stack.shape
         return self.flat(stack, count * rows * cols, slot).view(count, rows, cols)
 
-    def flat(self, stack: Stack, size: int, slot: int) -> Tensor:
+    def flat(self, stack: StackSpec, size: int, slot: int) -> Tensor:
         """Uninitialised space for `size` numbers; see `batch`."""
         key = (stack.device, stack.dtype, slot)
         room = self._room.get(key)

@@ -5,44 +5,37 @@ All matrices of a stage travel in one all-to-all and return in one: precondition
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
-from lightning_so.comm.access.whole import Access
-from lightning_so.comm.local import spread
-from lightning_so.comm.pieces import Pieces
-from lightning_so.comm.sharded import Sharded
-from lightning_so.contract.block import Block, Stack
-from lightning_so.core.matrices.matrices import Item, Job, Layout
+from lightning_so.comm import Pieces, Sharded, replicated_tensors
+from lightning_so.contract.block import Block
+from lightning_so.core.host import Host
+from lightning_so.core.matrices.matrices import Matrices, MatrixWork, MomentChange
 from lightning_so.core.matrices.scratch import views
-from lightning_so.core.stacks.cohort import Batch
-from lightning_so.errors import ConfigError
-
-if TYPE_CHECKING:
-    from lightning_so.core.engine import Engine
-
+from lightning_so.core.stacks.cohort import Cohort
+from lightning_so.core.stacks.stack import Stack
 
 T = TypeVar("T")
 
 
-class Split(Layout):
+class ShardedMatrices(Matrices):
     """Each rank has pieces of all matrices, and works on those that it owns.
 
-    A buffer is flat: this rank's pieces of the batch's parameters, one after the other.
+    A buffer is flat: this rank's pieces of the cohort's parameters, one after the other.
 
     Attributes:
         comm: How pieces travel.
-        seen: The gradients that `look` has shown, by block, at the owner.
+        seen: The gradients that `show` has shown, by block, at the owner.
     """
 
-    split = True
+    sharded = True
 
-    def __init__(self, access: Access, optimizer: Optimizer, comm: Sharded, keys: Sequence[str]) -> None:
-        """Nothing has travelled yet; `keys` are those of moments that the base may keep."""
-        super().__init__(access, optimizer, keys)
+    def __init__(self, host: Host, comm: Sharded) -> None:
+        """Nothing has travelled yet."""
+        super().__init__(host)
         self.comm, self.seen = comm, dict[Block, Tensor]()
         self._spans: dict[Tensor, tuple[tuple[int, int], ...]] = {}
         self._pieces: dict[Block, list[Pieces]] = {}
@@ -51,7 +44,7 @@ class Split(Layout):
 
     def learn(self, params: Sequence[Tensor]) -> None:
         """Tell all ranks which piece of every parameter each has: a collective."""
-        self._spans = dict(zip(params, self.comm.spans([self.access.span(p) for p in params]), strict=True))
+        self._spans = dict(zip(params, self.comm.spans([self.host.access.span(p) for p in params]), strict=True))
         self._counted = {p: Pieces(of, 0).gives(self.comm.rank) > 0 for p, of in self._spans.items()}
 
     def pieces(self, block: Block) -> list[Pieces]:
@@ -64,104 +57,106 @@ class Split(Layout):
         """How many moments the base keeps of a parameter, as far as that is known, else `usual`."""
         return len(self._kept[param]) if param in self._kept else usual
 
-    # ---------------------------------------------------------------- buffers, see `Layout`
+    # ---------------------------------------------------------------- buffers, see `Matrices`
 
-    def furnish(self, stack: Stack) -> None:
-        """See `Layout.furnish`: room for this rank's pieces."""
-        weights = [[self.access.weight(p) for p in block.params] for block in stack.blocks]
+    def make_room(self, stack: Stack) -> None:
+        """See `Matrices.make_room`: room for this rank's pieces."""
+        weights = [[self.host.access.weight(p) for p in block.params] for block in stack.blocks]
         flat = [weight for of_block in weights for weight in of_block]
         stack.hidden = torch.zeros(sum(w.numel() for w in flat), dtype=flat[0].dtype, device=stack.device)
         parts = iter(_parts(stack.hidden, flat))
         stack.saved = [[next(parts) for _ in of_block] for of_block in weights]
 
-    def room(self, batch: Batch, slot: int) -> Tensor:
-        """See `Layout.room`: flat."""
-        return self.scratch.flat(batch.stack, sum(saved.numel() for saved in batch.saved), slot)
+    def room(self, cohort: Cohort, slot: int) -> Tensor:
+        """See `Matrices.room`: flat."""
+        return self.scratch.flat(cohort.stack, sum(saved.numel() for saved in cohort.saved), slot)
 
-    def parts(self, batch: Batch, buffer: Tensor) -> list[Tensor]:
-        """See `Layout.parts`."""
-        return _parts(buffer, batch.saved)
+    def parts(self, cohort: Cohort, buffer: Tensor) -> list[Tensor]:
+        """See `Matrices.parts`."""
+        return _parts(buffer, cohort.saved)
 
-    def saved(self, batch: Batch) -> Tensor:
-        """See `Layout.saved`."""
-        if batch.rows is None:
-            return batch.stack.hidden
-        return torch.cat([saved.reshape(-1) for saved in batch.saved])
+    def saved(self, cohort: Cohort) -> Tensor:
+        """See `Matrices.saved`."""
+        if cohort.rows is None:
+            return cohort.stack.hidden
+        return torch.cat([saved.reshape(-1) for saved in cohort.saved])
 
-    def each(self, batch: Batch, numbers: Tensor) -> Tensor:
-        """See `Layout.each`."""
-        sizes = torch.tensor([saved.numel() for saved in batch.saved], device=numbers.device)
-        return numbers.repeat_interleave(sizes.view(len(batch.blocks), -1).sum(1))
+    def per_block(self, cohort: Cohort, numbers: Tensor) -> Tensor:
+        """See `Matrices.per_block`."""
+        sizes = torch.tensor([saved.numel() for saved in cohort.saved], device=numbers.device)
+        return numbers.repeat_interleave(sizes.view(len(cohort.blocks), -1).sum(1))
 
     def counted(self, params: Sequence[Tensor], tensors: list[Tensor], dtype: torch.dtype) -> Tensor:
-        """See `Layout.counted`: of ranks that have the same piece, the first counts it."""
+        """See `Matrices.counted`: of ranks that have the same piece, the first counts it."""
         squares = super().counted(params, tensors, dtype)
         return squares * torch.tensor([self._counted[param] for param in params], device=squares.device)
 
     def total(self, numbers: Tensor) -> Tensor:
-        """See `Layout.total`: one small all-reduce."""
+        """See `Matrices.total`: one small all-reduce."""
         self.comm.sum(numbers)
         return numbers
 
     # ---------------------------------------------------------------- there and back
 
-    def look(self, items: Sequence[tuple[Batch, Sequence[Tensor]]], work: Callable[[Batch, Tensor], None]) -> None:
-        """See `Layout.look`; owners keep what they have seen until the end of the step."""
+    def show(self, items: Sequence[tuple[Cohort, Sequence[Tensor]]], work: Callable[[Cohort, Tensor], None]) -> None:
+        """See `Matrices.show`; owners keep what they have seen until the end of the step."""
         for some in _alike(items, lambda item: item[0].stack.dtype):
-            local = [[gradient.to(batch.stack.dtype) for gradient in gradients] for batch, gradients in some]
-            for (batch, _), X in zip(some, self._bring([batch for batch, _ in some], local), strict=True):
+            local = [[gradient.to(cohort.stack.dtype) for gradient in gradients] for cohort, gradients in some]
+            for (cohort, _), X in zip(some, self._bring([cohort for cohort, _ in some], local), strict=True):
                 if X is not None:
-                    self.seen.update(zip(batch.blocks, X.unbind(0), strict=True))
-                    work(batch, X)
+                    self.seen.update(zip(cohort.blocks, X.unbind(0), strict=True))
+                    work(cohort, X)
 
     def forget(self) -> None:
-        """See `Layout.forget`."""
+        """See `Matrices.forget`."""
         self.seen.clear()
 
-    def through(self, items: Sequence[Item]) -> None:
-        """See `Layout.through`: all there in one exchange, and all back in one."""
-        for some in _alike(items, lambda item: item.batch.stack.dtype):
+    def transform(self, items: Sequence[MatrixWork]) -> None:
+        """See `Matrices.transform`: all there in one exchange, and all back in one."""
+        for some in _alike(items, lambda item: item.cohort.stack.dtype):
             unseen = [item for item in some if not item.seen]
             # Copied: sources share their work space.
-            local = [self.parts(item.batch, item.source().clone()) for item in unseen]
-            brought = iter(self._bring([item.batch for item in unseen], local))
+            local = [self.parts(item.cohort, item.source().clone()) for item in unseen]
+            brought = iter(self._bring([item.cohort for item in unseen], local))
             done = list[Tensor | None]()
             for item in some:
-                X = self._known(item.batch) if item.seen else next(brought)
+                X = self._known(item.cohort) if item.seen else next(brought)
                 done.append(None if X is None else item.work(X).contiguous())
-            buffers = [torch.empty_like(self.room(item.batch, 0)) for item in some]
-            self._give([item.batch for item in some], done, buffers)
+            buffers = [torch.empty_like(self.room(item.cohort, 0)) for item in some]
+            self._give([item.cohort for item in some], done, buffers)
             for item, buffer in zip(some, buffers, strict=True):
                 item.sink(buffer)
 
-    def move(self, jobs: Sequence[Job]) -> None:
-        """See `Layout.move`: all moments there in one exchange, and all back in one; a block travels once."""
+    def change_moments(self, jobs: Sequence[MomentChange]) -> None:
+        """See `Matrices.change_moments`: all there in one exchange, and all back in one; a block travels once."""
         groups, whole = self._changed(jobs)
         for some in groups:
             back = [whole[moment.block][moment.number].get(moment.key) for moment in some]
             self.comm.from_owners(back, [moment.piece for moment in some], [moment.pieces for moment in some])
 
     def kept(self, blocks: Sequence[Block]) -> list[list[list[str]]]:
-        """See `Layout.kept`: a small all-reduce for blocks that are new here."""
-        self._agree({block: self.states(block) for block in blocks})
+        """See `Matrices.kept`: a small all-reduce for blocks that are new here."""
+        self._agree({block: self.host.states(block) for block in blocks})
         return [[self._kept.get(param, []) for param in block.params] for block in blocks]
 
-    def whole(self, jobs: Sequence[Job]) -> list[list[dict[str, Tensor]]]:
-        """See `Layout.whole`: to the owners in one exchange, and from them to all ranks, on the CPU, in one."""
+    def whole(self, jobs: Sequence[MomentChange]) -> list[list[dict[str, Tensor]]]:
+        """See `Matrices.whole`: to the owners in one exchange, and from them to all ranks, on the CPU, in one."""
         groups, whole = self._changed(jobs)
         moments = [moment for some in groups for moment in some]
         owned = [[m for m in moments if m.block.owner == rank] for rank in range(self.comm.ranks)]
         tensors = [[whole[m.block][m.number].get(m.key, m.outline) for m in of_rank] for of_rank in owned]
-        for of_rank, copies in zip(owned, spread(self.comm, tensors), strict=True):
+        for of_rank, copies in zip(owned, replicated_tensors(self.comm, tensors), strict=True):
             for m, copy in zip(of_rank, copies, strict=True):
                 whole[m.block][m.number][m.key] = copy
         return [whole[job.block] for job in jobs]
 
     def cut(self, block: Block, number: int, whole: Tensor) -> Tensor:
-        """See `Layout.cut`: flat."""
+        """See `Matrices.cut`: flat."""
         return self.pieces(block)[number].of(whole, self.comm.rank)
 
-    def _changed(self, jobs: Sequence[Job]) -> tuple[list[list["_Moment"]], dict[Block, list[dict[str, Tensor]]]]:
+    def _changed(
+        self, jobs: Sequence[MomentChange]
+    ) -> tuple[list[list["_Moment"]], dict[Block, list[dict[str, Tensor]]]]:
         """Moments of blocks by dtype; and whole at the owners, by block, after the changes."""
         states = {job.block: job.states for job in jobs}
         self._agree(states)
@@ -188,76 +183,52 @@ class Split(Layout):
         }
         if not params:
             return
-        flags = self.comm.anywhere([torch.is_tensor(s.get(key)) for s in params.values() for key in self.keys])
+        keys = self.host.keys
+        flags = self.comm.anywhere([torch.is_tensor(s.get(key)) for s in params.values() for key in keys])
         for number, param in enumerate(params):
-            found = flags[number * len(self.keys) : (number + 1) * len(self.keys)]
+            found = flags[number * len(keys) : (number + 1) * len(keys)]
             if any(found):  # A base that has not stepped yet will have some later.
-                self._kept[param] = [key for key, kept in zip(self.keys, found, strict=True) if kept]
+                self._kept[param] = [key for key, kept in zip(keys, found, strict=True) if kept]
 
     def _moments(self, block: Block, states: list[dict[str, Any]]) -> Iterator["_Moment"]:
         for number, (param, state, pieces) in enumerate(zip(block.params, states, self.pieces(block), strict=True)):
             for key in self._kept.get(param, []):
-                nothing = torch.empty(0, dtype=self.access.weight(param).dtype, device=self.access.weight(param).device)
+                weight = self.host.access.weight(param)
+                nothing = torch.empty(0, dtype=weight.dtype, device=weight.device)
                 piece = state.get(key)
                 yield _Moment(block, number, key, nothing if piece is None else piece, pieces)
 
-    def _known(self, batch: Batch) -> Tensor | None:
-        return torch.stack([self.seen[block] for block in batch.blocks]) if batch.stack.here else None
+    def _known(self, cohort: Cohort) -> Tensor | None:
+        return torch.stack([self.seen[block] for block in cohort.blocks]) if cohort.stack.here else None
 
-    def _bring(self, batches: list[Batch], local: list[list[Tensor]]) -> list[Tensor | None]:
-        """Whole matrices (k, M, N) of the batches that this rank owns, None of the others."""
-        pieces = [p for batch in batches for block in batch.blocks for p in self.pieces(block)]
+    def _bring(self, cohorts: list[Cohort], local: list[list[Tensor]]) -> list[Tensor | None]:
+        """Whole matrices (k, M, N) of the cohorts that this rank owns, None of the others."""
+        pieces = [p for cohort in cohorts for block in cohort.blocks for p in self.pieces(block)]
         wholes = iter(self.comm.to_owners([part for parts in local for part in parts], pieces))
         found = list[Tensor | None]()
-        for batch, parts in zip(batches, local, strict=True):
+        for cohort, parts in zip(cohorts, local, strict=True):
             arrived = [next(wholes) for _ in parts]
-            if not batch.stack.here:
+            if not cohort.stack.here:
                 found.append(None)
                 continue
-            X = torch.empty(len(batch.blocks), *batch.stack.shape, dtype=batch.stack.dtype, device=batch.stack.device)
-            shaped = views(X, batch.blocks[0].shapes)
+            X = torch.empty(
+                len(cohort.blocks), *cohort.stack.shape, dtype=cohort.stack.dtype, device=cohort.stack.device
+            )
+            shaped = views(X, cohort.blocks[0].shapes)
             torch._foreach_copy_(
                 shaped, [w.view(v.shape) for w, v in zip(arrived, shaped, strict=True) if w is not None]
             )
             found.append(X)
         return found
 
-    def _give(self, batches: list[Batch], wholes: list[Tensor | None], buffers: list[Tensor]) -> None:
+    def _give(self, cohorts: list[Cohort], wholes: list[Tensor | None], buffers: list[Tensor]) -> None:
         """Write what owners have into the buffers of all ranks."""
-        pieces = [p for batch in batches for block in batch.blocks for p in self.pieces(block)]
-        into = [part for batch, buffer in zip(batches, buffers, strict=True) for part in self.parts(batch, buffer)]
+        pieces = [p for cohort in cohorts for block in cohort.blocks for p in self.pieces(block)]
+        into = [part for cohort, buffer in zip(cohorts, buffers, strict=True) for part in self.parts(cohort, buffer)]
         outgoing = list[Tensor | None]()
-        for batch, X in zip(batches, wholes, strict=True):
-            outgoing += [None] * len(batch.params) if X is None else views(X, batch.blocks[0].shapes)
+        for cohort, X in zip(cohorts, wholes, strict=True):
+            outgoing += [None] * len(cohort.params) if X is None else views(X, cohort.blocks[0].shapes)
         self.comm.from_owners(outgoing, into, pieces)
-
-
-def lay_out(engine: "Engine") -> Layout:
-    """Where the matrices of an engine are whole; a collective where its parameters are sharded.
-
-    Args:
-        engine: The engine.
-
-    Returns:
-        The layout.
-
-    Raises:
-        ConfigError: If checks are asked for that need whole weights.
-    """
-    keys = (*engine.base.first, *engine.base.second)
-    if not engine.access.sharded and not engine.access.local:
-        return Layout(engine.access, engine.optimizer, keys)
-    if engine.checks.verify_every or engine.checks.compare_every:
-        raise ConfigError(
-            "verify_every and compare_every look at whole weights, and ranks hold pieces of these parameters: leave "
-            "both at 0 under FSDP and DeepSpeed; check a short training under DDP instead."
-        )
-    if engine.access.local:
-        return Layout(engine.access, engine.optimizer, keys)
-    assert isinstance(engine.comm, Sharded)
-    layout = Split(engine.access, engine.optimizer, engine.comm, keys)
-    layout.learn(engine.params)
-    return layout
 
 
 @dataclass

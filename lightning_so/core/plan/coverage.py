@@ -1,26 +1,24 @@
 """Whether methods work on enough of an optimizer's elements."""
 
-from typing import TYPE_CHECKING
-
 import torch
 
+from lightning_so.core.host import Host
+from lightning_so.core.plan.table import Plan
 from lightning_so.errors import ConfigError
 
-if TYPE_CHECKING:
-    from lightning_so.core.engine import Engine
 
-
-def require(engine: "Engine", least: float) -> None:
+def require(plan: Plan, host: Host, least: float) -> None:
     """Refuse a plan that covers nothing, or too little: on all ranks or on none.
 
     Args:
-        engine: The engine, whose plan is new.
+        plan: The plan.
+        host: The training.
         least: Smallest share of the elements.
 
     Raises:
         ConfigError: If less is covered.
     """
-    share, plan = covered(engine), engine.plan
+    share = covered(plan, host)
     if share == 0:
         raise ConfigError(
             f"coverage is 0: {plan.method} works on none of the {len(plan.rows)} parameters of {plan.base}. "
@@ -30,13 +28,12 @@ def require(engine: "Engine", least: float) -> None:
         raise ConfigError(f"coverage {share:.3f} is below min_coverage={least}: lower it or change the route.\n{plan}")
 
 
-def covered(engine: "Engine") -> float:
+def covered(plan: Plan, host: Host) -> float:
     """Share of the elements that methods work on: of all ranks together where each has blocks of its own."""
-    if not engine.access.local:
-        return engine.plan.coverage
-    rows = engine.plan.rows
-    counts = [sum(row.numel for row in rows if row.covered), sum(row.numel for row in rows)]
+    if not host.access.local:
+        return plan.coverage
+    counts = [sum(row.numel for row in plan.rows if row.covered), sum(row.numel for row in plan.rows)]
     totals = torch.tensor(counts, dtype=torch.float64)
-    engine.peers.sum(totals)
+    host.world.sum(totals)
     part, all_of_them = totals.tolist()
     return part / all_of_them if all_of_them else 0.0

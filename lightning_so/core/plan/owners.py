@@ -1,18 +1,19 @@
-"""Stacks with all that they need: an owner where parameters are sharded, room for weights, statistics, timed units.
+"""Who owns which block where parameters are sharded, and which call of the optimizer's step updates it.
 
 Owners balance the cost of solves and of every step over ranks.
 """
 
-from typing import Any
+from collections.abc import Iterable, Mapping
 
-from lightning_so.actions.moments import Base
-from lightning_so.comm.access.whole import Access
+from lightning_so.comm import Access
 from lightning_so.contract.block import Block
+from lightning_so.contract.method import Method
+from lightning_so.core.host import Host
 from lightning_so.core.stacks.stack import stack_blocks
 from lightning_so.errors import ConfigError
 
 
-def number_calls(blocks: list[Block], access: Access) -> None:
+def number_calls(blocks: Iterable[Block], access: Access) -> None:
     """Say which call of the optimizer's step updates each block.
 
     Args:
@@ -35,24 +36,21 @@ def number_calls(blocks: list[Block], access: Access) -> None:
             )
 
 
-def appoint(blocks: list[Block], access: Access, base: Base, groups: list[dict[str, Any]], ranks: int) -> None:
+def appoint(assigned: Mapping[Block, Method], host: Host) -> None:
     """Give every block an owner: the dearest first, each to the rank that has least so far.
 
     Args:
-        blocks: The blocks, in the plan's order; changed in place.
-        access: Where their numbers are.
-        base: The optimizer's entry in the registry.
-        groups: Its param groups.
-        ranks: World size.
+        assigned: The blocks, in the plan's order, changed in place; and the method of each.
+        host: The training.
     """
     costs = dict[Block, float]()
-    for stack in stack_blocks(blocks, access):
+    for stack in stack_blocks(assigned, host):
         method = stack.method
         for block in stack.blocks:
-            costs[block] = method.work(stack, method.action(base, groups[block.group], block, True))
+            costs[block] = method.step_cost(stack, stack.action(host, block, True))
         for unit in method.units(0, stack):
-            costs[stack.blocks[unit.row]] += unit.cost / method.timing()[0]
-    loads = [0.0] * ranks
-    for block in sorted(blocks, key=lambda block: (-costs[block], block.position)):
-        block.owner = min(range(ranks), key=lambda rank: (loads[rank], rank))
+            costs[stack.blocks[unit.row]] += unit.cost / method.pace()[0]
+    loads = [0.0] * host.team.ranks
+    for block in sorted(assigned, key=lambda block: (-costs[block], block.position)):
+        block.owner = min(range(len(loads)), key=lambda rank: (loads[rank], rank))
         loads[block.owner] += costs[block]

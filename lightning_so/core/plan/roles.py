@@ -39,7 +39,19 @@ def structural_roles(model: nn.Module) -> dict[Tensor, str]:
     return roles
 
 
-def _overrides(roles: Mapping[str, Sequence[str]] | None, names: list[str]) -> dict[str, str]:
+def overrides(roles: Mapping[str, Sequence[str]] | None, names: list[str]) -> dict[str, str]:
+    """The roles that the user gives to parameters, by name.
+
+    Args:
+        roles: Role -> globs on names.
+        names: Those of the model's parameters.
+
+    Returns:
+        By name, the role of those that a glob matches.
+
+    Raises:
+        ConfigError: If a role is none, or a glob matches no parameter.
+    """
     chosen: dict[str, str] = {}
     for role, globs in (roles or {}).items():
         if role not in ROLES:

@@ -2,61 +2,46 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from lightning_so.actions.moments import Base
-from lightning_so.comm.access.whole import Access
 from lightning_so.comm.wrappers import clean
 from lightning_so.contract.block import Block, Tap
 from lightning_so.contract.method import Method, Taps
+from lightning_so.core.host import Host
 from lightning_so.core.plan import tappable
 from lightning_so.core.plan.mixture import Mixture
-from lightning_so.core.plan.roles import _overrides, structural_roles
-from lightning_so.core.plan.table import Plan, Row
+from lightning_so.core.plan.roles import overrides, structural_roles
+from lightning_so.core.plan.table import Plan, PlanRow
 from lightning_so.errors import ConfigError
 
-if TYPE_CHECKING:
-    from lightning_so.core.engine import Engine
 
-
-def check(engine: "Engine") -> None:
+def refuse_layers(mixture: Mixture, host: Host) -> None:
     """Refuse methods whose curvature is of whole layers.
 
     Args:
-        engine: The engine.
+        mixture: The rules that choose a method.
+        host: The training.
 
     Raises:
         ConfigError: If a rule has one and ranks work apart.
     """
-    methods = [value for value in engine.mixture.rules.values() if not isinstance(value, str)]
+    methods = [value for value in mixture.rules.values() if not isinstance(value, str)]
     tapped = sorted({type(method).__name__ for method in methods if method.taps is Taps.ROWS})
-    if engine.access.local and tapped:
+    if host.access.local and tapped:
         raise ConfigError(
             f"sharding='local' takes a rank's rows for the matrix, and the factors of {' and '.join(tapped)} are of "
             "whole layers: use sharding='exact', or SOAP, Shampoo or Muon."
         )
 
 
-def route(
-    model: nn.Module,
-    optimizer: Optimizer,
-    access: Access,
-    mixture: Mixture,
-    base: Base,
-    roles: Mapping[str, Sequence[str]] | None = None,
-) -> Plan:
+def route(host: Host, mixture: Mixture, roles: Mapping[str, Sequence[str]] | None = None) -> Plan:
     """Decide for every parameter of the optimizer.
 
     Args:
-        model: The model whose names are used.
-        optimizer: The base optimizer.
-        access: Where its parameters' numbers are.
+        host: The training: its model's names are used.
         mixture: The rules that choose a method.
-        base: The optimizer's entry in the registry.
         roles: Overrides, role -> globs on names; a role is "base" (leave alone), "hidden", "embedding" or "head".
 
     Returns:
@@ -65,51 +50,42 @@ def route(
     Raises:
         ConfigError: If an override names no role or no parameter, a rule decides nothing or the base cannot be used.
     """
-    router = Router(model, type(optimizer).__name__, access, mixture, base, roles)
-    groups = enumerate(access.groups(optimizer))
+    router = Router(host, mixture, roles)
     rows = [
         router.row(param, index, group, f"optimizer.param_groups[{index}][{position}]")
-        for index, group in groups
+        for index, group in enumerate(host.groups)
         for position, param in enumerate(group["params"])
     ]
     # A bias may come before its weight in the optimizer's order.
-    joined = {router.names[block.bias]: block.name for block in router.blocks if block.bias is not None}
+    joined = {router.names[block.bias]: block.name for block in router.assigned if block.bias is not None}
     rows = [replace(row, verdict=f"with {joined[row.name]}") if row.name in joined else row for row in rows]
-    for position, block in enumerate(router.blocks):
+    for position, block in enumerate(router.assigned):
         block.position = position
-    return Plan(str(mixture), type(optimizer).__name__, rows, router.blocks)
+    return Plan(str(mixture), type(host.optimizer).__name__, rows, router.assigned)
 
 
 class Router:
     """Decides parameter by parameter, and collects the blocks.
 
     Attributes:
-        blocks: Those that a method works on.
+        assigned: Those that a method works on, and the method of each.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: str,
-        access: Access,
-        mixture: Mixture,
-        base: Base,
-        roles: Mapping[str, Sequence[str]] | None,
-    ) -> None:
+    def __init__(self, host: Host, mixture: Mixture, roles: Mapping[str, Sequence[str]] | None) -> None:
         """Look at the model."""
         # A tied weight appears once, under its first name: named_parameters removes duplicates.
-        self.names = {param: clean(name) for name, param in model.named_parameters()}
+        self.names = {param: clean(name) for name, param in host.model.named_parameters()}
         self.holders: dict[Tensor, nn.Module] = {}
-        for module in model.modules():
+        for module in host.model.modules():
             for param in module.parameters(recurse=False):
                 self.holders.setdefault(param, module)
-        self.optimizer, self.access, self.mixture, self.base = optimizer, access, mixture, base
+        self.host, self.mixture = host, mixture
         mixture.check({name: self.holders[param] for param, name in self.names.items()})
-        self.roles: dict[Tensor, str] = structural_roles(model)
-        self.overrides = _overrides(roles, list(self.names.values()))
-        self.tapped, self.blocks = tappable.find(model), list[Block]()
+        self.roles: dict[Tensor, str] = structural_roles(host.model)
+        self.overrides = overrides(roles, list(self.names.values()))
+        self.tapped, self.assigned = tappable.find(host.model), dict[Block, Method]()
 
-    def row(self, param: nn.Parameter, index: int, group: dict, fallback: str) -> Row:
+    def row(self, param: nn.Parameter, index: int, group: dict, fallback: str) -> PlanRow:
         """Decide for one parameter.
 
         Args:
@@ -128,8 +104,8 @@ class Router:
         role = self.overrides.get(name) or self.roles.get(param, "hidden")
         kind = type(self.holders[param]).__name__ if param in self.names else "none"
         verdict = self._verdict(param, name, role, index, group)
-        shape = self.access.shape(param)
-        return Row(name, kind, tuple(shape), shape.numel(), role, verdict)
+        shape = self.host.access.shape(param)
+        return PlanRow(name, kind, tuple(shape), shape.numel(), role, verdict)
 
     def _verdict(self, param: nn.Parameter, name: str, role: str, index: int, group: dict) -> str:
         if param not in self.names:
@@ -138,15 +114,16 @@ class Router:
         if method is None:
             key = self.mixture.key(name, self.holders[param])
             return "base: no rule matches it" if key is None else f"base: rule {key!r}"
-        reason = method.refuse(self.base, group)
+        reason = method.refuse(self.host.base, group)
         if reason:
-            raise ConfigError(f"{type(method).__name__} on {self.optimizer} (param_groups[{index}]): {reason}")
+            optimizer = type(self.host.optimizer).__name__
+            raise ConfigError(f"{type(method).__name__} on {optimizer} (param_groups[{index}]): {reason}")
         found = self._block(param, name, role, index, group, method)
         if isinstance(found, str):
             return f"base: {found}"
-        self.blocks.append(found)
+        self.assigned[found] = method
         label = f"{type(method).__name__} " if len(self.mixture.rules) > 1 else ""
-        return f"{role}: {label}{method.describe(self.base, group, found)}"
+        return f"{role}: {label}{method.describe(self.host.base, group, found)}"
 
     def _method(self, param: nn.Parameter) -> Method | None:
         return self.mixture.choose(self.names[param], self.holders[param])
@@ -155,22 +132,22 @@ class Router:
         """The block of a weight, or why there is none."""
         tap = self.tapped.get(param, "not the weight of a layer") if method.taps is Taps.ROWS else None
         vector = tap is not None and param in self.tapped  # a scale or a bias, whose layer says what it is
-        shape = self.access.shape(param)
-        unfit = None if role == "base" else self.access.unfit(param)
+        shape = self.host.access.shape(param)
+        unfit = None if role == "base" else self.host.access.unfit(param)
         reason = unfit or _unsuitable(param, shape, role, vector) or (_thin(shape) if tap is None else None)
         if reason or isinstance(tap, str):
             return reason or str(tap)
-        block = Block(name, param, index, role, shape[0], shape.numel() // shape[0], method, shape)
+        block = Block(name, param, index, role, shape[0], shape.numel() // shape[0], shape)
         if tap is not None:
-            self._join(block, tap, group)
+            self._join(block, tap, group, method)
         return method.exclude(block) or block
 
-    def _join(self, block: Block, tap: Tap, group: dict) -> None:
+    def _join(self, block: Block, tap: Tap, group: dict, method: Method) -> None:
         """Where rows are needed, a bias in the same group and under the same rule is the last column."""
         block.tap, bias = tap, tap.bias
         if bias is None or not bias.requires_grad or not any(bias is p for p in group["params"]):
             return
-        if self._method(bias) is block.method and self.overrides.get(self.names[bias]) != "base":
+        if self._method(bias) is method and self.overrides.get(self.names[bias]) != "base":
             block.bias = bias
             block.cols += 1
 

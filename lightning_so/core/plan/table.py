@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from lightning_so.contract.block import Block
+from lightning_so.contract.method import Method
 
 
 @dataclass(frozen=True)
-class Row:
+class PlanRow:
     """One parameter in the plan.
 
     Attributes:
@@ -40,17 +41,22 @@ class Plan:
         method: The method or the rules, as text.
         base: Class name of the base optimizer.
         rows: One a parameter.
-        blocks: Those that a method works on.
+        assigned: The blocks that a method works on, and the method of each.
         costs: By block name, extra bytes held for it and the ranks that solve its units.
         layout: Where matrices are whole and what a rank sends per step; empty in one process.
     """
 
     method: str
     base: str
-    rows: list[Row]
-    blocks: list[Block]
+    rows: list[PlanRow]
+    assigned: Mapping[Block, Method]
     costs: Mapping[str, tuple[int, list[int]]] = field(default_factory=dict)
     layout: str = ""
+
+    @property
+    def blocks(self) -> list[Block]:
+        """Those that a method works on."""
+        return list(self.assigned)
 
     @property
     def coverage(self) -> float:

@@ -1,35 +1,86 @@
 """The units of all stacks, by their numbers in the schedule."""
 
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
-from lightning_so.contract.block import Stack
+from lightning_so.contract.block import Block
 from lightning_so.contract.unit import Unit
+from lightning_so.core.schedule.schedule import Schedule
+from lightning_so.core.stacks.stack import Stack
 
-if TYPE_CHECKING:
-    from lightning_so.core.engine import Engine
-
-
-def timed(stacks: list[Stack]) -> list[Unit]:
-    """The units of stacks, with their methods' intervals and spreads, in the order of the plan."""
-    # Ties of the schedule are broken by this order, so that when a unit is due does not depend on the world size.
-    units = []
-    for index, stack in enumerate(stacks):
-        period, spread = stack.method.timing()
-        found = stack.method.units(index, stack)
-        units += [replace(unit, period=period, staggered=spread.staggered) for unit in found]
-    return sorted(units, key=lambda unit: stacks[unit.stack].blocks[unit.row].position)
-
-
-def _unit_key(engine: "Engine", number: int) -> str:
-    unit = engine.schedule.units[number]
-    return f"{engine.stacks[unit.stack].blocks[unit.row].name}:{unit.side}:{unit.tile}"
-
-
+#: Stack and row of a block.
 Place = tuple[int, int]
 
 
-def owner_of(engine: "Engine", place: Place) -> int:
-    """The rank that folds and solves a block."""
-    index, row = place
-    return engine.schedule.owner[engine.units_of[index][row][0]]
+@dataclass(frozen=True, eq=False)
+class Units:
+    """What is solved on its own, of which block it is, and when it is due.
+
+    Attributes:
+        stacks: The stacks.
+        schedule: When each unit is due, and who solves it.
+        numbers: By stack and row, the numbers of the block's units.
+    """
+
+    stacks: list[Stack]
+    schedule: Schedule
+    numbers: list[list[list[int]]]
+
+    @classmethod
+    def of(cls, stacks: list[Stack], ranks: int, *, owned: bool) -> "Units":
+        """The units of stacks, with their methods' intervals and spreads, in the order of the plan.
+
+        Args:
+            stacks: The stacks.
+            ranks: Those that share the work.
+            owned: Whether each block has an owner who solves it, as where parameters are sharded.
+
+        Returns:
+            The units, none solved yet.
+        """
+        # Ties of the schedule are broken by this order, so that when a unit is due does not depend on the world size.
+        units = []
+        for index, stack in enumerate(stacks):
+            period, spread = stack.method.pace()
+            found = stack.method.units(index, stack)
+            units += [replace(unit, period=period, staggered=spread.staggered) for unit in found]
+        units.sort(key=lambda unit: stacks[unit.stack].blocks[unit.row].position)
+        owners = [stacks[unit.stack].blocks[unit.row].owner for unit in units] if owned else None
+        numbers: list[list[list[int]]] = [[[] for _ in stack.blocks] for stack in stacks]
+        for number, unit in enumerate(units):
+            numbers[unit.stack][unit.row].append(number)
+        return cls(stacks, Schedule(units, ranks, owners), numbers)
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.schedule.units)
+
+    def __getitem__(self, number: int) -> Unit:
+        """A unit."""
+        return self.schedule.units[number]
+
+    def __iter__(self) -> Iterator[Unit]:
+        """All of them, in order."""
+        return iter(self.schedule.units)
+
+    def stack(self, number: int) -> Stack:
+        """The stack of a unit."""
+        return self.stacks[self[number].stack]
+
+    def block(self, number: int) -> Block:
+        """The block of a unit."""
+        return self.stack(number).blocks[self[number].row]
+
+    def of_block(self, place: Place) -> list[int]:
+        """The numbers of a block's units."""
+        index, row = place
+        return self.numbers[index][row]
+
+    def owner_of(self, place: Place) -> int:
+        """The rank that folds and solves a block."""
+        return self.schedule.owner[self.of_block(place)[0]]
+
+    def key(self, number: int) -> str:
+        """What a unit is called in files."""
+        unit = self[number]
+        return f"{self.block(number).name}:{unit.side}:{unit.tile}"

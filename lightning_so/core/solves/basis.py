@@ -1,147 +1,169 @@
-"""The life of a block's basis: solved and swapped in, entered when it is warm, left for good.
-
-The base's moments move with it.
-"""
+"""The life of a block's basis: entered when it is warm, left for good. The base's moments move with it."""
 
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lightning_so.actions import rotate
-from lightning_so.contract.block import Block, Stack
-from lightning_so.core.host import least_variance
-from lightning_so.core.matrices.matrices import Job
-from lightning_so.core.solves import flight
-from lightning_so.core.stacks.roster import rebuild
-from lightning_so.core.stacks.stack import solving, turning, turns
-
-if TYPE_CHECKING:
-    from lightning_so.core.engine import Engine
-
+from lightning_so.contract.block import Block
+from lightning_so.core.host import Host
+from lightning_so.core.matrices.matrices import Matrices, MomentChange
+from lightning_so.core.report import Report
+from lightning_so.core.schedule.units import Place, Units
+from lightning_so.core.solves.flight import launch
+from lightning_so.core.stacks.roster import Roster
+from lightning_so.core.stacks.stack import Stack
 
 #: Blocks become warm over this many steps, so that their entries do not meet on one.
 ENTRIES = 8
 
 
-def ready(engine: "Engine", index: int, row: int) -> bool:
+def ready(place: Place, units: Units, roster: Roster, host: Host, step: int) -> bool:
     """Whether a block that is cold may become warm at this step."""
-    if engine.warm[index][row]:
+    index, row = place
+    if roster.warm[index][row]:
         return False
-    solved = [engine.schedule.solved[number] for number in engine.units_of[index][row]]
-    age = engine.report.step - engine.schedule.origin - engine.stacks[index].blocks[row].position % ENTRIES
-    return engine.stacks[index].method.ready(engine.base, age, solved)
+    schedule, stack = units.schedule, units.stacks[index]
+    solved = [schedule.solved[number] for number in units.of_block(place)]
+    age = step - schedule.origin - stack.blocks[row].position % ENTRIES
+    return stack.method.ready(host.base, age, solved)
 
 
-def entering(engine: "Engine") -> bool:
+def entering(units: Units, roster: Roster, host: Host, step: int) -> bool:
     """Whether the moments of any block will move into its basis at this step."""
     return any(
-        ready(engine, index, row)
-        for index, rows in enumerate(engine.live)
-        if turns(engine, engine.stacks[index])
+        ready((index, row), units, roster, host, step)
+        for index, rows in enumerate(roster.live)
+        if units.stacks[index].rotates
         for row in rows
     )
 
 
-def enter(engine: "Engine") -> None:
-    """Let blocks whose basis became warm rotate from this step on: their moments move into it."""
-    jobs = list[Job]()
-    for index, stack in enumerate(engine.stacks):
-        entering = [row for row in range(len(stack.blocks)) if engine.live[index] and ready(engine, index, row)]
-        for row in entering:
-            engine.warm[index][row] = True
-            if turns(engine, stack):
-                jobs.append(_entry(engine, stack, row))
-        if entering:
-            rebuild(engine, index)
-    engine.layout.move(jobs)
+def enter(units: Units, roster: Roster, host: Host, matrices: Matrices, step: int) -> None:
+    """Let blocks whose basis became warm rotate from this step on: their moments move into it.
+
+    Args:
+        units: How often each was solved.
+        roster: Who is warm; changed.
+        host: The training.
+        matrices: Where moments are whole.
+        step: The step.
+    """
+    changes = list[MomentChange]()
+    for index, stack in enumerate(units.stacks):
+        rows = range(len(stack.blocks)) if roster.live[index] else ()
+        new = [row for row in rows if ready((index, row), units, roster, host, step)]
+        for row in new:
+            roster.warm[index][row] = True
+            if stack.rotates:
+                changes.append(_entry(stack, row, host))
+        if new:
+            roster.regroup(index)
+    matrices.change_moments(changes)
 
 
-def _entry(engine: "Engine", stack: Stack, row: int) -> Job:
+def _entry(stack: Stack, row: int, host: Host) -> MomentChange:
     """Moves one block's plain moments into its basis: the first exactly, the second from the factors."""
     block = stack.blocks[row]
 
     def turn(x: Tensor) -> Tensor:
-        return turning(stack).turn(stack.stats, x[None], [row], leave=False)[0]
+        return stack.turning.turn(stack.stats, x[None], [row], leave=False)[0]
 
     def change(states: list[dict]) -> None:
-        spectrum = turning(stack).spectrum(stack.stats, row)
-        rotate.enter(engine.base, states, block.grouped, turn, *spectrum, least_variance(engine, block))
+        spectrum = stack.turning.spectrum(stack.stats, row)
+        rotate.enter(host.base, states, block.grouped, turn, *spectrum, host.least_variance(block))
 
-    return Job(block, engine.layout.states(block), change)
+    return MomentChange(block, host.states(block), change)
 
 
-def rotating(engine: "Engine") -> Iterator[tuple[int, int, Block]]:
-    """(stack, row, block) of all blocks that rotate."""
-    for index, stack in enumerate(engine.stacks):
+def rotating(roster: Roster) -> Iterator[tuple[Stack, int, Block]]:
+    """Stack, row and block of all that rotate."""
+    for index, stack in enumerate(roster.stacks):
         for row, block in enumerate(stack.blocks):
-            if turns(engine, stack) and engine.warm[index][row]:
-                yield index, row, block
+            if stack.rotates and roster.warm[index][row]:
+                yield stack, row, block
 
 
-def plain(engine: "Engine", index: int, row: int, states: list[dict]) -> None:
+def plain(stack: Stack, row: int, host: Host, states: list[dict]) -> None:
     """Move the moments in `states` out of a block's basis, in place: first exactly, second by squared overlap.
 
     Args:
-        engine: The engine.
-        index: Index of the stack.
+        stack: The stack.
         row: Row of the block, which rotates.
+        host: The training.
         states: The optimizer's states of its parameters, or copies of them.
     """
-    stack = engine.stacks[index]
 
     def turn(x: Tensor, square: bool) -> Tensor:
         batch = x.to(stack.dtype)[None]
-        return turning(stack).turn(stack.stats, batch, [row], leave=True, square=square)[0]
+        return stack.turning.turn(stack.stats, batch, [row], leave=True, square=square)[0]
 
     block = stack.blocks[row]
-    shape, least = block.grouped, least_variance(engine, block)
-    rotate.depart(engine.base, states, shape, lambda x: turn(x, False), lambda x: turn(x, True), least)
+    shape, least = block.grouped, host.least_variance(block)
+    rotate.depart(host.base, states, shape, lambda x: turn(x, False), lambda x: turn(x, True), least)
 
 
-def cool(engine: "Engine", index: int, row: int) -> None:
-    """Take one block out of its basis: it is cold, and enters again once all its units are solved anew."""
-    if turns(engine, engine.stacks[index]):
-        block = engine.stacks[index].blocks[row]
-        engine.layout.move([Job(block, engine.layout.states(block), partial(plain, engine, index, row))])
-    engine.warm[index][row] = False
-    for unit in engine.units_of[index][row]:
-        engine.schedule.solved[unit] = 0
-    rebuild(engine, index)
+def cool(place: Place, units: Units, roster: Roster, host: Host, matrices: Matrices) -> None:
+    """Take one block out of its basis: it is cold, and enters again once all its units are solved anew.
+
+    Args:
+        place: The block.
+        units: Forget that its units were solved.
+        roster: Who is warm; changed.
+        host: The training.
+        matrices: Where moments are whole.
+    """
+    index, row = place
+    stack = units.stacks[index]
+    if stack.rotates:
+        block = stack.blocks[row]
+        matrices.change_moments([MomentChange(block, host.states(block), partial(plain, stack, row, host))])
+    roster.warm[index][row] = False
+    for unit in units.of_block(place):
+        units.schedule.solved[unit] = 0
+    roster.regroup(index)
 
 
 @torch.no_grad()
-def depart(engine: "Engine") -> None:
+def depart(units: Units, roster: Roster, host: Host, matrices: Matrices) -> None:
     """Take the moments of all blocks back to plain coordinates, so that the base can go on alone.
 
     Args:
-        engine: The engine; its blocks are cold afterwards.
+        units: See `cool`.
+        roster: Who is warm: afterwards no block that rotated.
+        host: The training.
+        matrices: Where moments are whole.
     """
-    engine.restore()
-    for index, row, _ in list(rotating(engine)):
-        cool(engine, index, row)
+    for index, stack in enumerate(roster.stacks):
+        for row in range(len(stack.blocks)):
+            if stack.rotates and roster.warm[index][row]:
+                cool((index, row), units, roster, host, matrices)
 
 
 @torch.no_grad()
-def settle(engine: "Engine") -> None:
+def settle(units: Units, roster: Roster, host: Host, matrices: Matrices, report: Report) -> None:
     """Find every basis anew from the factors alone, and move the plain moments of warm blocks into it.
 
     Args:
-        engine: The engine, whose factors and warm flags were loaded.
+        units: Their factors and histories were loaded.
+        roster: Who is warm, as loaded.
+        host: The training.
+        matrices: Where moments are whole.
+        report: Counts what was solved and what failed.
     """
-    numbers = [n for n, unit in enumerate(engine.schedule.units) if engine.schedule.solved[n] > 0]
-    results = flight.solve(engine, numbers, lambda stack, unit: solving(stack).settle(stack.stats, unit))
-    for number, result in zip(numbers, results, strict=True):
-        unit = engine.schedule.units[number]
-        stack = engine.stacks[unit.stack]
+    numbers = [number for number in range(len(units)) if units.schedule.solved[number] > 0]
+    flight = launch(units, numbers, lambda s, unit: s.solving.solve_afresh(s.stats, unit), host.team, report.step)
+    report.solved_here += flight.here
+    for number, result in zip(numbers, flight.arrived(), strict=True):
+        unit, stack = units[number], units.stack(number)
         if result.ok:
             if stack.here or stack.shared:
-                solving(stack).accept(stack.stats, unit, result)
+                stack.solving.swap_in(stack.stats, unit, result)
         else:
-            engine.report.failures += 1
-            engine.warm[unit.stack][unit.row] = False
-            engine.schedule.solved[number] = 0
-    engine.layout.move([_entry(engine, engine.stacks[index], row) for index, row, _ in rotating(engine)])
-    engine.regroup()
+            report.failures += 1
+            roster.warm[unit.stack][unit.row] = False
+            units.schedule.solved[number] = 0
+    matrices.change_moments([_entry(stack, row, host) for stack, row, _ in rotating(roster)])
+    roster.regroup_all()

@@ -2,26 +2,20 @@
 
 An exchange may travel while the training goes on: a *flight* lands `lag` steps after it started, on every rank and in
 one process alike, so that weights depend neither on the number of ranks nor on how fast the exchange was.
-
-Wire format of one unit, padded to 8 bytes: the value, the permutation if there is one as int32, whether it is good and
-the rungs that were tried as int32.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from lightning_so.comm import spread
-from lightning_so.contract.block import Stack
+from lightning_so.comm import Local, replicated_tensors
 from lightning_so.contract.unit import Unit
-from lightning_so.core.solves.wire import _pack, _unpack, _whole_bytes, pack, unit_bytes, unpack
+from lightning_so.core.schedule.units import Units
+from lightning_so.core.solves.wire import pack, result_of, unit_bytes, unpack, whole_bytes, wire_of
+from lightning_so.core.stacks.stack import Stack
 from lightning_so.linalg.result import Result
-
-if TYPE_CHECKING:
-    from lightning_so.core.engine import Engine
 
 
 @dataclass
@@ -33,12 +27,14 @@ class Flight:
         due: Numbers of the units, equal on all ranks.
         results: One a unit, once they have arrived; those of units that others own may be the verdict alone.
         arrive: Waits for them.
+        here: How many were solved by this rank.
     """
 
     lands: int
     due: list[int]
     results: list[Result] | None = None
     arrive: Callable[[], list[Result]] = list
+    here: int = 0
 
     def arrived(self) -> list[Result]:
         """The results: waits for the others, the first time."""
@@ -47,64 +43,63 @@ class Flight:
         return self.results
 
 
-def solve(engine: "Engine", due: list[int], how: Callable[[Stack, Unit], Result]) -> list[Result]:
-    """The results of units on every rank, now; see `start`."""
-    return start(engine, due, how).arrived()
-
-
-def start(engine: "Engine", due: list[int], how: Callable[[Stack, Unit], Result]) -> Flight:
+def launch(units: Units, due: list[int], how: Callable[[Stack, Unit], Result], team: Local, lands: int) -> Flight:
     """Solve the units that this rank owns, and send the results off.
 
     Args:
-        engine: The engine.
-        due: Numbers of units in the schedule, equal on all ranks.
+        units: The units.
+        due: Numbers of those to solve, equal on all ranks.
         how: Solves a unit of a stack.
+        team: How results travel.
+        lands: The step at which they will be swapped in.
 
     Returns:
         The flight; each unit was solved by its owner alone.
     """
-    units, owner, comm = engine.schedule.units, engine.schedule.owner, engine.comm
-    mine: dict[int, Result] = {}
+    owner = units.schedule.owner
+    mine = {number: how(units.stack(number), units[number]) for number in due if owner[number] == team.rank}
+    if team.ranks == 1 or not due:
+        return Flight(lands, due, [mine[number] for number in due], here=len(mine))
+    sizes = [0] * team.ranks
     for number in due:
-        if owner[number] == comm.rank:
-            mine[number] = how(engine.stacks[units[number].stack], units[number])
-    engine.report.solved_here += len(mine)
-    lands = engine.report.step + engine.lag
-    if comm.ranks == 1 or not due:
-        return Flight(lands, due, [mine[number] for number in due])
-    sizes = [0] * comm.ranks
-    for number in due:
-        sizes[owner[number]] += unit_bytes(engine, number)
-    device = engine.stacks[units[due[0]].stack].device
-    nothing = torch.empty(0, dtype=torch.uint8, device=device)
-    arrived = comm.start_gather(torch.cat([nothing, *(_pack(engine, mine[n], n) for n in mine)]), sizes)
+        sizes[owner[number]] += unit_bytes(units.stack(number), units[number])
+    nothing = torch.empty(0, dtype=torch.uint8, device=units.stack(due[0]).device)
+    sent = [wire_of(result, units.stack(number), units[number]) for number, result in mine.items()]
+    arrived = team.start_gather(torch.cat([nothing, *sent]), sizes)
 
     def arrive() -> list[Result]:
-        wires, offsets, results = arrived(), [0] * comm.ranks, []
+        wires, offsets, results = arrived(), [0] * team.ranks, []
         for number in due:
-            rank, size = owner[number], unit_bytes(engine, number)
+            rank, size = owner[number], unit_bytes(units.stack(number), units[number])
             wire = wires[rank][offsets[rank] : offsets[rank] + size]
             offsets[rank] += size
             # The owner keeps its own: where blocks are worked on by their owners alone, the others have the verdict.
-            results.append(mine[number] if number in mine else _unpack(engine, wire, number))
+            results.append(mine[number] if number in mine else result_of(wire, units.stack(number), units[number]))
         return results
 
-    return Flight(lands, due, arrive=arrive)
+    return Flight(lands, due, arrive=arrive, here=len(mine))
 
 
-def complete(engine: "Engine", flight: Flight) -> list[Result]:
-    """The results of a flight, those of units that others own too: a collective where parameters are sharded."""
+def complete(flight: Flight, units: Units, team: Local, *, sharded: bool) -> list[Result]:
+    """The results of a flight, those of units that others own too: a collective where parameters are sharded.
+
+    Args:
+        flight: The flight.
+        units: The units.
+        team: How results travel.
+        sharded: Whether they are.
+
+    Returns:
+        One a unit that was due.
+    """
     results = flight.arrived()
-    if not engine.layout.split:
+    if not sharded:
         return results
-    units, owner, comm = engine.schedule.units, engine.schedule.owner, engine.comm
-    wires: list[list[Tensor]] = [[] for _ in range(comm.ranks)]
+    owner = units.schedule.owner
+    wires: list[list[Tensor]] = [[] for _ in range(team.ranks)]
     for number, result in zip(flight.due, results, strict=True):
-        size, rank = _whole_bytes(engine, units[number]), owner[number]
+        size, rank = whole_bytes(units.stack(number), units[number]), owner[number]
         outline = torch.empty(size, dtype=torch.uint8, device="meta")
-        wires[rank].append(pack(result, size, units[number].columns) if rank == comm.rank else outline)
-    arrived = [iter(of_rank) for of_rank in spread(comm, wires)]
-    return [
-        unpack(next(arrived[owner[number]]), units[number], engine.stacks[units[number].stack].dtype)
-        for number in flight.due
-    ]
+        wires[rank].append(pack(result, size, units[number].columns) if rank == team.rank else outline)
+    arrived = [iter(of_rank) for of_rank in replicated_tensors(team, wires)]
+    return [unpack(next(arrived[owner[number]]), units[number], units.stack(number).dtype) for number in flight.due]

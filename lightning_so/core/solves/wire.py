@@ -1,45 +1,42 @@
-"""The bytes of a solve's result."""
+"""The bytes of a solve's result.
+
+One unit, padded to 8 bytes: the value, the permutation if there is one as int32, whether it is good and the rungs that
+were tried as int32.
+"""
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from lightning_so.contract.block import StackSpec
 from lightning_so.contract.unit import Unit
 from lightning_so.linalg.result import Result
 
-if TYPE_CHECKING:
-    from lightning_so.core.engine import Engine
 
-
-def _pack(engine: "Engine", result: Result, number: int) -> Tensor:
+def wire_of(result: Result, stack: StackSpec, unit: Unit) -> Tensor:
     """What travels of a result: all of it, or whether it is good where its owner alone works on the block."""
-    unit = engine.schedule.units[number]
-    if not engine.stacks[unit.stack].shared:
+    if not stack.shared:
         return _verdict(result).view(torch.uint8)
-    return pack(result, unit_bytes(engine, number), unit.columns)
+    return pack(result, unit_bytes(stack, unit), unit.columns)
 
 
-def _unpack(engine: "Engine", wire: Tensor, number: int) -> Result:
+def result_of(wire: Tensor, stack: StackSpec, unit: Unit) -> Result:
     """The other side of it."""
-    unit = engine.schedule.units[number]
-    if not engine.stacks[unit.stack].shared:
+    if not stack.shared:
         ok, attempts = wire.clone().view(torch.int32).tolist()
         return Result(torch.empty(0), bool(ok), None, attempts)
-    return unpack(wire, unit, engine.stacks[unit.stack].dtype)
+    return unpack(wire, unit, stack.dtype)
 
 
-def unit_bytes(engine: "Engine", number: int) -> int:
+def unit_bytes(stack: StackSpec, unit: Unit) -> int:
     """Bytes of a unit on the wire."""
-    unit = engine.schedule.units[number]
-    return _whole_bytes(engine, unit) if engine.stacks[unit.stack].shared else 8
+    return whole_bytes(stack, unit) if stack.shared else 8
 
 
-def _whole_bytes(engine: "Engine", unit: Unit) -> int:
+def whole_bytes(stack: StackSpec, unit: Unit) -> int:
     """Bytes of all of a unit's result."""
-    itemsize = engine.stacks[unit.stack].dtype.itemsize
-    return -(-(math.prod(unit.shape) * itemsize + 4 * unit.columns + 8) // 8) * 8
+    return -(-(math.prod(unit.shape) * stack.dtype.itemsize + 4 * unit.columns + 8) // 8) * 8
 
 
 def pack(result: Result, size: int, columns: int) -> Tensor:

@@ -4,13 +4,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lightning_so.contract.block import Block, Stack
+from lightning_so.contract.block import Block
 from lightning_so.contract.method import Action
+from lightning_so.core.stacks.stack import Stack
 from lightning_so.errors import ConfigError
 
 
 @dataclass(eq=False)
-class Batch:
+class Cohort:
     """Kept between steps until a block changes its action or loses its gradient, so that no step rebuilds lists.
 
     Attributes:
@@ -38,7 +39,7 @@ class Batch:
     applied: int = 0
 
 
-def split(stack: Stack, live: list[int], actions: list[Action]) -> list[Batch]:
+def split(stack: Stack, live: list[int], actions: list[Action]) -> list[Cohort]:
     """Split the live rows of a stack by action.
 
     Args:
@@ -47,9 +48,9 @@ def split(stack: Stack, live: list[int], actions: list[Action]) -> list[Batch]:
         actions: Action of each live row.
 
     Returns:
-        One batch an action that occurs.
+        One cohort an action that occurs.
     """
-    batches = []
+    cohorts = []
     for action in Action:
         rows = [row for row, chosen in zip(live, actions, strict=True) if chosen is action]
         if not rows:
@@ -59,8 +60,8 @@ def split(stack: Stack, live: list[int], actions: list[Action]) -> list[Batch]:
         for position, block in enumerate(blocks):
             groups.setdefault(block.group, []).append(position)
         of_group = {g: [parts * at + part for at in found for part in range(parts)] for g, found in groups.items()}
-        batches.append(
-            Batch(
+        cohorts.append(
+            Cohort(
                 stack,
                 action,
                 None if len(rows) == len(stack.blocks) else rows,
@@ -71,7 +72,7 @@ def split(stack: Stack, live: list[int], actions: list[Action]) -> list[Batch]:
                 of_group,
             )
         )
-    return batches
+    return cohorts
 
 
 def refuse_sparse(blocks: list[Block]) -> None:

@@ -1,59 +1,84 @@
-"""How each block takes part in a step."""
+"""How each block takes part in a step: whether it has a gradient, whether it is warm, and in which cohort it acts."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
+from torch import Tensor
+
+from lightning_so.contract.block import Block
 from lightning_so.contract.method import Action
-from lightning_so.core.stacks.cohort import Batch, refuse_sparse, split
+from lightning_so.core.host import Host
+from lightning_so.core.stacks.cohort import Cohort, refuse_sparse, split
+from lightning_so.core.stacks.stack import Stack
 
-if TYPE_CHECKING:
-    from lightning_so.core.engine import Engine
-
-
-def refresh(engine: "Engine", index: int) -> None:
-    """Rebuild a stack's batches if a block lost or found its gradient.
-
-    Args:
-        engine: The engine.
-        index: Index of the stack.
-    """
-    stack = engine.stacks[index]
-    live = [row for row, block in enumerate(stack.blocks) if engine.lives(block)]
-    if live != engine.live[index]:
-        refuse_sparse([stack.blocks[row] for row in live])
-        engine.live[index] = live
-        rebuild(engine, index)
-
-
-def rebuild(engine: "Engine", index: int) -> None:
-    """Rebuild a stack's batches, after a block became warm or cold."""
-    stack, live = engine.stacks[index], engine.live[index]
-    engine.proof.close(index, engine.batches[index])
-    found = [(stack.blocks[row], engine.warm[index][row]) for row in live]
-    actions = [stack.method.action(engine.base, engine.group(b.group), b, warm) for b, warm in found]
-    engine.batches[index] = split(stack, live, actions)
-
-
+#: In this order they are counted, behind the steps observed.
 ACTIONS = (Action.BEND, Action.ROTATE, Action.PRECONDITION)
 
 
-class Ledger:
-    """Counts by stack and row that outlive the batches in which the counting is done."""
+class Roster:
+    """Keeps cohorts in step with who has a gradient and who is warm.
 
-    def __init__(self, sizes: list[int]) -> None:
-        """Nothing done yet; `sizes` are the numbers of blocks of the stacks."""
-        self.counts = [[[0, 0, 0, 0] for _ in range(size)] for size in sizes]
+    Attributes:
+        stacks: The stacks.
+        absent: Parameters of which a rank lacks its part of the gradient, at this step.
+        warm: By stack and row, whether the block has been let into its basis, or onto its curvature.
+        live: By stack, the rows that have a gradient.
+        cohorts: By stack, the blocks that have a gradient, split by action.
+    """
 
-    def close(self, index: int, batches: list[Batch]) -> None:
-        """Take over the counts of a stack's batches, which are about to be rebuilt."""
-        self.counts[index] = self.of(index, batches)
+    def __init__(self, stacks: list[Stack], host: Host) -> None:
+        """All blocks are cold, and none has been seen with a gradient."""
+        self.stacks, self._host = stacks, host
+        self.absent = set[Tensor]()
+        self.warm = [[False] * len(stack.blocks) for stack in stacks]
+        self.live: list[list[int]] = [[] for _ in stacks]
+        self.cohorts: list[list[Cohort]] = [[] for _ in stacks]
+        # By stack and row: steps observed, bent, rotated and preconditioned, in cohorts that are no more.
+        self._done = [[[0, 0, 0, 0] for _ in stack.blocks] for stack in stacks]
 
-    def of(self, index: int, batches: list[Batch]) -> list[list[int]]:
+    def __iter__(self) -> Iterator[Cohort]:
+        """All cohorts, in the order of the stacks."""
+        return (cohort for cohorts in self.cohorts for cohort in cohorts)
+
+    def lives(self, block: Block) -> bool:
+        """Whether all of a block has a gradient, on every rank that has a part of it."""
+        return not any(param in self.absent for param in block.params)
+
+    def refresh(self) -> None:
+        """Regroup the stacks of which a block has lost or found its gradient.
+
+        Raises:
+            ConfigError: If a gradient is sparse.
+        """
+        for index, stack in enumerate(self.stacks):
+            live = [row for row, block in enumerate(stack.blocks) if self.lives(block)]
+            if live != self.live[index]:
+                refuse_sparse([stack.blocks[row] for row in live])
+                self.live[index] = live
+                self.regroup(index)
+
+    def regroup(self, index: int) -> None:
+        """Make a stack's cohorts anew, after a block has become warm or cold."""
+        stack, live = self.stacks[index], self.live[index]
+        self._done[index] = self.done(index)
+        actions = [stack.action(self._host, stack.blocks[row], self.warm[index][row]) for row in live]
+        self.cohorts[index] = split(stack, live, actions)
+
+    def regroup_all(self) -> None:
+        """Make all cohorts anew, after warm blocks were loaded."""
+        for index in range(len(self.stacks)):
+            self.regroup(index)
+
+    def done(self, index: int) -> list[list[int]]:
         """Steps observed, bent, rotated and preconditioned of every block of a stack."""
-        counts = [list(row) for row in self.counts[index]]
-        for batch in batches:
-            rows = range(len(counts)) if batch.rows is None else batch.rows
+        counts = [list(row) for row in self._done[index]]
+        for cohort in self.cohorts[index]:
+            rows = range(len(counts)) if cohort.rows is None else cohort.rows
             for row in rows:
-                counts[row][0] += batch.observed
-                if batch.action in ACTIONS:
-                    counts[row][1 + ACTIONS.index(batch.action)] += batch.applied
+                counts[row][0] += cohort.observed
+                if cohort.action in ACTIONS:
+                    counts[row][1 + ACTIONS.index(cohort.action)] += cohort.applied
         return counts
+
+    def recall(self, index: int, row: int, *, warm: bool, done: list[int]) -> None:
+        """Load what a file says of a block; `regroup_all` is called when all have been."""
+        self.warm[index][row], self._done[index][row] = warm, list(done)

@@ -1,95 +1,130 @@
 """Blocks of one method and shape, with all that is kept of them."""
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_so.comm.access.whole import Access
-from lightning_so.contract.block import Block, Stack
-from lightning_so.contract.method import Observer, Rotator, Solver, Tapped
-
-if TYPE_CHECKING:
-    from lightning_so.core.engine import Engine
+from lightning_so.contract.block import Block, StackSpec
+from lightning_so.contract.method import Action, Method, ObservesGradients, ObservesRows, Rotates, Solves, TakesDamping
+from lightning_so.core.host import Host
 
 
-def turns(engine: "Engine", stack: Stack) -> bool:
-    """Whether the moments of a stack's warm blocks are in its bases: those of preconditioned gradients stay plain."""
-    return rotator(stack) is not None and not engine.base.linear
+@dataclass(eq=False, kw_only=True)
+class Stack(StackSpec):
+    """A stack, its method, and what is kept of its blocks.
+
+    Of which kinds the method is, is seen once: a protocol's members take long to compare.
+
+    Attributes:
+        method: The method of all its blocks.
+        observer: The method, if it observes gradients.
+        tapped: The method, if it observes rows.
+        solver: The method, if it has units.
+        rotator: The method, if it rotates.
+        damped: The method, if its damping can be set.
+        rotates: Whether the moments of its warm blocks are in its bases: those of preconditioned gradients stay plain.
+        stats: What the method keeps, opaque to the engine.
+        hidden: Room for the saved parameters p0, or for this rank's pieces of them; see `Matrices.make_room`.
+        saved: Views of `hidden`, by block one a parameter.
+    """
+
+    method: Method
+    observer: ObservesGradients | None
+    tapped: ObservesRows | None
+    solver: Solves | None
+    rotator: Rotates | None
+    damped: TakesDamping | None
+    rotates: bool
+    stats: Any = None
+    hidden: Tensor = field(default_factory=lambda: torch.empty(0))
+    saved: list[list[Tensor]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, spec: StackSpec, method: Method, host: Host) -> "Stack":
+        """A stack without room for saved parameters and without statistics.
+
+        Args:
+            spec: Its blocks.
+            method: Their method.
+            host: The training.
+
+        Returns:
+            The stack.
+        """
+        rotator = method if isinstance(method, Rotates) else None
+        return cls(
+            **vars(spec),
+            method=method,
+            observer=method if isinstance(method, ObservesGradients) else None,
+            tapped=method if isinstance(method, ObservesRows) else None,
+            solver=method if isinstance(method, Solves) else None,
+            rotator=rotator,
+            damped=method if isinstance(method, TakesDamping) else None,
+            rotates=rotator is not None and not host.base.linear,
+        )
+
+    @property
+    def observing(self) -> ObservesGradients:
+        """The method of a stack that is shown gradients."""
+        return self._known(self.observer, "observes no gradients")
+
+    @property
+    def tapping(self) -> ObservesRows:
+        """The method of a stack whose layers are watched."""
+        return self._known(self.tapped, "observes no rows")
+
+    @property
+    def solving(self) -> Solves:
+        """The method of a stack that has been given a unit."""
+        return self._known(self.solver, "has no units")
+
+    @property
+    def turning(self) -> Rotates:
+        """The method of a stack that is being rotated."""
+        return self._known(self.rotator, "has no bases")
+
+    def _known(self, method: Any, lack: str) -> Any:
+        assert method is not None, f"{type(self.method).__name__} {lack}"
+        return method
+
+    def action(self, host: Host, block: Block, warm: bool) -> Action:
+        """What happens to one of its blocks, warm or cold, at a step."""
+        return self.method.action(host.base, host.group(block.group), block, warm)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """What the method keeps, each of shape (B, ...), under names that do not depend on the stack."""
+        if self.stats is not None:
+            yield from self.method.tensors(self.stats)
 
 
-def stack_blocks(blocks: list[Block], access: Access, rank: int | None = None) -> list[Stack]:
+def stack_blocks(assigned: Mapping[Block, Method], host: Host, rank: int | None = None) -> list[Stack]:
     """Group blocks that one batched call can serve, in order of first appearance.
 
     Args:
-        blocks: The blocks.
-        access: Where their numbers are.
+        assigned: The blocks, and the method of each.
+        host: The training.
         rank: This rank, where each block has an owner who alone works on it; None where all ranks work on all.
 
     Returns:
         The stacks, without room for saved parameters and without statistics.
     """
     kinds: dict[tuple, list[Block]] = {}
-    for block in blocks:
-        weight = access.weight(block.param)
+    for block, method in assigned.items():
+        weight = host.access.weight(block.param)
         layer = block.tap and (id(block.tap.layer), block.tap.groups)
         matrix = (block.rows, block.cols, block.shape, weight.dtype, weight.device)
-        kinds.setdefault((id(block.method), *matrix, block.edge, block.bias is None, layer), []).append(block)
+        kinds.setdefault((id(method), *matrix, block.edge, block.bias is None, layer), []).append(block)
     stacks = []
     for alike in kinds.values():
-        weight = access.weight(alike[0].param)
+        method, weight = assigned[alike[0]], host.access.weight(alike[0].param)
         dtype = torch.promote_types(weight.dtype, torch.float32)
         apart: dict[tuple[int, int], list[Block]] = {}
         for block in alike:
             apart.setdefault((block.owner, block.call), []).append(block)
         for (owner, _), members in apart.items():
-            stacks.append(Stack(members, dtype, weight.device, len(alike), rank in (None, owner), rank is None))
+            spec = StackSpec(members, dtype, weight.device, len(alike), rank in (None, owner), rank is None)
+            stacks.append(Stack.of(spec, method, host))
     return stacks
-
-
-def _is(stack: Stack, kind: Any) -> bool:
-    """Whether a stack's method is of a kind: asked once, since a protocol's members take long to compare."""
-    if kind not in stack.kinds:
-        stack.kinds[kind] = isinstance(stack.method, kind)
-    return stack.kinds[kind]
-
-
-def observer(stack: Stack) -> Observer | None:
-    """The method of a stack, if it observes gradients."""
-    return cast(Observer, stack.method) if _is(stack, Observer) else None
-
-
-def tapped(stack: Stack) -> Tapped | None:
-    """The method of a stack, if it observes rows."""
-    return cast(Tapped, stack.method) if _is(stack, Tapped) else None
-
-
-def solver(stack: Stack) -> Solver | None:
-    """The method of a stack, if it has units."""
-    return cast(Solver, stack.method) if _is(stack, Solver) else None
-
-
-def rotator(stack: Stack) -> Rotator | None:
-    """The method of a stack, if it rotates."""
-    return cast(Rotator, stack.method) if _is(stack, Rotator) else None
-
-
-def solving(stack: Stack) -> Solver:
-    """The method of a stack that has been given a unit."""
-    found = solver(stack)
-    assert found is not None, f"{type(stack.method).__name__} has no units"
-    return found
-
-
-def turning(stack: Stack) -> Rotator:
-    """The method of a stack that is being rotated."""
-    found = rotator(stack)
-    assert found is not None, f"{type(stack.method).__name__} has no bases"
-    return found
-
-
-def named_tensors(stack: Stack) -> Iterator[tuple[str, Tensor]]:
-    """The tensors a method keeps of a stack, each of shape (B, ...), under names that do not depend on the stack."""
-    if stack.stats is not None:
-        yield from stack.method.tensors(stack.stats)

@@ -8,23 +8,23 @@ Source: Martens 2014, arXiv 1412.1193; Botev, Ritter and Barber 2017, arXiv 1706
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
 from lightning_so.contract.block import Block
-from lightning_so.core.statistics.layer_call import Use
+from lightning_so.contract.method import ObservesRows
+from lightning_so.core.host import Host
+from lightning_so.core.schedule.units import Units
+from lightning_so.core.statistics.layer_call import LayerCall
+from lightning_so.core.statistics.loss import LossFacts
+from lightning_so.core.statistics.observation import Observation
 from lightning_so.errors import ConfigError
 from lightning_so.losses import common as common
 from lightning_so.losses.curvature import Curvature
 from lightning_so.losses.graph import heads
 from lightning_so.losses.registry import Head, unknown
-
-if TYPE_CHECKING:
-    from lightning_so.core.statistics.recorder import Recorder
-
 
 Gradients = list[Tensor | None]
 
@@ -33,59 +33,79 @@ Gradients = list[Tensor | None]
 MOST = 4096
 
 
-def observe(recorder: "Recorder", loss: Tensor, samples: int) -> list[Use]:
+def observe(
+    method: ObservesRows,
+    seen: Observation,
+    facts: LossFacts,
+    units: Units,
+    host: Host,
+    loss: Tensor,
+    samples: int,
+    step: int,
+) -> list[LayerCall]:
     """Add what passes of our own give to the windows of the watched blocks.
 
     Args:
-        recorder: The recorder, whose hooks are told to be quiet.
+        method: The method; its hooks are quiet.
+        seen: What the step has observed of it; `fired` changes.
+        facts: What is known of the loss.
+        units: Its stacks, whose windows grow.
+        host: The training.
         loss: The loss, before its backward pass.
         samples: Samples of the micro-batch.
+        step: Steps made.
 
     Returns:
-        The uses that the loss does not reach: another loss may.
+        The calls that the loss does not reach: another loss may.
     """
-    engine, method = recorder.engine, recorder.method
     name = f"{type(method).__name__}(fisher={method.fisher!r})"
-    passes = Passes(loss, [use.edge for use in recorder.uses], samples, name)
-    for (index, row), block in recorder.watched.items():
-        if engine.access.cleared(block.param):
+    passes = Passes(loss, [call.edge for call in seen.calls], samples, name)
+    for (index, row), block in seen.watched.items():
+        if host.access.cleared(block.param):
             # Gradients were set to none since: what is in the window belongs to them.
-            method.clear(engine.stacks[index].stats, row)
-            recorder.fired.pop(block, None)
+            method.clear(units.stacks[index].stats, row)
+            seen.fired.pop(block, None)
     # Every draw has a number of its own, so that a resumed run draws what it would have drawn.
-    seed = (((engine.report.step << 12) + recorder.passes << 12) + engine.comm.rank) << 4
+    seed = (((step << 12) + seen.passes << 12) + host.team.rank) << 4
     with torch.no_grad():
         drawn = passes.sampled(seed)
-        reached = [(use, g) for use, g in zip(recorder.uses, drawn, strict=True) if g is not None]
+        reached = [(call, g) for call, g in zip(seen.calls, drawn, strict=True) if g is not None]
         if reached:
             last, g = reached[-1]
             assert last.x is not None
             terms = method.terms(last.tap, last.x, last.rows(g))
-            _collect(recorder, [drawn] if method.fisher == "sampled" else passes.exact(), terms)
-    return [use for use, g in zip(recorder.uses, drawn, strict=True) if g is None]
+            found = [drawn] if method.fisher == "sampled" else passes.exact()
+            _collect(method, seen, facts, units, found, terms, step)
+    return [call for call, g in zip(seen.calls, drawn, strict=True) if g is None]
 
 
-def _collect(recorder: "Recorder", passes: Iterable[Gradients], terms: Tensor | float) -> None:
+def _collect(
+    method: ObservesRows,
+    seen: Observation,
+    facts: LossFacts,
+    units: Units,
+    passes: Iterable[Gradients],
+    terms: Tensor | float,
+    step: int,
+) -> None:
     """Add the gradients of several passes, whose outer products sum."""
-    engine, step = recorder.engine, recorder.engine.report.step
     # Their squares are weighted as the loss is: a mean divides them once by its terms, a scale multiplies them once.
-    weight = terms if recorder.mean else 1.0
+    weight = terms if facts.mean else 1.0
     counted: set[Block] = set()
     for gradients in passes:
-        for use, g in zip(recorder.uses, gradients, strict=True):
-            if g is None or use.where is None or use.x is None or use.where[:2] not in recorder.watched:
+        for call, g in zip(seen.calls, gradients, strict=True):
+            if g is None or call.where is None or call.x is None or call.where[:2] not in seen.watched:
                 continue
-            index, row, block = use.where
+            index, row, block = call.where
             if not block.param.requires_grad:
                 continue
             if block not in counted:
-                recorder.fired[block] = (recorder.fired.get(block, (0, 0))[0] + 1, recorder.passes)
+                seen.fired[block] = (seen.fired.get(block, (0, 0))[0] + 1, seen.passes)
             once = 0.0 if block in counted else terms
             counted.add(block)
-            stats = engine.stacks[index].stats
-            g = use.rows(g).to(torch.promote_types(g.dtype, torch.float32))
-            g = g * (torch.as_tensor(weight, dtype=g.dtype, device=g.device) / recorder.loss_scale).sqrt()
-            recorder.method.collect(stats, row, block, use.x, g, once, step)
+            g = call.rows(g).to(torch.promote_types(g.dtype, torch.float32))
+            g = g * (torch.as_tensor(weight, dtype=g.dtype, device=g.device) / facts.scale).sqrt()
+            method.collect(units.stacks[index].stats, row, block, call.x, g, once, step)
 
 
 class Passes:

@@ -9,11 +9,11 @@ from torch.autograd.graph import GradientEdge
 from lightning_so.contract.block import Block, Tap
 
 #: Calls of a hooked layer that are remembered to find the loss that they belong to.
-USES = 16
+REMEMBERED = 16
 
 
 @dataclass
-class Use:
+class LayerCall:
     """One call of a hooked layer.
 
     Attributes:

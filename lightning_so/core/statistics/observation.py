@@ -1,4 +1,4 @@
-"""What one step observes of one method."""
+"""What one step observes of one method: made anew whenever its layers are hooked."""
 
 from dataclasses import dataclass, field
 
@@ -6,10 +6,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_so.contract.block import Block
+from lightning_so.core.schedule.units import Place
+from lightning_so.core.statistics.layer_call import LayerCall
 
 
 @dataclass
-class Rows:
+class KeptRows:
     """The rows of the layers in one step.
 
     Attributes:
@@ -40,3 +42,28 @@ class Rows:
             F.pad(a, (0, block.cols - a.shape[1]), value=1.0),
             tap.layer.outputs(tap.module, g).flatten(0, 2),
         )
+
+
+@dataclass
+class Observation:
+    """What is seen between two steps of the optimizer.
+
+    Attributes:
+        watched: Blocks whose rows this step observes.
+        fired: Of those that were observed, in how many micro-batches, and in which pass last.
+        calls: Calls of hooked layers since the optimizer stepped.
+        passes: Backward passes since then.
+        running: Whether one is under way.
+        counts: Whether it is one of a loss, whose rows count.
+        terms: Its loss terms, once a layer has told them.
+        rows: Rows of this step, kept where gradients are preconditioned through them.
+    """
+
+    watched: dict[Place, Block] = field(default_factory=dict)
+    fired: dict[Block, tuple[int, int]] = field(default_factory=dict)
+    calls: list[LayerCall] = field(default_factory=list)
+    passes: int = 0
+    running: bool = False
+    counts: bool = True
+    terms: Tensor | float | None = None
+    rows: KeptRows = field(default_factory=KeptRows)

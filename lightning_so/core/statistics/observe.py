@@ -1,27 +1,40 @@
-"""Fold what a step has observed."""
+"""Fold what a step has observed: rows of layers, or gradients."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 from torch import Tensor
 
-from lightning_so.core.stacks.cohort import Batch
-from lightning_so.core.stacks.stack import observer
-from lightning_so.core.statistics.windows import fold
-
-if TYPE_CHECKING:
-    from lightning_so.core.engine import Engine
-
-
-def observe(engine: "Engine") -> None:
-    """Fold what the methods observe, rows or gradients; nothing for methods that observe none."""
-    for recorder in engine.recorders:
-        fold(engine, recorder.blocks(), recorder.factor())
-        recorder.spend()
-    shown = [batch for batches in engine.batches for batch in batches if observer(batch.stack)]
-    engine.layout.look([(batch, engine.layout.gradients(batch)) for batch in shown], _show)
+from lightning_so.core.matrices.matrices import Matrices
+from lightning_so.core.stacks.cohort import Cohort
+from lightning_so.core.stacks.roster import Roster
+from lightning_so.core.statistics.recorder import Recorder
+from lightning_so.core.statistics.windows import Windows
 
 
-def _show(batch: Batch, gradients: Tensor) -> None:
-    method = observer(batch.stack)
-    assert method is not None
-    method.observe(batch.stack.stats, gradients, batch.rows)
+def fold_rows(recorders: Iterable[Recorder], windows: Windows, roster: Roster, step: int) -> None:
+    """Fold the rows that methods have observed, of the blocks whose gradient is there.
+
+    Args:
+        recorders: One a method that observes rows.
+        windows: Where rows are summed over ranks.
+        roster: Who has a gradient.
+        step: The step.
+    """
+    for recorder in recorders:
+        windows.fold(recorder.places(roster.lives), step, recorder.factor())
+        recorder.spend(roster.lives)
+
+
+def fold_gradients(cohorts: Iterable[Cohort], matrices: Matrices) -> None:
+    """Show gradients to the methods that observe them.
+
+    Args:
+        cohorts: The cohorts of the step.
+        matrices: Where gradients are whole.
+    """
+    shown = [cohort for cohort in cohorts if cohort.stack.observer]
+    matrices.show([(cohort, matrices.gradients(cohort)) for cohort in shown], _show)
+
+
+def _show(cohort: Cohort, gradients: Tensor) -> None:
+    cohort.stack.observing.observe(cohort.stack.stats, gradients, cohort.rows)

@@ -7,63 +7,55 @@ whatever checkpointing does to the forward pass, and before an in-place activati
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node, get_gradient_edge
+from torch.autograd.graph import get_gradient_edge
 
 from lightning_so.contract.block import Block, Tap
-from lightning_so.contract.method import RowWise, Tapped
+from lightning_so.contract.method import ActsOnRows, ObservesRows
+from lightning_so.core.host import Host
+from lightning_so.core.report import Report
+from lightning_so.core.schedule.units import Place, Units
 from lightning_so.core.statistics import fisher
-from lightning_so.core.statistics.layer_call import USES, Use
-from lightning_so.core.statistics.observation import Rows
+from lightning_so.core.statistics.layer_call import REMEMBERED, LayerCall
+from lightning_so.core.statistics.loss import LossFacts, is_mean
+from lightning_so.core.statistics.observation import Observation
 from lightning_so.errors import ConfigError, TrustError
-from lightning_so.losses.graph import joined, reaches
-
-if TYPE_CHECKING:
-    from lightning_so.core.engine import Engine
+from lightning_so.losses.graph import reaches
 
 
 class Recorder:
     """Hooks the layers of one method that the coming step watches, and adds their rows to the windows.
 
     Attributes:
-        accumulate: By how many micro-batches the loss of each was divided; None for as many as come.
-        loss_scale: By what the loss was multiplied (a GradScaler's scale).
+        method: The method.
+        facts: What is known of the loss.
+        seen: What this step has observed.
         silent: Names of blocks with a gradient whose layer has not fired.
-        rows: Rows of this step, kept where gradients are preconditioned through them.
-        watched: Blocks whose rows this step observes, by stack and row.
-        fired: Of those that were observed, in how many micro-batches, and in which pass last.
-        uses: Calls of hooked layers since the optimizer stepped.
-        passes: Backward passes since then.
-        mean: Whether the loss is a mean over samples.
-        announced: Whether the coming backward pass is that of a loss; None if losses are not shown.
         ours: Whether passes are our own.
     """
 
-    def __init__(self, engine: "Engine", method: Tapped) -> None:
-        """Nothing is hooked yet."""
-        self.engine, self.method = engine, method
-        self.accumulate: int | None = None
-        self.loss_scale = 1.0
-        self.silent: set[str] = set()
-        self.rows = Rows()
-        single = engine.comm.ranks == 1 and engine.base.linear
-        self._rowwise = isinstance(method, RowWise) and method.rowwise and single
-        self._empirical = self.method.fisher == "empirical"
-        self.watched: dict[tuple[int, int], Block] = {}
+    def __init__(self, method: ObservesRows, units: Units, host: Host, report: Report, reduction: str | None) -> None:
+        """Nothing is hooked yet.
+
+        Args:
+            method: The method.
+            units: Its stacks, and when their blocks are watched.
+            host: The training.
+            report: Tells the step.
+            reduction: Whether the loss is a "mean" or a "sum" over samples; None where its graph tells.
+        """
+        self.method, self.facts, self.seen = method, LossFacts(mean=reduction != "sum"), Observation()
+        self.silent, self.ours = set[str](), False
+        self._units, self._host, self._report, self._reduction = units, host, report, reduction
+        single = host.team.ranks == 1 and host.base.linear
+        self._rowwise = isinstance(method, ActsOnRows) and method.rowwise and single
+        self._empirical = method.fisher == "empirical"
         self._handles: list[Any] = []
         self._output: Tap | None = None
         self._latest: Tap | None = None
-        self._terms: Tensor | float | None = None
-        self.passes = 0
-        self._running = False
-        self.fired: dict[Block, tuple[int, int]] = {}
-        self.uses: list[Use] = []
-        self.mean = engine.reduction != "sum"
-        self.announced: bool | None = None
-        self._counts, self.ours = True, False
 
     # ---------------------------------------------------------------- when
 
@@ -74,19 +66,21 @@ class Recorder:
             step: The coming step of the engine.
         """
         self.disarm()
-        engine = self.engine
-        self.rows = Rows()
-        units = [engine.schedule.units[number] for number in engine.schedule.watched(step)]
-        units = [unit for unit in units if engine.stacks[unit.stack].method is self.method]
-        for (index, row), block in self.watched.items():
-            if block in self.fired:  # and not folded: the step was skipped, or the block has no gradient
-                self.method.clear(engine.stacks[index].stats, row)
-        self.watched = {(u.stack, u.row): engine.stacks[u.stack].blocks[u.row] for u in units}
-        self.fired, self.passes, self._terms, self._running, self.uses = {}, 0, None, False, []
+        stacks, before = self._units.stacks, self.seen
+        units = [self._units[number] for number in self._units.schedule.watched(step)]
+        for (index, row), block in before.watched.items():
+            if block in before.fired:  # and not folded: the step was skipped, or the block has no gradient
+                self.method.clear(stacks[index].stats, row)
+        watched = {
+            (unit.stack, unit.row): stacks[unit.stack].blocks[unit.row]
+            for unit in units
+            if stacks[unit.stack].method is self.method
+        }
+        self.seen = Observation(watched, counts=before.counts)
         taps = []
-        for index, stack in enumerate(engine.stacks):
+        for index, stack in enumerate(stacks):
             for row, block in enumerate(stack.blocks):
-                if stack.method is not self.method or ((index, row) not in self.watched and not self._rowwise):
+                if stack.method is not self.method or ((index, row) not in watched and not self._rowwise):
                     continue
                 assert block.tap is not None
                 self._hook(block.tap, (index, row, block))
@@ -108,7 +102,7 @@ class Recorder:
                 return  # a checkpoint's recomputation
             outside = torch._C._current_graph_task_id() == -1
             if outside:
-                self._running = False  # also after a backward pass that raised
+                self.seen.running = False  # also after a backward pass that raised
             else:
                 # A checkpoint's recomputation: its own backward, nested in this pass, must not count as another.
                 self._begin_pass()
@@ -127,9 +121,9 @@ class Recorder:
                     return
                 with torch.no_grad():
                     self._begin_pass()
-                    if self._terms is None:
-                        self._terms = self.method.terms(tap, x, rows(g))
-                    if where is not None and self._counts:
+                    if self.seen.terms is None:
+                        self.seen.terms = self.method.terms(tap, x, rows(g))
+                    if where is not None and self.seen.counts:
                         self._commit(*where, x.detach(), rows(g))
 
             # An in-place operation behind a view leads the gradient past it, through what it is a view of.
@@ -139,9 +133,9 @@ class Recorder:
             if outside:
                 samples = 1 if tap.layer.single(x) else x.shape[0]
                 kept = None if self._empirical else x.detach()
-                self.uses.append(Use(where, tap, kept, rows, get_gradient_edge(tensor), samples))
-                if self._empirical:  # A use keeps the graph of a forward pass that may never go backward.
-                    del self.uses[: -USES * len(self._handles)]
+                self.seen.calls.append(LayerCall(where, tap, kept, rows, get_gradient_edge(tensor), samples))
+                if self._empirical:  # A call keeps the graph of a forward pass that may never go backward.
+                    del self.seen.calls[: -REMEMBERED * len(self._handles)]
 
         self._handles += tap.layer.listen(tap.module, told)
 
@@ -157,16 +151,19 @@ class Recorder:
             ConfigError: If what the method must know cannot be read.
         """
         # Another optimizer's loss is none of ours.
-        stops = {use.edge.node for use in self.uses}
-        self.announced = reaches(loss.grad_fn, stops)
-        if not self.announced:
+        stops = {call.edge.node for call in self.seen.calls}
+        self.facts.announced = reaches(loss.grad_fn, stops)
+        if not self.facts.announced:
             return
-        samples = self.uses[-1].samples
-        self.mean = self._is_mean(loss, stops, samples)
+        samples = self.seen.calls[-1].samples
+        needed_by = self.method if self.method.needs_loss_unit(self._host.base) else None
+        self.facts.mean = is_mean(loss, stops, samples, self.facts, self._reduction, needed_by)
         if not self._empirical:
-            self.passes += 1
+            self.seen.passes += 1
             with self.ignoring():
-                self.uses = fisher.observe(self, loss, samples)
+                self.seen.calls = fisher.observe(
+                    self.method, self.seen, self.facts, self._units, self._host, loss, samples, self._report.step
+                )
 
     @contextmanager
     def ignoring(self) -> Iterator[None]:
@@ -177,23 +174,11 @@ class Recorder:
         finally:
             self.ours = before
 
-    def _is_mean(self, loss: Tensor, stops: set[Node], samples: int) -> bool:
-        engine = self.engine
-        if engine.reduction is not None:
-            return engine.reduction == "mean"
-        scale = self.loss_scale / (self.accumulate or 1)
-        told = joined(loss, stops, samples, scale)
-        if told.mean is None and self.method.absolute(engine.base):
-            raise ConfigError(
-                f"{self.method}: its damping is in units of one sample's loss, and whether this loss ({told.where}) is "
-                f"a mean or a sum over samples cannot be read from its graph: say reduction='mean' or reduction='sum' "
-                f"beside the method, or give damping=Relative(...)."
-            )
-        return told.mean is not False
-
     def _check_recomputed(self, where: tuple[int, int, Block] | None) -> None:
         """Refuse a layer that runs with gradients only inside the backward pass, which ours cannot enter."""
-        if not self._empirical and where is not None and where[:2] in self.watched and where[2] not in self.fired:
+        if self._empirical or where is None:
+            return
+        if where[:2] in self.seen.watched and where[2] not in self.seen.fired:
             raise ConfigError(
                 f"{where[2].name}: {type(self.method).__name__}(fisher={self.method.fisher!r}) cannot reach into "
                 f"checkpoint(..., use_reentrant=True): use use_reentrant=False, or fisher='empirical'."
@@ -203,16 +188,16 @@ class Recorder:
 
     def _begin_pass(self) -> None:
         """Count backward passes; each has loss terms of its own."""
-        if self._running:
+        if self.seen.running:
             return
-        self._running, self._terms = True, None
-        self._counts = self.announced is not False  # Once losses are shown, other passes are none of theirs.
-        self.passes += self._empirical
+        self.seen.running, self.seen.terms = True, None
+        self.seen.counts = self.facts.announced is not False  # Once losses are shown, other passes are none of theirs.
+        self.seen.passes += self._empirical
 
         def done() -> None:
-            self._running = False
-            if self.announced:
-                self.announced = False
+            self.seen.running = False
+            if self.facts.announced:
+                self.facts.announced = False
 
         torch.autograd.Variable._execution_engine.queue_callback(done)  # type: ignore[attr-defined]
 
@@ -220,40 +205,43 @@ class Recorder:
         if not block.param.requires_grad:
             return
         if self._rowwise:
-            self.rows.keep(block, x, g)
-        if (index, row) not in self.watched or not self._empirical:
+            self.seen.rows.keep(block, x, g)
+        if (index, row) not in self.seen.watched or not self._empirical:
             return
-        stats = self.engine.stacks[index].stats
-        count, last = self.fired.get(block, (0, 0))
-        if self.engine.access.cleared(block.param) and last != self.passes:
+        stats = self._units.stacks[index].stats
+        count, last = self.seen.fired.get(block, (0, 0))
+        if self._host.access.cleared(block.param) and last != self.seen.passes:
             # Gradients were set to none since: what is in the window belongs to them (another optimizer's turn).
             self.method.clear(stats, row)
             count = 0
-        self.fired[block] = (count + (last != self.passes), self.passes)
-        assert self._terms is not None
-        g = g * ((self._terms if self.mean else 1.0) / self.loss_scale)
+        self.seen.fired[block] = (count + (last != self.seen.passes), self.seen.passes)
+        assert self.seen.terms is not None
+        g = g * ((self.seen.terms if self.facts.mean else 1.0) / self.facts.scale)
         # Several uses in one pass are positions of the same terms.
-        terms = self._terms if last != self.passes else 0.0
-        self.method.collect(stats, row, block, x, g, terms, self.engine.report.step)
+        terms = self.seen.terms if last != self.seen.passes else 0.0
+        self.method.collect(stats, row, block, x, g, terms, self._report.step)
 
     # ---------------------------------------------------------------- at the step
 
-    def name_silent(self) -> None:
+    def name_silent(self, lives: Callable[[Block], bool]) -> None:
         """Name watched blocks that have a gradient although their layer's hooks have not fired, once each.
 
         Without rows they are never solved: they stay on the base.
 
+        Args:
+            lives: Whether a block has a gradient.
+
         Raises:
             TrustError: If no loss was shown to a method that needs it.
         """
-        if not self._empirical and self.announced is None and any(map(self.engine.lives, self.watched.values())):
+        if not self._empirical and self.facts.announced is None and any(map(lives, self.seen.watched.values())):
             raise TrustError(
                 f"{type(self.method).__name__}(fisher={self.method.fisher!r}) has not seen the loss: call "
                 f"`engine.before_backward(loss)` before `loss.backward()` (in a LightningModule: "
                 f"`self.manual_backward(loss)`), or use fisher='empirical'."
             )
-        for block in self.watched.values():
-            if self.engine.lives(block) and block not in self.fired and block.name not in self.silent:
+        for block in self.seen.watched.values():
+            if lives(block) and block not in self.seen.fired and block.name not in self.silent:
                 self.silent.add(block.name)
                 warnings.warn(
                     f"{block.name} has a gradient, but its layer's hooks were not called in training mode: its weight "
@@ -263,17 +251,17 @@ class Recorder:
                     stacklevel=2,
                 )
 
-    def blocks(self) -> list[tuple[int, int]]:
-        """(stack, row) of the watched blocks whose gradient is there."""
-        return [place for place, block in self.watched.items() if self.engine.lives(block)]
+    def places(self, lives: Callable[[Block], bool]) -> list[Place]:
+        """The watched blocks whose gradient is there."""
+        return [place for place, block in self.seen.watched.items() if lives(block)]
 
-    def spend(self) -> None:
+    def spend(self, lives: Callable[[Block], bool]) -> None:
         """Forget which blocks have fired, once their windows are folded."""
-        for block in self.watched.values():
-            if self.engine.lives(block):
-                self.fired.pop(block, None)
+        for block in self.seen.watched.values():
+            if lives(block):
+                self.seen.fired.pop(block, None)
 
     def factor(self) -> float:
         """K^2 over micro-batches, whose losses are divided by K before gradients are squared; K of a Hessian."""
-        passes = max((count for count, _ in self.fired.values()), default=1)
-        return float(self.accumulate or passes) ** (2 if self._empirical else 1)
+        passes = max((count for count, _ in self.seen.fired.values()), default=1)
+        return float(self.facts.accumulate or passes) ** (2 if self._empirical else 1)

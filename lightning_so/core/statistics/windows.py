@@ -4,81 +4,97 @@ They leave before the step, or during the backward pass where the strategy tells
 Only the owner of a block has its factors; what it solves goes to all. Before a save they go to all, too.
 """
 
-from collections.abc import Collection, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
 
-from lightning_so.comm import spread
-from lightning_so.contract.block import Stack
-from lightning_so.contract.method import Tapped
-from lightning_so.core.schedule.units import Place, owner_of
-from lightning_so.core.stacks.stack import solver, tapped
+from lightning_so.comm import Local, replicated_tensors
+from lightning_so.core.schedule.units import Place, Units
 from lightning_so.linalg.triangle import pack, unpack
 
-if TYPE_CHECKING:
-    from lightning_so.core.engine import Engine
 
+class Windows:
+    """The windows of all blocks whose rows are observed.
 
-def fold(engine: "Engine", places: list[Place], scale: float) -> None:
-    """Sum the windows of watched blocks over ranks, each at its owner, and fold them there.
-
-    What every rank needs is summed in one more bucket, and folded everywhere.
-
-    Args:
-        engine: The engine.
-        places: (stack, row) of the blocks, equal on all ranks.
-        scale: K^2 over micro-batches.
+    Attributes:
+        underway: Of layers of the coming step, those that have left for their owners.
     """
-    _fold_common(engine, places, scale)  # first: a window that went to its owner is forgotten
-    if engine.comm.ranks > 1:
-        _send(engine, [place for place in places if place not in engine.early])
-        for bucket in dict.fromkeys(engine.early[place] for place in places):
-            bucket.land({place for place in places if engine.early[place] is bucket})
-    for index, row in places:
-        engine.early.pop((index, row), None)
-        stack = engine.stacks[index]
-        if engine.comm.rank == owner_of(engine, (index, row)):
-            _tapped(stack).fold(stack.stats, row, engine.report.step, scale)
-        else:
-            _tapped(stack).clear(stack.stats, row)
 
+    def __init__(self, units: Units, team: Local) -> None:
+        """None has left yet.
 
-@torch.no_grad()
-def start(engine: "Engine", params: Iterable[Tensor]) -> None:
-    """Send off the windows of layers whose backward pass is over, and go on while they travel.
+        Args:
+            units: Who owns which block.
+            team: How they travel.
+        """
+        self.underway: dict[Place, Bucket] = {}
+        self._units, self._team = units, team
 
-    Of several backward passes before a step, the last one counts.
+    def send(self, places: Collection[Place]) -> None:
+        """Send off the windows of blocks, one bucket an owner.
 
-    Args:
-        engine: The engine.
-        params: Parameters that have their gradients now; the same, in the same order of calls, on every rank.
-    """
-    done = set(params)
-    with engine.stopwatch.stage("observe"):
-        for recorder in engine.recorders:
-            if not recorder.ours:
-                _send(engine, [place for place, block in recorder.watched.items() if block.param in done])
+        Of several backward passes before a step, the last one counts.
 
+        Args:
+            places: Of which blocks; the same, in the same order of calls, on every rank.
+        """
+        for owner in range(self._team.ranks):
+            if mine := [place for place in places if self._units.owner_of(place) == owner]:
+                bucket = Bucket({place: self._window(place) for place in mine}, self._team, owner)
+                self.underway.update(dict.fromkeys(mine, bucket))
 
-def _send(engine: "Engine", places: list[Place]) -> None:
-    """Send off the windows of blocks, one bucket an owner."""
-    for owner in range(engine.comm.ranks):
-        if mine := [place for place in places if owner_of(engine, place) == owner]:
-            engine.early.update(dict.fromkeys(mine, Bucket(engine, mine, owner)))
+    def fold(self, places: list[Place], step: int, scale: float) -> None:
+        """Sum the windows of watched blocks over ranks, each at its owner, and fold them there.
+
+        What every rank needs is summed in one more bucket, and folded everywhere.
+
+        Args:
+            places: The blocks, equal on all ranks.
+            step: The step.
+            scale: K^2 over micro-batches.
+        """
+        self._fold_shared(places, step, scale)  # first: a window that went to its owner is forgotten
+        if self._team.ranks > 1:
+            self.send([place for place in places if place not in self.underway])
+            for bucket in dict.fromkeys(self.underway[place] for place in places):
+                bucket.land({place for place in places if self.underway[place] is bucket})
+        for place in places:
+            self.underway.pop(place, None)
+            index, row = place
+            stack = self._units.stacks[index]
+            if self._team.rank == self._units.owner_of(place):
+                stack.tapping.fold(stack.stats, row, step, scale)
+            else:
+                stack.tapping.clear(stack.stats, row)
+
+    def _window(self, place: Place) -> list[Tensor]:
+        index, row = place
+        stack = self._units.stacks[index]
+        return stack.tapping.windows(stack.stats, row)
+
+    def _fold_shared(self, places: list[Place], step: int, scale: float) -> None:
+        """Sum over ranks what every rank needs of the windows, and fold it."""
+        stacks = [(self._units.stacks[index], row) for index, row in places]
+        tensors = [window for stack, row in stacks for window in stack.tapping.shared_windows(stack.stats, row)]
+        if self._team.ranks > 1 and tensors:
+            bucket = torch.cat([tensor.flatten() for tensor in tensors])
+            self._team.sum(bucket)
+            for tensor, part in zip(tensors, bucket.split([t.numel() for t in tensors]), strict=True):
+                tensor.copy_(part.view(tensor.shape))
+        for stack, row in stacks:
+            stack.tapping.fold_shared(stack.stats, row, step, scale)
 
 
 class Bucket:
     """Copies of the windows of some blocks, on their way to their owner."""
 
-    def __init__(self, engine: "Engine", places: list[Place], owner: int) -> None:
+    def __init__(self, windows: Mapping[Place, list[Tensor]], team: Local, owner: int) -> None:
         """Send them off."""
-        self._windows = {(index, row): _window(engine, index, row) for index, row in places}
-        self._here = engine.comm.rank == owner
-        self._parts = [pack(tensors) for tensors in self._windows.values()]
+        self._windows, self._here = windows, team.rank == owner
+        self._parts = [pack(tensors) for tensors in windows.values()]
         self._sum = torch.cat(self._parts)
-        self._arrived = engine.comm.start_reduce(self._sum, owner)
+        self._arrived = team.start_reduce(self._sum, owner)
 
     def land(self, wanted: Collection[Place]) -> None:
         """Wait; at the owner, put sums in the place of its own windows.
@@ -94,42 +110,25 @@ class Bucket:
                     unpack(total, tensors)
 
 
-def _window(engine: "Engine", index: int, row: int) -> list[Tensor]:
-    stack = engine.stacks[index]
-    return _tapped(stack).windows(stack.stats, row)
+def share_factors(units: Units, team: Local) -> None:
+    """Give every rank the owners' factors: a collective, for saving at the boundary of a step.
 
+    Nothing where parameters are sharded: blocks have owners of their own there, who keep them.
 
-def _fold_common(engine: "Engine", places: list[Place], scale: float) -> None:
-    """Sum over ranks what every rank needs of the windows, and fold it."""
-    stacks = [(engine.stacks[index], row) for index, row in places]
-    tensors = [window for stack, row in stacks for window in _tapped(stack).common(stack.stats, row)]
-    if engine.comm.ranks > 1 and tensors:
-        bucket = torch.cat([tensor.flatten() for tensor in tensors])
-        engine.comm.sum(bucket)
-        for tensor, part in zip(tensors, bucket.split([t.numel() for t in tensors]), strict=True):
-            tensor.copy_(part.view(tensor.shape))
-    for stack, row in stacks:
-        _tapped(stack).fold_common(stack.stats, row, engine.report.step, scale)
-
-
-def _tapped(stack: Stack) -> Tapped:
-    """The method of a stack whose layers are watched."""
-    method = tapped(stack)
-    assert method is not None
-    return method
-
-
-def everywhere(engine: "Engine") -> None:
-    """Give every rank the owners' factors: a collective, for saving at the boundary of a step."""
-    if engine.comm.ranks == 1 or not engine.recorders or engine.layout.split:
+    Args:
+        units: Who owns which block.
+        team: How they travel.
+    """
+    stacks = [stack for stack in units.stacks if stack.tapped]
+    if team.ranks == 1 or not stacks or units.schedule.given is not None:
         return
-    factors: list[list[Tensor]] = [[] for _ in range(engine.comm.ranks)]
-    for index, stack in enumerate(engine.stacks):
-        if not tapped(stack) or not (method := solver(stack)):
+    factors: list[list[Tensor]] = [[] for _ in range(team.ranks)]
+    for index, stack in enumerate(units.stacks):
+        if not stack.tapped or not stack.solver:
             continue
         for row in range(len(stack.blocks)):
-            owner = owner_of(engine, (index, row))
-            factors[owner] += [tensor[row] for _, tensor in method.factors(stack.stats)]
-    for tensors, copies in zip(factors, spread(engine.comm, factors), strict=True):
+            owner = units.owner_of((index, row))
+            factors[owner] += [tensor[row] for _, tensor in stack.solver.factors(stack.stats)]
+    for tensors, copies in zip(factors, replicated_tensors(team, factors), strict=True):
         for tensor, copy in zip(tensors, copies, strict=True):
             tensor.copy_(copy)

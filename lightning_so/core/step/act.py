@@ -1,8 +1,7 @@
-"""What happens to a batch of blocks around the base's step: precondition, or hide (and rotate), then finish."""
+"""What happens to cohorts before the base's step: precondition, or hide (and rotate)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,91 +9,111 @@ from torch import Tensor
 from lightning_so.actions import hide
 from lightning_so.actions.precondition import Clip
 from lightning_so.contract.method import Action
-from lightning_so.core.matrices.matrices import Item, _write
-from lightning_so.core.stacks.cohort import Batch
-from lightning_so.core.stacks.stack import observer, turning
+from lightning_so.core.host import Host
+from lightning_so.core.matrices.matrices import Matrices, MatrixWork
+from lightning_so.core.stacks.cohort import Cohort
 from lightning_so.core.step import rowwise
+from lightning_so.core.step.progress import Progress
+from lightning_so.core.step.rowwise import Kept
 
-if TYPE_CHECKING:
-    from lightning_so.core.engine import Engine
 
-
-def begin(engine: "Engine", batches: list[Batch]) -> None:
+def begin(progress: Progress, acting: Sequence[Cohort], host: Host, matrices: Matrices, kept: Kept) -> None:
     """Everything before the base's step.
 
     Args:
-        engine: The engine; its `acting` gets every batch whose parameters are hidden.
-        batches: Those whose action is not BASE.
+        progress: Its `hidden` gets every cohort whose parameters are hidden.
+        acting: The cohorts whose action is not BASE.
+        host: The training.
+        matrices: Where they are whole.
+        kept: Rows of layers that made gradients.
     """
-    clips = _clips(engine)
-    engine.layout.through([item for batch in batches for item in _items(engine, batch, clips[id(batch.stack.method)])])
-    _apply(engine, clips.values())
-    for batch in batches:
-        if batch.action is not Action.PRECONDITION:
-            weights = engine.layout.weights(batch)
-            hide.save(weights, batch.saved)
+    clips = _clips(acting)
+    matrices.transform(
+        [
+            item
+            for cohort in acting
+            for item in _items(cohort, clips[id(cohort.stack.method)], progress.clipped, host, matrices, kept)
+        ]
+    )
+    _apply(clips.values(), matrices)
+    for cohort in acting:
+        if cohort.action is not Action.PRECONDITION:
+            weights = matrices.weights(cohort)
+            hide.save(weights, cohort.saved)
             # Listed before it is hidden: an interrupt between the two lines must not lose a weight.
-            engine.acting.append(batch)
+            progress.hidden.append(cohort)
             hide.hide(weights)
 
 
-def _items(engine: "Engine", batch: Batch, clip: Clip) -> Iterable[Item]:
-    """What changes the gradients of a batch, if something does."""
-    stack, gradients = batch.stack, engine.layout.gradients(batch)
-    seen = observer(stack) is not None and not engine.clipped
-    source, sink = partial(engine.layout.fill, batch, gradients, 0), partial(_write, engine, batch, gradients)
-    if batch.action is Action.PRECONDITION:
-        rates = [engine.group(block.group)["lr"] for block in batch.blocks]
+def _items(
+    cohort: Cohort, clip: Clip, clipped: bool, host: Host, matrices: Matrices, kept: Kept
+) -> Iterable[MatrixWork]:
+    """What changes the gradients of a cohort, if something does."""
+    stack, gradients = cohort.stack, matrices.gradients(cohort)
+    seen = stack.observer is not None and not clipped
+    source, sink = partial(matrices.fill, cohort, gradients, 0), partial(matrices.write, cohort, gradients)
+    if cohort.action is Action.PRECONDITION:
+        rates = _rates(cohort, host)
         clip.hold(gradients)
-        if (products := rowwise.precondition(engine, batch)) is not None:
+        if (products := rowwise.precondition(cohort, kept)) is not None:
             clip.add(products, rates)
             return
 
         def precondition(X: Tensor) -> Tensor:
-            update = stack.method.direction(stack.stats, X, batch.rows)
+            update = stack.method.direction(stack.stats, X, cohort.rows)
             clip.add(_products(update, X), rates)
             return update
 
-        yield Item(batch, source, precondition, sink, seen)
+        yield MatrixWork(cohort, source, precondition, sink, seen)
         return
-    coupled = _couple_decay(engine, batch, gradients)
-    if batch.action is Action.ROTATE:
-        turn = partial(turning(stack).turn, stack.stats, rows=batch.rows, leave=False)
-        yield Item(batch, source, turn, sink, seen and not coupled)
+    coupled = _couple_decay(cohort, gradients, host, matrices)
+    if cohort.action is Action.ROTATE:
+        turn = partial(stack.turning.turn, stack.stats, rows=cohort.rows, leave=False)
+        yield MatrixWork(cohort, source, turn, sink, seen and not coupled)
 
 
-def _clips(engine: "Engine") -> dict[int, Clip]:
+def _clips(cohorts: Iterable[Cohort]) -> dict[int, Clip]:
     """One clip a method."""
-    return {id(method): Clip(method.trust) for method in engine.methods}
+    methods = {id(cohort.stack.method): cohort.stack.method for cohort in cohorts}
+    return {key: Clip(method.step_bound) for key, method in methods.items()}
 
 
-def _apply(engine: "Engine", clips: Iterable[Clip]) -> None:
+def _apply(clips: Iterable[Clip], matrices: Matrices) -> None:
     """Scale the gradients of all clips, of which owners have seen their own blocks."""
     bounded = [clip for clip in clips if clip.bounds]
     if bounded:
         device = bounded[0].device
-        totals = engine.layout.total(torch.stack([clip.total(device) for clip in bounded]))
+        totals = matrices.total(torch.stack([clip.total(device) for clip in bounded]))
         for clip, total in zip(bounded, totals.unbind(0), strict=True):
             clip.apply(total)
 
 
-def waiting(engine: "Engine", batch: Batch) -> bool:
-    """Whether a batch is on the base only until its gradients can be preconditioned."""
-    block = batch.blocks[0]
-    if batch.action is not Action.BASE:
+def _rates(cohort: Cohort, host: Host) -> list:
+    """The learning rate of each block."""
+    return [host.group(block.group)["lr"] for block in cohort.blocks]
+
+
+def waiting(cohort: Cohort, host: Host) -> bool:
+    """Whether a cohort is on the base only until its gradients can be preconditioned."""
+    if cohort.action is not Action.BASE:
         return False
-    return block.method.action(engine.base, engine.group(block.group), block, True) is Action.PRECONDITION
+    return cohort.stack.action(host, cohort.blocks[0], True) is Action.PRECONDITION
 
 
-def bound(engine: "Engine", batches: list[Batch]) -> None:
-    """Bound the step of waiting batches: `lr |g| <= sqrt(kappa)`."""
-    clips = _clips(engine)
-    for batch in batches:
-        clip, gradients = clips[id(batch.stack.method)], engine.layout.gradients(batch)
+def bound(cohorts: Sequence[Cohort], host: Host, matrices: Matrices) -> None:
+    """Bound the step of waiting cohorts: `lr |g| <= sqrt(kappa)`.
+
+    Args:
+        cohorts: Those that wait.
+        host: The training.
+        matrices: Where their gradients are.
+    """
+    clips = _clips(cohorts)
+    for cohort in cohorts:
+        clip, gradients = clips[id(cohort.stack.method)], matrices.gradients(cohort)
         clip.hold(gradients)
-        rates = [engine.group(block.group)["lr"] for block in batch.blocks]
-        clip.add(engine.layout.squares(batch, gradients), rates)
-    _apply(engine, clips.values())
+        clip.add(matrices.squares(cohort, gradients), _rates(cohort, host))
+    _apply(clips.values(), matrices)
 
 
 def _products(X_BMN: Tensor, Y_BMN: Tensor) -> Tensor:
@@ -102,12 +121,12 @@ def _products(X_BMN: Tensor, Y_BMN: Tensor) -> Tensor:
     return torch.linalg.vecdot(X_BMN.flatten(1), Y_BMN.flatten(1))
 
 
-def _couple_decay(engine: "Engine", batch: Batch, gradients: list[Tensor]) -> bool:
+def _couple_decay(cohort: Cohort, gradients: list[Tensor], host: Host, matrices: Matrices) -> bool:
     """Add coupled decay to the gradients of groups that have some; whether any has."""
-    weights, coupled = engine.layout.weights(batch), False
-    for number, positions in batch.of_group.items():
-        group = engine.group(number)
-        if not engine.base.decoupled(group) and group["weight_decay"] != 0:
+    weights, coupled = matrices.weights(cohort), False
+    for number, positions in cohort.of_group.items():
+        group = host.group(number)
+        if not host.base.decoupled(group) and group["weight_decay"] != 0:
             hide.couple_decay([gradients[i] for i in positions], [weights[i] for i in positions], group)
             coupled = True
     return coupled

@@ -1,6 +1,7 @@
 """Which gradients may be used at a step, agreed over ranks; the others are withheld from the base and given back."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,20 +10,30 @@ from torch import Tensor
 from lightning_so.comm import Access, Local
 
 
-class Guard:
-    """Admits the gradients of a step, with one host read and, between ranks, one small exchange.
+@dataclass(frozen=True)
+class Verdict:
+    """What ranks have agreed on.
 
     Attributes:
-        withheld: Gradients withheld so far because another rank lacked them.
-        absent: Parameters of which a rank lacks its part of the gradient, at this step.
+        admitted: Whether the step may happen.
+        absent: Parameters of which a rank lacks its part of the gradient.
+        withheld: Gradients that are withheld because another rank lacks them.
     """
 
-    def __init__(self, comm: Local, access: Access) -> None:
+    admitted: bool
+    absent: set[Tensor]
+    withheld: int
+
+
+class Guard:
+    """Admits the gradients of a step, with one host read and, between ranks, one small exchange."""
+
+    def __init__(self, world: Local, access: Access) -> None:
         """Nothing is withheld yet."""
-        self.comm, self.access, self.withheld, self.absent = comm, access, 0, set[Tensor]()
+        self._world, self._access = world, access
         self._held: list[tuple[Tensor, Any]] = []
 
-    def admit(self, params: list[Tensor]) -> bool:
+    def admit(self, params: list[Tensor]) -> Verdict:
         """Whether the step may happen: every gradient, and its square, is finite on every rank.
 
         If not, all gradients are withheld: the base must neither step nor poison its moments. A gradient that another
@@ -32,35 +43,34 @@ class Guard:
             params: All parameters of the optimizer.
 
         Returns:
-            The verdict, equal on all ranks.
+            The verdict, equal on all ranks but for what it withholds.
         """
-        grads = [self.access.grad(p) for p in params]
+        grads = [self._access.grad(p) for p in params]
         poisoned = not finite([grad for grad in grads if grad is not None])
-        missing = [grad is None and self.access.holds(p) for p, grad in zip(params, grads, strict=True)]
-        if self.comm.ranks > 1:
-            poisoned, *missing = self.comm.anywhere([poisoned, *missing])
-        self.absent = {p for p, absent in zip(params, missing, strict=True) if absent}
-        self.withheld += self._withhold(
-            p for p, grad in zip(params, grads, strict=True) if p in self.absent and grad is not None
-        )
+        missing = [grad is None and self._access.holds(p) for p, grad in zip(params, grads, strict=True)]
+        if self._world.ranks > 1:
+            poisoned, *missing = self._world.anywhere([poisoned, *missing])
+        absent = {p for p, lacks in zip(params, missing, strict=True) if lacks}
+        withheld = self._withhold(p for p, grad in zip(params, grads, strict=True) if p in absent and grad is not None)
         if poisoned:
-            self._withhold(p for p in params if self.access.grad(p) is not None)
-        return not poisoned
-
-    def wire(self, params: list[Tensor]) -> int:
-        """Bytes that a rank sends at each step to agree."""
-        return 0 if self.comm.ranks == 1 else 1 + len(params)
+            self._withhold(p for p in params if self._access.grad(p) is not None)
+        return Verdict(not poisoned, absent, withheld)
 
     def _withhold(self, params: Iterable[Tensor]) -> int:
-        found = [(p, self.access.withhold(p)) for p in params]
+        found = [(p, self._access.withhold(p)) for p in params]
         self._held += found
         return len(found)
 
     def give_back(self) -> None:
         """Undo `admit` after the base's step."""
         for p, held in self._held:
-            self.access.give_back(p, held)
+            self._access.give_back(p, held)
         self._held.clear()
+
+
+def agreement_bytes(ranks: int, params: int) -> int:
+    """Bytes that a rank sends at each step to agree, given the number of parameters."""
+    return 0 if ranks == 1 else 1 + params
 
 
 def finite(grads: list[Tensor]) -> bool:

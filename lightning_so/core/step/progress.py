@@ -1,35 +1,67 @@
 """The step that is being made."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
 
 import torch
 
 from lightning_so.actions import hide
+from lightning_so.core.matrices.matrices import Matrices
+from lightning_so.core.stacks.cohort import Cohort
+from lightning_so.core.step.reference import Reference
 
-if TYPE_CHECKING:
-    from lightning_so.core.engine import Engine
+
+@dataclass
+class Progress:
+    """How far one step of the base has come, from its preparation to its last call.
+
+    Attributes:
+        hidden: The cohorts whose parameters are hidden now.
+        clipped: Whether raw gradients were clipped in it.
+        call: Calls of the base's step that have ended.
+        reference: What one block must become, where that is checked.
+    """
+
+    hidden: list[Cohort] = field(default_factory=list)
+    clipped: bool = False
+    call: int = 0
+    reference: Reference | None = None
+
+
+def put_back(hidden: list[Cohort], matrices: Matrices) -> None:
+    """Write hidden parameters back as they were, after a step that was skipped or failed.
+
+    An interrupt in the middle leaves the others in the list.
+
+    Args:
+        hidden: The cohorts; empty afterwards.
+        matrices: Where their weights are.
+    """
+    while hidden:
+        cohort = hidden.pop()
+        hide.restore(matrices.weights(cohort), cohort.saved)
 
 
 @contextmanager
-def shown(engine: "Engine") -> Iterator[bool]:
+def shown(hidden: Sequence[Cohort], matrices: Matrices) -> Iterator[bool]:
     """Have the weights in their place for a while, in the middle of a step too: a file must not hold zeros.
 
     Args:
-        engine: The engine.
+        hidden: The cohorts whose parameters are hidden.
+        matrices: Where their weights are.
 
     Yields:
         Whether they are hidden again afterwards: what shares their memory must be copied before.
     """
-    hidden = [(engine.layout.weights(batch), batch.saved) for batch in engine.acting]
+    pairs = [(matrices.weights(cohort), cohort.saved) for cohort in hidden]
     with torch.no_grad():
-        before = [[weight.clone() for weight in weights] for weights, _ in hidden]
-        for weights, saved in hidden:
+        before = [[weight.clone() for weight in weights] for weights, _ in pairs]
+        for weights, saved in pairs:
             hide.restore(weights, saved)
     try:
-        yield bool(hidden)
+        yield bool(pairs)
     finally:
         with torch.no_grad():
-            for (weights, _), values in zip(hidden, before, strict=True):
+            for (weights, _), values in zip(pairs, before, strict=True):
                 torch._foreach_copy_(weights, values)

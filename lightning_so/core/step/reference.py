@@ -1,105 +1,136 @@
-"""Optional checks of the running engine: one block against a float64 reference, and the ranks against each other."""
+"""One block at one step, done again in float64, alone, from dense copies: an optional check of the running engine."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_so.actions import hide
-from lightning_so.contract.block import Stack
+from lightning_so.contract.block import StackSpec
 from lightning_so.contract.method import Action
-from lightning_so.core.stacks.cohort import Batch
-from lightning_so.core.stacks.stack import named_tensors, turning
+from lightning_so.core.host import Host
+from lightning_so.core.report import Report
+from lightning_so.core.stacks.cohort import Cohort
 from lightning_so.errors import TrustError
-
-if TYPE_CHECKING:
-    from lightning_so.core.engine import Engine
-
 
 #: Largest deviation from the reference, relative to the update: bfloat16 products stay below it, wrong updates do not.
 TOLERANCE = 0.05
 
 
-class Watch:
-    """One block at one step, done again in float64, alone, from dense copies."""
+def reference(cohorts: Iterable[Cohort], host: Host, report: Report, *, every: int) -> "Reference | None":
+    """Begin a comparison where one is due; called before anything is rotated or hidden.
 
-    def __init__(self, batch: Batch, position: int) -> None:
-        """Copy what the step will change."""
-        self.batch, self.position = batch, position
-        self.block = batch.blocks[position]
-        self.p0 = self._double(self.block.params)
-        self.gradient = self._gradient()
+    Args:
+        cohorts: Those of the step.
+        host: The training.
+        report: Tells the step, and notes deviations.
+        every: Steps between two comparisons; 0 for never.
+
+    Returns:
+        The reference of one block, or None.
+    """
+    if not every or report.step % every:
+        return None
+    acting = [
+        (cohort, position)
+        for cohort in cohorts
+        if cohort.action is not Action.BASE
+        for position in range(len(cohort.blocks))
+    ]
+    if not acting:
+        return None
+    # A large stride visits the blocks in no particular order; equal on all ranks.
+    return Reference(*acting[report.step // every * 7919 % len(acting)], host, report)
+
+
+class Reference:
+    """What one block must become."""
+
+    def __init__(self, cohort: Cohort, position: int, host: Host, report: Report) -> None:
+        """Copy what the step will change.
+
+        Args:
+            cohort: The cohort.
+            position: Which of its blocks.
+            host: The training.
+            report: Notes deviations.
+        """
+        self._cohort, self._host, self._report = cohort, host, report
+        self._block = cohort.blocks[position]
+        self._row = position if cohort.rows is None else cohort.rows[position]
+        self._p0 = self._double(self._block.params)
+        self._gradient = self._seen_gradient()
 
     def _double(self, tensors: Sequence[Tensor]) -> Tensor:
         """Parameter-shaped tensors as one matrix in float64, shape (1, rows, cols)."""
-        return torch.cat([t.detach().double().reshape(self.block.rows, -1) for t in tensors], 1)[None].clone()
+        return torch.cat([t.detach().double().reshape(self._block.rows, -1) for t in tensors], 1)[None].clone()
 
-    def _gradient(self) -> Tensor:
-        return self._double([p.grad for p in self.block.params if p.grad is not None])
+    def _seen_gradient(self) -> Tensor:
+        return self._double([p.grad for p in self._block.params if p.grad is not None])
 
-    def _reference(self, engine: "Engine") -> Stack:
-        """The block as a stack of its own in float64, with its statistics."""
-        stack, row = self.batch.stack, self.position if self.batch.rows is None else self.batch.rows[self.position]
-        alone = Stack([self.block], self.p0.dtype, self.p0.device)
-        alone.stats = stack.method.init(alone, engine.base)
-        for (_, mine), (_, theirs) in zip(named_tensors(alone), named_tensors(stack), strict=True):
-            mine.copy_(theirs[row : row + 1])
-        return alone
+    def _statistics(self) -> Any:
+        """The block's statistics in float64, as those of a stack of its own."""
+        stack, alone = self._cohort.stack, StackSpec([self._block], self._p0.dtype, self._p0.device)
+        stats = stack.method.init(alone, self._host.base)
+        theirs = dict(stack.tensors())
+        for name, mine in stack.method.tensors(stats) if theirs else ():
+            mine.copy_(theirs[name][self._row : self._row + 1])
+        return stats
 
-    def entered(self, engine: "Engine") -> None:
+    def entered(self) -> None:
         """Compare the gradient that the base will see, if it is rotated; and note that the parameter is hidden."""
-        if self.batch.action is Action.PRECONDITION:
-            expected = self.block.method.direction(self._reference(engine).stats, self.gradient, None)
-            seen = self._gradient()
+        stack = self._cohort.stack
+        if self._cohort.action is Action.PRECONDITION:
+            expected = stack.method.direction(self._statistics(), self._gradient, None)
+            seen = self._seen_gradient()
             # The clip of all blocks together scales it; what is left is its direction.
             expected = expected * (seen.norm() / expected.norm().clamp_min(1e-300))
-            self._require(engine, "its preconditioned gradient", seen, expected, expected.norm())
+            self._require("its preconditioned gradient", seen, expected, expected.norm())
             return
-        group = engine.group(self.block.group)
-        if bool(self.block.param.detach().abs().max() > 0):
-            self._fail(engine, "it is not hidden from the base", float("inf"))
-        if not engine.base.decoupled(group):
-            hide.couple_decay([self.gradient], [self.p0], group)
-        if self.batch.action is Action.ROTATE:
-            alone = self._reference(engine)
-            expected = turning(alone).turn(alone.stats, self.gradient, None, leave=False)
-            self._require(engine, "its rotated gradient", self._gradient(), expected, expected.norm())
+        group = self._host.group(self._block.group)
+        if bool(self._block.param.detach().abs().max() > 0):
+            self._fail("it is not hidden from the base")
+        if not self._host.base.decoupled(group):
+            hide.couple_decay([self._gradient], [self._p0], group)
+        if self._cohort.action is Action.ROTATE:
+            expected = stack.turning.turn(self._statistics(), self._gradient, None, leave=False)
+            self._require("its rotated gradient", self._seen_gradient(), expected, expected.norm())
 
-    def stepped(self, engine: "Engine") -> None:
+    def stepped(self) -> None:
         """Compute what the parameter must become, from the base's own update and moments."""
-        if self.batch.action is Action.PRECONDITION:
+        if self._cohort.action is Action.PRECONDITION:
             return
-        group = engine.group(self.block.group)
-        alone, update = self._reference(engine), self._double(self.block.params)
-        if self.batch.action is Action.ROTATE:
-            change = turning(alone).turn(alone.stats, update, None, leave=True)
+        host, stack = self._host, self._cohort.stack
+        group, stats, update = host.group(self._block.group), self._statistics(), self._double(self._block.params)
+        if self._cohort.action is Action.ROTATE:
+            change = stack.turning.turn(stats, update, None, leave=True)
         else:
-            a, b = engine.base.lookahead(group)
-            moment = self._double([engine.optimizer.state[p][engine.base.first[0]] for p in self.block.params])
-            direction = self.block.method.direction(alone.stats, a * moment + b * self._gradient(), None)
+            a, b = host.base.lookahead(group)
+            moment = self._double([host.optimizer.state[p][host.base.first[0]] for p in self._block.params])
+            direction = stack.method.direction(stats, a * moment + b * self._seen_gradient(), None)
             change = -update.norm() / direction.norm() * direction if bool(direction.norm() > 0) else update
-        self.change = change
-        self.expected = self.p0 * hide.shrink(group, decoupled=engine.base.decoupled(group)) + change
+        self._change = change
+        self._expected = self._p0 * hide.shrink(group, decoupled=host.base.decoupled(group)) + change
 
-    def finished(self, engine: "Engine") -> None:
+    def finished(self) -> None:
         """Compare what the parameter has become."""
-        engine.report.verified += 1
-        if self.batch.action is Action.PRECONDITION:
+        self._report.verified += 1
+        if self._cohort.action is Action.PRECONDITION:
             return
-        rounding = 2 * torch.finfo(self.block.param.dtype).eps * self.expected.norm()
-        size = self.change.norm() + rounding / TOLERANCE
-        self._require(engine, "its new value", self._double(self.block.params), self.expected, size)
+        rounding = 2 * torch.finfo(self._block.param.dtype).eps * self._expected.norm()
+        size = self._change.norm() + rounding / TOLERANCE
+        self._require("its new value", self._double(self._block.params), self._expected, size)
 
-    def _require(self, engine: "Engine", what: str, seen: Tensor, expected: Tensor, size: Tensor) -> None:
+    def _require(self, what: str, seen: Tensor, expected: Tensor, size: Tensor) -> None:
         deviation = float((seen - expected).norm() / size.clamp_min(1e-300))
-        engine.report.deviation = max(engine.report.deviation, deviation)
+        self._report.deviation = max(self._report.deviation, deviation)
         if not deviation <= TOLERANCE:
-            self._fail(engine, f"{what} is {deviation:.2g} away from the float64 reference", deviation)
+            self._fail(f"{what} is {deviation:.2g} away from the float64 reference")
 
-    def _fail(self, engine: "Engine", what: str, deviation: float) -> None:
+    def _fail(self, what: str) -> None:
         raise TrustError(
-            f"step {engine.report.step}, {self.block.name} ({self.batch.action.value}): {what}; allowed is "
+            f"step {self._report.step}, {self._block.name} ({self._cohort.action.value}): {what}; allowed is "
             f"{TOLERANCE:g} of the update. Something else writes its weight, gradient or moments between backward and "
             f"the end of the step; look for hooks on the optimizer and on this parameter."
         )

@@ -3,58 +3,56 @@
 Whether rows did make it, up to a factor (a clip, a scale), is tried on a random vector at every step.
 """
 
+from collections.abc import Mapping
 from functools import cache
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lightning_so.contract.block import Block
-from lightning_so.contract.method import RowWise
-from lightning_so.core.stacks.cohort import Batch
-
-if TYPE_CHECKING:
-    from lightning_so.core.engine import Engine
-
+from lightning_so.contract.method import ActsOnRows
+from lightning_so.core.stacks.cohort import Cohort
 
 #: Largest relative deviation of a probed gradient from its rows, in units of the precision.
 ROUNDING = 1e3
 
+#: By block, input rows (N, I) and output gradients (N, O) of a step; None where they are not all.
+Kept = Mapping[Block, tuple[Tensor, Tensor] | None]
 
-def precondition(engine: "Engine", batch: Batch) -> Tensor | None:
-    """`g <- P g` for a batch from its rows, if they are there and do give the gradients.
+
+def precondition(cohort: Cohort, kept: Kept) -> Tensor | None:
+    """`g <- P g` for a cohort from its rows, if they are there and do give the gradients.
 
     Args:
-        engine: The engine.
-        batch: The batch.
+        cohort: The cohort.
+        kept: The rows.
 
     Returns:
         `<P g, g>` of each block, shape (B,); None if nothing was done. One host read.
     """
-    method = batch.stack.method
-    recorder = next((recorder for recorder in engine.recorders if recorder.method is method), None)
-    if recorder is None or not isinstance(method, RowWise):
+    stack = cohort.stack
+    if not isinstance(stack.method, ActsOnRows):
         return None
-    found = [recorder.rows.kept.get(block) for block in batch.blocks]
-    rows = [(a.to(batch.stack.dtype), g.to(batch.stack.dtype)) for a, g in (pair for pair in found if pair is not None)]
+    found = [kept.get(block) for block in cohort.blocks]
+    rows = [(a.to(stack.dtype), g.to(stack.dtype)) for a, g in (pair for pair in found if pair is not None)]
     if len(rows) < len(found):
         return None
-    factors = _factors(batch, rows)
+    factors = _factors(cohort, rows)
     if factors is None:
         return None
-    numbers, products = batch.rows if batch.rows is not None else range(len(batch.blocks)), []
-    for block, row, (a, g), factor in zip(batch.blocks, numbers, rows, factors, strict=True):
-        b, h = method.of_rows(batch.stack.stats, row, a, g)
+    numbers, products = cohort.rows if cohort.rows is not None else range(len(cohort.blocks)), []
+    for block, row, (a, g), factor in zip(cohort.blocks, numbers, rows, factors, strict=True):
+        b, h = stack.method.of_rows(stack.stats, row, a, g)
         # With g = f sum_n g_n a_n', <P g, g> = f^2 sum_nm (h_n . g_m) (b_n . a_m).
         products.append(factor.square() * torch.linalg.vecdot((h @ g.mT).flatten(), (b @ a.mT).flatten()))
         _write(block, factor * h, b)
     return torch.stack(products)
 
 
-def _factors(batch: Batch, rows: list[tuple[Tensor, Tensor]]) -> Tensor | None:
+def _factors(cohort: Cohort, rows: list[tuple[Tensor, Tensor]]) -> Tensor | None:
     """By what the rows' products must be multiplied to be the gradients, (B,); None if they are others."""
-    probe = _probe(batch.stack.shape[1], batch.stack.dtype, batch.stack.device)
-    seen = torch.stack([_applied(block, probe) for block in batch.blocks])
+    probe = _probe(cohort.stack.shape[1], cohort.stack.dtype, cohort.stack.device)
+    seen = torch.stack([_applied(block, probe) for block in cohort.blocks])
     made = torch.stack([g.mT @ (a @ probe) for a, g in rows])
     factors = torch.linalg.vecdot(seen, made) / torch.linalg.vecdot(made, made)
     error = torch.linalg.vector_norm(seen - factors[:, None] * made, dim=1)

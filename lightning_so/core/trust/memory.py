@@ -2,18 +2,18 @@
 
 from collections.abc import Iterator
 from dataclasses import is_dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from lightning_so.core.engine import Engine
+from lightning_so.core.matrices.matrices import Matrices
+from lightning_so.core.schedule.units import Units
 
 
-def state_bytes(engine: "Engine") -> int:
+def state_bytes(units: Units, matrices: Matrices) -> int:
     """Extra memory held: factors, windows, bases, saved parameters and work space."""
-    tensors = [tensor for stack in engine.stacks for tensor in (stack.hidden, *held(stack.stats))]
-    return sum(tensor.nbytes for tensor in tensors if not tensor.is_meta) + engine.layout.scratch.nbytes()
+    tensors = [tensor for stack in units.stacks for tensor in (stack.hidden, *held(stack.stats))]
+    return sum(tensor.nbytes for tensor in tensors if not tensor.is_meta) + matrices.scratch.nbytes()
 
 
 def held(stats: Any) -> Iterator[Tensor]:
@@ -27,21 +27,22 @@ def held(stats: Any) -> Iterator[Tensor]:
         yield from held(vars(stats))
 
 
-def costs(engine: "Engine") -> dict[str, tuple[int, list[int]]]:
+def costs(units: Units, ranks: int) -> dict[str, tuple[int, list[int]]]:
     """By block name, the extra bytes held for it (work space apart) and, where there are several, its units' owners.
 
     Args:
-        engine: The engine.
+        units: The units of all blocks.
+        ranks: Those that share the work.
 
     Returns:
         Both; where parameters are sharded, bytes on all ranks together.
     """
     found = {}
-    for index, stack in enumerate(engine.stacks):
+    for index, stack in enumerate(units.stacks):
         rows, cols = stack.shape
         hidden = len(stack.blocks) * rows * cols * stack.hidden.itemsize
         size = hidden + sum(tensor.nbytes for tensor in held(stack.stats))
         for row, block in enumerate(stack.blocks):
-            owners = sorted({engine.schedule.owner[unit] for unit in engine.units_of[index][row]})
-            found[block.name] = size // len(stack.blocks), owners if engine.comm.ranks > 1 else []
+            owners = sorted({units.schedule.owner[number] for number in units.of_block((index, row))})
+            found[block.name] = size // len(stack.blocks), owners if ranks > 1 else []
     return found

@@ -1,13 +1,14 @@
 """Proof of work: what was really observed, solved and applied, block by block, against what was promised."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from lightning_so.contract.method import Method
+from lightning_so.core.host import Host
+from lightning_so.core.plan.table import Plan
+from lightning_so.core.schedule.units import Units
+from lightning_so.core.stacks.roster import Roster
 from lightning_so.errors import TrustError
-
-if TYPE_CHECKING:
-    from lightning_so.core.engine import Engine
-
 
 #: Steps in a row that may be prepared and not finished: a user may skip one, a lost hook loses them all.
 PATIENCE = 3
@@ -36,68 +37,92 @@ class Work:
     age: int
 
 
-def work(engine: "Engine") -> list[Work]:
-    """What was done with every block."""
-    schedule, found = engine.schedule, []
-    ages = schedule.ages(engine.report.step)
-    for index, stack in enumerate(engine.stacks):
-        counts = engine.proof.of(index, engine.batches[index])
+def work(units: Units, roster: Roster, step: int) -> list[Work]:
+    """What was done with every block.
+
+    Args:
+        units: How often each was solved.
+        roster: What each block took part in.
+        step: Steps made.
+
+    Returns:
+        One a block, in the order of the stacks.
+    """
+    schedule, found = units.schedule, []
+    ages = schedule.ages(step)
+    for index, stack in enumerate(units.stacks):
+        counts = roster.done(index)
         for row, block in enumerate(stack.blocks):
-            units = engine.units_of[index][row]
-            solves = sum(schedule.solved[unit] for unit in units)
-            age = max((ages[unit] for unit in units), default=0)
+            numbers = units.of_block((index, row))
+            solves = sum(schedule.solved[number] for number in numbers)
+            age = max((ages[number] for number in numbers), default=0)
             observed, bent, rotated, preconditioned = counts[row]
             found.append(Work(block.name, observed, bent, rotated, preconditioned, solves, age))
     return found
 
 
-def staleness(engine: "Engine") -> tuple[int, int]:
+def staleness(units: Units, step: int) -> tuple[int, int]:
     """The largest age of a unit, and the age that 95 % of the units do not exceed; (0, 0) without units."""
-    ages = sorted(engine.schedule.ages(engine.report.step))
+    ages = sorted(units.schedule.ages(step))
     return (ages[-1], ages[int(0.95 * (len(ages) - 1))]) if ages else (0, 0)
 
 
-def check(engine: "Engine") -> None:
-    """Stop a training in which promised work is not done.
+def check_finished(unfinished: int, host: Host, plan: Plan) -> None:
+    """Stop a training whose prepared steps are never finished.
 
     Args:
-        engine: The engine, at the start of a step.
+        unfinished: Steps in a row that were prepared and not finished.
+        host: The training.
+        plan: Names the blocks.
 
     Raises:
-        TrustError: If prepared steps are never finished, or a unit was not tried within its bound.
+        TrustError: If there are too many.
     """
-    base = type(engine.optimizer).__name__
-    if engine.unfinished >= PATIENCE:
-        names = ", ".join(block.name for block in engine.plan.blocks[:3])
-        raise TrustError(
-            f"{PATIENCE} steps of {base} in a row were prepared (hidden: {names}, ...) and never finished: its "
-            f"step_post_hook does not fire, or its step is not called after on_before_optimizer_step. The weights are "
-            f"unchanged. Let the Trainer or `optimizer.step()` do the step, or remove SecondOrder."
-        )
-    overdue = engine.schedule.overdue(engine.report.step)
+    if unfinished < PATIENCE:
+        return
+    names = ", ".join(block.name for block in plan.blocks[:3])
+    raise TrustError(
+        f"{PATIENCE} steps of {type(host.optimizer).__name__} in a row were prepared (hidden: {names}, ...) and never "
+        f"finished: its step_post_hook does not fire, or its step is not called after on_before_optimizer_step. The "
+        f"weights are unchanged. Let the Trainer or `optimizer.step()` do the step, or remove SecondOrder."
+    )
+
+
+def check_solved(units: Units, step: int, plan: Plan) -> None:
+    """Stop a training in which promised solves are not done.
+
+    Args:
+        units: When each was tried.
+        step: Steps made.
+        plan: What was promised.
+
+    Raises:
+        TrustError: If a unit was not tried within its bound.
+    """
+    overdue = units.schedule.overdue(step)
     if overdue:
-        unit = engine.schedule.units[overdue[0]]
-        name = engine.stacks[unit.stack].blocks[unit.row].name
         raise TrustError(
-            f"{name}: its basis was not solved within {engine.schedule.bound(overdue[0])} steps ({len(overdue)} of "
-            f"{len(engine.schedule.units)} units are overdue). Raise Staggered(headroom=...), or report the plan:\n"
-            f"{engine.plan}"
+            f"{units.block(overdue[0]).name}: its basis was not solved within {units.schedule.bound(overdue[0])} steps "
+            f"({len(overdue)} of {len(units)} units are overdue). Raise Staggered(headroom=...), or report the plan:\n"
+            f"{plan}"
         )
 
 
-def check_prepared(engine: "Engine") -> None:
+def check_prepared(prepared: bool, host: Host, methods: Iterable[Method]) -> None:
     """Stop a training whose base steps past us.
 
     Args:
-        engine: The engine, after the base's step.
+        prepared: Whether the step that the base has made was prepared.
+        host: The training.
+        methods: Those that should have been asked.
 
     Raises:
-        TrustError: If the step was not prepared.
+        TrustError: If it was not.
     """
-    if not engine.prepared:
-        names = " and ".join(type(method).__name__ for method in engine.methods)
+    if not prepared:
+        names = " and ".join(type(method).__name__ for method in methods)
         raise TrustError(
-            f"{type(engine.optimizer).__name__} has stepped, and {names} was not asked before: "
+            f"{type(host.optimizer).__name__} has stepped, and {names} was not asked before: "
             f"that step was the plain one. A hook was removed from the optimizer, or its closure was called by "
             f"something else. Let the Trainer or `optimizer.step()` do the step."
         )

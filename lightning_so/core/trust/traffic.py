@@ -4,113 +4,116 @@ Every interval is at its largest, and every block has its last action; asked for
 """
 
 import math
-from typing import TYPE_CHECKING
 
-from lightning_so.contract.block import Block, Stack
+from lightning_so.contract.block import Block
 from lightning_so.contract.method import Action
-from lightning_so.core.matrices.sharded import Split
+from lightning_so.core.host import Host
+from lightning_so.core.matrices.matrices import Matrices
+from lightning_so.core.matrices.sharded import ShardedMatrices
 from lightning_so.core.schedule.schedule import FOLDS
-from lightning_so.core.schedule.units import owner_of
+from lightning_so.core.schedule.units import Place, Units
 from lightning_so.core.solves.wire import unit_bytes
-from lightning_so.core.stacks.stack import observer, tapped, turns
+from lightning_so.core.stacks.stack import Stack
+from lightning_so.core.step.guard import agreement_bytes
 from lightning_so.linalg.triangle import compact_shape
 
-if TYPE_CHECKING:
-    from lightning_so.core.engine import Engine
 
-
-def traffic(engine: "Engine", *, warm: bool = True) -> float:
+def traffic(units: Units, host: Host, matrices: Matrices, *, warm: bool = True, clipped: bool = False) -> float:
     """Predicted bytes that this rank sends per step, padding included, averaged over a cycle of the schedule.
 
     Args:
-        engine: The engine.
+        units: What is solved, and who owns what.
+        host: The training.
+        matrices: Where matrices are whole.
         warm: With blocks that were solved; else with cold ones.
+        clipped: Whether raw gradients are clipped before they are preconditioned.
 
     Returns:
         The bytes; 0 in one process.
     """
-    if engine.comm.ranks == 1:
-        return engine.guard.wire(engine.params)
-    pieces = _pieces(engine, engine.layout, warm) if isinstance(engine.layout, Split) else 0.0
-    return engine.guard.wire(engine.params) + _solved(engine) + _windows(engine) + pieces
+    agreed = agreement_bytes(host.world.ranks, len(host.params))
+    if host.team.ranks == 1:
+        return agreed
+    sharded = isinstance(matrices, ShardedMatrices)
+    pieces = _pieces(units, host, matrices, warm=warm, clipped=clipped) if sharded else 0.0
+    return agreed + _solved(units, host) + _windows(units, host) + pieces
 
 
-def described(engine: "Engine") -> str:
-    """One line of the plan: where matrices are whole, what a rank sends, and a lag; nothing of it in one process."""
-    ranks, size = engine.peers.ranks, traffic(engine)
-    if engine.access.local:
+def described(units: Units, host: Host, matrices: Matrices, lag: int) -> str:
+    """One line of the plan: where matrices are whole, what a rank sends, and a lag; nothing of it in one process.
+
+    Args:
+        units: See `traffic`.
+        host: See `traffic`.
+        matrices: See `traffic`.
+        lag: Steps between a solve and its use.
+
+    Returns:
+        The line.
+    """
+    ranks, size = host.world.ranks, traffic(units, host, matrices)
+    if host.access.local:
         return (
             f"sharding='local': each of {ranks} ranks treats its rows as the matrix; results depend on the number of "
-            f"ranks; {size:.0f} bytes a step; this is the plan of rank {engine.peers.rank}"
+            f"ranks; {size:.0f} bytes a step; this is the plan of rank {host.world.rank}"
         )
-    return "; ".join(filter(None, [engine.access.remark, _shared(engine, ranks, size / 1e3)]))
+    later = ", solves are used a step later" if lag else ""
+    return "; ".join(filter(None, [host.access.remark, _shared(units, host, matrices, size / 1e3, later)]))
 
 
-def _shared(engine: "Engine", ranks: int, size: float) -> str:
+def _shared(units: Units, host: Host, matrices: Matrices, size: float, later: str) -> str:
     """What ranks share, at what price, and when it is used."""
-    later = ", solves are used a step later" if engine.lag else ""
+    ranks = host.world.ranks
     if ranks == 1:
         return later.removeprefix(", ")
-    if not engine.layout.split:
+    if not matrices.sharded:
         return f"on each of {ranks} ranks: all matrices, {size:.1f} kB a step{later}"
-    often, cold = (max(sum(trips(engine, *of, warm)) for of in _blocks(engine)) for warm in (True, False))
+    blocks = [(stack, block) for stack in units.stacks for block in stack.blocks]
+    often, cold = (max(sum(trips(host, *of, warm=warm)) for of in blocks) for warm in (True, False))
     first = f" (cold: {cold})" if cold != often else ""
     return f"sharded over {ranks} ranks: whole matrices at owners, {size:.1f} kB a step in {often} trips{first}{later}"
 
 
-def trips(engine: "Engine", stack: Stack, block: Block, warm: bool) -> tuple[int, int]:
+def trips(host: Host, stack: Stack, block: Block, *, warm: bool, clipped: bool = False) -> tuple[int, int]:
     """How often the pieces of a block travel to its owner in a step, and back, its moments' own trips apart."""
-    action = _action(engine, stack, block, warm)
+    action = stack.action(host, block, warm)
     # Cold, an observed gradient travels and nothing returns; bent, it was seen before the moment that is turned exists.
-    look = observer(stack) is not None
+    look = stack.observer is not None
     if action is Action.BASE:
         return int(look), 0
     if action is Action.BEND:
         return look + 1, 1
     # What the owner has seen need not travel again, unless it is no longer the gradient.
-    coupled = action is Action.ROTATE and any(_coupled(engine, other) for other in stack.blocks)
-    there = 2 if look and (engine.clipped or coupled) else 1
+    coupled = action is Action.ROTATE and any(map(host.couples_decay, stack.blocks))
+    there = 2 if look and (clipped or coupled) else 1
     return (there, 1) if action is Action.PRECONDITION else (there + 1, 2)
 
 
-def _coupled(engine: "Engine", block: Block) -> bool:
-    """Whether decay joins the gradient of a block."""
-    group = engine.group(block.group)
-    return not engine.base.decoupled(group) and group["weight_decay"] != 0
+# ---------------------------------------------------------------- what ranks send wherever matrices are
 
 
-def _action(engine: "Engine", stack: Stack, block: Block, warm: bool) -> Action:
-    return stack.method.action(engine.base, engine.group(block.group), block, warm)
-
-
-def _blocks(engine: "Engine") -> list[tuple[Stack, Block]]:
-    return [(stack, block) for stack in engine.stacks for block in stack.blocks]
-
-
-# ---------------------------------------------------------------- what ranks send under every layout
-
-
-def _solved(engine: "Engine") -> float:
+def _solved(units: Units, host: Host) -> float:
     """Results of solves, in one all-gather that is padded to the rank with most."""
-    schedule = engine.schedule
+    schedule = units.schedule
     wires: dict[int, list[int]] = {}
-    for number in range(len(schedule.units)):
+    for number in range(len(units)):
         for step in schedule.loads(number):
-            loads = wires.setdefault(step, [0] * engine.comm.ranks)
-            loads[schedule.owner[number]] += unit_bytes(engine, number)
+            loads = wires.setdefault(step, [0] * host.team.ranks)
+            loads[schedule.owner[number]] += unit_bytes(units.stack(number), units[number])
     return sum(max(loads) for loads in wires.values()) / schedule.cycle
 
 
-def _windows(engine: "Engine") -> float:
+def _windows(units: Units, host: Host) -> float:
     """Windows of rows, to their owners, and what every rank needs of them."""
     total = 0.0
-    for index, stack in enumerate(engine.stacks):
-        if not (method := tapped(stack)):
+    for index, stack in enumerate(units.stacks):
+        if not (method := stack.tapped):
             continue
         for row in range(len(stack.blocks)):
-            every = max(1, engine.schedule.units[engine.units_of[index][row][0]].final // FOLDS)
-            total += sum(window.nbytes for window in method.common(stack.stats, row)) / every
-            if owner_of(engine, (index, row)) != engine.comm.rank:
+            place = index, row
+            every = max(1, units[units.of_block(place)[0]].final // FOLDS)
+            total += sum(window.nbytes for window in method.shared_windows(stack.stats, row)) / every
+            if units.owner_of(place) != host.team.rank:
                 sizes = [math.prod(compact_shape(shape)) for shape in method.window_shapes(stack.stats, row)]
                 total += stack.dtype.itemsize * sum(sizes) / every
     return total
@@ -119,53 +122,57 @@ def _windows(engine: "Engine") -> float:
 # ---------------------------------------------------------------- sharded parameters
 
 
-def _pieces(engine: "Engine", layout: Split, warm: bool) -> float:
+def _pieces(units: Units, host: Host, matrices: ShardedMatrices, *, warm: bool, clipped: bool) -> float:
     """Pieces to their owners and back, and the small sums over ranks."""
-    total = _sums(engine, warm)
-    for index, stack in enumerate(engine.stacks):
+    total = _sums(units, host, warm)
+    for index, stack in enumerate(units.stacks):
         for row, block in enumerate(stack.blocks):
-            there, back = trips(engine, stack, block, warm)
-            to_owner, from_owner = _sizes(engine, layout, block, [stack.dtype.itemsize] * len(block.params))
+            there, back = trips(host, stack, block, warm=warm, clipped=clipped)
+            to_owner, from_owner = _sizes(host, matrices, block, [stack.dtype.itemsize] * len(block.params))
             total += there * to_owner + back * from_owner
-            if warm and turns(engine, stack):
-                moments = _sizes(engine, layout, block, _moments(engine, layout, block))
-                total += _moved(engine, index, row) * sum(moments)
+            if warm and stack.rotates:
+                moments = _sizes(host, matrices, block, _moments(host, matrices, block))
+                total += _moved(units, (index, row)) * sum(moments)
     return total
 
 
-def _sizes(engine: "Engine", layout: Split, block: Block, itemsizes: list[int]) -> tuple[int, int]:
+def _sizes(host: Host, matrices: ShardedMatrices, block: Block, itemsizes: list[int]) -> tuple[int, int]:
     """Bytes that this rank sends when a block travels to its owner, and back, given those of a number of each part."""
-    rank = engine.comm.rank
-    pieces = list(zip(layout.pieces(block), itemsizes, strict=True))
+    rank = host.team.rank
+    pieces = list(zip(matrices.pieces(block), itemsizes, strict=True))
     if block.owner != rank:
         return sum(p.gives(rank) * size for p, size in pieces), 0
-    others = [other for other in range(engine.comm.ranks) if other != rank]
+    others = [other for other in range(host.team.ranks) if other != rank]
     return 0, sum(p.size(other) * size for p, size in pieces for other in others)
 
 
-def _moved(engine: "Engine", index: int, row: int) -> float:
+def _moved(units: Units, place: Place) -> float:
     """Share of the steps at which a tile's basis is swapped in a block: all its moments travel, once."""
-    units = [n for n in engine.units_of[index][row] if engine.schedule.units[n].columns]
-    return len({step for number in units for step in engine.schedule.loads(number)}) / engine.schedule.cycle
+    numbers = [number for number in units.of_block(place) if units[number].columns]
+    steps = {step for number in numbers for step in units.schedule.loads(number)}
+    return len(steps) / units.schedule.cycle
 
 
-def _moments(engine: "Engine", layout: Split, block: Block) -> list[int]:
+def _moments(host: Host, matrices: ShardedMatrices, block: Block) -> list[int]:
     """Bytes of a number of all moments of each parameter; before the base has any, of one of each kind."""
-    base = engine.base
-    usual = base.has_first_moment(engine.group(block.group)) + bool(base.second)
-    return [layout.travelling(p, usual) * engine.access.weight(p).itemsize for p in block.params]
+    usual = host.base.has_first_moment(host.group(block.group)) + bool(host.base.second)
+    return [matrices.travelling(p, usual) * host.access.weight(p).itemsize for p in block.params]
 
 
-def _sums(engine: "Engine", warm: bool) -> int:
+def _sums(units: Units, host: Host, warm: bool) -> int:
     """Lengths of bent updates, and totals of clips: of gradients that are preconditioned, and of those that wait."""
-    found = [(stack, _action(engine, stack, b, warm), _action(engine, stack, b, True)) for stack, b in _blocks(engine)]
+    found = [
+        (stack, stack.action(host, block, warm), stack.action(host, block, True))
+        for stack in units.stacks
+        for block in stack.blocks
+    ]
     bent = [stack for stack, action, _ in found if action is Action.BEND]
     total = len(bent) * bent[0].dtype.itemsize if bent else 0
     for now in (Action.PRECONDITION, Action.BASE):
         clipped = [
             stack
             for stack, action, later in found
-            if action is now and later is Action.PRECONDITION and stack.method.trust is not None
+            if action is now and later is Action.PRECONDITION and stack.method.step_bound is not None
         ]
         dtypes = {id(stack.method): stack.dtype for stack in clipped[::-1]}
         total += len(dtypes) * max((dtype.itemsize for dtype in dtypes.values()), default=0)

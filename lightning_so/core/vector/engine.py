@@ -3,7 +3,7 @@
 begin | the base optimizer steps | finish: evaluate at the weights before, ask the method, write the weights
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,29 +11,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_so.comm import access_of
-from lightning_so.contract.block import Stack
 from lightning_so.contract.vector_method import Step, VectorMethod, adaptive
 from lightning_so.core.engine import Engine
 from lightning_so.core.statistics.recorder import Recorder
-from lightning_so.core.vector.memory import Counts
+from lightning_so.core.vector import files
+from lightning_so.core.vector.memory import Memory
 from lightning_so.core.vector.moments import Moments
-from lightning_so.core.vector.oracle import Around
+from lightning_so.core.vector.oracle import BatchOracle
 from lightning_so.core.vector.rewound import Replays
 from lightning_so.errors import ConfigError
-from lightning_so.probe.difference import Examined
-from lightning_so.probe.parameters import Whole
-
-
-def dampen(stacks: Sequence[Stack], damping: float) -> None:
-    """Set the damping of methods that have one, for solves to come.
-
-    Args:
-        stacks: The stacks.
-        damping: l, in the units of the curvature of one sample's loss.
-    """
-    for stack in stacks:
-        if hasattr(stack.stats, "rule"):
-            stack.stats.rule = damping
+from lightning_so.probe.parameters import ParameterVector
 
 
 class VectorEngine:
@@ -42,14 +29,9 @@ class VectorEngine:
     Attributes:
         method: The method.
         model: The model as it is wrapped.
-        whole: The parameters of the optimizer as one vector.
+        vector: The parameters of the optimizer as one vector.
         state: What the method remembers.
-        counts: What was done.
-        parallel: Whether each replica probes a direction of its own, on its part of the batch.
-        product: How products were asked for; one of `PRODUCTS`.
-        examined: How products are taken; None before the first.
-        repeats: Whether the same step twice was seen to be the same.
-        tell: Called with what is worth telling.
+        memory: How evaluations are made, and how many there were.
         layerwise: Engines of methods on layers before the same optimizer.
     """
 
@@ -86,12 +68,15 @@ class VectorEngine:
         named = list(named)
         groups = access_of((param for _, param in named), model, deepspeed).groups(optimizer)
         known = {id(param) for group in groups for param in group["params"]}
-        self.method, self.model, self.counts, self._optimizer = method, model, Counts(), optimizer
-        self.whole = Whole.of(((name, param) for name, param in named if id(param) in known), model, deepspeed)
-        space = self.whole.space
+        self.method, self.model, self.optimizer = method, model, optimizer
+        self.memory = Memory(type(method).__name__, product, parallel)
+        self.vector = ParameterVector.of(
+            ((name, param) for name, param in named if id(param) in known), model, deepspeed
+        )
+        space = self.vector.space
         if not space.dimension:
             raise ConfigError(f"{type(method).__name__}: the optimizer has no parameter that is trained.")
-        if parallel and self.whole.access.sharded:
+        if parallel and self.vector.access.sharded:
             raise ConfigError(
                 f"{type(method).__name__}: parallel=True has ranks evaluate apart, and here they hold pieces of the "
                 f"parameters: every evaluation needs all of them. Leave it out."
@@ -100,15 +85,12 @@ class VectorEngine:
             _refuse_others(type(method).__name__, groups)
         if (reason := method.refuse(space, groups)) is not None:
             raise ConfigError(reason)
-        self.state, self.parallel, self.product = method.init(space), parallel, product
-        self.examined: Examined | None = None
-        self.repeats = False
-        self.tell: Callable[[object], None] = lambda _: None
+        self.state = method.init(space)
         self.layerwise: list[Engine] = []
         # The weights before the step, the gradient, and what the base has added.
-        self._rows, self._moments = space.zeros(3), Moments(self.whole, optimizer)
+        self._rows, self._moments = space.zeros(3), Moments(self.vector, optimizer)
         self._parts = [
-            [part.view(weight.shape) for part, weight in zip(space.split(row), self.whole.masters, strict=True)]
+            [part.view(weight.shape) for part, weight in zip(space.split(row), self.vector.stepped, strict=True)]
             for row in self._rows
         ]  # As the parameters are shaped.
         self._seen = False
@@ -122,7 +104,7 @@ class VectorEngine:
         Raises:
             ConfigError: If nothing of their step would be left.
         """
-        name, theirs = type(self.method).__name__, ", ".join(type(m).__name__ for e in engines for m in e.methods)
+        name, theirs = type(self.method).__name__, ", ".join(type(m).__name__ for e in engines for m in e.parts.methods)
         if engines and self.method.owns == "step":
             raise ConfigError(
                 f"{name} makes the step itself, and what {theirs} does to the gradient would be lost: leave one of "
@@ -139,7 +121,7 @@ class VectorEngine:
     def plan(self) -> str:
         """What it will do, in words."""
         vectors = sum(tensor.numel() // max(tensor.shape[-1], 1) for tensor in self.state.vectors.values())
-        space = self.whole.space
+        space = self.vector.space
         size = vectors * space.dimension * self._rows.element_size() / 1e6
         return (
             f"{self.method} on {space.dimension:,} numbers of {len(space.pieces)} parameters; "
@@ -153,12 +135,12 @@ class VectorEngine:
 
     def probes(self) -> bool:
         """Whether the coming step evaluates anything besides."""
-        return self.method.probes(self.counts.steps + 1)
+        return self.method.probes(self.memory.counts.steps + 1)
 
     @torch.no_grad()
     def saw(self) -> None:
         """Remember the gradient: after the backward pass, before it is clipped or changed."""
-        self.whole.grads(out=self._rows[1])
+        self.vector.grads(out=self._rows[1])
         self._moments.saw()
         self._seen = True
 
@@ -167,8 +149,8 @@ class VectorEngine:
         """Remember the weights: before the base steps, and the methods on layers."""
         if "damping" in self.state.numbers:
             for engine in self.layerwise:
-                dampen(engine.stacks, float(self.state.numbers["damping"]))
-        torch._foreach_copy_(self._parts[0], self.whole.masters)
+                engine.dampen(float(self.state.numbers["damping"]))
+        torch._foreach_copy_(self._parts[0], self.vector.stepped)
 
     @torch.no_grad()
     def finish(self, replays: Replays, *, same: bool, half: bool) -> None:
@@ -183,49 +165,53 @@ class VectorEngine:
             return
         self._seen = False
         start, gradient, _ = self._rows
-        space = self.whole.space
-        masters = self.whole.masters
-        for weight, at, part in zip(masters, self._parts[0], self._parts[2], strict=True):
+        space = self.vector.space
+        stepped = self.vector.stepped
+        for weight, at, part in zip(stepped, self._parts[0], self._parts[2], strict=True):
             torch.sub(weight, at, out=part)
         lengths = space.along(self._rows[1:], self._rows[1:]).diagonal().sqrt().tolist()
         if not all(0 < length < float("inf") for length in lengths):
-            self.counts.skipped += 1
+            self.memory.counts.skipped += 1
             return
-        self.counts.steps += 1
-        batch = Around(self, replays, start, gradient if same else None, half)
+        self.memory.counts.steps += 1
+        here = gradient if same else None
+        oracle = BatchOracle(self.memory, self.vector, self.model, replays, start, here, half)
         try:
-            rate, number = lengths[1] / lengths[0], self.counts.steps
-            step = Step(number, space, start, self._rows[1:], rate, self._schedule(), batch, self._moments)
+            rate, number = lengths[1] / lengths[0], self.memory.counts.steps
+            step = Step(number, space, start, self._rows[1:], rate, self._schedule(), oracle, self._moments)
             taken = self.method.update(self.state, step)
         finally:
-            batch.close()
+            oracle.close()
         if taken is None:
-            if batch.evaluated:
-                self.whole.forward.take()
+            if oracle.evaluated:
+                self.vector.forward.take()
             return
         if not float(space.along(taken[None], taken[None])) < float("inf"):
-            self.counts.refused += 1
-            self.whole.forward.take()
+            self.memory.counts.refused += 1
+            self.vector.forward.take()
             return
-        for weight, at, part in zip(masters, self._parts[0], space.split(taken), strict=True):
+        for weight, at, part in zip(stepped, self._parts[0], space.split(taken), strict=True):
             torch.add(at, part.view(at.shape), out=weight)
-        self.whole.forward.take()
+        self.vector.forward.take()
 
-    def recall(self, counts: Counts, how: dict[str, Any] | None) -> None:
-        """Go on from saved counts, and from what was found out about products."""
-        known = None if how is None else Examined(**how)
-        self.counts, self.examined = counts, known if known is not None and known.asked == self.product else None
+    def state_dict(self) -> dict[str, Any]:
+        """See `core.vector.files.state_dict`; save it beside the optimizer's own."""
+        return files.state_dict(self.method, self.state, self.vector.space, self.memory)
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """See `core.vector.files.load_state_dict`."""
+        files.load_state_dict(self.method, self.state, self.vector.space, self.memory, saved)
 
     def _schedule(self) -> float:
         """See `Step.schedule`."""
-        group = self.whole.access.group(self._optimizer, 0)
+        group = self.vector.access.group(self.optimizer, 0)
         return float(group["lr"]) / float(group.get("initial_lr", group["lr"]))
 
     def scalars(self) -> dict[str, float]:
         """What is logged."""
         return {
             **self.method.scalars(self.state),
-            "curv/evaluations": float(self.counts.evaluations + self.counts.forwards / 3),
+            "curv/evaluations": float(self.memory.counts.evaluations + self.memory.counts.forwards / 3),
         }
 
 

@@ -5,53 +5,55 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_so.core.vector.engine import VectorEngine
-from lightning_so.core.vector.memory import Counts
+from lightning_so.contract.vector_method import VectorMethod, VectorState
+from lightning_so.core.checkpoint.header import check_header
+from lightning_so.core.vector.memory import Counts, Memory
 from lightning_so.errors import StateError
 from lightning_so.linalg.vectors import Space
+from lightning_so.probe.difference import ProductChoice
 
+#: Of these states; raised when a file of the last one cannot be read.
 FORMAT = 1
 
 
-def state_dict(engine: VectorEngine) -> dict[str, Any]:
+def state_dict(method: VectorMethod, state: VectorState, space: Space, memory: Memory) -> dict[str, Any]:
     """Everything that resuming needs, safe for `torch.load(weights_only=True)`; a collective where ranks hold pieces.
 
     Args:
-        engine: The engine, between steps.
+        method: The method.
+        state: What it remembers, between steps.
+        space: What vectors are.
+        memory: What was done, and how products are taken.
 
     Returns:
         Copies on the CPU: a later step does not change them.
     """
-    space, state = engine.whole.space, engine.state
     return {
         "format": FORMAT,
-        "method": str(engine.method),
+        "method": str(method),
         "vectors": {name: _whole(vectors, space) for name, vectors in state.vectors.items()},
         "numbers": {name: number.clone() for name, number in state.numbers.items()},
-        "counts": dict(vars(engine.counts)),
-        "examined": None if engine.examined is None else dict(vars(engine.examined)),
+        "counts": dict(vars(memory.counts)),
+        "examined": None if memory.examined is None else dict(vars(memory.examined)),
     }
 
 
-def load_state_dict(engine: VectorEngine, saved: dict[str, Any]) -> None:
+def load_state_dict(
+    method: VectorMethod, state: VectorState, space: Space, memory: Memory, saved: dict[str, Any]
+) -> None:
     """Load what `state_dict` gave, after checking all of it.
 
     Args:
-        engine: An engine of the same model and method.
+        method: The same method.
+        state: What it remembers; changed in place.
+        space: That of the same parameters.
+        memory: Changed; what was found out about products stays where they are asked for in the same way.
         saved: The state.
 
     Raises:
         StateError: If format, method, names or shapes differ; nothing is changed then.
     """
-    found = saved.get("format") if isinstance(saved, dict) else type(saved).__name__
-    if found != FORMAT:
-        raise StateError(f"state format is {found!r}, this version reads {FORMAT}: load it with the one that wrote it.")
-    if saved["method"] != str(engine.method):
-        raise StateError(
-            f"the state is of {saved['method']}, this run uses {engine.method}: use the same arguments, or start "
-            f"without the state."
-        )
-    space, state = engine.whole.space, engine.state
+    check_header(saved, FORMAT, str(method))
     mine = {piece.name: piece.whole for piece in space.pieces}
     for name in state.vectors:
         theirs = {key: part.shape[-1] for key, part in saved["vectors"][name].items()}
@@ -63,7 +65,9 @@ def load_state_dict(engine: VectorEngine, saved: dict[str, Any]) -> None:
         vectors.copy_(torch.cat(parts, -1))
     for name, number in state.numbers.items():
         number.copy_(saved["numbers"][name])
-    engine.recall(Counts(**saved["counts"]), saved["examined"])
+    known = None if saved["examined"] is None else ProductChoice(**saved["examined"])
+    memory.counts = Counts(**saved["counts"])
+    memory.examined = known if known is not None and known.asked == memory.product else None
 
 
 def _whole(vectors: Tensor, space: Space) -> dict[str, Tensor]:

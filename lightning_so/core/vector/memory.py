@@ -1,6 +1,9 @@
-"""What a vector engine remembers."""
+"""What a vector engine remembers from one step to the next, besides its method's state."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from lightning_so.probe.difference import ProductChoice
 
 
 @dataclass
@@ -21,3 +24,26 @@ class Counts:
     refused: int = 0
     evaluations: int = 0
     forwards: int = 0
+
+
+@dataclass
+class Memory:
+    """How evaluations are made, what they have found out, and how many there were.
+
+    Attributes:
+        name: The method's, for messages.
+        product: How products were asked for; one of `PRODUCTS`.
+        parallel: Whether each replica probes a direction of its own, on its part of the batch.
+        tell: Called with what is worth telling.
+        counts: What was done.
+        examined: How products are taken; None before the first.
+        repeats: Whether the same step twice was seen to be the same.
+    """
+
+    name: str
+    product: str
+    parallel: bool
+    tell: Callable[[object], None] = lambda _: None
+    counts: Counts = field(default_factory=Counts)
+    examined: ProductChoice | None = None
+    repeats: bool = False

@@ -7,28 +7,28 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
-from lightning_so.probe.parameters import Whole
+from lightning_so.probe.parameters import ParameterVector
 
 
 class Moments:
     """Views of an optimizer's state and settings; nothing of it is changed."""
 
-    def __init__(self, whole: Whole, optimizer: Optimizer) -> None:
+    def __init__(self, vector: ParameterVector, optimizer: Optimizer) -> None:
         """Remember where they are.
 
         Args:
-            whole: The parameters.
+            vector: The parameters.
             optimizer: The base.
         """
-        self._whole, self._optimizer = whole, optimizer
-        groups = whole.access.groups(optimizer)
+        self._vector, self._optimizer = vector, optimizer
+        groups = vector.access.groups(optimizer)
         self._count, numbers = len(groups), {id(p): n for n, group in enumerate(groups) for p in group["params"]}
-        self._groups = [numbers[id(param)] for param in whole.params]
-        self._stepped = [True] * len(whole.params)
+        self._groups = [numbers[id(param)] for param in vector.params]
+        self._stepped = [True] * len(vector.params)
 
     def saw(self) -> None:
         """Remember which parameters have a gradient, and so are stepped on."""
-        self._stepped = [self._whole.access.grad(param) is not None for param in self._whole.params]
+        self._stepped = [self._vector.access.grad(param) is not None for param in self._vector.params]
 
     def setting(self, name: str, place: int | None = None) -> float | Tensor:
         """A hyper-parameter: one number where all groups have the same, else one a weight, shape (n,).
@@ -65,26 +65,26 @@ class Moments:
         Returns:
             A new vector, shape (n,).
         """
-        whole, optimizer = self._whole, self._optimizer
+        vector, optimizer = self._vector, self._optimizer
         pieces = []
-        for param, number, stepped in zip(whole.params, self._groups, self._stepped, strict=True):
+        for param, number, stepped in zip(vector.params, self._groups, self._stepped, strict=True):
             # A parameter that never had a gradient has no state.
-            state = whole.access.state(optimizer, param) if stepped else {}
+            state = vector.access.state(optimizer, param) if stepped else {}
             moment = state["exp_avg"] if state else None
             if moment is not None and corrected:
                 beta = float(self._group(number)["betas"][0])
                 # On the device where the count is: reading it waits.
                 moment = moment / (1 - beta ** torch.as_tensor(state["step"]).double())
             pieces.append(moment)
-        return whole.flat(pieces)
+        return vector.flat(pieces)
 
     def _spread(self, mine: Sequence[float]) -> float | Tensor:
         """Numbers of the parameters: one where they are equal, else one a weight."""
         if len(set(mine)) == 1:
             return mine[0]
-        space = self._whole.space
+        space = self._vector.space
         sizes = torch.tensor([piece.count for piece in space.pieces], device=space.device)
         return torch.tensor(mine, dtype=space.dtype, device=space.device).repeat_interleave(sizes)
 
     def _group(self, number: int) -> dict[str, Any]:
-        return self._whole.access.group(self._optimizer, number)
+        return self._vector.access.group(self._optimizer, number)

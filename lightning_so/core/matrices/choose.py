@@ -1,0 +1,35 @@
+"""Which matrices fit a training."""
+
+from lightning_so.comm import Sharded
+from lightning_so.core.host import Host
+from lightning_so.core.matrices.matrices import Matrices
+from lightning_so.core.matrices.sharded import ShardedMatrices
+from lightning_so.errors import ConfigError
+
+
+def matrices_of(host: Host, *, whole_weights: bool) -> Matrices:
+    """Where the matrices of a training are whole; a collective where its parameters are sharded.
+
+    Args:
+        host: The training.
+        whole_weights: Whether checks are asked for that need whole weights.
+
+    Returns:
+        The matrices.
+
+    Raises:
+        ConfigError: If they are, and ranks hold pieces.
+    """
+    if not host.access.sharded and not host.access.local:
+        return Matrices(host)
+    if whole_weights:
+        raise ConfigError(
+            "verify_every and compare_every look at whole weights, and ranks hold pieces of these parameters: leave "
+            "both at 0 under FSDP and DeepSpeed; check a short training under DDP instead."
+        )
+    if host.access.local:
+        return Matrices(host)
+    assert isinstance(host.team, Sharded)
+    matrices = ShardedMatrices(host, host.team)
+    matrices.learn(host.params)
+    return matrices
