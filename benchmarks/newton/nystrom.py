@@ -20,7 +20,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.shared.problems import digits
+from benchmarks.shared.images import digits
 from lightning_so import Nystrom, attach
 
 OUT = Path("benchmarks/newton/results/nystrom.jsonl")

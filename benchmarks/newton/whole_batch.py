@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.shared.problems import digits, load
+from benchmarks.shared.images import digits
+from benchmarks.shared.problems import load
 from lightning_so import NewtonCG, SaddleFreeKrylov, attach
 from lightning_so.contract.vector_method import VectorMethod
 

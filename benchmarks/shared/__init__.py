@@ -1,1 +1,1 @@
-"""What the benchmarks share: problems, the optimizers that are compared, and the table of training runs."""
+"""What the benchmarks share: problems, the optimizers that are compared, and how figures are printed and written."""

@@ -1,5 +1,7 @@
 """The optimizers that are compared, each built the same way: `build(method, model, ...)` gives a Contender."""
 
+import argparse
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -226,3 +228,14 @@ def _attached(model: nn.Module, settings: Settings, method: Any, base: Callable 
 
     parts = base(model, settings)
     return {**parts, "engine": attach(model, parts["optimizers"][0], method)}
+
+
+def option(text: str) -> tuple[str, Any]:
+    """`cap=null` to ("cap", None): a constructor argument of the method, its value in JSON or else a string."""
+    name, sign, value = text.partition("=")
+    if not sign:
+        raise argparse.ArgumentTypeError(f"{text!r}: give name=value, for example start=20")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value

@@ -13,7 +13,6 @@ predicts them for the largest interval (32 steps for SOAP(), reached at step 320
 """
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -28,13 +27,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from rich.console import Console
 from rich.table import Table
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from benchmarks.shared.methods import METHODS, Settings, build
 from benchmarks.shared.problems import PROBLEMS, Problem, load
-from benchmarks.steps.one_process import PARTS, Lane, distribution, machine, memory, parts_table, step, whole_table
+from benchmarks.shared.table import append, headed, machine, show
+from benchmarks.steps.one_process import PARTS, Lane, distribution, memory, parts_table, step, whole_table
 from lightning_so.core.trust.traffic import traffic
 
 VARIANTS = ["adamw", "adamw", "soap", "muon"]
@@ -153,10 +152,9 @@ def sent(track: Track) -> dict[str, Any]:
 
 def wire_table(records: list[dict[str, Any]]) -> Table:
     """Wall time, and bytes that a rank sends beside DDP's gradients."""
-    table = Table(title="wall time, and bytes a step that a rank sends", caption="settled: at the largest interval")
     heads = ["variant", "wall median ms", "largest", "largest/median", "bytes: mean", "largest", "settled", "predicted"]
-    for i, head in enumerate([*heads, "DDP's gradients"]):
-        table.add_column(head, justify="left" if i == 0 else "right")
+    title = "wall time, and bytes a step that a rank sends"
+    table = headed([*heads, "DDP's gradients"], title, "settled: at the largest interval")
     for r in records:
         settled = "-" if r["sent_settled_bytes"] is None else f"{r['sent_settled_bytes']:,.0f}"
         table.add_row(
@@ -200,18 +198,11 @@ def main() -> None:
         record(variant, [[run[i] for run in rank] for rank in tracks]) for i, variant in enumerate(args.variants)
     ]
 
-    console = Console(width=None if sys.stdout.isatty() else 140)
     title = f"{args.problem} on {args.ranks} ranks, {args.steps} steps, CPU, least of {args.repeats} repeats"
-    console.print(whole_table(records, title))
-    console.print(parts_table(records))
-    console.print(wire_table(records))
+    show(whole_table(records, title), parts_table(records), wire_table(records))
     facts = {name: getattr(args, name) for name in ("problem", "ranks", "steps", "repeats", "lr")}
     torch.set_num_threads(1)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with args.out.open("a") as file:
-        for r in records:
-            print(json.dumps({**facts, **machine("cpu"), **r}), file=file)
-    print(f"results: {args.out}")
+    append(args.out, ({**facts, **machine("cpu"), **r} for r in records))
 
 
 if __name__ == "__main__":

@@ -10,9 +10,6 @@ step needs beyond what is there before it: activations, gradients and work space
 """
 
 import argparse
-import json
-import platform
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -23,13 +20,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from benchmarks.shared.methods import Contender, Settings, build
+from benchmarks.shared.methods import Contender, Settings, build, option
 from benchmarks.shared.problems import PROBLEMS, Batch, Problem, load
-from benchmarks.training.grid import option
+from benchmarks.shared.table import append, headed, machine, show
 from lightning_so.core.stopwatch import Stopwatch
 from lightning_so.core.trust.memory import state_bytes
 
@@ -153,29 +149,11 @@ def distribution(parts_RSP: np.ndarray) -> dict[str, Any]:
     }
 
 
-def machine(device: str) -> dict[str, Any]:
-    """What the figures depend on."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
-    flags = next((line for line in lines if line.startswith("flags")), "")
-    return {
-        "cpu": model or platform.processor(),
-        "device": device if device == "cpu" else torch.cuda.get_device_name(),
-        "bf16_units": "bf16" in flags,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-
-
 def whole_table(records: list[dict[str, Any]], title: str) -> Table:
     """The whole step: its distribution, its ratio to AdamW's, the memory."""
     base = records[0]
-    table = Table(title=title, caption="ratios to the first row; state is bytes per parameter byte, optimizer's + ours")
     heads = ["variant", "median ms", "p99", "largest", "at step", "largest/median", "median x", "mean x", "state"]
-    for i, head in enumerate(heads):
-        table.add_column(head, justify="left" if i == 0 else "right")
+    table = headed(heads, title, "ratios to the first row; state is bytes per parameter byte, optimizer's + ours")
     for r in records:
         table.add_row(
             r["variant"],
@@ -193,9 +171,7 @@ def whole_table(records: list[dict[str, Any]], title: str) -> Table:
 
 def parts_table(records: list[dict[str, Any]]) -> Table:
     """Mean milliseconds of each part of a step."""
-    table = Table(title="mean ms of each part")
-    for i, head in enumerate(["variant", *PARTS]):
-        table.add_column(head.replace("_", "-"), justify="left" if i == 0 else "right")
+    table = headed([head.replace("_", "-") for head in ("variant", *PARTS)], "mean ms of each part")
     for r in records:
         table.add_row(r["variant"], *(f"{r['parts_ms'][part]:.2f}" for part in PARTS))
     return table
@@ -218,12 +194,10 @@ def main() -> None:
     torch.set_num_threads(1)
     settings = Settings(args.lr, steps=args.steps)
     records = measure(load(args.problem, args.device), args.variants, settings, args.repeats, args.bf16)
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    console.print(whole_table(records, f"{args.problem}, {args.steps} steps, least of {args.repeats} repeats"))
-    console.print(parts_table(records))
+    title = f"{args.problem}, {args.steps} steps, least of {args.repeats} repeats"
+    show(whole_table(records, title), parts_table(records))
 
     out = args.out or Path(f"benchmarks/steps/results/one_process_{args.problem}.jsonl")
-    out.parent.mkdir(parents=True, exist_ok=True)
     facts = {
         "problem": args.problem,
         "steps": args.steps,
@@ -232,10 +206,7 @@ def main() -> None:
         "bf16": args.bf16,
         **machine(args.device),
     }
-    with out.open("a") as file:
-        for r in records:
-            print(json.dumps({**facts, **r}), file=file)
-    print(f"results: {out}")
+    append(out, ({**facts, **r} for r in records))
 
 
 if __name__ == "__main__":

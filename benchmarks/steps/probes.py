@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.shared.methods import Settings, build
 from benchmarks.shared.problems import PROBLEMS, Problem, load
-from benchmarks.steps.one_process import machine
+from benchmarks.shared.table import machine
 from lightning_so import FewDirections, attach
 
 RATE = 2e-3

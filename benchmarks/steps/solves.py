@@ -8,8 +8,6 @@ thousandth of their largest diagonal entry.
 """
 
 import argparse
-import json
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -19,12 +17,11 @@ from statistics import median
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.steps.one_process import machine
+from benchmarks.shared.table import append, headed, machine, show
 from lightning_so.linalg import psd
 from lightning_so.linalg.result import Result
 from lightning_so.linalg.roots import WAYS, inverse_root
@@ -109,10 +106,8 @@ def measure(name: str, side: int, count: int, repeats: int) -> dict[str, Any]:
 
 def table(lines: list[dict[str, Any]]) -> Table:
     """A row a solve and side."""
-    found = Table(title="one call for all matrices against a call for each, CPU milliseconds and operations")
     heads = ["solve", "side", "matrices", "one call", "calls for each", "speed-up", "operations", "fewer", "difference"]
-    for i, head in enumerate(heads):
-        found.add_column(head, justify="left" if i == 0 else "right")
+    found = headed(heads, "one call for all matrices against a call for each, CPU milliseconds and operations")
     for line in lines:
         found.add_row(
             line["solve"],
@@ -142,12 +137,8 @@ def main() -> None:
     torch.set_num_threads(1)
     cells = product(args.counts, args.solves, args.sides)
     lines = [measure(name, side, count, args.repeats) for count, name, side in cells]
-    Console(width=None if sys.stdout.isatty() else 140).print(table(lines))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with args.out.open("a") as file:
-        for line in lines:
-            print(json.dumps({**machine("cpu"), **line}), file=file)
-    print(f"results: {args.out}")
+    show(table(lines))
+    append(args.out, ({**machine("cpu"), **line} for line in lines))
 
 
 if __name__ == "__main__":

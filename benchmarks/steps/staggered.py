@@ -31,7 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.shared.methods import Settings, adamw
 from benchmarks.shared.problems import Problem, load
-from benchmarks.steps.one_process import machine
+from benchmarks.shared.table import machine
 from lightning_so import SOAP, Staggered, Synchronous, attach
 from lightning_so.core.trust.traffic import traffic
 from tests.cluster.hosts import joined, lacking

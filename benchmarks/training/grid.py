@@ -3,7 +3,7 @@
     python -m benchmarks.training.grid --problem byte_lm --method soap --lrs 1e-3 2e-3 4e-3 8e-3 --seeds 0 1 2 --jobs 2
 
 A run is one process with one thread. Seconds are process CPU seconds of training steps (forward, backward, optimizer,
-schedule): validation and the drawing of batches are left out. Read the lines with `python -m benchmarks.shared.table`.
+schedule): validation and the drawing of batches are left out. `python -m benchmarks.training.table` reads them.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.shared.methods import METHODS, Settings, build
+from benchmarks.shared.methods import METHODS, Settings, build, option
 from benchmarks.shared.problems import PROBLEMS, load
 from lightning_so.core.stopwatch import Stopwatch
 
@@ -95,17 +95,6 @@ def line(run: Run, loss_name: str, curve: list[tuple[int, float, float]], conten
 def stage_seconds(engine: Any) -> dict[str, float]:
     """Seconds of each stage of the engine, empty where there is none."""
     return {} if engine is None else engine.stopwatch.seconds
-
-
-def option(text: str) -> tuple[str, Any]:
-    """`cap=null` to ("cap", None): a constructor argument of the method, its value in JSON or else a string."""
-    name, sign, value = text.partition("=")
-    if not sign:
-        raise argparse.ArgumentTypeError(f"{text!r}: give name=value, for example start=20")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value
 
 
 def arguments() -> argparse.Namespace:

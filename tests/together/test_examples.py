@@ -49,7 +49,7 @@ def test_benchmarks_write_lines(quickly, tmp_path):
     grid = ["--method", "adamw", "soap", "--lrs", "3e-3", "--seeds", "0", "--steps", "20"]
     quickly("benchmarks.training.grid", "--problem", "autoencoder", *grid, "--out", str(out))
     assert len(out.read_text().splitlines()) == 2
-    assert "soap" in quickly("benchmarks.shared.table", str(out))
+    assert "soap" in quickly("benchmarks.training.table", str(out))
     few = ["--sides", "4", "--counts", "3", "--repeats", "1"]
     assert "schulz" in quickly("benchmarks.steps.solves", *few, "--out", str(out))
     assert len(out.read_text().splitlines()) == 6
