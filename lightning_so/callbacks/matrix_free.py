@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_so.callbacks import strategies
 from lightning_so.callbacks.names import Callback
 from lightning_so.callbacks.replay import Replay
+from lightning_so.callbacks.standing import StandIn, ending
 from lightning_so.comm import unsynced
 from lightning_so.contract.vector_method import VectorMethod
 from lightning_so.core.vector.engine import VectorEngine
@@ -88,7 +89,7 @@ class MatrixFree(Callback):
     def _clear(self) -> None:
         self.engine: VectorEngine | None = None
         self._replay: Replay | None = None
-        self._wrapped: Any = None
+        self._standing = list[StandIn]()
         self._batch: tuple[Any, int, tuple[Any, ...] | None] | None = None
 
     @property
@@ -124,7 +125,7 @@ class MatrixFree(Callback):
             raise ConfigError(
                 f"MatrixFree works with one optimizer; configure_optimizers gave {len(trainer.optimizers)}."
             )
-        optimizer, deepspeed = strategies.client(trainer.optimizers[0]), strategies.engine(trainer)
+        optimizer, deepspeed = strategies.client(trainer.optimizers[0]), strategies.deepspeed_engine(trainer)
         engine = VectorEngine(
             trainer.strategy.model,
             pl_module.named_parameters(),
@@ -143,7 +144,7 @@ class MatrixFree(Callback):
         if self._loaded is not None:
             engine.load_state_dict(self._loaded)
             self._loaded = None
-        engine.stand_behind([inner for callback in trainer.callbacks for inner in getattr(callback, "engines", ())])
+        engine.stand_behind(strategies.engines(trainer))
         self.engine, self._replay = engine, Replay(trainer, pl_module, engine.vector)
         if self.verbose:
             engine.memory.tell = rank_zero_only(print)
@@ -168,25 +169,20 @@ class MatrixFree(Callback):
 
     def _wrap(self, trainer: Any) -> None:
         """Stand around the step, and around `SecondOrder`, whose hooks are in it."""
-        strategy, engine = trainer.strategy, self.engine
+        engine = self.engine
         assert engine is not None
-        original, end = strategy.optimizer_step, strategy.teardown
 
-        def optimizer_step(*args: Any, **kwargs: Any) -> Any:
-            engine.begin()
-            found = original(*args, **kwargs)
-            self._finish(trainer)
-            return found
+        def step(original: Callable[..., Any]) -> Callable[..., Any]:
+            def optimizer_step(*args: Any, **kwargs: Any) -> Any:
+                engine.begin()
+                found = original(*args, **kwargs)
+                self._finish(trainer)
+                return found
 
-        def teardown() -> None:
-            # After an exception Lightning asks the strategy alone, not callbacks.
-            self._unhook()
-            end()
+            return optimizer_step
 
-        ours = {"optimizer_step": optimizer_step, "teardown": teardown}
-        before = {name: strategy.__dict__.get(name) for name in ours}
-        strategy.__dict__.update(ours)
-        self._wrapped = strategy, ours, before
+        strategy = trainer.strategy
+        self._standing = [StandIn(strategy, "optimizer_step", step), ending(strategy, self._unhook)]
 
     def _finish(self, trainer: Any) -> None:
         """The optimizer has stepped."""
@@ -240,12 +236,6 @@ class MatrixFree(Callback):
     # ---------------------------------------------------------------- inside
 
     def _unhook(self) -> None:
-        if self._wrapped is not None:
-            strategy, ours, before = self._wrapped
-            for name, function in ours.items():
-                # Another callback may have taken away what stands around it, ours too.
-                if strategy.__dict__.get(name) is function:
-                    del strategy.__dict__[name]
-                    if before[name] is not None:
-                        strategy.__dict__[name] = before[name]
-            self._wrapped = None
+        for standing in self._standing:
+            standing.release()
+        self._standing = []

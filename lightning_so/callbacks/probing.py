@@ -109,7 +109,7 @@ class CurvatureProbe(Callback, ABC):
         """Say what the whole vector is: the parameters that are trained."""
         self._clear()
         self._vector = ParameterVector.of(
-            pl_module.named_parameters(), trainer.strategy.model, strategies.engine(trainer)
+            pl_module.named_parameters(), trainer.strategy.model, strategies.deepspeed_engine(trainer)
         )
         self._replay = Replay(trainer, pl_module, self._vector)
 
@@ -135,12 +135,7 @@ class CurvatureProbe(Callback, ABC):
         self._looked = step
         if not self.wants(trainer):
             return
-        recorders = [
-            recorder
-            for callback in trainer.callbacks
-            for engine in getattr(callback, "engines", ())
-            for recorder in engine.recorders
-        ]
+        recorders = [recorder for engine in strategies.engines(trainer) for recorder in engine.recorders]
         with self._replay.of(batch, batch_idx, self._random, recorders) as loss:
             self.look(trainer, *(self._by_double_backward(trainer, loss) or self._by_differences(trainer, loss)))
 

@@ -4,7 +4,7 @@ Every rank saves, and takes part in the exchanges that bring sharded state toget
 may begin one: the others may be at another line of ours.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -12,10 +12,14 @@ from typing import Any
 from torch import Tensor
 
 from lightning_so.callbacks.signals import inside_handler
+from lightning_so.callbacks.standing import StandIn
 from lightning_so.callbacks.strategies import is_deepspeed
 from lightning_so.core.checkpoint import plain_moments, stamp
 from lightning_so.core.engine import Engine
 from lightning_so.core.step import progress
+
+#: What a strategy collects for a file.
+Collect = Callable[..., dict[str, Any]]
 
 
 def kind(engine: Engine, asked: str) -> str:
@@ -44,7 +48,7 @@ def leaving(engine: Engine) -> plain_moments.Leaving | None:
     return None if alone else plain_moments.leaving(engine.parts)
 
 
-def wrap(strategy: Any, engines: Sequence[Engine]) -> list[str]:
+def wrap(strategy: Any, engines: Sequence[Engine]) -> list[StandIn]:
     """Let a strategy collect weights that are not hidden, and not take a step of its own for one of the training.
 
     Args:
@@ -52,39 +56,45 @@ def wrap(strategy: Any, engines: Sequence[Engine]) -> list[str]:
         engines: The engines, one an optimizer.
 
     Returns:
-        Names of attributes of the strategy that were set.
+        What stands in its functions' place.
     """
-    weights, state = strategy.lightning_module_state_dict, strategy.optimizer_state
 
-    def lightning_module_state_dict() -> dict[str, Any]:
-        with ExitStack() as stack:
-            # A list: every engine's are shown.
-            if not any(
-                [stack.enter_context(progress.shown(engine.hidden, engine.parts.matrices)) for engine in engines]
-            ):
-                return weights()
-            found = weights().items()
-            return {name: value.clone() if isinstance(value, Tensor) else value for name, value in found}
+    def weights(original: Collect) -> Collect:
+        def lightning_module_state_dict() -> dict[str, Any]:
+            with ExitStack() as stack:
+                hidden = [progress.shown(engine.hidden, engine.parts.matrices) for engine in engines]
+                # A list: every engine's are shown.
+                if not any([stack.enter_context(of_engine) for of_engine in hidden]):
+                    return original()
+                found = original().items()
+                return {name: value.clone() if isinstance(value, Tensor) else value for name, value in found}
 
-    def optimizer_state(optimizer: Any) -> dict[str, Any]:
-        # Of an optimizer without state torch asks a step with gradients of zero, in which it would make some.
-        for engine in engines:
-            engine.aside = True
-        try:
-            return plain_moments.collected([engine.parts for engine in engines], partial(state, optimizer))
-        finally:
+        return lightning_module_state_dict
+
+    def state(original: Collect) -> Collect:
+        def optimizer_state(optimizer: Any) -> dict[str, Any]:
+            # Of an optimizer without state torch asks a step with gradients of zero, in which it would make some.
             for engine in engines:
-                engine.aside = False
+                engine.aside = True
+            try:
+                return plain_moments.collected([engine.parts for engine in engines], partial(original, optimizer))
+            finally:
+                for engine in engines:
+                    engine.aside = False
 
-    def save_checkpoint(*args: Any, **kwargs: Any) -> None:
-        with ExitStack() as stack:
-            for engine in engines:
-                stack.enter_context(plain_moments.plainly(engine.parts, alone=inside_handler()))
-            save(*args, **kwargs)
+        return optimizer_state
 
-    strategy.lightning_module_state_dict, strategy.optimizer_state = lightning_module_state_dict, optimizer_state
-    if not is_deepspeed(strategy) or strategy.full_checkpoint:
-        return ["lightning_module_state_dict", "optimizer_state"]
-    # DeepSpeed writes the optimizer's state of its folders itself, from what is there.
-    save, strategy.save_checkpoint = strategy.save_checkpoint, save_checkpoint
-    return ["lightning_module_state_dict", "optimizer_state", "save_checkpoint"]
+    def save(original: Callable[..., None]) -> Callable[..., None]:
+        def save_checkpoint(*args: Any, **kwargs: Any) -> None:
+            with ExitStack() as stack:
+                for engine in engines:
+                    stack.enter_context(plain_moments.plainly(engine.parts, alone=inside_handler()))
+                original(*args, **kwargs)
+
+        return save_checkpoint
+
+    found = [StandIn(strategy, "lightning_module_state_dict", weights), StandIn(strategy, "optimizer_state", state)]
+    if is_deepspeed(strategy) and not strategy.full_checkpoint:
+        # DeepSpeed writes the optimizer's state of its folders itself, from what is there.
+        found.append(StandIn(strategy, "save_checkpoint", save))
+    return found

@@ -1,5 +1,6 @@
 """The callback: one line in a Trainer."""
 
+from collections.abc import Callable
 from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_only
@@ -10,6 +11,7 @@ from lightning_so.callbacks import saving, strategies
 from lightning_so.callbacks.clipping import RawClip
 from lightning_so.callbacks.first_steps import FirstSteps
 from lightning_so.callbacks.names import Callback
+from lightning_so.callbacks.standing import StandIn, ending
 from lightning_so.comm import SHARDINGS, Local, ambient
 from lightning_so.contract.method import Method
 from lightning_so.core.attach.hooks import hooks
@@ -87,7 +89,7 @@ class SecondOrder(Callback):
         """Everything that belongs to a running fit."""
         self.engines, self._telemetry, self._hooks = list[Engine](), list[Telemetry](), list[Any]()
         self._alive: FirstSteps | None = None
-        self._wrapped: Any = None
+        self._standing = list[StandIn]()
         self._comm: Local | None = None
         self._raw = RawClip()
         self._told = False
@@ -108,7 +110,7 @@ class SecondOrder(Callback):
 
     def on_fit_start(self, trainer: Any, pl_module: nn.Module) -> None:
         """Make one engine an optimizer, print the plans, hook in."""
-        self._unhook(trainer)
+        self._unhook()
         optimizers = [strategies.client(optimizer) for optimizer in trainer.optimizers]
         accesses = [strategies.access(trainer, optimizer, self.sharding) for optimizer in optimizers]
         mixture = Mixture.of(self.method)
@@ -162,7 +164,7 @@ class SecondOrder(Callback):
 
     def teardown(self, trainer: Any, pl_module: nn.Module, stage: str) -> None:
         """Take the hooks back."""
-        self._unhook(trainer)
+        self._unhook()
 
     # ---------------------------------------------------------------- one step
 
@@ -250,37 +252,31 @@ class SecondOrder(Callback):
 
     def _wrap(self, trainer: Any) -> None:
         """Undo a skipped or failed step at once: later callbacks and user code must never see a hidden weight."""
-        strategy = trainer.strategy
-        original, end = strategy.optimizer_step, strategy.teardown
 
-        def optimizer_step(*args: Any, **kwargs: Any) -> Any:
-            try:
-                return original(*args, **kwargs)
-            finally:
-                for engine in self.engines:
-                    engine.restore()
-                self._raw.release()
+        def step(original: Callable[..., Any]) -> Callable[..., Any]:
+            def optimizer_step(*args: Any, **kwargs: Any) -> Any:
+                try:
+                    return original(*args, **kwargs)
+                finally:
+                    for engine in self.engines:
+                        engine.restore()
+                    self._raw.release()
 
-        def teardown() -> None:
-            # After an exception Lightning asks the strategy alone, not callbacks.
-            self._unhook(trainer)
-            end()
+            return optimizer_step
 
-        strategy.optimizer_step, strategy.teardown = optimizer_step, teardown
-        self._wrapped = strategy, ["optimizer_step", "teardown", *saving.wrap(strategy, self.engines)]
+        ours = [StandIn(trainer.strategy, "optimizer_step", step), ending(trainer.strategy, self._unhook)]
+        self._standing = [*ours, *saving.wrap(trainer.strategy, self.engines)]
 
-    def _unhook(self, trainer: Any) -> None:
+    def _unhook(self) -> None:
         self._raw.release()
         for engine in self.engines:
             engine.disarm()
         for handle in self._hooks:
             handle.remove()
         self._hooks = []
-        if self._wrapped is not None:
-            strategy, names = self._wrapped
-            for name in names:
-                strategy.__dict__.pop(name, None)
-            self._wrapped = None
+        for standing in self._standing:
+            standing.release()
+        self._standing = []
         if self._comm is not None:
             self._comm.close()
             self._comm = None

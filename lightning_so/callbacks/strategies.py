@@ -65,10 +65,15 @@ def client(optimizer: Any) -> Optimizer:
 def access(trainer: Any, optimizer: Optimizer, sharding: str) -> Access:
     """Where the numbers of an optimizer's parameters are, once the strategy has set them up; see `access_of`."""
     params = (p for group in optimizer.param_groups for p in group["params"])
-    return access_of(params, trainer.strategy.model, engine(trainer), sharding=sharding)
+    return access_of(params, trainer.strategy.model, deepspeed_engine(trainer), sharding=sharding)
 
 
-def engine(trainer: Any) -> Any:
+def engines(trainer: Any) -> list[Engine]:
+    """Those of methods on layers, of all callbacks of a Trainer."""
+    return [engine for callback in trainer.callbacks for engine in getattr(callback, "engines", ())]
+
+
+def deepspeed_engine(trainer: Any) -> Any:
     """DeepSpeed's engine, once the strategy has set it up; None elsewhere."""
     return trainer.strategy.deepspeed_engine if is_deepspeed(trainer.strategy) else None
 
@@ -83,7 +88,7 @@ def half(trainer: Any, weights: Iterable[Tensor]) -> bool:
     Returns:
         Whether.
     """
-    deepspeed = engine(trainer)
+    deepspeed = deepspeed_engine(trainer)
     autocast = deepspeed is not None and deepspeed.torch_autocast_enabled()
     return autocast or "16" in str(trainer.precision) or any(weight.itemsize == 2 for weight in weights)
 
@@ -101,7 +106,7 @@ def training_step(trainer: Any, *arguments: Any) -> Any:
     Returns:
         What it gives.
     """
-    strategy, deepspeed = trainer.strategy, engine(trainer)
+    strategy, deepspeed = trainer.strategy, deepspeed_engine(trainer)
     if deepspeed is None:
         return strategy.training_step(*arguments)
     module, on = strategy.lightning_module, deepspeed.torch_autocast_enabled()

@@ -6,11 +6,11 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from lightning_so import ConfigError, SaddleEscape
 from lightning_so.linalg.line import Point, downhill
 from tests.support import trainings
+from tests.support.fits import fit
 
 
 class Saddle(pl.LightningModule):
@@ -34,20 +34,6 @@ class Saddle(pl.LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.SGD([self.w], lr=self.rate, momentum=0.5)
-
-
-def fit(module, *callbacks, steps=200, resume=None):
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_steps=steps,
-        callbacks=list(callbacks),
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-    )
-    trainer.fit(module, DataLoader(range(steps), batch_size=1), ckpt_path=resume)
-    return trainer
 
 
 def test_a_ridge_that_descent_never_leaves_is_left():

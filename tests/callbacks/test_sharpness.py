@@ -6,10 +6,10 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from lightning_so import ConfigError, Muon, SecondOrder, SharpnessGuard
 from tests.support import trainings
+from tests.support.fits import fit
 from tests.support.peers import needs_deepspeed
 
 CURVATURES = torch.tensor([100.0, 10.0, 1.0, 0.1], dtype=torch.float64)
@@ -35,20 +35,6 @@ class Quadratic(pl.LightningModule):
 
     def configure_optimizers(self):
         return self.base([self.w], **self.arguments)
-
-
-def fit(module, *callbacks, steps=200):
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_steps=steps,
-        callbacks=list(callbacks),
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-    )
-    trainer.fit(module, DataLoader(range(steps), batch_size=1))
-    return trainer
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])

@@ -26,12 +26,12 @@ class MomentChange:
     Attributes:
         block: The block.
         states: The optimizer's states of its parameters, this rank's pieces; changed in place.
-        change: Changes states of whole tensors in place; done once, where the block's curvature is.
+        apply: Changes states of whole tensors in place; done once, where the block's curvature is.
     """
 
     block: Block
     states: list[dict[str, Any]]
-    change: Callable[[list[dict[str, Any]]], None]
+    apply: Callable[[list[dict[str, Any]]], None]
 
 
 @dataclass
@@ -162,10 +162,10 @@ class Matrices:
         for item in items:
             item.sink(item.work(item.source()).contiguous())
 
-    def change_moments(self, jobs: Sequence[MomentChange]) -> None:
-        """Change moments of blocks, in the order of the jobs."""
-        for job in jobs:
-            job.change(job.states)
+    def change_moments(self, changes: Sequence[MomentChange]) -> None:
+        """Change moments of blocks, in their order."""
+        for change in changes:
+            change.apply(change.states)
 
     # ---------------------------------------------------------------- moments in files
 
@@ -173,18 +173,20 @@ class Matrices:
         """By block and parameter, the keys of the moments that the base keeps; the same on every rank."""
         return [[_tensors(self.host.keys, state) for state in self.host.states(block)] for block in blocks]
 
-    def whole(self, jobs: Sequence[MomentChange]) -> list[list[dict[str, Tensor]]]:
-        """Copies of moments, whole and on every rank, to which the jobs' changes were made.
+    def whole(self, changes: Sequence[MomentChange]) -> list[list[dict[str, Tensor]]]:
+        """Copies of moments, whole and on every rank, to which the changes were made.
 
         Args:
-            jobs: One a block; their states do not change.
+            changes: One a block; their states do not change.
 
         Returns:
-            By job and parameter, the moments by key.
+            By change and parameter, the moments by key.
         """
-        found = [[{key: s[key].clone() for key in _tensors(self.host.keys, s)} for s in job.states] for job in jobs]
-        for job, states in zip(jobs, found, strict=True):
-            job.change(states)
+        found = [
+            [{key: s[key].clone() for key in _tensors(self.host.keys, s)} for s in change.states] for change in changes
+        ]
+        for change, states in zip(changes, found, strict=True):
+            change.apply(states)
         return found
 
     def cut(self, block: Block, number: int, whole: Tensor) -> Tensor:

@@ -127,9 +127,9 @@ class ShardedMatrices(Matrices):
             for item, buffer in zip(some, buffers, strict=True):
                 item.sink(buffer)
 
-    def change_moments(self, jobs: Sequence[MomentChange]) -> None:
+    def change_moments(self, changes: Sequence[MomentChange]) -> None:
         """See `Matrices.change_moments`: all there in one exchange, and all back in one; a block travels once."""
-        groups, whole = self._changed(jobs)
+        groups, whole = self._changed(changes)
         for some in groups:
             back = [whole[moment.block][moment.number].get(moment.key) for moment in some]
             self.comm.from_owners(back, [moment.piece for moment in some], [moment.pieces for moment in some])
@@ -139,26 +139,26 @@ class ShardedMatrices(Matrices):
         self._agree({block: self.host.states(block) for block in blocks})
         return [[self._kept.get(param, []) for param in block.params] for block in blocks]
 
-    def whole(self, jobs: Sequence[MomentChange]) -> list[list[dict[str, Tensor]]]:
+    def whole(self, changes: Sequence[MomentChange]) -> list[list[dict[str, Tensor]]]:
         """See `Matrices.whole`: to the owners in one exchange, and from them to all ranks, on the CPU, in one."""
-        groups, whole = self._changed(jobs)
+        groups, whole = self._changed(changes)
         moments = [moment for some in groups for moment in some]
         owned = [[m for m in moments if m.block.owner == rank] for rank in range(self.comm.ranks)]
         tensors = [[whole[m.block][m.number].get(m.key, m.outline) for m in of_rank] for of_rank in owned]
         for of_rank, copies in zip(owned, replicated_tensors(self.comm, tensors), strict=True):
             for m, copy in zip(of_rank, copies, strict=True):
                 whole[m.block][m.number][m.key] = copy
-        return [whole[job.block] for job in jobs]
+        return [whole[change.block] for change in changes]
 
     def cut(self, block: Block, number: int, whole: Tensor) -> Tensor:
         """See `Matrices.cut`: flat."""
         return self.pieces(block)[number].of(whole, self.comm.rank)
 
     def _changed(
-        self, jobs: Sequence[MomentChange]
+        self, changes: Sequence[MomentChange]
     ) -> tuple[list[list["_Moment"]], dict[Block, list[dict[str, Tensor]]]]:
         """Moments of blocks by dtype; and whole at the owners, by block, after the changes."""
-        states = {job.block: job.states for job in jobs}
+        states = {change.block: change.states for change in changes}
         self._agree(states)
         moments = [moment for block, of_block in states.items() for moment in self._moments(block, of_block)]
         groups = list(_alike(moments, lambda moment: moment.piece.dtype))
@@ -168,9 +168,9 @@ class ShardedMatrices(Matrices):
             for moment, tensor in zip(some, arrived, strict=True):
                 if tensor is not None:
                     whole[moment.block][moment.number][moment.key] = tensor.view(moment.block.shapes[moment.number])
-        for job in jobs:
-            if job.block.owner == self.comm.rank:
-                job.change(whole[job.block])
+        for change in changes:
+            if change.block.owner == self.comm.rank:
+                change.apply(whole[change.block])
         return groups, whole
 
     def _agree(self, states: Mapping[Block, list[dict[str, Any]]]) -> None:
