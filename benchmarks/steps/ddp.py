@@ -8,8 +8,8 @@ rank's of each part, summed over the parts, because ranks wait for each other in
 solves. That is a step with a core for each rank and a free wire, or a little more. Then, as in `one_process.py`, the
 least of identical repeats, which keeps the spikes of the method, first solves included.
 
-The last table has what this leaves out: wall time, and the bytes that the engine sends against `core.traffic`, which
-predicts them for the largest interval (32 steps for SOAP(), reached at step 320; then they are "settled").
+The last table has what this leaves out: wall time, and the bytes that the engine sends against `core.trust.traffic`,
+which predicts them for the largest interval (32 steps for SOAP(), reached at step 320; then they are "settled").
 """
 
 import argparse

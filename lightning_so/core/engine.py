@@ -1,6 +1,6 @@
 """The engine: the one place where the stages of a step meet.
 
-guard -> fold -> solve -> carry -> enter -> act (rotate, hide)   | the base optimizer steps |   finish (un-rotate, bend)
+guard -> due -> fold -> solve -> swap in -> enter -> act (rotate, hide) | the base steps | finish (un-rotate, bend)
 """
 
 from collections.abc import Callable, Iterable
@@ -169,7 +169,7 @@ class Engine:
 
     @torch.no_grad()
     def step(self, clip: Callable[[], None] | None = None) -> None:
-        """Everything that happens between the backward pass and the base optimizer's step.
+        """Prepare the base optimizer's step: everything between the backward pass and it.
 
         Args:
             clip: Clips the raw gradients, where they will be preconditioned: after they were observed.
@@ -266,7 +266,7 @@ class Engine:
             raise
 
     def _end(self, current: Progress) -> None:
-        """After the last call of the base's step."""
+        """End the step after the base's last call: count it, check the ranks, hook the layers of the next."""
         self.unfinished = 0
         for cohort in self.parts.roster:
             cohort.applied += cohort.action is Action.PRECONDITION

@@ -36,7 +36,7 @@ class Host:
     def of(
         cls, model: nn.Module, optimizer: Optimizer, *, access: Access | None = None, world: Local | None = None
     ) -> "Host":
-        """What is known of a training.
+        """Look a training's base optimizer up, and take its ranks apart where they work on rows of their own.
 
         Args:
             model: The model.

@@ -55,7 +55,7 @@ def inside(name: str, module: str) -> bool:
 
 
 def parts_of(path: str) -> list[str]:
-    """Dotted parts of a file of the package, "lightning_so/core/block.py" -> ["lightning_so", "core", "block"]."""
+    """Dotted parts of a file of the package, "lightning_so/core/host.py" -> ["lightning_so", "core", "host"]."""
     return list(Path(path).with_suffix("").parts)
 
 

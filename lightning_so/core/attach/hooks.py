@@ -11,7 +11,7 @@ from lightning_so.errors import ConfigError
 
 
 def hooks(engine: Engine) -> list[Any]:
-    """Let the optimizer's own step ask the engine before it, unless somebody has already, and after it.
+    """Hook the optimizer's own step: it asks the engine before it, unless somebody has already, and after it.
 
     Args:
         engine: The engine.

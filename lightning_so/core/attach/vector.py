@@ -90,7 +90,7 @@ class Withheld(TorchFunctionMode):
         self.losses: list[Tensor] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Every call of torch."""
+        """Pass every call of torch through, but for `backward()`, which is noted alone."""
         if func is Tensor.backward:
             self.losses.append(args[0])
             return None

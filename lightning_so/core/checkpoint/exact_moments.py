@@ -39,7 +39,7 @@ def moments(parts: Parts) -> dict[str, dict[str, Tensor]]:
 def of_rotating(
     roster: Roster, host: Host, change: Callable[[Stack, int, Host, list[dict]], None]
 ) -> list[MomentChange]:
-    """A change of the moments of all blocks that rotate, each of which is named to it by stack and row."""
+    """One function as a change of the moments of each block that rotates; it is told stack and row."""
     return [
         MomentChange(block, host.states(block), partial(change, stack, row, host))
         for stack, row, block in basis.rotating(roster)

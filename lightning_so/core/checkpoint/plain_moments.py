@@ -37,7 +37,7 @@ class Leaving:
 
 @contextmanager
 def plainly(parts: Parts, *, alone: bool = False) -> Iterator[None]:
-    """Have the optimizer's moments in plain coordinates for a while, bit for bit as they were afterwards.
+    """Put the optimizer's moments into plain coordinates inside the context; behind it they are as before, bit for bit.
 
     A collective where parameters are sharded.
 
@@ -102,7 +102,7 @@ def plain_optimizer_state(parts: Parts, state_dict: dict[str, Any], *, alone: bo
 
 @torch.no_grad()
 def collected(all_parts: Sequence[Parts], collect: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What a strategy collects of an optimizer: of plain moments where each rank has blocks of its own.
+    """Let a strategy collect the optimizers' states; where ranks work apart, while the moments are plain.
 
     Args:
         all_parts: Those of the engines, one an optimizer.
@@ -128,7 +128,7 @@ def _copies(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _first(state: dict[str, Any], shape: torch.Size) -> dict[str, Tensor]:
-    """Whole tensors of an optimizer's state of a parameter before its first step."""
+    """The optimizer's state of a parameter as it is before the first step, in whole tensors."""
     tensors = {key: value for key, value in state.items() if torch.is_tensor(value)}
     # NAdam's product of momenta is a product of none; all else counts or sums from zero.
     return {key: torch.full(shape if value.ndim else (), float(key == "mu_product")) for key, value in tensors.items()}

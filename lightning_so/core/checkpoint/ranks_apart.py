@@ -76,7 +76,7 @@ def own(parts: Parts, state: dict[str, Any], *, cold: bool = False) -> dict[str,
 
 
 def _other(host: Host, state: dict[str, Any]) -> str | None:
-    """What is different in how a state was written, or None."""
+    """How the ranks that wrote a state differ from those here, or None."""
     mine, theirs = ("local" if host.access.local else "exact"), state.get("sharding", "exact")
     if theirs != mine:
         here = f"sharding={mine!r}" if mine == "local" else "whole matrices (sharding='exact', or nothing is cut)"
@@ -95,7 +95,7 @@ def _spans(parts: Parts) -> dict[str, list[int]]:
 
 @contextmanager
 def refused_together(host: Host) -> Iterator[None]:
-    """Have a state refused on all ranks where one refuses its part: a collective where ranks work apart.
+    """Refuse a state on all ranks if the body refuses this rank's part on one: a collective where ranks work apart.
 
     Raises:
         StateError: If this rank refuses, or another.

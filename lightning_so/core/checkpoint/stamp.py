@@ -1,4 +1,4 @@
-"""What tells a checkpoint of ours."""
+"""The stamp in param groups and files: it tells that they were written with this package."""
 
 from torch.optim import Optimizer
 

@@ -1,4 +1,4 @@
-"""Results that have landed are swapped in."""
+"""What happens to solves that have landed: good results are swapped in, and moments move with their basis."""
 
 from functools import partial
 

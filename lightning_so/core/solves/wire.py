@@ -1,7 +1,7 @@
-"""The bytes of a solve's result.
+"""The results of solves as bytes, for their way to other ranks.
 
-One unit, padded to 8 bytes: the value, the permutation if there is one as int32, whether it is good and the rungs that
-were tried as int32.
+The result of one unit, padded to 8 bytes: the value, the permutation if there is one as int32, whether it is good and
+the rungs that were tried as int32.
 """
 
 import math
@@ -22,7 +22,7 @@ def wire_of(result: Result, stack: StackSpec, unit: Unit) -> Tensor:
 
 
 def result_of(wire: Tensor, stack: StackSpec, unit: Unit) -> Result:
-    """The other side of it."""
+    """The result in what has travelled: all of it, or whether it is good, without a value."""
     if not stack.shared:
         ok, attempts = wire.clone().view(torch.int32).tolist()
         return Result(torch.empty(0), bool(ok), None, attempts)

@@ -12,7 +12,9 @@ from lightning_so.errors import ConfigError
 
 @dataclass(eq=False)
 class Cohort:
-    """Kept between steps until a block changes its action or loses its gradient, so that no step rebuilds lists.
+    """The blocks of one stack that share an action, kept until one changes its action or loses its gradient.
+
+    So no step rebuilds the lists.
 
     Attributes:
         stack: The stack.

@@ -16,7 +16,7 @@ from lightning_so.core.host import Host
 class Stack(StackSpec):
     """A stack, its method, and what is kept of its blocks.
 
-    Of which kinds the method is, is seen once: a protocol's members take long to compare.
+    Whether the method is of a kind (`ObservesRows`, ...) is looked up once: comparing a protocol's members takes long.
 
     Attributes:
         method: The method of all its blocks.

@@ -109,7 +109,7 @@ def _collect(
 
 
 class Passes:
-    """Both kinds of passes over one graph."""
+    """Passes through the graph of one loss, from its loss functions to the outputs: sampled or exact."""
 
     def __init__(self, loss: Tensor, outputs: Sequence[GradientEdge], samples: int, method: str) -> None:
         """Find the loss functions.

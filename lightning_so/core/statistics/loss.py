@@ -12,7 +12,7 @@ from lightning_so.losses.graph import joined
 
 @dataclass
 class LossFacts:
-    """What the loop tells, or the graph of a loss.
+    """How the losses of a step were scaled and how they join samples: the loop tells it, or the graph of a loss.
 
     Attributes:
         accumulate: By how many micro-batches the loss of each was divided; None for as many as come.

@@ -1,4 +1,4 @@
-"""Taps: layer inputs and output gradients of watched layers, added to the method's statistics as they pass.
+"""The recorder: hooks on watched layers add their inputs and output gradients to the method's windows as they pass.
 
 A forward hook keeps the input and hooks the output *tensor*: its gradient comes once for every use of the layer,
 whatever checkpointing does to the forward pass, and before an in-place activation behind it.
@@ -167,7 +167,7 @@ class Recorder:
 
     @contextmanager
     def ignoring(self) -> Iterator[None]:
-        """Observe nothing for a while: passes of our own."""
+        """Have the hooks observe nothing inside the context: passes of our own run there."""
         before, self.ours = self.ours, True
         try:
             yield

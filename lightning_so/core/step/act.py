@@ -18,7 +18,7 @@ from lightning_so.core.step.rowwise import Kept
 
 
 def begin(progress: Progress, acting: Sequence[Cohort], host: Host, matrices: Matrices, kept: Kept) -> None:
-    """Everything before the base's step.
+    """Precondition the gradients of cohorts, or hide their parameters (and rotate gradients), before the base steps.
 
     Args:
         progress: Its `hidden` gets every cohort whose parameters are hidden.
@@ -48,7 +48,7 @@ def begin(progress: Progress, acting: Sequence[Cohort], host: Host, matrices: Ma
 def _items(
     cohort: Cohort, clip: Clip, clipped: bool, host: Host, matrices: Matrices, kept: Kept
 ) -> Iterable[MatrixWork]:
-    """What changes the gradients of a cohort, if something does."""
+    """The work on matrices that a cohort's gradients need before the base's step: none where it is bent."""
     stack, gradients = cohort.stack, matrices.gradients(cohort)
     seen = stack.observer is not None and not clipped
     source, sink = partial(matrices.fill, cohort, gradients, 0), partial(matrices.write, cohort, gradients)
@@ -73,13 +73,13 @@ def _items(
 
 
 def _clips(cohorts: Iterable[Cohort]) -> dict[int, Clip]:
-    """One clip a method."""
+    """By method, the clip that bounds the step of its preconditioned gradients."""
     methods = {id(cohort.stack.method): cohort.stack.method for cohort in cohorts}
     return {key: Clip(method.step_bound) for key, method in methods.items()}
 
 
 def _apply(clips: Iterable[Clip], matrices: Matrices) -> None:
-    """Scale the gradients of all clips, of which owners have seen their own blocks."""
+    """Scale the gradients that clips hold, to sums over ranks: each owner has seen its own blocks alone."""
     bounded = [clip for clip in clips if clip.bounds]
     if bounded:
         device = bounded[0].device

@@ -28,7 +28,7 @@ def finish(hidden: list[Cohort], call: int, host: Host, matrices: Matrices) -> N
 
 
 def _last(cohort: Cohort, lengths: Tensor | None, hidden: list[Cohort], host: Host, matrices: Matrices) -> MatrixWork:
-    """What makes the new weights of a cohort."""
+    """The work that turns or bends the updates of a cohort and writes its new weights."""
     stack, weights = cohort.stack, matrices.weights(cohort)
     update = partial(matrices.fill, cohort, weights, 0)
 

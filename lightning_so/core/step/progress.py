@@ -45,7 +45,7 @@ def put_back(hidden: list[Cohort], matrices: Matrices) -> None:
 
 @contextmanager
 def shown(hidden: Sequence[Cohort], matrices: Matrices) -> Iterator[bool]:
-    """Have the weights in their place for a while, in the middle of a step too: a file must not hold zeros.
+    """Put hidden weights in their place inside the context, in the middle of a step too: a file must not hold zeros.
 
     Args:
         hidden: The cohorts whose parameters are hidden.

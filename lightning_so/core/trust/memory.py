@@ -1,4 +1,4 @@
-"""Bytes that are held."""
+"""Bytes that curvature, saved weights and work space hold."""
 
 from collections.abc import Iterator
 from dataclasses import is_dataclass

@@ -1,4 +1,4 @@
-"""The ranks' weights against each other."""
+"""Whether the ranks' weights are still equal."""
 
 import torch
 from torch import Tensor

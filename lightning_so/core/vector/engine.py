@@ -130,7 +130,7 @@ class VectorEngine:
 
     @property
     def recorders(self) -> list[Recorder]:
-        """Of the methods on layers: what is evaluated besides is not theirs to observe."""
+        """The recorders of methods on layers, which must not observe what this engine evaluates."""
         return [recorder for engine in self.layerwise for recorder in engine.recorders]
 
     def probes(self) -> bool:
