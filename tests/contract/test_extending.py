@@ -105,23 +105,26 @@ def test_the_methods_counts_are_integers(modules, wrong):
 
 
 def test_the_method_is_its_equation(modules):
-    """By hand, with a root that is found anew at every step."""
+    """By hand, on two alike layers, one stack, of which the second has a gradient at every other step alone."""
     torch.manual_seed(0)
-    layer, lr = nn.Linear(6, 4, bias=False).double(), 0.1
-    optimizer = torch.optim.SGD(layer.parameters(), lr=lr)
-    attach(layer, optimizer, modules.one_sided.OneSided(period=1, epsilon=1e-3))
-    W, L = layer.weight.detach().clone(), torch.zeros(4, 4, dtype=torch.float64)
+    layers, lr = nn.ModuleList(nn.Linear(6, 4, bias=False) for _ in range(2)).double(), 0.1
+    optimizer = torch.optim.SGD(layers.parameters(), lr=lr)
+    engine = attach(layers, optimizer, modules.one_sided.OneSided(period=1, epsilon=1e-3))
+    assert len(engine.stacks) == 1
+    by_hand = [(layer.weight.detach().clone(), torch.zeros(4, 4).double()) for layer in layers]
     for step in range(12):
-        x, y = torch.randn(8, 6).double(), torch.randn(8, 4).double()
-        G = 2 * (x @ W.T - y).T @ x / 32
         optimizer.zero_grad()
-        (layer(x) - y).square().mean().backward()
+        for number, layer in enumerate(layers[: 1 + (step % 2 == 0)]):
+            x, y, (W, L) = torch.randn(8, 6).double(), torch.randn(8, 4).double(), by_hand[number]
+            (layer(x) - y).square().mean().backward()
+            G = 2 * (x @ W.T - y).T @ x / 32
+            L = 0.95 * L + 0.05 * G @ G.T
+            values, Q = torch.linalg.eigh(L + 1e-3 * L.diagonal().max() * torch.eye(4))
+            P = (Q / values.sqrt()) @ Q.T @ G
+            by_hand[number] = W - lr * P * G.norm() / P.norm(), L
         optimizer.step()
-        L = 0.95 * L + 0.05 * G @ G.T
-        values, Q = torch.linalg.eigh(L + 1e-3 * L.diagonal().max() * torch.eye(4))
-        P = (Q / values.sqrt()) @ Q.T @ G
-        W = W - lr * P * G.norm() / P.norm()
-        torch.testing.assert_close(layer.weight.detach(), W, **SAME, msg=lambda m, n=step: f"step {n}: {m}")
+        for layer, (W, _) in zip(layers, by_hand, strict=True):
+            torch.testing.assert_close(layer.weight.detach(), W, **SAME, msg=lambda m, n=step: f"step {n}: {m}")
 
 
 @pytest.mark.parametrize("base", extending.BASES)
