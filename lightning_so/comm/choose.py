@@ -1,7 +1,7 @@
 """Which access, forward pass and communicator fit a training."""
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch.distributed as dist
@@ -14,6 +14,20 @@ from lightning_so.comm.local import Local
 from lightning_so.comm.replicated import Replicated
 from lightning_so.comm.sharded import Sharded
 from lightning_so.errors import ConfigError
+
+#: Of an optimizer's parameters, and the model where it is given: their access, or None for those of others.
+Maker = Callable[[list[Tensor], nn.Module | None], Access | None]
+_REGISTERED: dict[str, Maker] = {}
+
+
+def register(kind: type[Access], make: Maker) -> None:
+    """Make parameters known that are held in a way of their own; they are asked for before all others but DeepSpeed's.
+
+    Args:
+        kind: The class of their access; what was registered under its name before is forgotten.
+        make: Makes the access, or gives None where the parameters are held in another way.
+    """
+    _REGISTERED[f"{kind.__module__}.{kind.__qualname__}"] = make
 
 
 def access_of(
@@ -47,6 +61,13 @@ def access_of(
         return ZeroAccess(engine)
     if any(hasattr(param, name) for param in params for name in ("ds_id", "_hp_mapping")):
         raise ConfigError("the parameters belong to a DeepSpeed engine, which was not given. Pass engine=.")
+    for make in _REGISTERED.values():
+        if (access := make(params, model)) is not None:
+            if local:
+                raise ConfigError(
+                    f"sharding='local' is for FSDP2, and parameters are held by {type(access).__name__}: take 'exact'."
+                )
+            return access
     # What was never imported is the class of nothing: plain parameters do not pay for the import.
     dtensor, fsdp1 = _loaded("torch.distributed.tensor", "DTensor"), _loaded("torch.distributed.fsdp", "FlatParameter")
     wrapper = _loaded("torch.distributed.fsdp", "FullyShardedDataParallel")
