@@ -8,6 +8,7 @@ from tests.support.arrows import ALLOWED, FLOORS, PACKAGE, ROOT
 
 REPOSITORY = ROOT.parent
 PAGE = (REPOSITORY / "docs" / "how-it-works.md").read_text()
+EXTENDING = (REPOSITORY / "docs" / "extending.md").read_text()
 FOLDERS = {path.name for path in REPOSITORY.iterdir() if path.is_dir()}
 
 
@@ -40,8 +41,7 @@ def drawn(page: str) -> set[tuple[str, str]]:
 
 def named(page: str) -> list[str]:
     """Files and folders of the repository that the page names."""
-    paths = [f"{PACKAGE}/{name}" for name in rooms(page)]
-    paths += [f"{PACKAGE}/core/{name}" for _, name in floors(page)]
+    paths = list[str]()
     for path in re.findall(r"`(\w+/[^`\s]*)`", page):
         if path.split("/")[0] in FOLDERS:
             paths.append(path)
@@ -52,6 +52,7 @@ def named(page: str) -> list[str]:
 
 def wrong(page: str) -> list[str]:
     """What on a page is not so."""
+    trees = [*(f"{PACKAGE}/{name}" for name in rooms(page)), *(f"{PACKAGE}/core/{name}" for _, name in floors(page))]
     seen, kept = rooms(page), {"errors.py": set(), **{f"{name}/": allowed for name, allowed in ALLOWED.items()}}
     # The arrows that lead nowhere that two others do not.
     steps = {(a, b) for a in ALLOWED for b in ALLOWED[a] if not any(b in ALLOWED[c] for c in ALLOWED[a])}
@@ -61,13 +62,17 @@ def wrong(page: str) -> list[str]:
         *(f"{name} imports {seen.get(name)}" for name in {**seen, **kept} if seen.get(name) != kept.get(name)),
         *(f"arrow {arrow}" for arrow in drawn(page) ^ steps),
         *(f"floor {place}" for place in shown ^ here),
-        *(f"{path} is not there" for path in named(page) if not (REPOSITORY / path).exists()),
+        *(f"{path} is not there" for path in [*trees, *named(page)] if not (REPOSITORY / path).exists()),
     ]
 
 
 def test_the_picture_is_the_house() -> None:
     assert wrong(PAGE) == []
-    assert len(named(PAGE)) > 60
+
+
+def test_where_the_next_one_belongs_is_there() -> None:
+    assert len(named(EXTENDING)) > 30
+    assert [path for path in named(EXTENDING) if not (REPOSITORY / path).exists()] == []
 
 
 def test_the_highest_is_first() -> None:
@@ -94,7 +99,7 @@ def test_what_arrows_lead_to_may_be_imported_but_by_monitor() -> None:
         ("  1  stacks/", "  1  piles/"),
         ("  0  host.py", "  0  host/"),
         ("`step/finish.py`", "`step/end.py`"),
-        ("`tests/layers/test_layers.py`", "`tests/layers/test_layer.py`"),
+        ("`tests/house/test_arrows.py`", "`tests/house/test_arrow.py`"),
     ],
 )
 def test_a_picture_that_is_not_the_house_is_found(was: str, then: str) -> None:
