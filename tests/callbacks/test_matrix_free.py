@@ -39,6 +39,8 @@ from tests.support import trainings
 from tests.support.peers import needs_deepspeed
 from tests.together.test_zero_products import SMALL, Options
 
+#: The rarest look is every fifth step: there is one before the stop, and one after it.
+STEPS, STOP = 8, 4
 SGD, ADAMW = (torch.optim.SGD, {"lr": 0.1}), (torch.optim.AdamW, {"lr": 3e-3, "weight_decay": 0.1})
 METHODS = {
     "few": (FewDirections(k=4, every=1, cap=2.0), ADAMW),
@@ -61,7 +63,7 @@ def trained(strategy, name, beside=None, product="difference", **options):
     callback = MatrixFree(method, verbose=False, product=product)
     if beside is not None and not isinstance(method, QuadraticModel):
         base = ADAMW
-    options = {"dtype": torch.float64, "steps": 12, **options}
+    options = {"dtype": torch.float64, "steps": STEPS, **options}
     found = trainings.train(strategy, beside, base, callbacks=[callback], **options)
     assert callback.engine.memory.counts.refused == callback.engine.memory.counts.skipped == 0
     return found.weights, callback.engine.scalars(), callback.engine.memory.counts
@@ -76,7 +78,7 @@ def one(name, **options):
 @functools.cache
 def of_the_base(name):
     """The weights without the method."""
-    return trainings.train("one", None, METHODS[name][1], 12, dtype=torch.float64).weights
+    return trainings.train("one", None, METHODS[name][1], STEPS, dtype=torch.float64).weights
 
 
 def same(found, expected, tolerance):
@@ -199,10 +201,10 @@ class Save(pl.Callback):
 
 
 def resumed(strategy, name, path, other=None, dtype=torch.float64):
-    """A training that was saved at step 7, and the same gone on with from there, maybe by another strategy."""
+    """A training that was saved at `STOP`, and the same gone on with from there, maybe by another strategy."""
     method, base = METHODS[name]
-    named = {"dtype": dtype, "steps": 12}
-    callbacks = [MatrixFree(method, verbose=False), Save(path, 7)]
+    named = {"dtype": dtype, "steps": STEPS}
+    callbacks = [MatrixFree(method, verbose=False), Save(path, STOP)]
     expected = trainings.train(strategy, None, base, callbacks=callbacks, whole_files=True, **named).weights
     again = MatrixFree(method, verbose=False)
     found = trainings.train(other or strategy, None, base, callbacks=[again], resume=path, whole_files=True, **named)
@@ -221,7 +223,7 @@ def test_a_sharded_training_is_resumed_too(two, tmp_path):
         same(found, expected, 0)
     # The file of two ranks' pieces holds whole vectors, for one process as well.
     again = MatrixFree(METHODS["few"][0], verbose=False)
-    named = {"dtype": torch.float64, "steps": 12, "resume": tmp_path / "saved.ckpt"}
+    named = {"dtype": torch.float64, "steps": STEPS, "resume": tmp_path / "saved.ckpt"}
     same(trainings.train("one", None, ADAMW, callbacks=[again], **named).weights, expected, 1e-6)
 
 
@@ -313,7 +315,7 @@ def pieces():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "beside"), [("few", SOAP(start=4, period=2)), ("few", KFAC(period=2)), ("model", KFAC(period=2))]
+    ("name", "beside"), [("few", SOAP(start=2, period=2)), ("few", KFAC(period=2)), ("model", KFAC(period=2))]
 )
 def test_it_goes_with_methods_on_layers(two, name, beside):
     expected, *_ = trained("one", name, beside)

@@ -28,8 +28,8 @@ from tests.support import restarts, trainings
 from tests.support.peers import DEEPSPEED
 from tests.support.trainings import Module, Save, train
 
-HOW = (SOAP(start=4, period=4), (torch.optim.AdamW, {"lr": 3e-3, "weight_decay": 0.1}))
-STEPS = 24
+HOW = (SOAP(start=2, period=4), (torch.optim.AdamW, {"lr": 3e-3, "weight_decay": 0.1}))
+STEPS = 16
 #: Under DDP between any two stages; under the others where weights are hidden or in pieces.
 PLACES = [
     *(("ddp", place) for place in restarts.PLACES),

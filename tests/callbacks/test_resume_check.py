@@ -12,6 +12,7 @@ from lightning_so.callbacks.resume.fingerprint import random_state, rows
 from lightning_so.callbacks.resume.launch import fresh_process, this_process
 from lightning_so.callbacks.resume.verdict import Cause
 from tests.support import recipes
+from tests.support.forked import call
 from tests.support.problems import batch
 
 
@@ -134,10 +135,14 @@ def test_so_does_one_in_a_process_of_its_own():
         check(failing, launch=fresh_process)
 
 
+def told_of(recipe):
+    told = []
+    return check(recipe, launch=fresh_process, tell=told.append), told
+
+
 @pytest.mark.slow
 def test_two_ranks_resume_bit_for_bit():
-    told = []
-    found = check(recipes.two_ranks, launch=fresh_process, tell=told.append)
+    found, told = call(told_of, recipes.two_ranks)
     assert found.exact
     assert found.worlds == ("2 rank(s), DDPStrategy",) * 2
     assert told == [

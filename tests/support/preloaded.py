@@ -1,5 +1,6 @@
 """What `multiprocessing` imports where ranks are forked (`tests.support.forked`), once for all of them."""
 
+import gc
 import os
 import sys
 
@@ -10,3 +11,5 @@ if DEEPSPEED is not None:
     os.environ["DS_ACCELERATOR"] = "cpu"
     sys.path.append(str(PEERS))
     import lightning_so.strategies.deepspeed  # noqa: F401
+
+gc.freeze()  # DeepSpeed collects garbage in every training; what was imported is looked through no more.

@@ -10,7 +10,7 @@ from lightning_so.callbacks.restart.restartable import Restartable, Stopped
 from tests.support.trainings import train
 
 #: At which step of ours a signal comes.
-AT = 14
+AT = 10
 #: Places of a step, in their order: hooks of the Trainer, and the beginnings of the engine's stages.
 PLACES = ("start", "backward", "guard", "observe", "solve", "act", "hidden", "finish", "end")
 

@@ -1,6 +1,7 @@
 """A pool of gloo ranks that is started once: `run(function, ranks, ...)` gives the results of all ranks."""
 
 import os
+import sys
 import tempfile
 import traceback
 from datetime import timedelta
@@ -10,6 +11,7 @@ import torch.distributed as dist
 
 from tests.support import noted
 from tests.support.forked import forking
+from tests.support.peers import PEERS
 
 
 class World:
@@ -65,6 +67,7 @@ class World:
 def serve(rank, size, file, pipe) -> None:
     """One rank: serve calls until None comes."""
     os.environ["OMP_NUM_THREADS"] = "1"
+    sys.path.append(str(PEERS))  # What was imported from there is looked up again by its metadata.
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{file}", rank=rank, world_size=size, timeout=timedelta(seconds=60)

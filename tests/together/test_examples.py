@@ -12,7 +12,7 @@ from tests.support.forked import ROOT, module
 
 @pytest.fixture
 def quickly(tmp_path_factory):
-    """Gives what a module prints that starts no ranks, without a new Python."""
+    """Gives what a module prints, without a new Python."""
 
     def give(name, *arguments):
         done = module(tmp_path_factory.mktemp("printed"), name, *arguments)
@@ -92,7 +92,7 @@ def test_gan_has_one_engine_an_optimizer(quickly):
 
 @pytest.mark.slow
 def test_ddp_shares_the_solves_and_ends_where_one_process_does(quickly):
-    two = run("-m", "examples.ddp", "--devices", "2", "--steps", "40")
+    two = quickly("examples.ddp", "--devices", "2", "--steps", "40")
     one = quickly("examples.ddp", "--devices", "1", "--steps", "40")
     solved, total, megabytes = zip(*re.findall(r"rank \d: (\d+) of (\d+) solves, ([\d.]+) MB", two), strict=True)
     assert len(solved) == 2

@@ -4,11 +4,16 @@ import pytest
 import torch
 
 from benchmarks.resume.compare import different, trials
+from tests.support.forked import call
+
+
+def records_of(*arguments, **named):
+    return list(trials(*arguments, **named))
 
 
 @pytest.mark.slow
 def test_kill_and_resume_equals_not_having_stopped(tmp_path):
-    records = list(trials("soap", ranks=1, kills=3, seed=1, folder=tmp_path))
+    records = call(records_of, "soap", ranks=1, kills=3, seed=1, folder=tmp_path)
     assert [record["phase"] for record in records] == ["before", "at", "after"]
     for record in records:
         assert 0 < record["resumed_after"] <= record["step"]
@@ -19,7 +24,7 @@ def test_kill_and_resume_equals_not_having_stopped(tmp_path):
 
 @pytest.mark.slow
 def test_kfac_resumes_with_factors_that_only_their_owner_had(tmp_path):
-    for record in trials("kfac_sgd", ranks=2, kills=1, seed=1, folder=tmp_path):
+    for record in call(records_of, "kfac_sgd", ranks=2, kills=1, seed=1, folder=tmp_path):
         assert 0 < record["resumed_after"] <= record["step"]
         assert record["different"] == [], record
 

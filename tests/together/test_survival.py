@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from lightning_so import KFAC, SOAP
 from lightning_so.callbacks.restart import checkpoints
+from tests.support.forked import Started
 from tests.support.trainings import train
 
 ADAMW = (torch.optim.AdamW, {"lr": 3e-3, "weight_decay": 0.1})
@@ -115,42 +116,34 @@ def test_a_slow_rank_with_a_wrong_clock(two, seen):
 
 # ---------------------------------------------------------------- processes of their own
 
-ROOT = Path(__file__).parents[2]
-LINE = ("-m", "examples.restart", "--width", "32", "--steps", "60", "--every", "4", "--devices", "2")
+LINE = ("--width", "32", "--steps", "60", "--every", "4", "--devices", "2")
 
 
-def begun(folder, *launcher):
-    return subprocess.Popen(
-        [sys.executable, *launcher, *LINE, "--folder", str(folder)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def begun(folder):
+    # Beside the folder, which may be full.
+    return Started(folder.with_name(f"{folder.name} said"), "examples.restart", *LINE, "--folder", folder)
+
+
+def ended(process, timeout=150):
+    """The exit status, and what was said."""
+    done = process.ended(timeout)
+    return done.returncode, done.stdout + done.stderr
 
 
 def until(path, process, seconds=120):
     end = time.monotonic() + seconds
     while not path.exists():
-        assert process.poll() is None, process.communicate()[0]
+        assert process.process.is_alive(), ended(process)
         assert time.monotonic() < end, "nothing was saved"
         time.sleep(0.02)
-
-
-def ranks_of(process):
-    """The processes that run the training, below a launcher."""
-    found = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True)
-    return [int(pid) for pid, line in re.findall(r"(\d+) (.*)", found.stdout) if "examples.restart" in line]
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """Final weights of two ranks that nobody disturbs."""
     folder = tmp_path_factory.mktemp("whole")
-    process = begun(folder)
-    said, _ = process.communicate(timeout=150)
-    assert process.returncode == 0, said
+    status, said = ended(begun(folder))
+    assert status == 0, said
     return torch.load(folder / "weights.pt", weights_only=True)
 
 
@@ -164,12 +157,14 @@ def check_whole(folder, whole):
 def test_torchrun_restarts_from_the_last_checkpoint(whole, seen, tmp_path):
     # Restarted ranks would find dead ones in torchrun's store; the doctor gives them one of their own.
     doctor = ("--no-python", str(Path(sys.executable).parent / "lightning-so"), "doctor", "--devices", "2", "--")
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1")
-    process = begun(tmp_path, *torchrun, *doctor, sys.executable)
+    torchrun = ("--standalone", "--nproc-per-node", "2", "--max-restarts", "1")
+    line = (*torchrun, *doctor, sys.executable, "-m", "examples.restart", *LINE, "--folder", tmp_path)
+    process = Started(tmp_path / "said", "torch.distributed.run", *line)
     until(tmp_path / "step=12.ckpt", process)
-    os.kill(ranks_of(process)[1], signal.SIGKILL)
-    said, _ = process.communicate(timeout=150)
-    assert process.returncode == 0, said
+    _, second = Path(f"/proc/{process.process.pid}/task/{process.process.pid}/children").read_text().split()
+    os.kill(int(second), signal.SIGKILL)
+    status, said = ended(process)
+    assert status == 0, said
     step = max(map(int, re.findall(r"Restored all states from the checkpoint at .*step=(\d+)", said)))
     assert 12 <= step < 60
     check_whole(tmp_path, whole)
@@ -181,13 +176,12 @@ def test_torchrun_restarts_from_the_last_checkpoint(whole, seen, tmp_path):
 def test_a_signal_to_the_first_process_alone(whole, seen, tmp_path):
     process = begun(tmp_path)
     until(tmp_path / "step=8.ckpt", process)
-    process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == 143, said
+    os.kill(process.process.pid, signal.SIGTERM)
+    status, said = ended(process, 60)
+    assert status == 143, said
     assert "signal 15 at step" in said
-    process = begun(tmp_path)
-    said, _ = process.communicate(timeout=150)
-    assert process.returncode == 0, said
+    status, said = ended(begun(tmp_path))
+    assert status == 0, said
     check_whole(tmp_path, whole)
     seen("both save at the same step, exit status 143; run again, it ends bit for bit as if nothing had been")
 
@@ -208,16 +202,15 @@ def test_a_full_disk(whole, seen, tmp_path):
         until(disk / "step=4.ckpt", process)
         (disk / "others").write_bytes(b"0" * os.statvfs(disk).f_bavail * os.statvfs(disk).f_bsize)
         began = time.monotonic()
-        said, _ = process.communicate(timeout=120)
+        status, said = ended(process, 120)
         seconds = time.monotonic() - began
-        assert process.returncode not in (0, None)
+        assert status != 0
         assert "No space left on device" in said
         left = checkpoints.listed(disk)
         checkpoints.check(left[-1])
         (disk / "others").unlink()
-        process = begun(disk)
-        said, _ = process.communicate(timeout=150)
-        assert process.returncode == 0, said
+        status, said = ended(begun(disk))
+        assert status == 0, said
         assert not list(disk.glob("*.partial"))
         check_whole(disk, whole)
     finally:

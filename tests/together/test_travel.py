@@ -20,12 +20,13 @@ from tests.support.transformer import batch
 
 ADAMW = (torch.optim.AdamW, {"lr": 3e-3, "weight_decay": 0.1})
 SGD = (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9})
-STEPS, STOP = 18, 12
+#: By the stop all matrices rotate, and after it each is solved twice.
+STEPS, STOP = 14, 10
 METHODS = {
     "none": (None, ADAMW),
-    "soap": (SOAP(start=4, period=4), ADAMW),
+    "soap": (SOAP(start=2, period=4), ADAMW),
     "kfac": (KFAC(period=4), SGD),
-    "ekfac": (EKFAC(start=4, period=4), ADAMW),
+    "ekfac": (EKFAC(start=2, period=4), ADAMW),
 }
 #: Strategies with the files that they write: of whole tensors, or folders of pieces.
 FORMS = {
@@ -139,9 +140,8 @@ def test_in_float64_nothing_is_lost(two, saved, form, to, method):
 @pytest.mark.parametrize(("form", "method"), [("fsdp2 in pieces", "soap"), ("fsdp1", "ekfac"), ("fsdp1", "kfac")])
 def test_two_ranks_become_four_and_four_become_two(two, four, saved, tmp_path, form, method):
     straight, path = saved(form, method)
-    assert apart(fit(four, form, method, resume=str(path)), straight) < 1e-5
     again = str(tmp_path / "four.ckpt")
-    fit(four, form, method, resume=str(path), callbacks=[Save(again, STOP + 4)])
+    assert apart(fit(four, form, method, resume=str(path), callbacks=[Save(again, STOP + 2)]), straight) < 1e-5
     assert apart(fit(two, form, method, resume=again), straight) < 1e-5
 
 
@@ -214,7 +214,7 @@ def test_from_two_ranks_of_one_stage_to_four_of_another(four, saved):
 def test_a_folder_becomes_a_file(two, saved, tmp_path):
     folder, file = str(tmp_path / "folder.ckpt"), str(tmp_path / "file.ckpt")
     straight = fit(two, "zero3", "soap", whole_files=False, callbacks=[Save(folder, STOP)])
-    fit(two, "zero3", "soap", resume=folder, callbacks=[Save(file, STOP + 4)])
+    fit(two, "zero3", "soap", resume=folder, callbacks=[Save(file, STOP + 2)])
     assert apart(fit(None, "one", "soap", resume=file), straight) < 1e-5
 
 
@@ -314,7 +314,7 @@ def test_what_deepspeed_cannot_go_on_from_is_refused_by_name(two, saved, tmp_pat
     )
     file, other = torch.load(path, weights_only=True), str(tmp_path / "other.ckpt")
     # One count for all is gone on with: the largest.
-    file["optimizer_states"][0]["state"][0]["step"] -= 9
+    file["optimizer_states"][0]["state"][0]["step"] -= 5
     torch.save(file, other)
     assert apart(fit(two, "zero2", "soap", resume=other), fit(two, "zero2", "soap", resume=str(path))) == 0
     file["optimizer_states"][0]["state"][0]["exp_avg"] = torch.zeros(3)
