@@ -2,8 +2,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
-# One thread a worker: two workers share two cores. Tests start some hundred Pythons, which find .ci/start first.
-PYTEST := OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/.ci/start $(BIN)/python -m pytest -n 2
+# One thread a worker: two workers share two cores. Tests start some tens of Pythons, which find .ci/start first. Each
+# worker keeps to its half while there is any, as tests of one file share trainings.
+PYTEST := OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/.ci/start $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test fast test-cluster test-image faults matrix licences lint format bench clean

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -143,22 +144,24 @@ class Cluster:
     def stop(self) -> None:
         """Cancel what runs, stop the daemons, give /etc/hosts back."""
         subprocess.run(["scancel", "--user=root"], env=self.environment, capture_output=True, timeout=60)
-        for pid in (*self.folder.glob("slurmd-*.pid"), self.folder / "slurmctld.pid", self.folder / "munged.pid"):
-            if pid.exists():
-                _end(int(pid.read_text()))
+        files = (*self.folder.glob("slurmd-*.pid"), self.folder / "slurmctld.pid", self.folder / "munged.pid")
+        daemons = [int(file.read_text()) for file in files if file.exists()]
+        for how in (signal.SIGTERM, signal.SIGKILL):
+            end = time.monotonic() + 5
+            for pid in filter(_runs, daemons):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, how)
+            while any(map(_runs, daemons)) and time.monotonic() < end:
+                time.sleep(0.1)
         HOSTS.write_text(self.hosts)
 
 
-def _end(pid: int) -> None:
-    for how in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.kill(pid, how)
-            end = time.monotonic() + 5
-            while time.monotonic() < end:
-                os.kill(pid, 0)
-                time.sleep(0.1)
-        except ProcessLookupError:
-            return
+def _runs(pid: int) -> bool:
+    """Whether there is a process, not only what is left of one for a parent that does not ask."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 @pytest.fixture(scope="session")

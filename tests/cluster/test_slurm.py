@@ -175,18 +175,29 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("what", BAD)
-def test_the_doctor_refuses_with_the_line_to_change(cluster, tmp_path, what):
+@pytest.fixture(scope="module")
+def refusals(cluster, tmp_path_factory):
+    """All of them, started side by side: by name, the process and the line."""
+    environment, found = {**cluster.environment, "PATH": PATH, "OMP_NUM_THREADS": "1"}, {}
+    how = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
     with socket.socket() as listener:
         listener.bind(("", 0))
         listener.listen()
-        (tmp_path / "step=2.ckpt").write_bytes(b"PK half of a checkpoint")
-        fill = {"port": listener.getsockname()[1], "folder": tmp_path}
-        launch, arguments, line = (part.format(**fill) for part in BAD[what])
-        program = ["lightning-so", "doctor", *arguments.split(), "--", "echo", "trained"]
-        environment = {**cluster.environment, "PATH": PATH, "OMP_NUM_THREADS": "1"}
-        command = ["srun", "--kill-on-bad-exit=1", *launch.split(), *program]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=120)
-    assert done.returncode, done.stdout
-    assert line in done.stdout, done.stdout + done.stderr
-    assert "trained" not in done.stdout
+        for what, parts in BAD.items():
+            folder = tmp_path_factory.mktemp("refused")
+            (folder / "step=2.ckpt").write_bytes(b"PK half of a checkpoint")
+            fill = {"port": listener.getsockname()[1], "folder": folder}
+            launch, arguments, line = (part.format(**fill) for part in parts)
+            program = ["lightning-so", "doctor", *arguments.split(), "--", "echo", "trained"]
+            command = ["srun", "--kill-on-bad-exit=1", *launch.split(), *program]
+            found[what] = subprocess.Popen(command, **how), line
+        yield found
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_the_doctor_refuses_with_the_line_to_change(refusals, what):
+    process, line = refusals[what]
+    out, err = process.communicate(timeout=120)
+    assert process.returncode, out
+    assert line in out, out + err
+    assert "trained" not in out
