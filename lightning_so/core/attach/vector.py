@@ -112,8 +112,12 @@ def _step(engine: AttachedVector, original: Any) -> Any:
         with torch.enable_grad():
             loss = closure()
         engine.saw()
+        engine.admit()
         engine.begin()
-        original()
+        try:
+            original()
+        finally:
+            engine.restore()
         engine.finish(lambda: engine.again(closure, state or random_state()), same=True, half=False)
         return loss
 
