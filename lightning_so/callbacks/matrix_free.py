@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from lightning_so.callbacks import strategies
 from lightning_so.callbacks.names import Callback
@@ -167,6 +168,11 @@ class MatrixFree(Callback):
         if self.engine is not None and strategies.steps_now(trainer):
             self.engine.saw()
 
+    def on_before_optimizer_step(self, trainer: Any, pl_module: nn.Module, optimizer: Optimizer) -> None:
+        """Keep what is not finite from the optimizer, after all who change gradients."""
+        if self.engine is not None and strategies.steps_now(trainer):
+            self.engine.admit()
+
     def _wrap(self, trainer: Any) -> None:
         """Stand around the step, and around `SecondOrder`, whose hooks are in it."""
         engine = self.engine
@@ -175,7 +181,10 @@ class MatrixFree(Callback):
         def step(original: Callable[..., Any]) -> Callable[..., Any]:
             def optimizer_step(*args: Any, **kwargs: Any) -> Any:
                 engine.begin()
-                found = original(*args, **kwargs)
+                try:
+                    found = original(*args, **kwargs)
+                finally:
+                    engine.restore()
                 self._finish(trainer)
                 return found
 

@@ -30,6 +30,7 @@ from lightning_so.core.step.progress import Progress, put_back
 from lightning_so.core.step.reference import reference
 from lightning_so.core.stopwatch import Stopwatch
 from lightning_so.core.trust import proof, replicas
+from lightning_so.linalg.plain import plain
 
 
 class Engine:
@@ -143,7 +144,7 @@ class Engine:
         """Show a loss, as it goes backward, to methods that observe layers; nothing for others."""
         for recorder in self.recorders:
             with self.stopwatch.stage("observe"):
-                recorder.before_backward(loss)
+                recorder.before_backward(plain(loss))
 
     @torch.no_grad()
     def gradients_ready(self, params: Iterable[Tensor]) -> None:

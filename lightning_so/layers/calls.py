@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_so.linalg.plain import plain, plainly
+
 #: Told of a call: input, samples first; output; gradient in it -> samples first, of all outputs of the weight.
 Told = Callable[[Tensor, Tensor, Callable[[Tensor], Tensor]], None]
 #: What the spy hears: weight, input and output of a multiplication.
@@ -30,7 +32,8 @@ def of_module(module: nn.Module, told: Told) -> list[Any]:
     @torch.compiler.disable
     def forward(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> None:
         if module.training:
-            told(args[0] if args else next(iter(kwargs.values())), output, lambda g: g)
+            with plainly():
+                told(plain(args[0] if args else next(iter(kwargs.values()))), output, lambda g: g)
 
     hook: Any = forward
     return [module.register_forward_hook(hook, with_kwargs=True)]
@@ -65,6 +68,7 @@ class Ear:
 @torch.compiler.disable
 def _spy(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     output = Ear._original(input, weight, bias)
-    for heard in list(Ear._open.values()):
-        heard(weight, input, output)
+    with plainly():
+        for heard in list(Ear._open.values()):
+            heard(weight, plain(input), output)
     return output

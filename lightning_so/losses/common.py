@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
+from lightning_so.linalg.plain import plain
 from lightning_so.losses.curvature import Elementwise, Softmax
 from lightning_so.losses.registry import Head, register
 
@@ -14,8 +15,9 @@ NONE, MEAN = 0, 1
 
 
 def saved(node: Node, name: str) -> Any:
-    """What a node has saved for its backward pass."""
-    return getattr(node, f"_saved_{name}")
+    """What a node has saved for its backward pass; of tensors of a user's class, what they hold."""
+    found = getattr(node, f"_saved_{name}")
+    return plain(found) if isinstance(found, Tensor) else found
 
 
 def wide(node: Node, name: str) -> Tensor:

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from lightning_so.comm import Local
 from lightning_so.errors import ConfigError
 from lightning_so.linalg.least_squares import Residuals
+from lightning_so.linalg.plain import plain
 from lightning_so.losses.terms import Term, lasts, terms
 
 #: Rows whose combination is another than that of the residuals by more than this share are no rows.
@@ -68,6 +69,7 @@ class Copying(TorchFunctionMode):
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if input.dim() < 2 or not {id(weight), id(bias)} & self._numbers.keys():
             return F.linear(input, weight, bias)
+        input = plain(input)
         x_BTi = input.flatten(1, -2) if input.dim() > 2 else input[:, None]
         y_BTo = x_BTi @ self._copied(weight, len(x_BTi)).mT
         if bias is not None:

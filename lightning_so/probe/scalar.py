@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_so.errors import ConfigError
+from lightning_so.linalg.plain import plain
 
 
 def scalar(loss: Any, whose: str, way: str) -> Tensor:
@@ -23,7 +24,7 @@ def scalar(loss: Any, whose: str, way: str) -> Tensor:
     """
     tensor = isinstance(loss, Tensor)
     if tensor and loss.numel() == 1 and loss.requires_grad:
-        return loss
+        return plain(loss)
     graph = "a" if tensor and loss.requires_grad else "no"
     what = f"shape {tuple(loss.shape)} and {graph} graph" if tensor else f"type {type(loss).__name__}"
     raise ConfigError(f"{whose}: the loss has {what}: curvature is that of a scalar that the weights have made. {way}")

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from lightning_so import KFAC, ConfigError, TrustError, attach
+from lightning_so.core.statistics.fisher import seed_of
 from tests.methods.test_kfac import close, data, error, factors, gradient, linears, net, product, stats_of
 from tests.support import noted
 
@@ -320,3 +321,16 @@ def test_a_regulariser_of_the_weights_is_no_loss_function():
     )
     for key in linears(model):
         close(product(more, key), product(plain, key))
+
+
+def test_no_draw_comes_again_where_a_seed_has_32_bits():
+    seeds = {
+        seed_of(step, micro_batch, rank, 64) + head & 0xFFFFFFFF
+        for step in range(1000)
+        for micro_batch in range(1, 9)
+        for rank in range(64)
+        for head in (0, 1)
+    }
+    assert len(seeds) == 1000 * 8 * 64 * 2
+    first = [torch.rand(4, generator=torch.Generator().manual_seed(seed_of(step, 1, 0, 1))) for step in (3, 19, 35)]
+    assert len({tuple(draw.tolist()) for draw in first}) == 3

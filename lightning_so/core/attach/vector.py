@@ -17,6 +17,7 @@ from lightning_so.core.attach.replaced import ReplacedStep
 from lightning_so.core.vector.engine import VectorEngine
 from lightning_so.core.vector.rewound import Again
 from lightning_so.errors import ConfigError
+from lightning_so.linalg.plain import plain
 from lightning_so.probe.parameters import ParameterVector
 from lightning_so.probe.side_effects import random_state, set_random_state, undone
 
@@ -74,7 +75,7 @@ class Called:
                 f"the closure calls `backward()` {len(withheld.losses)} times, and there is to be one loss to take "
                 f"apart: have it compute the loss of one batch, and call `loss.backward()` once."
             )
-        return withheld.losses[0]
+        return plain(withheld.losses[0])
 
 
 class Withheld(TorchFunctionMode):
@@ -112,8 +113,12 @@ def _step(engine: AttachedVector, original: Any) -> Any:
         with torch.enable_grad():
             loss = closure()
         engine.saw()
+        engine.admit()
         engine.begin()
-        original()
+        try:
+            original()
+        finally:
+            engine.restore()
         engine.finish(lambda: engine.again(closure, state or random_state()), same=True, half=False)
         return loss
 

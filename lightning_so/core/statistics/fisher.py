@@ -31,6 +31,8 @@ Gradients = list[Tensor | None]
 
 #: Most passes of an exact Fisher matrix in one micro-batch.
 MOST = 4096
+#: Draws that are told apart: of the micro-batches of a step, and of the loss functions of a micro-batch.
+MICRO_BATCHES, HEADS = 256, 16
 
 
 def observe(
@@ -65,8 +67,7 @@ def observe(
             # Gradients were set to none since: what is in the window belongs to them.
             method.clear(units.stacks[index].stats, row)
             seen.fired.pop(block, None)
-    # Every draw has a number of its own, so that a resumed run draws what it would have drawn.
-    seed = (((step << 12) + seen.passes << 12) + host.team.rank) << 4
+    seed = seed_of(step, seen.passes, host.team.rank, host.team.ranks)
     with torch.no_grad():
         drawn = passes.sampled(seed)
         reached = [(call, g) for call, g in zip(seen.calls, drawn, strict=True) if g is not None]
@@ -77,6 +78,24 @@ def observe(
             found = [drawn] if method.fisher == "sampled" else passes.exact()
             _collect(method, seen, facts, units, found, terms, step)
     return [call for call, g in zip(seen.calls, drawn, strict=True) if g is None]
+
+
+def seed_of(step: int, micro_batch: int, rank: int, ranks: int) -> int:
+    """A number for every draw, from which a resumed run draws what it would have drawn.
+
+    Generators of the CPU take the last 32 bits of a seed, so places are counted and not shifted: no number comes again
+    within 2^32 of them, which are 16,384 steps of 64 ranks, and 256 micro-batches of a step.
+
+    Args:
+        step: Steps made.
+        micro_batch: Which of the step's.
+        rank: This rank.
+        ranks: How many there are.
+
+    Returns:
+        The first of `HEADS` seeds, one a loss function.
+    """
+    return ((step * MICRO_BATCHES + micro_batch) * ranks + rank) * HEADS
 
 
 def _collect(

@@ -14,6 +14,7 @@ from lightning_so.comm import access_of
 from lightning_so.contract.vector_method import Step, VectorMethod, adaptive
 from lightning_so.core.engine import Engine
 from lightning_so.core.statistics.recorder import Recorder
+from lightning_so.core.step.guard import Guard
 from lightning_so.core.vector import files
 from lightning_so.core.vector.memory import Memory
 from lightning_so.core.vector.moments import Moments
@@ -93,7 +94,7 @@ class VectorEngine:
             [part.view(weight.shape) for part, weight in zip(space.split(row), self.vector.stepped, strict=True)]
             for row in self._rows
         ]  # As the parameters are shaped.
-        self._seen = False
+        self._seen, self._guard = False, Guard(self.vector.comm, self.vector.access)
 
     def stand_behind(self, engines: list[Engine]) -> None:
         """Be behind engines of methods on layers.
@@ -143,6 +144,21 @@ class VectorEngine:
         self.vector.grads(out=self._rows[1])
         self._moments.saw()
         self._seen = True
+
+    @torch.no_grad()
+    def admit(self) -> None:
+        """Withhold all gradients where one is not finite, on any rank: after the backward pass, before the base steps.
+
+        The base then moves nothing, and the step is counted as skipped. Methods on layers before this one have a guard
+        of their own.
+        """
+        if not self.layerwise and not self._guard.admit(self.vector.params).admitted:
+            self.memory.counts.skipped += 1
+            self._seen = False
+
+    def restore(self) -> None:
+        """Give back what `admit` has withheld: after the base's step, whatever happened in it."""
+        self._guard.give_back()
 
     @torch.no_grad()
     def begin(self) -> None:
