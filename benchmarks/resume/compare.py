@@ -33,7 +33,7 @@ from rich.table import Table
 
 from benchmarks.resume.killable import LAST, METHODS, PLACES, STEPS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
