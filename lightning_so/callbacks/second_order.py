@@ -185,9 +185,10 @@ class SecondOrder(Callback):
         """Tell taps by what the loss is multiplied and divided."""
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         divided = trainer.accumulate_grad_batches if pl_module.automatic_optimization else None
-        scale = scaler.get_scale() if scaler is not None else 1.0
         for engine in self.engines:
-            engine.loss_is(divided=divided, scale=scale, shown=pl_module.automatic_optimization)
+            if engine.recorders:  # Reading the scale waits for the device.
+                scale = scaler.get_scale() if scaler is not None else 1.0
+                engine.loss_is(divided=divided, scale=scale, shown=pl_module.automatic_optimization)
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
         """Show the loss to the engines that observe layers."""

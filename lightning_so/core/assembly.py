@@ -16,7 +16,7 @@ from lightning_so.core.schedule.budget import Budget, budget_of
 from lightning_so.core.schedule.units import Units
 from lightning_so.core.solves.flight import Flight
 from lightning_so.core.stacks.roster import Roster
-from lightning_so.core.stacks.stack import Stack, stack_blocks
+from lightning_so.core.stacks.stack import Stack, methods_of, stack_blocks
 from lightning_so.core.statistics.recorder import Recorder
 from lightning_so.core.statistics.windows import Windows
 from lightning_so.core.trust.memory import costs
@@ -33,6 +33,7 @@ class Parts:
         host: The training.
         report: What was done.
         sizes: How many parameters each group had when it was made.
+        calls: How many calls make one step of the optimizer.
         plan: Where every parameter went.
         matrices: Where matrices are whole.
         units: What is solved on its own, and when.
@@ -46,6 +47,7 @@ class Parts:
     host: Host
     report: Report
     sizes: list[int]
+    calls: int
     plan: Plan
     matrices: Matrices
     units: Units
@@ -63,7 +65,7 @@ class Parts:
     @property
     def methods(self) -> list[Method]:
         """The methods that work on something, in order of their first stack."""
-        return list({id(stack.method): stack.method for stack in self.stacks}.values())
+        return methods_of(self.stacks)
 
 
 def assemble(host: Host, options: Options, report: Report) -> Parts:
@@ -95,16 +97,20 @@ def assemble(host: Host, options: Options, report: Report) -> Parts:
         stack.stats = stack.method.init(stack, host.base)
     units = Units.of(stacks, host.team.ranks, owned=matrices.sharded)
     plan = replace(plan, costs=costs(units, host.team.ranks), layout=described(units, host, matrices, options.lag))
-    methods = {id(stack.method): stack.method for stack in stacks}.values()
     return Parts(
         host,
         report,
         host.sizes,
+        host.calls,
         plan,
         matrices,
         units,
         Roster(stacks, host),
         budget_of(units, host),
         Windows(units, host.team),
-        [Recorder(m, units, host, report, options.reduction) for m in methods if isinstance(m, ObservesRows)],
+        [
+            Recorder(m, units, host, report, options.reduction)
+            for m in methods_of(stacks)
+            if isinstance(m, ObservesRows)
+        ],
     )

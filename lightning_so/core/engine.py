@@ -260,7 +260,7 @@ class Engine:
             with self.stopwatch.stage("finish"):
                 finish.finish(current.hidden, current.call, self.host, self.parts.matrices)
             current.call += 1
-            if current.call == self.host.calls:
+            if current.call == self.parts.calls:
                 self._end(current)
         except BaseException:
             self.restore()

@@ -9,6 +9,7 @@ from lightning_so.core.host import Host
 from lightning_so.core.schedule.units import Units
 from lightning_so.core.stacks.cohort import Cohort
 from lightning_so.core.stacks.roster import Roster
+from lightning_so.core.stacks.stack import methods_of
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,7 @@ def budget_of(units: Units, host: Host) -> Budget:
         for step in units.schedule.loads(number):
             loads[step] = loads.get(step, 0.0) + unit.cost
     phases[1] += max(loads.values(), default=0.0)
-    methods = {id(stack.method): stack.method for stack in units.stacks}.values()
-    spreads = [spread for spread in (method.pace()[1] for method in methods) if spread.staggered]
+    spreads = [spread for spread in (method.pace()[1] for method in methods_of(units.stacks)) if spread.staggered]
     return Budget(max(phases), spreads)
 
 

@@ -1,6 +1,6 @@
 """Blocks of one method and shape, with all that is kept of them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,6 +98,11 @@ class Stack(StackSpec):
         """What the method keeps, each of shape (B, ...), under names that do not depend on the stack."""
         if self.stats is not None:
             yield from self.method.tensors(self.stats)
+
+
+def methods_of(stacks: Iterable[Stack]) -> list[Method]:
+    """The methods of stacks, each once, in order of their first."""
+    return list({id(stack.method): stack.method for stack in stacks}.values())
 
 
 def stack_blocks(assigned: Mapping[Block, Method], host: Host, rank: int | None = None) -> list[Stack]:

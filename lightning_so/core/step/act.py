@@ -12,6 +12,7 @@ from lightning_so.contract.method import Action
 from lightning_so.core.host import Host
 from lightning_so.core.matrices.matrices import Matrices, MatrixWork
 from lightning_so.core.stacks.cohort import Cohort
+from lightning_so.core.stacks.stack import methods_of
 from lightning_so.core.step import rowwise
 from lightning_so.core.step.progress import Progress
 from lightning_so.core.step.rowwise import Kept
@@ -74,8 +75,7 @@ def _items(
 
 def _clips(cohorts: Iterable[Cohort]) -> dict[int, Clip]:
     """By method, the clip that bounds the step of its preconditioned gradients."""
-    methods = {id(cohort.stack.method): cohort.stack.method for cohort in cohorts}
-    return {key: Clip(method.step_bound) for key, method in methods.items()}
+    return {id(method): Clip(method.step_bound) for method in methods_of(cohort.stack for cohort in cohorts)}
 
 
 def _apply(clips: Iterable[Clip], matrices: Matrices) -> None:

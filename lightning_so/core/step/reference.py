@@ -74,7 +74,7 @@ class Reference:
         stack, alone = self._cohort.stack, StackSpec([self._block], self._p0.dtype, self._p0.device)
         stats = stack.method.init(alone, self._host.base)
         theirs = dict(stack.tensors())
-        for name, mine in stack.method.tensors(stats) if theirs else ():
+        for name, mine in stack.method.tensors(stats):
             mine.copy_(theirs[name][self._row : self._row + 1])
         return stats
 
