@@ -20,5 +20,6 @@ def bent(direction_BMN: Tensor, lengths_B: Tensor) -> Tensor:
         The updates; NaN, all of it, where d vanishes or is not finite: the base's own is to stay there.
     """
     d = torch.linalg.vector_norm(direction_BMN, dim=(1, 2))
-    scale = torch.where(d.isfinite() & (d > 0), -lengths_B / d, torch.nan)
+    # d / -d is -1, and NaN where d is zero, infinite or NaN.
+    scale = (lengths_B / d).mul_(d / -d)
     return direction_BMN * scale[:, None, None]

@@ -31,16 +31,16 @@ def polar(X_BMN: Tensor, *, steps: int = 5, precision: torch.dtype | None = None
     tall = X_BMN.shape[1] > X_BMN.shape[2]
     X = X_BMN.mT if tall else X_BMN
     # Scale by the largest entry first: the norm of a gradient of 1e-30 underflows when squared in float32.
-    peak = X.abs().amax(dim=(1, 2), keepdim=True)
+    peak = torch.linalg.vector_norm(X, math.inf, dim=(1, 2), keepdim=True)
     X = X / peak.clamp_min(torch.finfo(X.dtype).tiny)
     X = X / X.norm(dim=(1, 2), keepdim=True).clamp_min(1e-30)
     X = X.to(precision or X_BMN.dtype)
     if _gram_pays(X.shape[1], X.shape[2], steps, X.dtype):
         for some in _stretches(steps, X.dtype):
-            X = _gram(X @ X.mT, some) @ X
+            X = torch.bmm(_gram(torch.bmm(X, X.mT), some), X)
     else:
         for _ in range(steps):
-            A = X @ X.mT
+            A = torch.bmm(X, X.mT)
             X = torch.baddbmm(X, torch.baddbmm(A, A, A, beta=b, alpha=c), X, beta=a)
     return (X.mT if tall else X).to(X_BMN.dtype)
 
@@ -82,9 +82,9 @@ def _gram(A_BMM: Tensor, steps: int) -> Tensor:
     for step in range(steps):
         P = torch.baddbmm(A, A, A, beta=b, alpha=c)
         P.diagonal(dim1=1, dim2=2).add_(a)
-        R = P if step == 0 else P @ R
+        R = P if step == 0 else torch.bmm(P, R)
         if step < steps - 1:
-            A = (P @ A) @ P
+            A = torch.bmm(torch.bmm(P, A), P)
     return R
 
 

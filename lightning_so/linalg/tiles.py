@@ -72,9 +72,9 @@ def turn(bases: list[Tensor], cuts: list[slice], X_BMN: Tensor, *, column: bool,
     if not cuts:
         return X_BMN
     if column:
-        parts = [X_BMN[:, :, cut] @ (Q.mT if leave else Q) for Q, cut in zip(bases, cuts, strict=True)]
+        parts = [torch.bmm(X_BMN[:, :, cut], Q.mT if leave else Q) for Q, cut in zip(bases, cuts, strict=True)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
-    parts = [(Q if leave else Q.mT) @ X_BMN[:, cut] for Q, cut in zip(bases, cuts, strict=True)]
+    parts = [torch.bmm(Q if leave else Q.mT, X_BMN[:, cut]) for Q, cut in zip(bases, cuts, strict=True)]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
