@@ -7,7 +7,7 @@ A block may be several groups, one below the other, each with a basis of its own
 Legend: Q groups, M rows of each, N columns, T side of a tile.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -22,42 +22,50 @@ Move = Callable[[Tensor], Tensor]
 
 def carry(
     base: Base,
-    states: States,
+    blocks: Sequence[States],
     shape: tuple[int, int, int],
     cut: slice,
     side: int,
     old: Tensor,
     new: Tensor,
     order: Tensor,
-    least: float,
+    least: Sequence[float],
 ) -> None:
-    """Move one block's moments along when one tile of one side changes its basis, in place.
+    """Move the moments of k blocks along when one tile of one side of each changes its basis, in place.
 
     `m <- new' old m` on the tile's rows (`m old' new` on its columns); v is permuted by `order`.
 
     Args:
         base: The optimizer's entry in the registry.
-        states: The optimizer's states of the block's parameters.
-        shape: (Q, M, N).
+        blocks: Of each block, the optimizer's states of its parameters.
+        shape: (Q, M, N) of each.
         cut: The tile.
         side: 0 for rows, 1 for columns.
-        old: The basis that was, shape (Q, T, T).
-        new: The basis that is, shape (Q, T, T).
-        order: Column j of `new` continues column `order[q, j]` of `old`, shape (Q, T).
-        least: See `Base.least_variance`.
+        old: The bases that were, shape (k, Q, T, T).
+        new: The bases that are, shape (k, Q, T, T).
+        order: Column j of `new` continues column `order[b, q, j]` of `old`, shape (k, Q, T).
+        least: See `Base.least_variance`, of each block.
     """
-    for key in base.first:
-        with _matrix(states, key, shape) as m:
-            if m is not None:
-                part = m[:, cut] if side == 0 else m[:, :, cut]
-                wide = part.to(new.dtype)
-                part.copy_(new.mT @ (old @ wide) if side == 0 else (wide @ old.mT) @ new)
-    for key in base.second:
-        with _matrix(states, key, shape) as v:
-            if v is not None:
-                part = v[:, cut] if side == 0 else v[:, :, cut]
-                part.copy_(permuted(part, order, side))
-    _keep_possible(states, least)
+
+    def turned(part: Tensor, chosen: list[int]) -> Tensor:
+        before, after = ((Q if len(chosen) == len(Q) else Q[chosen]).flatten(0, 1) for Q in (old, new))
+        wide = part.to(new.dtype)
+        if side == 0:
+            return torch.bmm(after.mT, torch.bmm(before, wide))
+        return torch.bmm(torch.bmm(wide, before.mT), after)
+
+    def moved(part: Tensor, chosen: list[int]) -> Tensor:
+        orders = order if len(chosen) == len(order) else order[chosen]
+        return permuted(part, orders.flatten(0, 1), side)
+
+    for keys, change in ((base.first, turned), (base.second, moved)):
+        for key in keys:
+            chosen = [at for at, states in enumerate(blocks) if all(state.get(key) is not None for state in states)]
+            if chosen:
+                with _tiles([[state[key] for state in blocks[at]] for at in chosen], shape, cut, side) as parts:
+                    tile = torch.stack([part[0] if len(part) == 1 else torch.cat(part, 2) for part in parts])
+                    _fill(parts, change(tile.flatten(0, 1), chosen).view(tile.shape))
+    _keep_possible(blocks, least)
 
 
 def enter(
@@ -95,7 +103,7 @@ def enter(
         with _matrix(states, key, shape) as v:
             if v is not None:
                 v.copy_(v.sum((1, 2), keepdim=True, dtype=share.dtype) * share)
-    _keep_possible(states, least)
+    _keep_possible([states], [least])
 
 
 def depart(
@@ -116,27 +124,64 @@ def depart(
             with _matrix(states, key, shape) as x:
                 if x is not None:
                     x.copy_(move(x.flatten(0, 1)).view(shape))
-    _keep_possible(states, least)
+    _keep_possible([states], [least])
 
 
-def _keep_possible(states: States, least: float) -> None:
+@contextmanager
+def _tiles(
+    blocks: list[list[Tensor]], shape: tuple[int, int, int], cut: slice, side: int
+) -> Iterator[list[list[Tensor]]]:
+    """A tile of one moment of every block, (Q, T, N) or (Q, M, T), as views of its parameters' parts of it.
+
+    A bias is the last column. What has another layout in memory is written back at the end.
+    """
+    wide = [[(tensor, tensor.reshape(*shape[:2], -1)) for tensor in tensors] for tensors in blocks]
+    found = []
+    for matrices in wide:
+        parts, begin = list[Tensor](), 0
+        for _, matrix in matrices:
+            width = matrix.shape[2]
+            part = matrix[:, cut] if side == 0 else matrix[:, :, max(cut.start - begin, 0) : max(cut.stop - begin, 0)]
+            parts += [part] if part.numel() else []
+            begin += width
+        found.append(parts)
+    yield found
+    for tensor, matrix in (pair for matrices in wide for pair in matrices):
+        if matrix.data_ptr() != tensor.data_ptr() or not tensor.is_contiguous():
+            tensor.copy_(matrix.reshape(tensor.shape))
+
+
+def _fill(parts: list[list[Tensor]], values: Tensor) -> None:
+    """Write values, (k, Q, T, N) or (k, Q, M, T), into the parts of k tiles, in one call."""
+    widths = [part.shape[2] for part in parts[0]]
+    pieces = [piece for value in values.unbind(0) for piece in value.split(widths, 2)]
+    torch._foreach_copy_([part for of_block in parts for part in of_block], pieces)
+
+
+def _keep_possible(blocks: Sequence[States], least: Sequence[float]) -> None:
     """Raise second moments to what a sequence of gradients with this first moment must have left at the least.
 
     Moved by different rules they fall below it where a factor has a null space (rows of an embedding that are rare):
     one step of an Adam is then hundreds of learning rates long, and centred RMSprop takes the root of less than zero.
 
     Args:
-        states: The optimizer's states of the block's parameters.
-        least: See `Base.least_variance`.
+        blocks: Of each block, the optimizer's states of its parameters.
+        least: See `Base.least_variance`, of each block.
     """
-    for state in states:
-        if least > 0 and state.get("exp_avg") is not None:
-            # A maximum over time that is below is as impossible.
-            for key in ("exp_avg_sq", "max_exp_avg_sq"):
-                if state.get(key) is not None:
-                    torch.maximum(state[key], state["exp_avg"].square() * least, out=state[key])
-        if state.get("grad_avg") is not None:
-            state["square_avg"].copy_(torch.maximum(state["square_avg"], state["grad_avg"].square() * (1 + 1e-6)))
+    found = list[tuple[Tensor, Tensor, float]]()
+    for states, bound in zip(blocks, least, strict=True):
+        for state in states:
+            if bound > 0 and state.get("exp_avg") is not None:
+                # A maximum over time that is below is as impossible.
+                seconds = [state[key] for key in ("exp_avg_sq", "max_exp_avg_sq") if state.get(key) is not None]
+                found += [(second, state["exp_avg"], bound) for second in seconds]
+            if state.get("grad_avg") is not None:
+                found.append((state["square_avg"], state["grad_avg"], 1 + 1e-6))
+    if found:
+        raised, first, times = (list(some) for some in zip(*found, strict=True))
+        floors = torch._foreach_mul(first, first)
+        torch._foreach_mul_(floors, times)
+        torch._foreach_maximum_(raised, floors)
 
 
 @contextmanager

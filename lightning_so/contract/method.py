@@ -4,7 +4,8 @@ Methods are frozen dataclasses of hyper-parameters. They compute on *stacks* (bl
 state of their own and make no collectives.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -15,7 +16,10 @@ from lightning_so.actions.moments import Base
 from lightning_so.contract.block import Block, StackSpec, Tap
 from lightning_so.contract.spread import Spread
 from lightning_so.contract.unit import Unit
-from lightning_so.linalg.result import Result
+from lightning_so.linalg.result import Result, Solved
+
+#: A unit and the statistics of its stack.
+Asked = tuple[Any, Unit]
 
 
 class Taps(Enum):
@@ -40,6 +44,21 @@ class Action(Enum):
     """The gradient is multiplied by the inverse curvature."""
     BASE = "base"
     """The base alone."""
+
+
+@dataclass(frozen=True)
+class Turned:
+    """Bases that were swapped in.
+
+    Attributes:
+        cuts: The tile of each.
+        old: What they were, shape (k, Q, T, T).
+        new: What they are; where a solve has failed, the same.
+    """
+
+    cuts: list[slice]
+    old: Tensor
+    new: Tensor
 
 
 @runtime_checkable
@@ -88,10 +107,6 @@ class Method(Protocol):
 
     def step_cost(self, stack: StackSpec, action: Action) -> float:
         """Modelled multiply-adds of one step of one block of a stack under an action, solves apart."""
-        ...
-
-    def solve(self, stats: Any, unit: Unit) -> Result:
-        """Solve one unit from its last value: slow, the owner alone, pure."""
         ...
 
     def ready(self, base: Base, step: int, solved: list[int]) -> bool:
@@ -190,12 +205,19 @@ class ActsOnRows(ObservesRows, Protocol):
 class Solves(Method, Protocol):
     """A method with units: what was solved is swapped in, and can be found again from the factors."""
 
-    def swap_in(self, stats: Any, unit: Unit, result: Result) -> tuple[slice, Tensor, Tensor] | None:
-        """Swap a good result in; of a basis, its tile, the basis that was and the one that is, (Q, T, T) each."""
+    def solve(self, asked: Sequence[Asked]) -> Solved:
+        """Solve units of one kind in one go from their last values: slow, the owner alone, pure.
+
+        The host must not wait for it: what fails is marked. How many are solved together must not change a result.
+        """
         ...
 
     def solve_afresh(self, stats: Any, unit: Unit) -> Result:
-        """Solve one unit from its factor alone, without a last value."""
+        """Solve one unit from its factor alone, by every means: after `solve` has failed, or without a last value."""
+        ...
+
+    def swap_in(self, asked: Sequence[Asked], solved: Solved) -> Turned | None:
+        """Swap in what is good of a solve; of bases, what was and what is."""
         ...
 
     def factors(self, stats: Any) -> Iterator[tuple[str, Tensor]]:

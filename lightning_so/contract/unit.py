@@ -1,6 +1,7 @@
 """The smallest piece that can be solved on its own."""
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 
@@ -16,6 +17,7 @@ class Unit:
         cost: Modelled cost of one solve, in multiply-adds of a matrix product.
         shape: Shape of the solved value.
         columns: How many columns a solve permutes; 0 for none.
+        kind: What else must be equal of units that are solved in one call: method, dtype and `shape` are.
         together: Whether all units of its block have one owner, where the block's factors are.
         period: Largest interval between two solves.
         staggered: Whether it has a slot of its own; otherwise it is solved with all others of its kind.
@@ -28,6 +30,7 @@ class Unit:
     cost: float
     shape: tuple[int, ...] = (0, 0)
     columns: int = 0
+    kind: Hashable = None
     together: bool = False
     period: int = 1
     staggered: bool = True

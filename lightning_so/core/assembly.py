@@ -15,6 +15,7 @@ from lightning_so.core.report import Report
 from lightning_so.core.schedule.budget import Budget, budget_of
 from lightning_so.core.schedule.units import Units
 from lightning_so.core.solves.flight import Flight
+from lightning_so.core.solves.swap import Unread
 from lightning_so.core.stacks.roster import Roster
 from lightning_so.core.stacks.stack import Stack, methods_of, stack_blocks
 from lightning_so.core.statistics.recorder import Recorder
@@ -42,6 +43,7 @@ class Parts:
         windows: Rows that are on their way to the owners of factors.
         recorders: One for each method that observes rows.
         flights: Solves whose results have not been swapped in, oldest first.
+        unread: Verdicts on those that were, which the host does not know yet.
     """
 
     host: Host
@@ -56,6 +58,7 @@ class Parts:
     windows: Windows
     recorders: list[Recorder]
     flights: list[Flight] = field(default_factory=list)
+    unread: list[Unread] = field(default_factory=list)
 
     @property
     def stacks(self) -> list[Stack]:

@@ -18,7 +18,7 @@ from lightning_so.core.plan.table import Plan
 from lightning_so.core.report import Report
 from lightning_so.core.schedule import budget
 from lightning_so.core.solves import basis, swap
-from lightning_so.core.solves.flight import launch
+from lightning_so.core.solves.flight import launch, solve
 from lightning_so.core.stacks.cohort import Cohort
 from lightning_so.core.stacks.stack import Stack
 from lightning_so.core.statistics.observe import fold_gradients, fold_rows
@@ -184,8 +184,9 @@ class Engine:
         self.follow()
         self.current = Progress()
         with self.stopwatch.stage("guard"):
-            verdict = self.guard.admit(self.host.params)
-        roster = self.parts.roster
+            verdict = self.guard.admit(self.host.params, swap.together(self.parts.unread))
+        parts, roster = self.parts, self.parts.roster
+        swap.learn(verdict.read, parts.unread, parts.units, roster, self.host, parts.matrices, self.report)
         roster.absent = verdict.absent
         for recorder in self.recorders:
             recorder.name_silent(roster.lives)
@@ -211,13 +212,12 @@ class Engine:
             fold_rows(parts.recorders, parts.windows, roster, step)
             fold_gradients(roster, matrices)
         with self.stopwatch.stage("solve"):
-            swap.land(parts.flights, units, roster, host, matrices, report)
+            swap.land(parts.flights, parts.unread, units, roster, host, matrices, report)
             if due:
-                lands = step + self.options.lag
-                flight = launch(units, due, lambda s, unit: s.method.solve(s.stats, unit), host.team, lands)
+                flight = launch(units, due, solve, host.team, step + self.options.lag)
                 report.solved_here += flight.here
                 parts.flights.append(flight)
-                swap.land(parts.flights, units, roster, host, matrices, report)
+                swap.land(parts.flights, parts.unread, units, roster, host, matrices, report)
             basis.enter(units, roster, host, matrices, step)
         cohorts = list(roster)
         acting = [cohort for cohort in cohorts if cohort.action is not Action.BASE]

@@ -1,13 +1,12 @@
 """The eigenbasis of a factor: one warm QR iteration, or a full eigendecomposition when that fails.
 
-All take one factor or a batch of them.
-Legend: T side of a tile; F factor, Q basis (columns, sorted by falling eigenvalue).
+Legend: B factors of one side; T side of a tile; F factor, Q basis (columns, sorted by falling eigenvalue).
 """
 
 import torch
 from torch import Tensor
 
-from lightning_so.linalg.result import Result
+from lightning_so.linalg.result import Result, Solved
 
 #: What the calls of a solve cost at any size, in multiply-adds of a matrix product.
 CALLS = 1e7
@@ -32,36 +31,32 @@ def ridge(F_TT: Tensor, strength: float) -> Tensor:
 
 def fix_signs(Q_TT: Tensor, signs_T: Tensor) -> Tensor:
     """Flip the columns of Q whose sign is negative: LAPACK may flip any column from call to call."""
-    return Q_TT * torch.where(signs_T < 0, -1.0, 1.0).to(Q_TT.dtype)[..., None, :]
+    return Q_TT * torch.ones_like(signs_T).copysign(signs_T).to(Q_TT.dtype)[..., None, :]
 
 
-def refresh(F_TT: Tensor, Q_TT: Tensor, *, strength: float) -> Result:
-    """One orthogonal iteration of the basis: Q~ = qr((F + ridge) Q P), P sorting by diag(Q' F Q).
+def refresh(F_BTT: Tensor, Q_BTT: Tensor, *, strength: float) -> Solved:
+    """One orthogonal iteration of every basis: Q~ = qr((F + ridge) Q P), P sorting by diag(Q' F Q).
 
-    Climbs the ladder: the dtype of F, then eigh in float64, then gives up (`ok=False`: keep the last basis).
+    The first rung of the ladder. A factor that is zero or not finite, or whose basis is not finite, is marked; the next
+    rung is `decompose`.
 
     Args:
-        F_TT: The factor, symmetric positive semi-definite, shape (..., T, T).
-        Q_TT: The last basis, orthogonal, shape (..., T, T).
+        F_BTT: The factors, symmetric positive semi-definite, shape (B, T, T).
+        Q_BTT: The last bases, orthogonal, shape (B, T, T).
         strength: Relative size of the tie-breaking ridge.
 
     Returns:
-        The new basis, the permutation `order` (column j of the new basis continues column `order[..., j]` of the last),
-        and how many rungs were needed.
+        The new bases and the permutations `order`: column j of a new basis continues column `order[b, j]` of the last.
     """
-    FQ = (F_TT @ Q_TT).addcmul(ridge(F_TT, strength)[..., None], Q_TT)
-    order = (Q_TT * FQ).sum(-2).argsort(dim=-1, descending=True, stable=True)
-    Q, R = torch.linalg.qr(FQ.gather(-1, order[..., None, :].expand(FQ.shape)))
-    sizes = R.diagonal(dim1=-2, dim2=-1)
-    Q = fix_signs(Q, sizes)
-    # A factor of zeros leaves R = 0 and Q arbitrary but orthogonal: keep the basis we had. One host read for all.
-    checks = torch.stack([F_TT.isfinite().all(), Q.isfinite().all(), (sizes.abs().amax(-1) > 0).all()])
-    sound, finite, nonzero = checks.tolist()
-    if not sound:
-        return Result(Q_TT, ok=False, attempts=0)
-    if finite and nonzero:
-        return Result(Q, ok=True, order=order)
-    return decompose(F_TT, Q_TT, strength)
+    FQ = torch.bmm(F_BTT, Q_BTT).addcmul_(ridge(F_BTT, strength)[..., None], Q_BTT)
+    order = (Q_BTT * FQ).sum(1).argsort(dim=1, descending=True, stable=True)
+    Q, R = torch.linalg.qr(FQ.gather(2, order[:, None].expand(FQ.shape)))
+    sizes = R.diagonal(dim1=1, dim2=2)
+    # A factor of zeros leaves R = 0 and Q arbitrary but orthogonal: the last basis stays. The largest is NaN where any
+    # is, and a column of R of a factor that is not finite is not finite.
+    largest, turned = sizes.abs().amax(1), Q.abs().amax((1, 2))
+    good = (largest > 0) & (largest < torch.inf) & (turned < torch.inf)
+    return Solved(fix_signs(Q, sizes), good, order)
 
 
 def decompose(F_TT: Tensor, Q_TT: Tensor, strength: float) -> Result:

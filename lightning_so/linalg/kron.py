@@ -3,13 +3,14 @@
 Legend: B blocks of a stack, Q groups, T side of a tile, M rows and N columns of a matrix.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from lightning_so.linalg import psd, tiles
-from lightning_so.linalg.result import Result
+from lightning_so.linalg.result import Solved
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Shape:
 
     length: int
     groups: int
-    cuts: tuple[slice, ...]
+    cuts: tuple[slice, ...] = field(hash=False)  # Python has no hash of slices before 3.12.
 
     @property
     def widths(self) -> list[int]:
@@ -94,31 +95,83 @@ class Side:
 
     def mean(self, row: int) -> Tensor:
         """`tr F / dim F` of a block over all tiles and groups."""
-        traces = [F[row].sum() if F.ndim == 3 else F[row].diagonal(dim1=1, dim2=2).sum() for F in self.factors]
-        return torch.stack(traces).sum() / (self.shape.length * self.shape.groups)
+        return Gathered.of([(self, row)]).mean()[0]
 
-    def inverse(self, row: int, weight: Tensor, damping: Tensor) -> Result:
-        """Inverses of a block's damped tiles, flattened one after the other."""
+
+@dataclass(frozen=True)
+class Gathered:
+    """One side of k blocks of one shape, from whatever stacks, in one batch.
+
+    Attributes:
+        shape: What the side looks like.
+        factors: Copies, (k, Q, T, T) a tile or (k, Q, length).
+    """
+
+    shape: Shape
+    factors: list[Tensor]
+
+    @classmethod
+    def of(cls, sides: Sequence[tuple[Side, int]]) -> "Gathered":
+        """Sides and the rows of the blocks in their stacks."""
+        tiles = zip(*(side.factors for side, _ in sides), strict=True)
+        rows = [row for _, row in sides]
+        return cls(sides[0][0].shape, [torch.stack([F[r] for F, r in zip(tile, rows, strict=True)]) for tile in tiles])
+
+    def mean(self) -> Tensor:
+        """`tr F / dim F` over all tiles and groups, shape (k,)."""
+        diagonals = [F if F.ndim == 3 else F.diagonal(dim1=2, dim2=3) for F in self.factors]
+        return torch.stack([some.sum((1, 2)) for some in diagonals]).sum(0) / (self.shape.length * self.shape.groups)
+
+    def scaled(self, weight_k: Tensor) -> "Gathered":
+        """All factors divided by a number for each block."""
+        factors = [F / weight_k.view(-1, *[1] * (F.ndim - 1)) for F in self.factors]
+        return Gathered(self.shape, factors)
+
+    def inverse(self, damping_k: Tensor, *, sturdy: bool = False) -> Solved:
+        """Inverses of damped tiles, flattened one after the other.
+
+        Args:
+            damping_k: What is added to the diagonals, shape (k,).
+            sturdy: Whether to climb the ladder, for which the host waits; then the blocks are good or bad together.
+
+        Returns:
+            The inverses, shape (k, `solved_size`).
+        """
         if not self.shape.cuts:
-            F = self.factors[0][row] / weight + damping
-            return Result(F.reciprocal().flatten(), bool((damping > 0) & damping.isfinite() & F.isfinite().all()))
-        return joined([psd.inverse(F[row] / weight, damping.expand(self.shape.groups)) for F in self.factors])
+            F = self.factors[0] + damping_k[:, None, None]
+            good = (damping_k > 0) & (damping_k < torch.inf) & (F.abs().amax((1, 2)) < torch.inf)
+            return Solved(F.reciprocal().flatten(1), good)
+        each = damping_k.repeat_interleave(self.shape.groups)
+        values, goods = [], [damping_k > 0]
+        for F in self.factors:
+            if sturdy:
+                found = psd.inverse(F.flatten(0, 1), each)
+                value, good = found.value, torch.full_like(each, found.ok, dtype=torch.bool)
+            else:
+                damped = F.flatten(0, 1).clone()
+                damped.diagonal(dim1=1, dim2=2).add_(each[:, None])
+                value, good = psd.inverted(damped)
+            values.append(value.reshape(len(F), -1))
+            goods.append(good.view(len(F), -1).all(1))
+        return Solved(torch.cat(values, 1), torch.stack(goods).all(0))
 
-    def eigen(self, row: int, weight: Tensor) -> Result:
-        """Eigenvectors of a block's tiles, flattened one after the other, then all eigenvalues (Q, length)."""
+    def eigen(self) -> Solved:
+        """Eigenvectors of the tiles, flattened one after the other, then all eigenvalues, (Q, length)."""
         if not self.shape.cuts:
-            F = self.factors[0][row] / weight
-            return Result(F.flatten(), bool(F.isfinite().all()))
-        found = [psd.eigenbasis(F[row] / weight) for F in self.factors]
-        values = torch.cat([values for values, _, _ in found], 1)
-        ok = all(ok for _, _, ok in found)
-        return Result(torch.cat([*(vectors.flatten() for _, vectors, _ in found), values.flatten()]), ok)
+            F = self.factors[0].flatten(1)
+            return Solved(F, F.abs().amax(1) < torch.inf)
+        count = len(self.factors[0])
+        found = [psd.eigenbasis(F.flatten(0, 1)) for F in self.factors]
+        values = torch.cat([values.view(count, self.shape.groups, -1) for values, _, _ in found], 2)
+        vectors = [vectors.reshape(count, -1) for _, vectors, _ in found]
+        good = torch.stack([good.view(count, -1).all(1) for _, _, good in found]).all(0)
+        return Solved(torch.cat([*vectors, values.flatten(1)], 1), good)
 
 
-def joined(results: list[Result]) -> Result:
-    """Several results as one flat one, which is good if all are."""
-    value = torch.cat([result.value.flatten() for result in results])
-    return Result(value, all(r.ok for r in results), attempts=max(r.attempts for r in results))
+def joined(parts: Sequence[Solved]) -> Solved:
+    """Several solutions of the same blocks as flat ones, which are good if all are."""
+    value = torch.cat([part.value.flatten(1) for part in parts], 1)
+    return Solved(value, torch.stack([part.good for part in parts]).all(0))
 
 
 @dataclass
@@ -222,12 +275,6 @@ def permuted(part_QMN: Tensor, order_QT: Tensor, side: int) -> Tensor:
     """Rows (side 0) or columns (side 1) of every group in a new order."""
     index = order_QT[:, :, None] if side == 0 else order_QT[:, None]
     return part_QMN.gather(1 + side, index.expand(part_QMN.shape))
-
-
-def fill(tensors: list[Tensor], value: Tensor) -> None:
-    """Write a flat value into tensors one after the other, in place."""
-    for tensor, part in zip(tensors, value.split([tensor.numel() for tensor in tensors]), strict=True):
-        tensor.copy_(part.view(tensor.shape))
 
 
 def solved_size(shape: Shape) -> int:

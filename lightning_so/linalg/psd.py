@@ -43,39 +43,61 @@ def inverse(F_QTT: Tensor, damping_Q: Tensor) -> Result:
     """
     attempts = 0
     for attempts, F in enumerate(ladder(F_QTT, damping_Q), start=1):
-        if F.shape[-1] <= 2:
-            value, whole = _small(F)
-            if whole and bool((damping_Q > 0).all()):
-                return Result(value.to(F_QTT.dtype), ok=True, attempts=attempts)
-            continue
-        L, info = torch.linalg.cholesky_ex(F)
-        # An unfinished decomposition must not go on: inverting it raises.
-        if not bool((info == 0).all() & L.isfinite().all() & (damping_Q > 0).all()):
-            continue
-        value = torch.cholesky_inverse(L).to(F_QTT.dtype)
-        if bool(value.isfinite().all()):
+        value, sound = inverted(F)
+        value = value.to(F_QTT.dtype)
+        if bool((sound & (damping_Q > 0)).all() & value.isfinite().all()):
             return Result(value, ok=True, attempts=attempts)
     return Result(F_QTT, ok=False, attempts=attempts)
 
 
-def _small(F_QTT: Tensor) -> tuple[Tensor, bool]:
-    """Inverses of many matrices of one or two rows in closed form, and whether all are positive definite."""
+def inverted(F_QTT: Tensor) -> tuple[Tensor, Tensor]:
+    """Inverses of damped factors by Cholesky, one rung of the ladder, of each for itself.
+
+    Args:
+        F_QTT: The factors, symmetric, shape (Q, T, T).
+
+    Returns:
+        The inverses, and which are of positive definite ones and finite, shape (Q,).
+    """
+    if F_QTT.shape[-1] <= 2:
+        return _small(F_QTT)
+    L, info = torch.linalg.cholesky_ex(F_QTT)
+    whole = (info == 0) & (L.abs().amax((1, 2)) < torch.inf)
+    # An unfinished decomposition must not go on: inverting it raises.
+    L = torch.where(whole[:, None, None], L, torch.eye(L.shape[-1], dtype=L.dtype, device=L.device))
+    value = torch.cholesky_inverse(L)
+    return value, whole & (value.abs().amax((1, 2)) < torch.inf)
+
+
+def _small(F_QTT: Tensor) -> tuple[Tensor, Tensor]:
+    """Inverses of many matrices of one or two rows in closed form, and which are positive definite."""
     if F_QTT.shape[-1] == 1:
-        return F_QTT.reciprocal(), bool((F_QTT > 0).all() & F_QTT.isfinite().all())
+        return F_QTT.reciprocal(), ((F_QTT > 0) & (F_QTT < torch.inf))[:, 0, 0]
     (a, b), (_, c) = (row.unbind(-1) for row in F_QTT.unbind(-2))
     determinant = a * c - b * b
     value = torch.stack([torch.stack([c, -b], -1), torch.stack([-b, a], -1)], -2) / determinant[..., None, None]
-    return value, bool((a > 0).all() & (determinant > 0).all() & value.isfinite().all())
+    return value, (a > 0) & (determinant > 0) & (value.abs().amax((-2, -1)) < torch.inf)
 
 
-def eigenbasis(F_QTT: Tensor) -> tuple[Tensor, Tensor, bool]:
-    """Eigenvalues (Q, T), not below zero, and eigenvectors (Q, T, T), in float64 and back; whether they are finite."""
+def eigenbasis(F_QTT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Eigenvalues and eigenvectors of factors, in float64 and back, of each for itself.
+
+    Args:
+        F_QTT: The factors, symmetric positive semi-definite, shape (Q, T, T).
+
+    Returns:
+        The values (Q, T), not below zero, the vectors (Q, T, T), and which are finite, shape (Q,).
+    """
+    F = F_QTT.double()
+    # One that is not finite must not end the others.
+    finite = F.abs().amax((1, 2)) < torch.inf
+    F = torch.where(finite[:, None, None], F, torch.eye(F.shape[-1], dtype=F.dtype, device=F.device))
     try:
-        values, vectors = torch.linalg.eigh(F_QTT.double())
+        values, vectors = torch.linalg.eigh(F)
     except torch.linalg.LinAlgError:
-        return F_QTT.diagonal(dim1=1, dim2=2), F_QTT, False
-    ok = bool(values.isfinite().all() & vectors.isfinite().all())
-    return values.clamp_min(0).to(F_QTT.dtype), vectors.to(F_QTT.dtype), ok
+        return F_QTT.diagonal(dim1=1, dim2=2), F_QTT, torch.zeros_like(finite)
+    finite = finite & (values.abs().amax(1) < torch.inf) & (vectors.abs().amax((1, 2)) < torch.inf)
+    return values.clamp_min(0).to(F_QTT.dtype), vectors.to(F_QTT.dtype), finite
 
 
 def inverse_cost(side: int) -> float:

@@ -1,7 +1,9 @@
 """The outcome of a solve: numerical failure is data, never an exception."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -24,3 +26,58 @@ class Result:
     attempts: int = 1
     iterations: int = 0
     residual: float = 0.0
+
+
+@dataclass(frozen=True)
+class Solved:
+    """What a solve of k units of one kind returned; the host has read nothing of it.
+
+    Attributes:
+        value: The solved tensors, shape (k, ...); those that are not `good` are meaningless.
+        good: Which may replace the last ones, shape (k,), bool.
+        order: The permutations of the columns that the solves applied, shape (k, n), or None.
+    """
+
+    value: Tensor
+    good: Tensor
+    order: Tensor | None = None
+
+    @classmethod
+    def of(cls, results: Sequence[Result]) -> "Solved":
+        """Results that the host knows, as one."""
+        value = torch.stack([result.value for result in results])
+        good = torch.tensor([result.ok for result in results], device=value.device)
+        orders = [result.order for result in results]
+        known = next((order for order in orders if order is not None), None)
+        if known is None:
+            return cls(value, good)
+        same = torch.arange(len(known), device=value.device)  # One that failed permutes nothing.
+        return cls(value, good, torch.stack([same if order is None else order for order in orders]))
+
+    def some(self, flags: Sequence[bool]) -> "Solved":
+        """Those of the units that are flagged."""
+        if all(flags):
+            return self
+        chosen = torch.tensor([at for at, flag in enumerate(flags) if flag], device=self.good.device)
+        return Solved(self.value[chosen], self.good[chosen], None if self.order is None else self.order[chosen])
+
+    def replace(self, places: Sequence[Tensor], parts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Write what is good into its places, in one call.
+
+        Args:
+            places: Of each unit, of one shape.
+            parts: What to write, shape (k, ...); the whole value by default.
+
+        Returns:
+            What was there before, and what is there now, shapes (k, ...).
+        """
+        before = torch.stack(list(places))
+        good = self.good.view(-1, *[1] * (before.ndim - 1))
+        now = torch.where(good, (self.value if parts is None else parts).view(before.shape), before)
+        torch._foreach_copy_(list(places), list(now.unbind(0)))
+        return before, now
+
+    def kept_order(self) -> Tensor:
+        """The permutations, of those that failed the one that changes nothing."""
+        assert self.order is not None
+        return torch.where(self.good[:, None], self.order, torch.arange(self.order.shape[1], device=self.order.device))

@@ -100,18 +100,48 @@ def eigen(F_QTT: Tensor, p: float, cutoff: float = 0.0) -> Result:
         The roots.
     """
     try:
-        values, vectors = torch.linalg.eigh(F_QTT)
+        value, kept, residual = _by_eigenvalues(F_QTT, p, cutoff)
     except torch.linalg.LinAlgError:
         return Result(F_QTT, ok=False)
-    largest = values[:, -1:]
-    kept = values > (cutoff * largest).clamp_min(0)
-    roots = torch.where(kept, values.clamp_min(torch.finfo(F_QTT.dtype).tiny), 1.0).pow(-1 / p) * kept
-    value = (vectors * roots[:, None]) @ vectors.mT
-    again = (vectors * values[:, None]) @ vectors.mT
-    residual = _worst((again - F_QTT) / largest[..., None].clamp_min(torch.finfo(F_QTT.dtype).tiny))
+    worst = _worst(residual)
     # Without a cutoff nothing may be missing: an eigenvalue that is not positive asks for more damping.
     whole = bool(kept.all()) if cutoff == 0 else bool(kept.any(1).all())
-    return Result(value, whole and residual <= DECOMPOSED and bool(value.isfinite().all()), residual=residual)
+    return Result(value, whole and worst <= DECOMPOSED and bool(value.isfinite().all()), residual=worst)
+
+
+def eigenroots(F_QTT: Tensor, damping_Q: Tensor, p: float) -> tuple[Tensor, Tensor]:
+    """The first rung of `inverse_root` by eigenvalues, of each factor for itself.
+
+    Args:
+        F_QTT: Factors, symmetric positive semi-definite, shape (Q, T, T).
+        damping_Q: d >= 0 of each, shape (Q,).
+        p: The root.
+
+    Returns:
+        The roots, and which are sound, shape (Q,).
+    """
+    F = F_QTT + torch.diag_embed(damping_Q[:, None].expand(F_QTT.shape[:2]))
+    # One that is not finite must not end the others.
+    finite = F.abs().amax((1, 2)) < torch.inf
+    F = torch.where(finite[:, None, None], F, torch.eye(F.shape[-1], dtype=F.dtype, device=F.device))
+    try:
+        value, kept, residual = _by_eigenvalues(F, p, 0.0)
+    except torch.linalg.LinAlgError:
+        return F_QTT, torch.zeros_like(finite)
+    sound = (residual <= DECOMPOSED) & kept.all(1) & (value.abs().amax((1, 2)) < torch.inf)
+    return value, finite & sound
+
+
+def _by_eigenvalues(F: Tensor, p: float, cutoff: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The roots, which eigenvalues they are of, (Q, T), and the residual of each decomposition, (Q,)."""
+    tiny = torch.finfo(F.dtype).tiny
+    values, vectors = torch.linalg.eigh(F)
+    largest = values[:, -1:]
+    kept = values > (cutoff * largest).clamp_min(0)
+    roots = torch.where(kept, values.clamp_min(tiny), 1.0).pow(-1 / p) * kept
+    again = (vectors * values[:, None]) @ vectors.mT
+    residual = ((again - F) / largest[..., None].clamp_min(tiny)).abs().amax((1, 2))
+    return (vectors * roots[:, None]) @ vectors.mT, kept, residual
 
 
 # ---------------------------------------------------------------- by products

@@ -3,7 +3,7 @@
 Legend: B blocks of a stack, Q groups, T side of a tile, M rows and N columns of a group's matrix.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -14,7 +14,7 @@ from lightning_so.actions.moments import Base
 from lightning_so.contract.block import Block, StackSpec
 from lightning_so.contract.known import known
 from lightning_so.contract.layerwise import BETA, SIDES, Factors, Layerwise, oriented
-from lightning_so.contract.method import Action
+from lightning_so.contract.method import Action, Asked, Turned
 from lightning_so.contract.pairing import all_solved
 from lightning_so.contract.spread import Spread, Staggered
 from lightning_so.contract.unit import Unit
@@ -24,9 +24,9 @@ from lightning_so.linalg import kron
 from lightning_so.linalg.basis import CALLS, decompose, refresh, refresh_cost
 from lightning_so.linalg.damping import Relative, added
 from lightning_so.linalg.diagonal import Diagonal, diagonal
-from lightning_so.linalg.kron import Tiles
+from lightning_so.linalg.kron import Gathered, Tiles
 from lightning_so.linalg.polar import polar, polar_cost
-from lightning_so.linalg.result import Result
+from lightning_so.linalg.result import Result, Solved
 
 #: Damping of preconditioned gradients where none is given.
 DAMPING = 0.002
@@ -168,7 +168,7 @@ class EKFAC(Layerwise):
         """See `contract.method.ObservesRows.collect`."""
         super().collect(stats, row, block, x, g, terms, step)
         tap = block.tap
-        if tap is None or stats.moments is None or not bool(stats.solved[row].all()):
+        if tap is None or stats.moments is None or not stats.solved.numpy()[row].all():
             return
         x, g, share = self.thinned(block, x, g, step)
         inputs, outputs = (partial(basis.rows, row) for basis in stats.bases)
@@ -197,7 +197,8 @@ class EKFAC(Layerwise):
                     numbers = shape.groups * (width * (width + 1) or shape.length)
                     solve = shape.groups * (refresh_cost(width) - CALLS) + CALLS if width else 0.0
                     cost = solve + shape.groups * self.rows * width * width + 1e6
-                    found.append(Unit(index, row, side, tile, cost, (numbers,), shape.groups * width, together=True))
+                    unit = Unit(index, row, side, tile, cost, (numbers,), shape.groups * width, (shape, tile))
+                    found.append(replace(unit, together=True))
         return found
 
     def pace(self) -> tuple[int, Spread]:
@@ -212,47 +213,70 @@ class EKFAC(Layerwise):
             return polar_cost(stack.shape, 5)
         return 2.0 * turn if action is not Action.BASE else 0.0
 
-    def solve(self, stats: Stats, unit: Unit) -> Result:
-        """See `contract.method.Method.solve`."""
-        return self._solve(stats, unit, partial(refresh, strength=RIDGE))
+    def solve(self, asked: Sequence[Asked]) -> Solved:
+        """See `contract.method.Solves.solve`."""
+        return self._solve(asked, partial(refresh, strength=RIDGE))
 
     def solve_afresh(self, stats: Stats, unit: Unit) -> Result:
         """See `contract.method.Solves.solve_afresh`."""
-        return self._solve(stats, unit, partial(decompose, strength=RIDGE))
+        attempts = 1
+
+        def how(F_BTT: Tensor, Q_BTT: Tensor) -> Solved:
+            nonlocal attempts
+            found = decompose(F_BTT, Q_BTT, RIDGE)
+            attempts = found.attempts
+            order = torch.arange(F_BTT.shape[-1], device=F_BTT.device).expand(F_BTT.shape[:-1])
+            good = torch.full(F_BTT.shape[:1], found.ok, device=F_BTT.device)
+            return Solved(found.value, good, order)
+
+        found = self._solve([(stats, unit)], how)
+        order = None if found.order is None else found.order[0]
+        return Result(found.value[0], bool(found.good), order, attempts)
 
     def _oriented(self, block: Block) -> tuple[kron.Shape, kron.Shape]:
         """The side of a block's rows and that of its columns."""
         assert block.tap is not None
         return oriented(self.shapes(block), transposed=block.tap.layer.input_side == 0)
 
-    def _solve(self, stats: Stats, unit: Unit, how: Callable[[Tensor, Tensor], Result]) -> Result:
-        side, basis = stats.oriented(stats.sides)[unit.side], stats.oriented(stats.bases)[unit.side]
-        weight = stats.weight[unit.row].clamp_min(torch.finfo(side.dtype).tiny)
-        F = side.factors[unit.tile][unit.row]
-        if not side.shape.cuts:
-            return Result((F / weight).flatten(), bool(F.isfinite().all() & (F.amax() > 0)))
+    def _solve(self, asked: Sequence[Asked], how: Callable[[Tensor, Tensor], Solved]) -> Solved:
+        sides = [(stats.oriented(stats.sides)[unit.side], unit) for stats, unit in asked]
+        gathered = Gathered.of([(side, unit.row) for side, unit in sides])
+        F, shape = gathered.factors[asked[0][1].tile], gathered.shape
+        weight = torch.stack([stats.weight[unit.row] for stats, unit in asked]).clamp_min(torch.finfo(F.dtype).tiny)
+        if not shape.cuts:
+            good = (F.amax((1, 2)) > 0) & (F.abs().amax((1, 2)) < torch.inf)
+            return Solved((F / weight[:, None, None]).flatten(1), good)
         # A tile that is rounding beside the others (keys' gradients sum to zero) must have axes that are no accident.
-        floor = torch.finfo(F.dtype).eps * side.mean(unit.row)
-        found = how(F + floor * torch.eye(F.shape[-1]).to(F), basis.tensors[unit.tile][unit.row])
-        values = (found.value * (F @ found.value)).sum(1).clamp_min(0) / weight
-        return replace(found, value=torch.cat([found.value.flatten(), values.flatten()]))
+        floor = torch.finfo(F.dtype).eps * gathered.mean()
+        raised = F.clone()
+        raised.diagonal(dim1=2, dim2=3).add_(floor[:, None, None])
+        bases = [stats.oriented(stats.bases)[unit.side].tensors[unit.tile][unit.row] for stats, unit in asked]
+        found = how(raised.flatten(0, 1), torch.stack(bases).flatten(0, 1))
+        Q, order = found.value.view(F.shape), found.order
+        values = (Q * (F @ Q)).sum(2).clamp_min(0) / weight[:, None, None]
+        value = torch.cat([Q.flatten(1), values.flatten(1)], 1)
+        good = found.good.view(len(F), -1).all(1)
+        return Solved(value, good, None if order is None else order.reshape(len(F), -1))
 
-    def swap_in(self, stats: Stats, unit: Unit, result: Result) -> tuple[slice, Tensor, Tensor] | None:
+    def swap_in(self, asked: Sequence[Asked], solved: Solved) -> Turned | None:
         """See `contract.method.Solves.swap_in`."""
-        basis = stats.oriented(stats.bases)[unit.side]
-        values = stats.oriented(stats.values)[unit.side][unit.row]
-        number = unit.tile + (max(1, len(stats.oriented(stats.sides)[0].shape.cuts)) if unit.side else 0)
-        stats.solved[unit.row, number] = 1
-        if not basis.shape.cuts:
-            values.copy_(result.value.view(values.shape))
+        tile = asked[0][1].tile
+        values = [stats.oriented(stats.values)[unit.side][unit.row] for stats, unit in asked]
+        for stats, unit in asked:
+            number = unit.tile + (max(1, len(stats.oriented(stats.sides)[0].shape.cuts)) if unit.side else 0)
+            stats.solved.numpy()[unit.row, number] = 1
+        bases = [(stats.oriented(stats.bases)[unit.side], unit.row) for stats, unit in asked]
+        if not bases[0][0].shape.cuts:
+            solved.replace(values)
             return None
-        cut, Q = basis.shape.cuts[unit.tile], basis.tensors[unit.tile][unit.row]
-        old = Q.clone()
-        Q.copy_(result.value[: Q.numel()].view(Q.shape))
-        values[:, cut] = result.value[Q.numel() :].view(len(Q), -1)
-        if stats.moments is not None and result.order is not None:
-            stats.moments.permute(unit.row, cut, unit.side, result.order.view(len(Q), -1))
-        return cut, old, Q
+        cut, places = bases[0][0].shape.cuts[tile], [basis.tensors[tile][row] for basis, row in bases]
+        old, new = solved.replace(places, solved.value[:, : places[0].numel()])
+        solved.replace([value[:, cut] for value in values], solved.value[:, places[0].numel() :])
+        if solved.order is not None:
+            for (stats, unit), order in zip(asked, solved.kept_order().unbind(0), strict=True):
+                if stats.moments is not None:
+                    stats.moments.permute(unit.row, cut, unit.side, order.view(old.shape[1], -1))
+        return Turned([cut] * len(asked), old, new)
 
     # ---------------------------------------------------------------- apply
 
@@ -278,7 +302,7 @@ class EKFAC(Layerwise):
 
     def second_moments(self, stats: Stats, row: int) -> tuple[tuple[Tensor, Tensor], Tensor] | None:
         """See `contract.layerwise.Layerwise.second_moments`."""
-        if stats.moments is None or not bool(stats.solved[row].all()):
+        if stats.moments is None or not stats.solved.numpy()[row].all():
             return None
         left, right = stats.oriented(stats.values)
         s = stats.moments.estimate(kron.product(left[[row]], right[[row]]), [row])[0]

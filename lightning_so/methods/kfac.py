@@ -3,7 +3,7 @@
 Legend: B blocks of a stack, Q groups, T side of a tile.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,14 +13,14 @@ from lightning_so.actions.moments import Base
 from lightning_so.contract.block import Block, StackSpec
 from lightning_so.contract.known import known
 from lightning_so.contract.layerwise import SIDES, Factors, Layerwise
-from lightning_so.contract.method import Action
+from lightning_so.contract.method import Action, Asked
 from lightning_so.contract.pairing import all_solved, on_curvature, refuse_momentless
 from lightning_so.contract.spread import Spread, Staggered
 from lightning_so.contract.unit import Unit
 from lightning_so.linalg import kron, psd
 from lightning_so.linalg.damping import Relative, split, strength
-from lightning_so.linalg.kron import Tiles
-from lightning_so.linalg.result import Result
+from lightning_so.linalg.kron import Gathered, Tiles
+from lightning_so.linalg.result import Result, Solved
 
 #: Damping where none is given: of bent updates, whose length is the base's, and of preconditioned gradients, whose
 #: length it sets. There a block's own scale will not do: layers whose gradients vanish at first would run away.
@@ -147,7 +147,8 @@ class KFAC(Layerwise):
             cost += kron.cost(shape, self.rows, shape.groups * solve)
             size += kron.solved_size(shape) if not self.exact or shape.cuts else 0
             size += shape.groups * shape.length if self.exact else 0
-        return [Unit(index, row, 0, 0, cost, (size,)) for row in range(len(stack.blocks))]
+        kind = self.shapes(stack.blocks[0])
+        return [Unit(index, row, 0, 0, cost, (size,), kind=kind) for row in range(len(stack.blocks))]
 
     def pace(self) -> tuple[int, Spread]:
         """See `contract.method.Method.pace`."""
@@ -158,23 +159,34 @@ class KFAC(Layerwise):
         m, n = stack.shape
         return 0.0 if action is Action.BASE else float(m * n * (m + n))
 
-    def solve(self, stats: Stats, unit: Unit) -> Result:
-        """See `contract.method.Method.solve`."""
-        weight, sides = stats.weight[unit.row], stats.sides
-        means = [side.mean(unit.row) / weight for side in sides]
-        damping = strength(stats.rule, means)
+    def solve(self, asked: Sequence[Asked]) -> Solved:
+        """See `contract.method.Solves.solve`."""
+        return self._solve(asked, sturdy=False)
+
+    def solve_afresh(self, stats: Stats, unit: Unit) -> Result:
+        """See `contract.method.Solves.solve_afresh`: with as much damping as it takes."""
+        found = self._solve([(stats, unit)], sturdy=True)
+        return Result(found.value[0], bool(found.good))
+
+    def _solve(self, asked: Sequence[Asked], *, sturdy: bool) -> Solved:
+        weight = torch.stack([stats.weight[unit.row] for stats, unit in asked])
+        pairs = [[(stats.sides[number], unit.row) for stats, unit in asked] for number in range(2)]
+        sides = [Gathered.of(pair).scaled(weight) for pair in pairs]
+        means = [side.mean() for side in sides]
+        damping = strength(asked[0][0].rule, means)
         if self.exact:
-            parts = [side.eigen(unit.row, weight) for side in sides]
+            parts = [side.eigen() for side in sides]
         else:
             halves = split(damping, means)
-            parts = [side.inverse(unit.row, weight, half) for side, half in zip(sides, halves, strict=True)]
-        return kron.joined([*parts, Result(damping.reshape(1), bool((damping > 0) & damping.isfinite()))])
+            parts = [side.inverse(half, sturdy=sturdy) for side, half in zip(sides, halves, strict=True)]
+        return kron.joined([*parts, Solved(damping[:, None], (damping > 0) & (damping < torch.inf))])
 
-    solve_afresh = solve
-
-    def swap_in(self, stats: Stats, unit: Unit, result: Result) -> None:
+    def swap_in(self, asked: Sequence[Asked], solved: Solved) -> None:
         """See `contract.method.Solves.swap_in`."""
-        kron.fill([tensor[unit.row] for _, tensor in self._solutions(stats)], result.value)
+        places = zip(*([t[unit.row] for _, t in self._solutions(stats)] for stats, unit in asked), strict=True)
+        begin = 0
+        for alike in places:
+            solved.replace(alike, solved.value[:, begin : (begin := begin + alike[0].numel())])
 
     def _solutions(self, stats: Stats) -> Iterator[tuple[str, Tensor]]:
         """What a solve gives, in its order."""

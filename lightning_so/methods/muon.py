@@ -15,7 +15,6 @@ from lightning_so.contract.spread import Spread, Staggered
 from lightning_so.contract.unit import Unit
 from lightning_so.errors import ConfigError, check_count
 from lightning_so.linalg.polar import polar, polar_cost
-from lightning_so.linalg.result import Result
 
 _PRECISION = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -86,10 +85,6 @@ class Muon:
     def step_cost(self, stack: StackSpec, action: Action) -> float:
         """See `contract.method.Method.step_cost`."""
         return polar_cost(stack.shape, self.steps, _PRECISION[self.precision] or stack.dtype)
-
-    def solve(self, stats: None, unit: Unit) -> Result:
-        """Never called: there are no units."""
-        raise AssertionError("Muon has no units")
 
     def tensors(self, stats: None) -> Iterator[tuple[str, Tensor]]:
         """Nothing to save."""

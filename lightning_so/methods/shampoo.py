@@ -3,7 +3,7 @@
 Legend: B blocks of a stack, T side of a tile, R entries along all other dimensions.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -13,14 +13,14 @@ from torch import Tensor
 from lightning_so.actions.moments import Base
 from lightning_so.contract.block import Block, StackSpec
 from lightning_so.contract.known import known
-from lightning_so.contract.method import Action, Taps
+from lightning_so.contract.method import Action, Asked, Taps
 from lightning_so.contract.pairing import all_solved, on_curvature, refuse_momentless
 from lightning_so.contract.spread import Spread, Staggered
 from lightning_so.contract.unit import Unit
 from lightning_so.errors import ConfigError, check_count, check_range
 from lightning_so.linalg import tiles
-from lightning_so.linalg.result import Result
-from lightning_so.linalg.roots import inverse_root, root_cost
+from lightning_so.linalg.result import Result, Solved
+from lightning_so.linalg.roots import eigenroots, inverse_root, root_cost
 
 
 @dataclass
@@ -188,9 +188,9 @@ class Shampoo:
 
     def units(self, index: int, stack: StackSpec) -> list[Unit]:
         """See `contract.method.Method.units`: a tile of a dimension."""
-        cap = self._cap(stack.device)
+        cap, order = self._cap(stack.device), len(self._lengths(stack.blocks[0]))
         return [
-            Unit(index, row, side, tile, root_cost(cut.stop - cut.start), (cut.stop - cut.start,) * 2)
+            Unit(index, row, side, tile, root_cost(cut.stop - cut.start), (cut.stop - cut.start,) * 2, kind=order)
             for row in range(len(stack.blocks))
             for side, length in enumerate(self._lengths(stack.blocks[0]).values())
             for tile, cut in enumerate(tiles.tiles(length, cap))
@@ -208,8 +208,15 @@ class Shampoo:
         whitening = (len(lengths) - 1) * turn if self.whiten else 0.0
         return whitening + (turn if action is Action.BASE else 2 * turn)
 
-    def solve(self, stats: Stats, unit: Unit) -> Result:
-        """See `contract.method.Method.solve`."""
+    def solve(self, asked: Sequence[Asked]) -> Solved:
+        """See `contract.method.Solves.solve`: by eigenvalues, for whose iteration torch makes the host wait."""
+        F = torch.stack([stats.sides[unit.side].factors[unit.tile][unit.row] for stats, unit in asked])
+        damping = self.epsilon * F.diagonal(dim1=1, dim2=2).amax(1)
+        value, good = eigenroots(F, damping, asked[0][0].power)
+        return Solved(value, good & (damping > 0))
+
+    def solve_afresh(self, stats: Stats, unit: Unit) -> Result:
+        """See `contract.method.Solves.solve_afresh`."""
         F = stats.sides[unit.side].factors[unit.tile][unit.row : unit.row + 1]
         damping = self.epsilon * F.diagonal(dim1=1, dim2=2).amax(1)
         if not bool(damping > 0):  # No gradient yet, or none that is a number: there is no root to keep.
@@ -217,11 +224,9 @@ class Shampoo:
         found = inverse_root(F, damping, stats.power)
         return Result(found.value[0], found.ok, attempts=found.attempts, residual=found.residual)
 
-    solve_afresh = solve
-
-    def swap_in(self, stats: Stats, unit: Unit, result: Result) -> None:
+    def swap_in(self, asked: Sequence[Asked], solved: Solved) -> None:
         """See `contract.method.Solves.swap_in`."""
-        stats.sides[unit.side].roots[unit.tile][unit.row].copy_(result.value)
+        solved.replace([stats.sides[unit.side].roots[unit.tile][unit.row] for stats, unit in asked])
 
     def direction(self, stats: Stats, X: Tensor, rows: list[int] | None) -> Tensor:
         """See `contract.method.Method.direction`: P X at the length of X."""

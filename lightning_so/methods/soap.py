@@ -1,6 +1,6 @@
 """SOAP: the user's Adam in the eigenbasis of Shampoo's factors."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_so.actions.moments import Base
 from lightning_so.contract.block import Block, StackSpec
 from lightning_so.contract.known import known
-from lightning_so.contract.method import Action, Taps
+from lightning_so.contract.method import Action, Asked, Taps, Turned
 from lightning_so.contract.pairing import all_solved
 from lightning_so.contract.spread import Spread, Staggered
 from lightning_so.contract.unit import Unit
@@ -18,7 +18,7 @@ from lightning_so.errors import ConfigError, check_count, check_range
 from lightning_so.linalg import tiles
 from lightning_so.linalg.basis import CALLS, decompose, refresh, refresh_cost
 from lightning_so.linalg.polar import polar, polar_cost
-from lightning_so.linalg.result import Result
+from lightning_so.linalg.result import Result, Solved
 
 SIDES = ("rows", "cols")
 
@@ -165,23 +165,23 @@ class SOAP:
                 for F, part in zip(side.factors, factors, strict=True):
                     F[rows] = part
 
-    def solve(self, stats: Stats, unit: Unit) -> Result:
-        """See `contract.method.Method.solve`."""
-        side = stats.sides[unit.side]
-        return refresh(side.factors[unit.tile][unit.row], side.bases[unit.tile][unit.row], strength=self.ridge)
+    def solve(self, asked: Sequence[Asked]) -> Solved:
+        """See `contract.method.Solves.solve`."""
+        sides = [(stats.sides[unit.side], unit) for stats, unit in asked]
+        factors = torch.stack([side.factors[unit.tile][unit.row] for side, unit in sides])
+        bases = torch.stack([side.bases[unit.tile][unit.row] for side, unit in sides])
+        return refresh(factors, bases, strength=self.ridge)
 
     def solve_afresh(self, stats: Stats, unit: Unit) -> Result:
         """See `contract.method.Solves.solve_afresh`."""
         side = stats.sides[unit.side]
         return decompose(side.factors[unit.tile][unit.row], side.bases[unit.tile][unit.row], self.ridge)
 
-    def swap_in(self, stats: Stats, unit: Unit, result: Result) -> tuple[slice, Tensor, Tensor]:
+    def swap_in(self, asked: Sequence[Asked], solved: Solved) -> Turned:
         """See `contract.method.Solves.swap_in`."""
-        side = stats.sides[unit.side]
-        basis = side.bases[unit.tile][unit.row]
-        old = basis.clone()
-        basis.copy_(result.value)
-        return side.cuts[unit.tile], old[None], basis[None]
+        sides = [(stats.sides[unit.side], unit) for stats, unit in asked]
+        old, new = solved.replace([side.bases[unit.tile][unit.row] for side, unit in sides])
+        return Turned([side.cuts[unit.tile] for side, unit in sides], old[:, None], new[:, None])
 
     def ready(self, base: Base, step: int, solved: list[int]) -> bool:
         """See `contract.method.Method.ready`: past the start, every basis solved, and there is a basis at all."""

@@ -71,11 +71,11 @@ def test_what_the_page_names_is_there():
 
 def test_a_broken_page_is_told_by_its_line():
     block = page.blocks()[0]
-    broken = block._replace(code=block.code.replace("inverse_root, root_cost", "no_root"))
+    broken = block._replace(code=block.code.replace("eigenroots, inverse_root, root_cost", "no_root"))
     with pytest.raises(ImportError, match="no_root") as told:
         broken.run(ModuleType("broken"))
     (line,) = (
-        number for number, text in enumerate(page.PAGE.read_text().splitlines()) if "import inverse_root" in text
+        number for number, text in enumerate(page.PAGE.read_text().splitlines()) if "import eigenroots" in text
     )
     assert told.traceback[-1].lineno == line
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lightning_so import SOAP, ConfigError, Muon, StateError, attach
-from lightning_so.linalg.basis import refresh
+from lightning_so.linalg.basis import decompose, refresh
 from tests.support import noted
 from tests.support.problems import Net, batch, train
 
@@ -93,21 +93,20 @@ def test_ladder_of_the_basis():
     F = F @ F.T
     Q = torch.eye(6, dtype=torch.float64)
     for _ in range(300):
-        result = refresh(F, Q, strength=0.0)
-        assert float((Q.T @ result.value[:, :1])[0]) > 0  # a leading column never flips
-        Q = result.value
-        assert result.ok
-        assert result.attempts == 1
+        solved = refresh(F[None], Q[None], strength=0.0)
+        assert float((Q.T @ solved.value[0, :, :1])[0]) > 0  # a leading column never flips
+        Q = solved.value[0]
+        assert solved.good.all()
     off = Q.T @ F @ Q
     assert float((off - off.diag().diag()).abs().max()) < 1e-8 * float(F.norm())
-    assert not refresh(torch.full((3, 3), float("inf")), torch.eye(3), strength=1e-2).ok
-    zero = refresh(torch.zeros(3, 3), torch.eye(3), strength=1e-2)
-    assert not zero.ok
-    # QR overflows in float32, float64 does not.
-    big = refresh(torch.eye(3) * 3e38, torch.eye(3), strength=1.0)
-    assert big.ok
-    assert big.attempts == 2
-    assert bool(big.value.isfinite().all())
+    # QR overflows in float32, float64 does not. One that fails is no matter of the others'.
+    eye = torch.eye(3)
+    factors = torch.stack([torch.full((3, 3), float("inf")), torch.zeros(3, 3), eye * 3e38, eye * float("nan"), eye])
+    solved = refresh(factors, eye.expand(5, 3, 3), strength=1.0)
+    assert solved.good.tolist() == [False, False, False, False, True]
+    found = [decompose(F, eye, 1.0) for F in factors]
+    assert [result.ok for result in found] == [False, False, True, False, True]
+    assert bool(found[2].value.isfinite().all())
 
 
 def test_missing_gradients_and_frozen_parameters():

@@ -225,13 +225,14 @@ def test_where_it_has_seen_nothing_of_its_own_the_step_is_kfacs(rule):
 def test_the_basis_of_a_tile_that_is_rounding_is_no_accident():
     engine = sgd(nn.Linear(4, 4, bias=False, **DOUBLE), EKFAC(cap=2))
     stats, row = stats_of(engine, "weight")
-    for solve in (engine.stacks[0].method.solve_afresh, engine.stacks[0].method.solve):
+    method = engine.stacks[0].method
+    for solve in (method.solve_afresh, lambda *asked: method.solve([asked])):
         for seed in range(3):
             noise = torch.randn(2, 2, generator=torch.Generator().manual_seed(seed), **DOUBLE)
             stats.sides[0].factors[0][row] = torch.eye(2, **DOUBLE)
             stats.sides[0].factors[1][row] = 1e-24 * noise @ noise.mT
             unit = next(u for u in engine.parts.units.schedule.units if (u.side, u.tile) == (1, 1))
-            close(solve(stats, unit).value[:4].view(2, 2), torch.eye(2, **DOUBLE), 1e-2)
+            close(solve(stats, unit).value.flatten()[:4].view(2, 2), torch.eye(2, **DOUBLE), 1e-2)
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -256,7 +257,8 @@ def test_factors_of_nothing_have_no_solution(value):
         side.factors[0].fill_(value)
     assert len(engine.parts.units.schedule.units) == 2
     for unit in engine.parts.units.schedule.units:
-        assert not stack.method.solve(stack.stats, unit).ok
+        assert not stack.method.solve([(stack.stats, unit)]).good.any()
+        assert not stack.method.solve_afresh(stack.stats, unit).ok
 
 
 @pytest.mark.parametrize("side", [0, 1])
@@ -273,9 +275,9 @@ def test_second_moments_move_with_eigenvalues_that_change_places(side):
 
     before, Q = fisher(), stats.oriented(stats.bases)[side].tensors[0][row]
     stats.oriented(stats.sides)[side].factors[0][row] = Q * torch.arange(1, Q.shape[-1] + 1) @ Q.mT
-    result = method.solve(stats, unit)
-    assert result.order.tolist() == [[*range(Q.shape[-1])][::-1]]
-    method.swap_in(stats, unit, result)
+    solved = method.solve([(stats, unit)])
+    assert solved.order.tolist() == [[*range(Q.shape[-1])][::-1]]
+    method.swap_in([(stats, unit)], solved)
     close(fisher(), before, 2e-2)
 
 

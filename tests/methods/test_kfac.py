@@ -226,7 +226,7 @@ def test_scaling_one_factor_and_the_other_back_changes_nothing(exact):
         unit = next(
             u for u in engine.parts.units.schedule.units if engine.stacks[u.stack].stats is stats and u.row == row
         )
-        method.swap_in(stats, unit, method.solve(stats, unit))
+        method.swap_in([(stats, unit)], method.solve([(stats, unit)]))
         directions.append(method.direction(stats, X, None))
     close(directions[1], directions[0])
 

@@ -99,13 +99,14 @@ def test_a_base_without_a_first_moment_is_refused_by_name(cls):
 def test_a_factor_that_is_not_finite_is_counted_and_the_last_inverse_stays(cls, exact):
     model = net()
     engine = attach(model, cls(model.parameters(), lr=1e-2), KFAC(exact=exact, period=1))
-    for t in range(5):
+    for t in range(7):
         if t == 2:
             stats, row = stats_of(engine, "0.weight")
             stats.sides[0].factors[0][row, 0, 1, 1] = math.nan
             solved = [part[row].clone() for side in stats.solved for part in side.tensors]
         step(engine, losses(model, *data(seed=t)).mean())
-        assert engine.report.failures == max(0, t - 1)
+        # The plain solve fails at step 2, those afresh from step 3 on: the next step learns of it, a cold block at once.
+        assert engine.report.failures == (0, 0, 0, 0, 1, 2, 4)[t]
         assert all(bool(p.isfinite().all()) for p in model.parameters())
     assert engine.report.cooled == 1  # after three failures in a row
     for old, new in zip(solved, (part[row] for side in stats.solved for part in side.tensors)):
@@ -166,7 +167,7 @@ def test_a_hopeless_factor_is_data_and_no_exception(entry, dtype):
     assert not psd.inverse(torch.eye(3)[None], torch.tensor([math.nan])).ok
     assert not psd.inverse(torch.zeros(1, 3, 3), torch.tensor([0.0])).ok
     if entry != -100.0:
-        assert not psd.eigenbasis(F)[2]
+        assert psd.eigenbasis(F)[2].tolist() == [True, False]
 
 
 def test_windows_exist_while_their_layers_are_watched():

@@ -30,9 +30,10 @@ def moments(parts: Parts) -> dict[str, dict[str, Tensor]]:
     """
     changes = of_rotating(parts.roster, parts.host, lambda *_: None)
     found = dict[str, dict[str, Tensor]]()
-    for change, states in zip(changes, parts.matrices.whole(changes), strict=True):
+    blocks = [block for change in changes for block in change.blocks]
+    for block, states in zip(blocks, parts.matrices.whole(changes), strict=True):
         named = zip(PREFIXES, states, strict=False)
-        found[change.block.name] = {prefix + key: value for prefix, state in named for key, value in state.items()}
+        found[block.name] = {prefix + key: value for prefix, state in named for key, value in state.items()}
     return found
 
 
@@ -41,7 +42,7 @@ def of_rotating(
 ) -> list[MomentChange]:
     """One function as a change of the moments of each block that rotates; it is told stack and row."""
     return [
-        MomentChange(block, host.states(block), partial(change, stack, row, host))
+        MomentChange.of_one(block, host.states(block), partial(change, stack, row, host))
         for stack, row, block in basis.rotating(roster)
     ]
 

@@ -47,11 +47,12 @@ def plainly(parts: Parts, *, alone: bool = False) -> Iterator[None]:
             second ones their mean, of which a rotation leaves the sum.
     """
     changes = of_rotating(parts.roster, parts.host, basis.plain)
-    values = (value for change in changes for state in change.states for value in state.values())
+    states = [state for change in changes for of_block in change.states for state in of_block]
+    values = (value for state in states for value in state.values())
     held = [(value, value.clone()) for value in values if torch.is_tensor(value)]
     with torch.no_grad():
         if alone and parts.matrices.sharded:
-            for key, value in (item for change in changes for state in change.states for item in state.items()):
+            for key, value in (item for state in states for item in state.items()):
                 if key in (*parts.host.base.first, *parts.host.base.second) and value.numel():
                     value.fill_(0.0 if key in parts.host.base.first else value.mean())
         else:
@@ -86,7 +87,8 @@ def plain_optimizer_state(parts: Parts, state_dict: dict[str, Any], *, alone: bo
         found = [(block, None) for _, _, block in basis.rotating(parts.roster)]
     else:
         changes = of_rotating(parts.roster, parts.host, basis.plain)
-        found = [(change.block, whole) for change, whole in zip(changes, parts.matrices.whole(changes), strict=True)]
+        blocks = [block for change in changes for block in change.blocks]
+        found = list(zip(blocks, parts.matrices.whole(changes), strict=True))
     if "param_groups" not in state_dict:
         return state_dict
     groups = [{**group, STAMP: MARK} for group in state_dict["param_groups"]]
@@ -155,14 +157,15 @@ def leaving(parts: Parts) -> Leaving | None:
     changes = of_rotating(parts.roster, parts.host, measure)
     if not changes:
         return None
-    copies = [[{k: v.clone() for k, v in s.items() if torch.is_tensor(v)} for s in change.states] for change in changes]
-    parts.matrices.change_moments(
-        [replace(change, states=of_change) for change, of_change in zip(changes, copies, strict=True)]
-    )
+    parts.matrices.change_moments([replace(change, states=_cloned(change.states)) for change in changes])
     device = parts.stacks[0].device
     sums = torch.tensor([*map(sum, zip(*bumps, strict=True)), len(bumps)] if bumps else [0.0] * 3, device=device)
     cosine, length, count = parts.matrices.total(sums).tolist()
     return Leaving(cosine / count, length / count) if count else None
+
+
+def _cloned(states: list[list[dict]]) -> list[list[dict]]:
+    return [[{k: v.clone() for k, v in s.items() if torch.is_tensor(v)} for s in of_block] for of_block in states]
 
 
 def _bump(stack: Stack, row: int, host: Host, rotated: list[dict], plain: list[dict]) -> tuple[float, float]:

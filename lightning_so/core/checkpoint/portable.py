@@ -9,11 +9,12 @@ from lightning_so.core.assembly import Parts
 from lightning_so.core.checkpoint.header import check_header
 from lightning_so.core.report import Report
 from lightning_so.core.schedule.units import Units
-from lightning_so.core.solves.flight import Flight, complete
+from lightning_so.core.solves import swap
+from lightning_so.core.solves.flight import Batch, Flight, complete
 from lightning_so.core.stacks.stack import Stack
 from lightning_so.core.statistics.windows import share_factors
 from lightning_so.errors import StateError
-from lightning_so.linalg.result import Result
+from lightning_so.linalg.result import Result, Solved
 
 #: Of these states; raised when a file of the last one cannot be read.
 FORMAT = 4
@@ -31,6 +32,8 @@ def state_dict(parts: Parts) -> dict[str, Any]:
     Returns:
         Copies: a later step does not change them.
     """
+    flags = [flag for of_batch in swap.read(parts.unread) for flag in of_batch]
+    swap.learn(flags, parts.unread, parts.units, parts.roster, parts.host, parts.matrices, parts.report)
     tensors = gathered(parts)
     blocks = {name: {**facts, "tensors": tensors[name]} for name, facts in block_facts(parts).items()}
     units, schedule = parts.units, parts.units.schedule
@@ -119,31 +122,27 @@ def _flights(parts: Parts) -> list[dict[str, Any]]:
     """Solves that have not been swapped in: when they will be, and by unit what they are; waits for them."""
     found = []
     for flight in parts.flights:
-        whole = complete(flight, parts.units, parts.host.team, sharded=parts.matrices.sharded)
-        results = {
-            parts.units.key(number): {
-                "value": result.value.clone(),
-                "order": None if result.order is None else result.order.clone(),
-                "ok": result.ok,
-                "attempts": result.attempts,
-            }
-            for number, result in zip(flight.due, whole, strict=True)
-        }
+        results = {}
+        for batch in complete(flight, parts.units, parts.host.team, sharded=parts.matrices.sharded):
+            solved, good = batch.solved, batch.solved.good.tolist()
+            for at, number in enumerate(batch.numbers):
+                order = None if solved.order is None else solved.order[at].clone()
+                results[parts.units.key(number)] = {"value": solved.value[at].clone(), "order": order, "ok": good[at]}
         found.append({"lands": flight.lands, "results": results})
     return found
 
 
 def _recalled(units: Units, state: dict[str, Any]) -> Flight:
-    """A flight of `_flights`, of the units that are here, in the order in which they were solved."""
-    numbers, results = [], []
+    """A flight of `_flights`, of the units that are here."""
+    batches = []
     known = {units.key(number): number for number in range(len(units))}
     for key, saved in state["results"].items():
         if key in known:
             stack = units.stack(known[key])
             order = None if saved["order"] is None else saved["order"].to(stack.device)
-            numbers.append(known[key])
-            results.append(Result(saved["value"].to(stack.device, stack.dtype), saved["ok"], order, saved["attempts"]))
-    return Flight(state["lands"], numbers, results)
+            result = Result(saved["value"].to(stack.device, stack.dtype), saved["ok"], order)
+            batches.append(Batch([known[key]], Solved.of([result])))
+    return Flight(state["lands"], batches)
 
 
 def load_report(report: Report, counts: dict[str, Any], coverage: float) -> None:

@@ -18,20 +18,28 @@ from lightning_so.core.matrices.scratch import Scratch, views
 from lightning_so.core.stacks.cohort import Cohort
 from lightning_so.core.stacks.stack import Stack
 
+#: The optimizer's states of a block's parameters.
+States = list[dict[str, Any]]
+
 
 @dataclass
 class MomentChange:
-    """A change of one block's moments.
+    """A change of the moments of blocks of one owner.
 
     Attributes:
-        block: The block.
-        states: The optimizer's states of its parameters, this rank's pieces; changed in place.
-        apply: Changes states of whole tensors in place; done once, where the block's curvature is.
+        blocks: The blocks.
+        states: Of each, the optimizer's states of its parameters, this rank's pieces; changed in place.
+        apply: Changes states of whole tensors in place; done once, where the blocks' curvature is.
     """
 
-    block: Block
-    states: list[dict[str, Any]]
-    apply: Callable[[list[dict[str, Any]]], None]
+    blocks: list[Block]
+    states: list[States]
+    apply: Callable[[list[States]], None]
+
+    @classmethod
+    def of_one(cls, block: Block, states: States, apply: Callable[[States], None]) -> "MomentChange":
+        """A change of one block's moments."""
+        return cls([block], [states], lambda found: apply(found[0]))
 
 
 @dataclass
@@ -177,16 +185,16 @@ class Matrices:
         """Copies of moments, whole and on every rank, to which the changes were made.
 
         Args:
-            changes: One a block; their states do not change.
+            changes: One of each block; their states do not change.
 
         Returns:
-            By change and parameter, the moments by key.
+            By block and parameter, the moments by key.
         """
-        found = [
-            [{key: s[key].clone() for key in _tensors(self.host.keys, s)} for s in change.states] for change in changes
-        ]
-        for change, states in zip(changes, found, strict=True):
-            change.apply(states)
+        keys, found = self.host.keys, list[States]()
+        for change in changes:
+            copies = [[{key: s[key].clone() for key in _tensors(keys, s)} for s in states] for states in change.states]
+            change.apply(copies)
+            found += copies
         return found
 
     def cut(self, block: Block, number: int, whole: Tensor) -> Tensor:

@@ -148,7 +148,7 @@ class ShardedMatrices(Matrices):
         for of_rank, copies in zip(owned, replicated_tensors(self.comm, tensors), strict=True):
             for m, copy in zip(of_rank, copies, strict=True):
                 whole[m.block][m.number][m.key] = copy
-        return [whole[change.block] for change in changes]
+        return [whole[block] for change in changes for block in change.blocks]
 
     def cut(self, block: Block, number: int, whole: Tensor) -> Tensor:
         """See `Matrices.cut`: flat."""
@@ -158,7 +158,7 @@ class ShardedMatrices(Matrices):
         self, changes: Sequence[MomentChange]
     ) -> tuple[list[list["_Moment"]], dict[Block, list[dict[str, Tensor]]]]:
         """Moments of blocks by dtype; and whole at the owners, by block, after the changes."""
-        states = {change.block: change.states for change in changes}
+        states = {block: of for change in changes for block, of in zip(change.blocks, change.states, strict=True)}
         self._agree(states)
         moments = [moment for block, of_block in states.items() for moment in self._moments(block, of_block)]
         groups = list(_alike(moments, lambda moment: moment.piece.dtype))
@@ -169,8 +169,8 @@ class ShardedMatrices(Matrices):
                 if tensor is not None:
                     whole[moment.block][moment.number][moment.key] = tensor.view(moment.block.shapes[moment.number])
         for change in changes:
-            if change.block.owner == self.comm.rank:
-                change.apply(whole[change.block])
+            if change.blocks[0].owner == self.comm.rank:
+                change.apply([whole[block] for block in change.blocks])
         return groups, whole
 
     def _agree(self, states: Mapping[Block, list[dict[str, Any]]]) -> None:

@@ -27,6 +27,7 @@ class Schedule:
         next: Step at which each unit is due.
         solved: Good solves of each unit since its block was last cold.
         failed: Failed solves of each unit since its last good one.
+        broken: Whether each unit's plain solve has failed since its last good one: then it is solved afresh.
         every: The interval of each unit that is in force.
         slot: The slot of each unit in it.
         final_slot: The slot of each unit in its largest interval.
@@ -43,6 +44,7 @@ class Schedule:
     next: list[int] = field(default_factory=list, init=False)
     solved: list[int] = field(default_factory=list, init=False)
     failed: list[int] = field(default_factory=list, init=False)
+    broken: list[int] = field(default_factory=list, init=False)
     every: list[int] = field(default_factory=list, init=False)
     slot: list[int] = field(default_factory=list, init=False)
     final_slot: list[int] = field(default_factory=list, init=False)
@@ -51,7 +53,8 @@ class Schedule:
     def __post_init__(self) -> None:
         """Fill the lists of a new schedule."""
         count = len(self.units)
-        self.tried, self.last, self.solved, self.failed, self.every, self.slot = ([0] * count for _ in range(6))
+        self.tried, self.last, self.solved, self.failed, self.broken = ([0] * count for _ in range(5))
+        self.every, self.slot = [0] * count, [0] * count
         self.next = [1] * count
         costs, slots = [unit.cost for unit in self.units], self._slots([unit.final for unit in self.units])
         self.final_slot = pack(costs, slots)
@@ -129,11 +132,18 @@ class Schedule:
         self.next = [min(due, step + 1) for due in self.next]
 
     def record(self, unit: int, *, good: bool) -> None:
-        """Note how the solve of a due unit ended, at the step at which it was due."""
-        self.failed[unit] = 0 if good else self.failed[unit] + 1
+        """Note how the last solve of a unit has ended, before it is due again.
+
+        A plain solve that has failed is no failure yet: the unit is due at once, to be solved afresh.
+        """
         if good:
             self.last[unit] = self.tried[unit]
             self.solved[unit] += 1
+            self.failed[unit] = self.broken[unit] = 0
+        elif self.broken[unit]:
+            self.failed[unit] += 1
+        else:
+            self.broken[unit], self.next[unit] = 1, self.tried[unit] + 1
 
     def skip(self, unit: int) -> None:
         """Note that a due unit has nothing new to solve: its last solution is as good as a new one."""
@@ -153,8 +163,11 @@ class Schedule:
 
     def history(self, unit: int) -> list[int]:
         """What resuming needs of a unit."""
-        return [self.tried[unit], self.last[unit], self.next[unit], self.solved[unit], self.failed[unit]]
+        kept = self.tried, self.last, self.next, self.solved, self.failed, self.broken
+        return [numbers[unit] for numbers in kept]
 
     def recall(self, unit: int, history: list[int]) -> None:
-        """Load what `history` gave."""
-        self.tried[unit], self.last[unit], self.next[unit], self.solved[unit], self.failed[unit] = history
+        """Load what `history` gave; in files of before there is nothing of `broken`."""
+        kept = self.tried, self.last, self.next, self.solved, self.failed, self.broken
+        for numbers, number in zip(kept, [*history, 0], strict=False):
+            numbers[unit] = number

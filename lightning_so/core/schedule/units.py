@@ -1,9 +1,10 @@
 """The units of all stacks, by their numbers in the schedule."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from lightning_so.contract.block import Block
+from lightning_so.contract.method import Asked
 from lightning_so.contract.unit import Unit
 from lightning_so.core.schedule.schedule import Schedule
 from lightning_so.core.stacks.stack import Stack
@@ -79,6 +80,26 @@ class Units:
     def owner_of(self, place: Place) -> int:
         """The rank that folds and solves a block."""
         return self.schedule.owner[self.of_block(place)[0]]
+
+    def alike(self, numbers: Iterable[int]) -> list[list[int]]:
+        """Units that are solved in one call: of one method, kind and place, and all afresh or none.
+
+        Args:
+            numbers: Those to solve.
+
+        Returns:
+            Their numbers, in order of first appearance.
+        """
+        found: dict[tuple, list[int]] = {}
+        for number in numbers:
+            unit, stack = self[number], self.stack(number)
+            kind = unit.shape, unit.columns, unit.kind, self.schedule.broken[number]
+            found.setdefault((id(stack.method), stack.dtype, stack.device, stack.shared, *kind), []).append(number)
+        return list(found.values())
+
+    def asked(self, numbers: Iterable[int]) -> list[Asked]:
+        """What a method is told of units."""
+        return [(self.stack(number).stats, self[number]) for number in numbers]
 
     def key(self, number: int) -> str:
         """What a unit is called in files."""

@@ -12,7 +12,7 @@ from lightning_so.core.host import Host
 from lightning_so.core.matrices.matrices import Matrices, MomentChange
 from lightning_so.core.report import Report
 from lightning_so.core.schedule.units import Place, Units
-from lightning_so.core.solves.flight import launch
+from lightning_so.core.solves.flight import afresh, launch
 from lightning_so.core.stacks.roster import Roster
 from lightning_so.core.stacks.stack import Stack
 
@@ -75,7 +75,7 @@ def _entry(stack: Stack, row: int, host: Host) -> MomentChange:
         spectrum = stack.turning.spectrum(stack.stats, row)
         rotate.enter(host.base, states, block.grouped, turn, *spectrum, host.least_variance(block))
 
-    return MomentChange(block, host.states(block), change)
+    return MomentChange.of_one(block, host.states(block), change)
 
 
 def rotating(roster: Roster) -> Iterator[tuple[Stack, int, Block]]:
@@ -119,7 +119,7 @@ def cool(place: Place, units: Units, roster: Roster, host: Host, matrices: Matri
     stack = units.stacks[index]
     if stack.rotates:
         block = stack.blocks[row]
-        matrices.change_moments([MomentChange(block, host.states(block), partial(plain, stack, row, host))])
+        matrices.change_moments([MomentChange.of_one(block, host.states(block), partial(plain, stack, row, host))])
     roster.warm[index][row] = False
     for unit in units.of_block(place):
         units.schedule.solved[unit] = 0
@@ -154,16 +154,17 @@ def settle(units: Units, roster: Roster, host: Host, matrices: Matrices, report:
         report: Counts what was solved and what failed.
     """
     numbers = [number for number in range(len(units)) if units.schedule.solved[number] > 0]
-    flight = launch(units, numbers, lambda s, unit: s.solving.solve_afresh(s.stats, unit), host.team, report.step)
+    flight = launch(units, numbers, afresh, host.team, report.step)
     report.solved_here += flight.here
-    for number, result in zip(numbers, flight.arrived(), strict=True):
-        unit, stack = units[number], units.stack(number)
-        if result.ok:
-            if stack.here or stack.shared:
-                stack.solving.swap_in(stack.stats, unit, result)
-        else:
-            report.failures += 1
-            roster.warm[unit.stack][unit.row] = False
-            units.schedule.solved[number] = 0
+    for batch in flight.arrived():
+        stack, flags = units.stack(batch.numbers[0]), batch.solved.good.tolist()
+        good = [number for number, ok in zip(batch.numbers, flags, strict=True) if ok]
+        if good and (stack.here or stack.shared):
+            stack.solving.swap_in(units.asked(good), batch.solved.some(flags))
+        for number, ok in zip(batch.numbers, flags, strict=True):
+            if not ok:
+                report.failures += 1
+                roster.warm[units[number].stack][units[number].row] = False
+                units.schedule.solved[number] = 0
     matrices.change_moments([_entry(stack, row, host) for stack, row, _ in rotating(roster)])
     roster.regroup_all()

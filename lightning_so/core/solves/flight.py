@@ -11,11 +11,22 @@ import torch
 from torch import Tensor
 
 from lightning_so.comm import Local, replicated_tensors
-from lightning_so.contract.unit import Unit
 from lightning_so.core.schedule.units import Units
-from lightning_so.core.solves.wire import pack, result_of, unit_bytes, unpack, whole_bytes, wire_of
-from lightning_so.core.stacks.stack import Stack
-from lightning_so.linalg.result import Result
+from lightning_so.core.solves.wire import pack, solved_of, unit_bytes, unpack, whole_bytes, wire_of
+from lightning_so.linalg.result import Solved
+
+
+@dataclass
+class Batch:
+    """Units of one kind and owner that were solved in one call.
+
+    Attributes:
+        numbers: Their numbers.
+        solved: What came of it; of units that others own it may be the verdict alone.
+    """
+
+    numbers: list[int]
+    solved: Solved
 
 
 @dataclass
@@ -24,63 +35,97 @@ class Flight:
 
     Attributes:
         lands: The step at which they are swapped in.
-        due: Numbers of the units, equal on all ranks.
-        results: One a unit, once they have arrived; those of units that others own may be the verdict alone.
+        batches: Those of one kind together, once they have arrived; their units are the same on all ranks.
         arrive: Waits for them.
-        here: How many were solved by this rank.
+        here: How many units were solved by this rank.
     """
 
     lands: int
-    due: list[int]
-    results: list[Result] | None = None
-    arrive: Callable[[], list[Result]] = list
+    batches: list[Batch] | None = None
+    arrive: Callable[[], list[Batch]] = list
     here: int = 0
 
-    def arrived(self) -> list[Result]:
+    def arrived(self) -> list[Batch]:
         """The results: waits for the others, the first time."""
-        if self.results is None:
-            self.results = self.arrive()
-        return self.results
+        if self.batches is None:
+            self.batches = self.arrive()
+        return self.batches
 
 
-def launch(units: Units, due: list[int], how: Callable[[Stack, Unit], Result], team: Local, lands: int) -> Flight:
+def solve(units: Units, numbers: list[int]) -> Solved:
+    """Solve units that are alike, from their last values, or afresh where that has failed.
+
+    Args:
+        units: The units.
+        numbers: Which.
+
+    Returns:
+        What came of it.
+    """
+    if units.schedule.broken[numbers[0]]:
+        return afresh(units, numbers)
+    return units.stack(numbers[0]).solving.solve(units.asked(numbers))
+
+
+def afresh(units: Units, numbers: list[int]) -> Solved:
+    """Solve units from their factors alone, one after the other: the host waits for each."""
+    method = units.stack(numbers[0]).solving
+    return Solved.of([method.solve_afresh(stats, unit) for stats, unit in units.asked(numbers)])
+
+
+def launch(units: Units, due: list[int], how: Callable[[Units, list[int]], Solved], team: Local, lands: int) -> Flight:
     """Solve the units that this rank owns, and send the results off.
 
     Args:
         units: The units.
         due: Numbers of those to solve, equal on all ranks.
-        how: Solves a unit of a stack.
+        how: Solves units that are alike.
         team: How results travel.
         lands: The step at which they will be swapped in.
 
     Returns:
         The flight; each unit was solved by its owner alone.
     """
-    owner = units.schedule.owner
-    mine = {number: how(units.stack(number), units[number]) for number in due if owner[number] == team.rank}
+    batches = list(_owned(units, due, team.ranks))
+    mine = {at: how(units, numbers) for at, (rank, numbers) in enumerate(batches) if rank == team.rank}
+    here = sum(len(batches[at][1]) for at in mine)
     if team.ranks == 1 or not due:
-        return Flight(lands, due, [mine[number] for number in due], here=len(mine))
+        return Flight(lands, [Batch(batches[at][1], solved) for at, solved in mine.items()], here=here)
+
+    def example(numbers: list[int]) -> tuple:
+        return units.stack(numbers[0]), units[numbers[0]]
+
     sizes = [0] * team.ranks
-    for number in due:
-        sizes[owner[number]] += unit_bytes(units.stack(number), units[number])
+    for rank, numbers in batches:
+        sizes[rank] += len(numbers) * unit_bytes(*example(numbers))
     nothing = torch.empty(0, dtype=torch.uint8, device=units.stack(due[0]).device)
-    sent = [wire_of(result, units.stack(number), units[number]) for number, result in mine.items()]
+    sent = [wire_of(solved, *example(batches[at][1])).flatten() for at, solved in mine.items()]
     arrived = team.start_gather(torch.cat([nothing, *sent]), sizes)
 
-    def arrive() -> list[Result]:
-        wires, offsets, results = arrived(), [0] * team.ranks, []
-        for number in due:
-            rank, size = owner[number], unit_bytes(units.stack(number), units[number])
-            wire = wires[rank][offsets[rank] : offsets[rank] + size]
+    def arrive() -> list[Batch]:
+        wires, offsets, found = arrived(), [0] * team.ranks, []
+        for at, (rank, numbers) in enumerate(batches):
+            size = len(numbers) * unit_bytes(*example(numbers))
+            wire = wires[rank][offsets[rank] : offsets[rank] + size].view(len(numbers), -1)
             offsets[rank] += size
             # The owner keeps its own: where blocks are worked on by their owners alone, the others have the verdict.
-            results.append(mine[number] if number in mine else result_of(wire, units.stack(number), units[number]))
-        return results
+            found.append(Batch(numbers, mine[at] if at in mine else solved_of(wire, *example(numbers))))
+        return found
 
-    return Flight(lands, due, arrive=arrive, here=len(mine))
+    return Flight(lands, arrive=arrive, here=here)
 
 
-def complete(flight: Flight, units: Units, team: Local, *, sharded: bool) -> list[Result]:
+def _owned(units: Units, due: list[int], ranks: int) -> list[tuple[int, list[int]]]:
+    """Units that are alike, by owner: the rank and their numbers, equal on all ranks."""
+    found = []
+    for alike in units.alike(due):
+        for rank in range(ranks):
+            if numbers := [number for number in alike if units.schedule.owner[number] == rank]:
+                found.append((rank, numbers))
+    return found
+
+
+def complete(flight: Flight, units: Units, team: Local, *, sharded: bool) -> list[Batch]:
     """The results of a flight, those of units that others own too: a collective where parameters are sharded.
 
     Args:
@@ -90,16 +135,19 @@ def complete(flight: Flight, units: Units, team: Local, *, sharded: bool) -> lis
         sharded: Whether they are.
 
     Returns:
-        One a unit that was due.
+        Those of one kind and owner together.
     """
-    results = flight.arrived()
+    batches = flight.arrived()
     if not sharded:
-        return results
-    owner = units.schedule.owner
+        return batches
     wires: list[list[Tensor]] = [[] for _ in range(team.ranks)]
-    for number, result in zip(flight.due, results, strict=True):
-        size, rank = whole_bytes(units.stack(number), units[number]), owner[number]
-        outline = torch.empty(size, dtype=torch.uint8, device="meta")
-        wires[rank].append(pack(result, size, units[number].columns) if rank == team.rank else outline)
+    owners = [units.schedule.owner[batch.numbers[0]] for batch in batches]
+    for batch, rank in zip(batches, owners, strict=True):
+        size = whole_bytes(units.stack(batch.numbers[0]), units[batch.numbers[0]])
+        outline = torch.empty(len(batch.numbers), size, dtype=torch.uint8, device="meta")
+        wires[rank].append(pack(batch.solved, size) if rank == team.rank else outline)
     arrived = [iter(of_rank) for of_rank in replicated_tensors(team, wires)]
-    return [unpack(next(arrived[owner[number]]), units[number], units.stack(number).dtype) for number in flight.due]
+    return [
+        Batch(batch.numbers, unpack(next(arrived[rank]), units[batch.numbers[0]], units.stack(batch.numbers[0]).dtype))
+        for batch, rank in zip(batches, owners, strict=True)
+    ]

@@ -1,30 +1,71 @@
-"""What happens to solves that have landed: good results are swapped in, and moments move with their basis."""
+"""What happens to solves that have landed: good results are swapped in, and moments move with their bases.
 
-from functools import partial
+Which are good is decided on the device. The host learns of it with the next step's guard, for which it waits anyway;
+at once where a block is cold, which must know before it becomes warm.
+"""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor
 
 from lightning_so.actions import rotate
-from lightning_so.contract.block import Block
 from lightning_so.contract.unit import Unit
 from lightning_so.core.host import Host
 from lightning_so.core.matrices.matrices import Matrices, MomentChange
 from lightning_so.core.report import Report
 from lightning_so.core.schedule.units import Units
 from lightning_so.core.solves.basis import cool
-from lightning_so.core.solves.flight import Flight
+from lightning_so.core.solves.flight import Batch, Flight
 from lightning_so.core.stacks.roster import Roster
-from lightning_so.linalg.result import Result
+from lightning_so.linalg.result import Solved
 
 #: A block leaves its basis after this many failed solves in a row of one of its units.
 FAILURES = 3
 
 
-def land(flights: list[Flight], units: Units, roster: Roster, host: Host, matrices: Matrices, report: Report) -> None:
+@dataclass
+class Unread:
+    """Verdicts that the host does not know yet.
+
+    Attributes:
+        numbers: Units that were swapped in.
+        good: Which of them are good, on their device.
+    """
+
+    numbers: list[int]
+    good: Tensor
+
+
+@dataclass
+class _Move:
+    """The moments of one block are to follow one of its bases.
+
+    Attributes:
+        unit: The basis.
+        turn: Its tile, what it was, what it is, and the permutation; None if it has not changed, and on ranks that are
+            not the owner of a block that has one.
+    """
+
+    unit: Unit
+    turn: tuple[slice, Tensor, Tensor, Tensor] | None = None
+
+
+def land(
+    flights: list[Flight],
+    unread: list[Unread],
+    units: Units,
+    roster: Roster,
+    host: Host,
+    matrices: Matrices,
+    report: Report,
+) -> None:
     """Swap in, on all ranks, the results of all flights that land at this step.
 
     Args:
         flights: Those that have not, oldest first; the landed ones are taken out.
+        unread: Gets the verdicts.
         units: Their histories; changed.
         roster: Who is warm; changed.
         host: The training.
@@ -32,48 +73,130 @@ def land(flights: list[Flight], units: Units, roster: Roster, host: Host, matric
         report: Tells the step, and counts.
     """
     while flights and flights[0].lands <= report.step:
-        _swap(flights.pop(0), units, roster, host, matrices, report)
+        batches = flights.pop(0).arrived()
+        warm = all(roster.warm[units[n].stack][units[n].row] for batch in batches for n in batch.numbers)
+        found = [Unread(batch.numbers, batch.solved.good) for batch in batches]
+        good = [[True] * len(batch.numbers) for batch in batches] if warm else read(found)
+        _swap(batches, good, units, roster, host, matrices, report)
+        if warm:
+            unread += found
+        else:
+            judge(found, good, units, roster, host, matrices, report)
 
 
-def _swap(flight: Flight, units: Units, roster: Roster, host: Host, matrices: Matrices, report: Report) -> None:
-    """Swap in the results of a flight.
-
-    A failure keeps the last one; a unit that goes on failing takes its block back to where cold blocks are.
-    """
-    schedule, changes = units.schedule, list[MomentChange]()
-    for number, result in zip(flight.due, flight.arrived(), strict=True):
-        unit, stack = units[number], units.stack(number)
-        warm = roster.warm[unit.stack][unit.row]
-        report.solves += 1
-        report.retries += result.attempts > 1
-        schedule.record(number, good=result.ok)
-        if not result.ok:
-            report.failures += 1
-            if schedule.failed[number] >= FAILURES and warm:
-                report.cooled += 1
-                matrices.change_moments(changes)  # before it leaves the basis that they move it to
-                changes.clear()
-                cool((unit.stack, unit.row), units, roster, host, matrices)
-            continue
-        swapped = stack.solving.swap_in(stack.stats, unit, result) if stack.here or stack.shared else None
-        if unit.columns and warm and stack.rotates:
-            block = units.block(number)
-            change = partial(_carry, host, block, unit, swapped, result)
-            changes.append(MomentChange(block, host.states(block), change))
-    matrices.change_moments(changes)
-
-
-def _carry(
+def learn(
+    flags: list[bool],
+    unread: list[Unread],
+    units: Units,
+    roster: Roster,
     host: Host,
-    block: Block,
-    unit: Unit,
-    swapped: tuple[slice, Tensor, Tensor] | None,
-    result: Result,
-    states: list[dict],
+    matrices: Matrices,
+    report: Report,
 ) -> None:
-    """Move moments along with a tile whose basis was swapped."""
-    assert swapped is not None
-    assert result.order is not None
-    cut, old, new = swapped
-    order = result.order.view(len(old), -1)
-    rotate.carry(host.base, states, block.grouped, cut, unit.side, old, new, order, host.least_variance(block))
+    """Judge what was not read, by what has been read of `together`; see `judge`."""
+    judge(unread, apart(unread, flags), units, roster, host, matrices, report)
+    unread.clear()
+
+
+def read(unread: Sequence[Unread]) -> list[list[bool]]:
+    """The verdicts: the host waits for them, once."""
+    flags = together(unread)
+    return [] if flags is None else apart(unread, flags.tolist())
+
+
+def together(unread: Sequence[Unread]) -> Tensor | None:
+    """All verdicts in one tensor, that they may be read with others; None where there are none."""
+    return torch.cat([some.good.to(unread[0].good.device) for some in unread]) if unread else None
+
+
+def apart(unread: Sequence[Unread], flags: list[bool]) -> list[list[bool]]:
+    """The verdicts that were read of `together`, as they belong to each."""
+    found = iter(flags)
+    return [[bool(next(found)) for _ in some.numbers] for some in unread]
+
+
+def judge(
+    unread: Sequence[Unread],
+    good: Sequence[Sequence[bool]],
+    units: Units,
+    roster: Roster,
+    host: Host,
+    matrices: Matrices,
+    report: Report,
+) -> None:
+    """Note how solves have ended. A unit that goes on failing takes its block back to where cold blocks are.
+
+    Args:
+        unread: The units.
+        good: Which of them are good, equal on all ranks.
+        units: Their histories; changed.
+        roster: Who is warm; changed.
+        host: The training.
+        matrices: Where moments are whole.
+        report: Counts.
+    """
+    schedule = units.schedule
+    for some, flags in zip(unread, good, strict=True):
+        for number, ok in zip(some.numbers, flags, strict=True):
+            report.retries += schedule.broken[number]
+            report.failures += bool(schedule.broken[number]) and not ok
+            schedule.record(number, good=ok)
+            place = units[number].stack, units[number].row
+            if schedule.failed[number] >= FAILURES and roster.warm[place[0]][place[1]]:
+                report.cooled += 1
+                cool(place, units, roster, host, matrices)
+
+
+def _swap(
+    batches: list[Batch],
+    good: list[list[bool]],
+    units: Units,
+    roster: Roster,
+    host: Host,
+    matrices: Matrices,
+    report: Report,
+) -> None:
+    """Swap in the results of a flight: what is known to be bad, or is not good on the device, changes nothing."""
+    moves = list[_Move]()
+    for batch, flags in zip(batches, good, strict=True):
+        report.solves += len(batch.numbers)
+        numbers = [number for number, ok in zip(batch.numbers, flags, strict=True) if ok]
+        if numbers:
+            moves += _swap_alike(numbers, batch.solved.some(flags), units, roster)
+    alike: dict[tuple[int, int, int], list[_Move]] = {}
+    # One side after the other, whoever has solved them: the order decides how moments are rounded.
+    for move in sorted(moves, key=lambda move: (move.unit.side, move.unit.tile, move.unit.stack, move.unit.row)):
+        alike.setdefault((move.unit.side, move.unit.tile, move.unit.stack), []).append(move)
+    matrices.change_moments([_change(some, units, host) for some in alike.values()])
+
+
+def _swap_alike(numbers: list[int], solved: Solved, units: Units, roster: Roster) -> list[_Move]:
+    """Swap in units of one kind; the moves that moments must make with them."""
+    asked, stack = units.asked(numbers), units.stack(numbers[0])
+    turned = stack.solving.swap_in(asked, solved) if stack.here or stack.shared else None
+    orders = None if turned is None or solved.order is None else solved.kept_order()
+    moves = []
+    for at, (_, unit) in enumerate(asked):
+        if not (unit.columns and units.stacks[unit.stack].rotates and roster.warm[unit.stack][unit.row]):
+            continue
+        if turned is None or orders is None:
+            moves.append(_Move(unit))
+        else:
+            order = orders[at].view(turned.old.shape[1], -1)
+            moves.append(_Move(unit, (turned.cuts[at], turned.old[at], turned.new[at], order)))
+    return moves
+
+
+def _change(moves: list[_Move], units: Units, host: Host) -> MomentChange:
+    """Moves the moments of blocks of one stack along with one tile of one of their sides."""
+    blocks = [units.stacks[move.unit.stack].blocks[move.unit.row] for move in moves]
+
+    def carry(states: list[list[dict]]) -> None:
+        turned = [(*move.turn, *of) for move, *of in zip(moves, blocks, states, strict=True) if move.turn is not None]
+        if turned:
+            cuts, old, new, order, known, of_known = zip(*turned, strict=True)
+            least = [host.least_variance(block) for block in known]
+            bases = torch.stack(old), torch.stack(new), torch.stack(order)
+            rotate.carry(host.base, of_known, known[0].grouped, cuts[0], moves[0].unit.side, *bases, least)
+
+    return MomentChange(blocks, [host.states(block) for block in blocks], carry)

@@ -18,11 +18,13 @@ class Verdict:
         admitted: Whether the step may happen.
         absent: Parameters of which a rank lacks its part of the gradient.
         withheld: Gradients that are withheld because another rank lacks them.
+        read: The flags that were read.
     """
 
     admitted: bool
     absent: set[Tensor]
     withheld: int
+    read: list[bool]
 
 
 class Guard:
@@ -33,7 +35,7 @@ class Guard:
         self._world, self._access = world, access
         self._held: list[tuple[Tensor, Any]] = []
 
-    def admit(self, params: list[Tensor]) -> Verdict:
+    def admit(self, params: list[Tensor], unread: Tensor | None = None) -> Verdict:
         """Whether the step may happen: every gradient, and its square, is finite on every rank.
 
         If not, all gradients are withheld: the base must neither step nor poison its moments. A gradient that another
@@ -41,12 +43,13 @@ class Guard:
 
         Args:
             params: All parameters of the optimizer.
+            unread: Flags that the host wants to know as well, shape (n,): they are read with it.
 
         Returns:
             The verdict, equal on all ranks but for what it withholds.
         """
         grads = [self._access.grad(p) for p in params]
-        poisoned = not finite([grad for grad in grads if grad is not None])
+        poisoned, read = _read(unsound([grad for grad in grads if grad is not None]), unread)
         missing = [grad is None and self._access.holds(p) for p, grad in zip(params, grads, strict=True)]
         if self._world.ranks > 1:
             poisoned, *missing = self._world.anywhere([poisoned, *missing])
@@ -54,7 +57,7 @@ class Guard:
         withheld = self._withhold(p for p, grad in zip(params, grads, strict=True) if p in absent and grad is not None)
         if poisoned:
             self._withhold(p for p in params if self._access.grad(p) is not None)
-        return Verdict(not poisoned, absent, withheld)
+        return Verdict(not poisoned, absent, withheld, read)
 
     def _withhold(self, params: Iterable[Tensor]) -> int:
         found = [(p, self._access.withhold(p)) for p in params]
@@ -75,11 +78,27 @@ def agreement_bytes(ranks: int, params: int) -> int:
 
 def finite(grads: list[Tensor]) -> bool:
     """One host read: whether every gradient, and its square, is finite."""
+    found = unsound(grads)
+    return found is None or not bool(found)
+
+
+def unsound(grads: list[Tensor]) -> Tensor | None:
+    """Whether a gradient, or its square, is not finite: a flag on the device; None where there are none."""
     dense = [g.coalesce().values() if g.is_sparse else g for g in grads]
     dense = [torch.view_as_real(g) if g.is_complex() else g for g in dense if g.numel()]
     if not dense:
-        return True
+        return None
     # The 2-norm also catches gradients whose squares overflow: they would leave the factors infinite for ever.
     norms = torch._foreach_norm([g.float() if g.dtype is torch.float16 else g for g in dense])
     # The largest is NaN where any is.
-    return bool(torch.stack([norm.float() for norm in norms]).amax() < torch.inf)
+    return ~(torch.stack([norm.float() for norm in norms]).amax() < torch.inf)
+
+
+def _read(first: Tensor | None, others: Tensor | None) -> tuple[bool, list[bool]]:
+    """A flag and others, which the host reads at once."""
+    if others is None:
+        return first is not None and bool(first), []
+    if first is None:
+        return False, others.tolist()
+    flag, *flags = torch.cat([first[None], others.to(first.device)]).tolist()
+    return flag, flags
