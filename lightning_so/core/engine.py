@@ -296,4 +296,6 @@ class Engine:
 
     def share_factors(self) -> None:
         """Give every rank the owners' factors: a collective, so that they are there when the ranks have parted."""
-        share_factors(self.parts.units, self.host.team)
+        parts = self.parts
+        swap.catch_up(parts.unread, parts.units, parts.roster, self.host, parts.matrices, self.report)
+        share_factors(parts.units, self.host.team)

@@ -105,7 +105,7 @@ def test_a_factor_that_is_not_finite_is_counted_and_the_last_inverse_stays(cls, 
             stats.sides[0].factors[0][row, 0, 1, 1] = math.nan
             solved = [part[row].clone() for side in stats.solved for part in side.tensors]
         step(engine, losses(model, *data(seed=t)).mean())
-        # The plain solve fails at step 2, those afresh from step 3 on: the next step learns of it, a cold block at once.
+        # The plain solve fails at step 2, those afresh from step 3 on: the next step learns it, a cold block at once.
         assert engine.report.failures == (0, 0, 0, 0, 1, 2, 4)[t]
         assert all(bool(p.isfinite().all()) for p in model.parameters())
     assert engine.report.cooled == 1  # after three failures in a row

@@ -253,15 +253,21 @@ def breaks(step, rank, ranks, model, optimizer):
 
 
 def failing(step, rank, ranks, model, optimizer):
-    """From step 12 on the owners' solves of one side fail, until step 20."""
+    """From step 8 on the owners' solves of one side fail, until step 20."""
     method = optimizer._lightning_so.parts.methods[0]
-    solve = type(method).solve
+    solve, solve_afresh = type(method).solve, type(method).solve_afresh
 
-    def fails(self, stats, unit):
-        result = solve(self, stats, unit)
+    def fails(self, asked):
+        solved = solve(self, asked)
+        return replace(solved, good=solved.good & torch.tensor([bool(unit.side) for _, unit in asked]))
+
+    def fails_afresh(self, stats, unit):
+        result = solve_afresh(self, stats, unit)
         return result if unit.side else replace(result, ok=False)
 
-    return mock.patch.object(type(method), "solve", fails) if 12 <= step < 20 else None
+    if 8 <= step < 20:
+        return mock.patch.multiple(type(method), solve=fails, solve_afresh=fails_afresh)
+    return None
 
 
 # ---------------------------------------------------------------- other functions of ranks

@@ -55,7 +55,7 @@ class Gone(pl.Callback):
     def on_after_backward(self, trainer, pl_module):
         engine = next(c for c in trainer.callbacks if isinstance(c, SecondOrder)).engines[0]
         self.early.append(len(engine.parts.windows.underway))
-        self.flying.append(sum(flight.results is None for flight in engine.parts.flights))
+        self.flying.append(sum(flight.batches is None for flight in engine.parts.flights))
 
 
 def train_and_tell(*args, **named):

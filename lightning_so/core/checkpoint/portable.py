@@ -32,8 +32,7 @@ def state_dict(parts: Parts) -> dict[str, Any]:
     Returns:
         Copies: a later step does not change them.
     """
-    flags = [flag for of_batch in swap.read(parts.unread) for flag in of_batch]
-    swap.learn(flags, parts.unread, parts.units, parts.roster, parts.host, parts.matrices, parts.report)
+    swap.catch_up(parts.unread, parts.units, parts.roster, parts.host, parts.matrices, parts.report)
     tensors = gathered(parts)
     blocks = {name: {**facts, "tensors": tensors[name]} for name, facts in block_facts(parts).items()}
     units, schedule = parts.units, parts.units.schedule

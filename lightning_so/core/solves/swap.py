@@ -98,6 +98,14 @@ def learn(
     unread.clear()
 
 
+def catch_up(
+    unread: list[Unread], units: Units, roster: Roster, host: Host, matrices: Matrices, report: Report
+) -> None:
+    """Read and judge what the host does not know yet, on all ranks: before something is saved or reported."""
+    judge(unread, read(unread), units, roster, host, matrices, report)
+    unread.clear()
+
+
 def read(unread: Sequence[Unread]) -> list[list[bool]]:
     """The verdicts: the host waits for them, once."""
     flags = together(unread)
