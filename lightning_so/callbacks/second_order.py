@@ -37,7 +37,8 @@ class SecondOrder(Callback):
 
     Args:
         method: `SOAP()`, `KFAC()`, `Muon()`, ..., or a `Mixture` of rules.
-        route: Overrides, role ("base", "hidden", "embedding", "head") -> globs on parameter names.
+        route: Overrides, role ("base", "hidden", "embedding", "head") -> globs on parameter names; and "split" -> globs
+            and how many matrices a parameter is, as `{"split": {"*.qkv.weight": 3}}`.
         min_coverage: Smallest share of an optimizer's elements that must be covered.
         print_plan: Print where every parameter went when training starts, and what was done when it ends.
         state: What checkpoints carry: "full" (resuming is exact), "compact" (a sixth of its size; blocks go on
@@ -60,7 +61,7 @@ class SecondOrder(Callback):
     def __init__(
         self,
         method: Method | Mixture,
-        route: dict[str, list[str]] | None = None,
+        route: dict[str, list[str] | dict[str, int]] | None = None,
         min_coverage: float = 0.0,
         print_plan: bool = True,
         state: str = "full",

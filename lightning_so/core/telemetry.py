@@ -11,7 +11,9 @@ def summary(engine: Engine) -> str:
     """What was done, in one line, and the blocks of which nothing was seen."""
     parts, step = engine.parts, engine.report.step
     oldest, _ = staleness(parts.units, step)
-    idle = [done.name for done in work(parts.units, parts.roster, step) if not done.observed]
+    parameter = {block.name: block.parameter for block in engine.plan.blocks}
+    unseen = [done.name for done in work(parts.units, parts.roster, step) if not done.observed]
+    idle = dict.fromkeys(parameter[name] for name in unseen)  # of its parts all or none have a gradient
     kinds = {"mean" if recorder.facts.mean else "sum" for recorder in engine.recorders}
     loss = f"; the loss is a {kinds.pop()} over samples" if kinds else ""
     return (
