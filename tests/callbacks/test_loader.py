@@ -83,7 +83,7 @@ def test_every_epoch_has_an_order_of_its_own_and_every_sample_once(whole):
     assert len(orders) == 24
 
 
-# It is saved a step later: in the first epoch, at its end and just after it, in the second, at its end, at the last step.
+# It is saved a step later: within the first epoch, at its end and after it, within the second, at its end, at the last.
 @pytest.mark.parametrize("stop", [1, 6, 7, 8, 12, 15, 23])
 def test_after_a_stop_the_next_batch_comes_and_later_epochs_are_whole(whole, tmp_path, stop):
     before = fit(tmp_path, stop)

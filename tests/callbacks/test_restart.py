@@ -3,9 +3,11 @@
 import functools
 import os
 import pickle
+import shlex
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
@@ -257,6 +259,35 @@ def test_wrong_counts_are_refused(tmp_path, name, value):
 
 
 # ---------------------------------------------------------------- folders
+
+
+@pytest.mark.parametrize("folder", ["s3://bucket/run", "gs://b/r", "file:///tmp/a", Path("s3://bucket/run")])
+def test_an_address_is_refused_as_a_folder(folder):
+    """It would be a folder of that name, here."""
+    with pytest.raises(ConfigError, match=r"Restartable\(folder='.*:/.*'\): this is an address.*Give a path"):
+        Restartable(folder)
+
+
+@pytest.mark.parametrize("folder", ["runs/a::b", "runs/a\nb"])
+def test_a_name_that_no_checkpoint_can_be_written_under_is_refused(folder):
+    with pytest.raises(ConfigError, match=r"Restartable\(folder='runs/a.*Give a folder whose name has neither"):
+        Restartable(folder)
+
+
+def test_what_looks_like_an_address_only_a_little_is_a_folder(tmp_path):
+    assert Restartable(tmp_path / "s3:" / "a").folder == tmp_path / "s3:" / "a"
+    assert Restartable("a:b/c").folder == Path.cwd() / "a:b/c"
+
+
+def test_the_next_move_is_one_line_of_a_shell(tmp_path):
+    """Whatever the folder's name holds."""
+    folder = tmp_path / "a'; touch PWNED; '"
+    folder.mkdir()
+    (folder / "step=1.ckpt").write_bytes(b"half")
+    with pytest.raises(StateError) as said:
+        Restartable(folder).newest()
+    path = str(folder / "step=1.ckpt")
+    assert shlex.split(str(said.value).rpartition(": ")[2]) == ["mv", path, f"{path}.damaged"]
 
 
 def test_an_earlier_training_in_the_folder_is_refused(tmp_path):

@@ -1,6 +1,7 @@
 """`Restartable`'s files: whole or not at all, and read only if they are as they were written."""
 
 import os
+import pickle
 import shutil
 import zipfile
 from pathlib import Path
@@ -184,6 +185,27 @@ def test_a_fit_goes_on_from_the_one_before_and_keeps_the_damaged_one(tmp_path):
         *("step=8.ckpt", "step=8.ckpt.json", "step=12.ckpt", "step=12.ckpt.json"),
         *("step=8.ckpt.damaged", "step=8.ckpt.damaged.json"),
     }
+
+
+class Planted:
+    """Runs code where it is unpickled."""
+
+    def __reduce__(self):
+        return pytest.fail, ("code was run",)
+
+
+@pytest.mark.fault("a checkpoint with a planted pickle")
+@pytest.mark.parametrize("manifested", [True, False])
+def test_what_is_planted_in_a_checkpoint_is_not_run(seen, tmp_path, manifested):
+    train("one", *HOW, steps=2, callbacks=[Restartable(tmp_path, every=2)])
+    path = tmp_path / "step=2.ckpt"
+    torch.save({**torch.load(path, weights_only=True), "planted": Planted()}, path)
+    if not manifested:
+        manifest.place(path).unlink()
+    restartable = Restartable(tmp_path)
+    with pytest.raises((StateError, pickle.UnpicklingError), match=r"not whole: it has|Weights only load failed"):
+        train("one", *HOW, steps=4, callbacks=[restartable], resume=restartable.newest())
+    seen("its manifest does not fit; without one, it is read as weights alone, which refuses it: no code is run")
 
 
 def pieces_fit(folder):

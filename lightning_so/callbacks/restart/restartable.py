@@ -196,11 +196,14 @@ class Restartable(Callback):
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Give the signals back."""
         flags, comm, held = self._flags, self._comm, self._lock
+        # What a rank has asked and nobody will answer, after an error, lives until its group has ended.
+        underway = self._answer
         self._clear()
         if held is not None:
             held.release()
         if comm is not None:
             comm.close()
+        del underway
         if flags is not None:
             flags.release()
 
