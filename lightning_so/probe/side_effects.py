@@ -1,4 +1,4 @@
-"""What a forward and backward pass leaves behind, taken back: gradients, buffers, attributes, metrics, random numbers."""
+"""What a forward and backward pass leaves behind, taken back: gradients, buffers, attributes, metrics, generators."""
 
 import copy
 import random

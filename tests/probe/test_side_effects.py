@@ -137,9 +137,13 @@ def test_attributes_are_bound_to_what_they_were_and_containers_hold_what_they_di
 
 def test_attributes_come_back_after_an_error_too():
     module = Remembers()
-    with pytest.raises(ZeroDivisionError), undone(module, []):
-        module(torch.ones(1))
-        raise ZeroDivisionError
+
+    def fails():
+        with undone(module, []):
+            module(torch.ones(1))
+            raise ZeroDivisionError
+
+    pytest.raises(ZeroDivisionError, fails)
     assert module.seen == [0]
 
 

@@ -202,6 +202,9 @@ class VectorEngine:
             if oracle.evaluated:
                 self.vector.forward.take()
             return
+        for part, moves in zip(space.split(taken), self._moments.stepped, strict=True):
+            if not moves:  # Directions may be random: without a gradient a parameter stays.
+                part.zero_()
         if not float(space.along(taken[None], taken[None])) < float("inf"):
             self.memory.counts.refused += 1
             if self.method.owns == "nothing":
