@@ -226,7 +226,7 @@ class SaddleEscape(CurvatureProbe):
         return Escape(curvature, modelled)
 
     def _trained(self, trainer: Any) -> Tensor:
-        """Ones for what an optimizer has stepped on, at a rate above zero; zeros for the rest, a vector of the space."""
+        """Ones for what an optimizer has stepped on, at a rate above zero; else zeros: a vector of the space."""
         rates = {
             param: float(group["lr"])
             for optimizer in trainer.optimizers

@@ -1,4 +1,4 @@
-"""A parameter without a gradient is not moved, whatever directions a method takes; one that gets a gradient later is."""
+"""A parameter without a gradient is not moved, whatever directions a method takes; one that gets it later is."""
 
 import pytest
 import pytorch_lightning as pl

@@ -143,7 +143,8 @@ def test_attributes_come_back_after_an_error_too():
             module(torch.ones(1))
             raise ZeroDivisionError
 
-    pytest.raises(ZeroDivisionError, fails)
+    with pytest.raises(ZeroDivisionError):
+        fails()
     assert module.seen == [0]
 
 
