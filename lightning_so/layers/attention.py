@@ -67,6 +67,8 @@ def _first(weight: Tensor, matrix: Tensor) -> int | None:
 
 
 def _samples_first(x_LND: Tensor, samples: int) -> Tensor:
+    if not samples:
+        return x_LND.reshape(0, 1, x_LND.shape[-1])
     return x_LND.reshape(-1, samples, x_LND.shape[-1]).transpose(0, 1)
 
 

@@ -16,8 +16,10 @@ from lightning_so.core.stacks.stack import methods_of
 from lightning_so.core.step import rowwise
 from lightning_so.core.step.progress import Progress
 from lightning_so.core.step.rowwise import Kept
+from lightning_so.linalg.precision import FullPrecision, Uncast
 
 
+@Uncast()
 def begin(progress: Progress, acting: Sequence[Cohort], host: Host, matrices: Matrices, kept: Kept) -> None:
     """Precondition the gradients of cohorts, or hide their parameters (and rotate gradients), before the base steps.
 
@@ -54,6 +56,7 @@ def _items(cohort: Cohort, clip: Clip, host: Host, matrices: Matrices, kept: Kep
             clip.add(products, rates)
             return
 
+        @FullPrecision()
         def precondition(X: Tensor) -> Tensor:
             update = stack.method.direction(stack.stats, X, cohort.rows)
             clip.add(_products(update, X), rates)
