@@ -15,9 +15,9 @@ from lightning_so.contract.block import Block, StackSpec, Tap
 from lightning_so.contract.method import Taps
 from lightning_so.errors import check_choice, check_count, check_range
 from lightning_so.layers.factor_rows import factor_rows, loss_terms, thin
-from lightning_so.linalg import kron, tiles
+from lightning_so.linalg import kron, sides, tiles
 from lightning_so.linalg.damping import Relative
-from lightning_so.linalg.kron import Side
+from lightning_so.linalg.sides import Side
 
 #: Decay of the factors' moving average a step.
 BETA = 0.95
@@ -123,7 +123,7 @@ class Layerwise:
         """The factors of a stack, all zero."""
         count, first = len(stack.blocks), stack.blocks[0]
         place = {"dtype": stack.dtype, "device": stack.device}
-        a, g = (kron.statistics(shape, count, **place, home=stack.home) for shape in self.shapes(first))
+        a, g = (sides.statistics(shape, count, **place, home=stack.home) for shape in self.shapes(first))
         assert first.tap is not None
         weight, counts = torch.zeros(count, **place), torch.zeros(count, 2, **place)
         return Factors((a, g), torch.zeros(count), weight, counts, first.tap.layer.input_side == 0, rule)
@@ -177,11 +177,15 @@ class Layerwise:
         return [stats.counts.shape[1:], *(shape for side in stats.sides for shape in side.window_shapes)]
 
     def fold(self, stats: Factors, row: int, step: int, scale: float) -> None:
-        """`F <- b^k F + (1 - b^k) window`, k the steps since the last fold; `scale` is K^2 over micro-batches."""
+        """`F <- b^k F + (1 - b^k) window`, k the steps since the last fold; `scale` is K^2 over micro-batches.
+
+        A window with rows that are not finite is forgotten: gradients that were mended afterwards do not show them.
+        """
         keep = BETA ** (step - int(stats.folded[row]))
         stats.folded[row] = step
         # A layer that did not fire keeps what it has.
-        fired = (stats.counts[row] > 0).all().to(stats.weight.dtype)
+        fired = (stats.counts[row] > 0).all() & torch.stack([side.trace(row) for side in stats.sides]).isfinite().all()
+        fired = fired.to(stats.weight.dtype)
         kept, added = 1 - fired * (1 - keep), fired * (1 - keep)
         stats.weight[row].mul_(kept).add_(added)
         positions, terms = stats.counts[row].clamp_min(1)

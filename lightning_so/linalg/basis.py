@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_so.linalg.result import Result, Solved
+from lightning_so.linalg.unseen import columns_of, eigh, maybe, pin, unseen
 
 #: What the calls of a solve cost at any size, in multiply-adds of a matrix product.
 CALLS = 1e7
@@ -34,54 +35,81 @@ def fix_signs(Q_TT: Tensor, signs_T: Tensor) -> Tensor:
     return Q_TT * torch.ones_like(signs_T).copysign(signs_T).to(Q_TT.dtype)[..., None, :]
 
 
-def refresh(F_BTT: Tensor, Q_BTT: Tensor, *, strength: float) -> Solved:
+def refresh(F_BTT: Tensor, Q_BTT: Tensor, *, strength: float, floor_B: Tensor | None = None) -> Solved:
     """One orthogonal iteration of every basis: Q~ = qr((F + ridge) Q P), P sorting by diag(Q' F Q).
 
     The first rung of the ladder. A factor that is zero or not finite, or whose basis is not finite, is marked; the next
-    rung is `decompose`.
+    rung is `decompose`. Axes of which F has seen nothing stay columns, exactly.
 
     Args:
         F_BTT: The factors, symmetric positive semi-definite, shape (B, T, T).
         Q_BTT: The last bases, orthogonal, shape (B, T, T).
         strength: Relative size of the tie-breaking ridge.
+        floor_B: Added to the diagonals, shape (B,).
 
     Returns:
         The new bases and the permutations `order`: column j of a new basis continues column `order[b, j]` of the last.
     """
-    FQ = torch.bmm(F_BTT, Q_BTT).addcmul_(ridge(F_BTT, strength)[..., None], Q_BTT)
+    F, dark = _raised(F_BTT, floor_B), unseen(F_BTT)
+    # Without a ridge, columns of a null space would be arbitrary in the decomposition: its axes take their own place.
+    ridged = ridge(F, strength) if strength else dark * F_BTT.diagonal(dim1=1, dim2=2).amax(1, keepdim=True)
+    FQ = torch.bmm(F, Q_BTT).addcmul_(ridged[..., None], Q_BTT)
     order = (Q_BTT * FQ).sum(1).argsort(dim=1, descending=True, stable=True)
     Q, R = torch.linalg.qr(FQ.gather(2, order[:, None].expand(FQ.shape)))
     sizes = R.diagonal(dim1=1, dim2=2)
+    Q = fix_signs(Q, sizes)
     # A factor of zeros leaves R = 0 and Q arbitrary but orthogonal: the last basis stays. The largest is NaN where any
     # is, and a column of R of a factor that is not finite is not finite.
     largest, turned = sizes.abs().amax(1), Q.abs().amax((1, 2))
     good = (largest > 0) & (largest < torch.inf) & (turned < torch.inf)
-    return Solved(fix_signs(Q, sizes), good, order)
+    if maybe(dark):
+        columns, found = columns_of(Q_BTT, dark)
+        pin(Q, dark, order.argsort(1).gather(1, columns))
+        good = good & found  # Else seen long ago, and forgotten since.
+    return Solved(Q, good, order)
 
 
-def decompose(F_TT: Tensor, Q_TT: Tensor, strength: float) -> Result:
+def decompose(F_TT: Tensor, Q_TT: Tensor, strength: float, floor: Tensor | None = None) -> Result:
     """A basis from the factor alone, and the second rung of the ladder: eigh of F + ridge in float64.
 
     Args:
         F_TT: The factor, symmetric positive semi-definite, shape (..., T, T).
         Q_TT: A basis that decides the signs, shape (..., T, T).
         strength: Relative size of the tie-breaking ridge.
+        floor: Added to the diagonal, shape (...).
 
     Returns:
-        The basis, columns sorted by falling eigenvalue; `ok=False` for factors of zeros or one that fails.
+        The basis, columns sorted by falling eigenvalue, axes of which F has seen nothing at the end; `ok=False` for
+        factors of zeros or one that fails.
     """
-    F = F_TT.double()
+    F = _raised(F_TT, floor).double()
     if not bool(F.abs().amax() > 0):
         return Result(Q_TT, ok=False, attempts=2)
+    dark = unseen(F_TT)
     try:
-        values, Q = torch.linalg.eigh(F + torch.diag_embed(ridge(F, strength)))
+        values, Q = eigh(F + torch.diag_embed(ridge(F, strength)), dark)
     except torch.linalg.LinAlgError:
         return Result(Q_TT, ok=False, attempts=2)
     Q = Q.flip(-1)
-    # Continue the old columns: the sign in which most of each column's old self points.
-    Q = fix_signs(Q, (Q * Q_TT.double()).sum(-2))
     identity = torch.arange(F.shape[-1], device=F.device).expand(F.shape[:-1])
+    # Continue the old columns: the sign in which most of each column's old self points; axes keep theirs.
+    signs = (Q * Q_TT.double()).sum(-2).where(identity < (~dark).sum(-1, keepdim=True), 1.0)
+    Q = fix_signs(Q, signs)
     return Result(Q.to(Q_TT.dtype), ok=bool(values.isfinite().all() and Q.isfinite().all()), order=identity, attempts=2)
+
+
+def decomposed(F_BTT: Tensor, Q_BTT: Tensor, *, strength: float, floor_B: Tensor | None = None) -> Solved:
+    """What `decompose` finds, as `refresh` gives it; the bases are good or bad together."""
+    found = decompose(F_BTT, Q_BTT, strength, floor_B)
+    same = torch.arange(F_BTT.shape[-1], device=F_BTT.device).expand(F_BTT.shape[:-1])
+    return Solved(found.value, torch.full(F_BTT.shape[:1], found.ok, device=F_BTT.device), same)
+
+
+def _raised(F_TT: Tensor, floor: Tensor | None) -> Tensor:
+    """A factor with a floor under its diagonal."""
+    if floor is None:
+        return F_TT
+    return F_TT + floor[..., None, None] * torch.eye(F_TT.shape[-1], dtype=F_TT.dtype, device=F_TT.device)
 
 
 def refresh_cost(side: int) -> float:

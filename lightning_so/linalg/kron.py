@@ -1,16 +1,14 @@
-"""One side of a Kronecker product of factors, tile by tile: what is observed of it, and what was solved.
+"""One side of a Kronecker product of factors, tile by tile: what it looks like, and what was solved of it.
 
 Legend: B blocks of a stack, Q groups, T side of a tile, M rows and N columns of a matrix.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from lightning_so.linalg import psd, tiles
-from lightning_so.linalg.result import Solved
+from lightning_so.linalg import tiles
 
 
 @dataclass(frozen=True)
@@ -36,142 +34,6 @@ class Shape:
 def shape(length: int, groups: int, cap: int, *, diagonal: bool) -> Shape:
     """The shape of a side: tiles of at most `cap` entries; a diagonal where asked, or for a very long side."""
     return Shape(length, groups, () if diagonal else tuple(tiles.tiles(length, cap)))
-
-
-@dataclass
-class Side:
-    """Second moments of one side of every block of a stack, in the order of its tiles; inert but for in-place folding.
-
-    Attributes:
-        shape: What it looks like.
-        device: Where rows are observed.
-        factors: Moving averages, (B, Q, T, T) a tile or (B, Q, length). At the owner, saved.
-        windows: Sums since the last fold, by block one (Q, T, T) a tile or one (Q, length). They are as large as the
-            factors, and on every rank: so they are there only from a block's first rows until they are folded or
-            forgotten. Summed over ranks, not saved.
-    """
-
-    shape: Shape
-    device: torch.device
-    factors: list[Tensor]
-    windows: dict[int, list[Tensor]] = field(default_factory=dict)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Precision of the factors."""
-        return self.factors[0].dtype
-
-    def add(self, row: int, rows: Tensor, scale: float = 1.0) -> None:
-        """Add `scale` times the outer products of rows (Q, P, length), or a diagonal (length,), to a block's window."""
-        windows = self.window(row)
-        if not self.shape.cuts:
-            diagonal = rows if rows.ndim == 1 else torch.linalg.vector_norm(rows, dim=1).square()
-            windows[0].add_(diagonal.reshape(windows[0].shape), alpha=scale)
-            return
-        for window, cut in zip(windows, self.shape.cuts, strict=True):
-            window.baddbmm_(rows[..., cut].mT, rows[..., cut], alpha=scale)
-
-    def window(self, row: int) -> list[Tensor]:
-        """A block's window, of zeros if nothing was added."""
-        if row not in self.windows:
-            place = {"dtype": self.dtype, "device": self.device}
-            self.windows[row] = [torch.zeros(shape, **place) for shape in self.window_shapes]
-        return self.windows[row]
-
-    @property
-    def window_shapes(self) -> list[torch.Size]:
-        """Shapes of a block's window."""
-        return [factor.shape[1:] for factor in self.factors]
-
-    def fold(self, row: int, keep: Tensor, weight: Tensor) -> None:
-        """`F <- keep F + weight window`; the window is gone."""
-        for factor, window in zip(self.factors, self.window(row), strict=True):
-            factor[row].mul_(keep).add_(window.mul_(weight))
-        self.forget(row)
-
-    def forget(self, row: int) -> None:
-        """Let go of a block's window."""
-        self.windows.pop(row, None)
-
-    def mean(self, row: int) -> Tensor:
-        """`tr F / dim F` of a block over all tiles and groups."""
-        return Gathered.of([(self, row)]).mean()[0]
-
-
-@dataclass(frozen=True)
-class Gathered:
-    """One side of k blocks of one shape, from whatever stacks, in one batch.
-
-    Attributes:
-        shape: What the side looks like.
-        factors: Copies, (k, Q, T, T) a tile or (k, Q, length).
-    """
-
-    shape: Shape
-    factors: list[Tensor]
-
-    @classmethod
-    def of(cls, sides: Sequence[tuple[Side, int]]) -> "Gathered":
-        """Sides and the rows of the blocks in their stacks."""
-        tiles = zip(*(side.factors for side, _ in sides), strict=True)
-        rows = [row for _, row in sides]
-        return cls(sides[0][0].shape, [torch.stack([F[r] for F, r in zip(tile, rows, strict=True)]) for tile in tiles])
-
-    def mean(self) -> Tensor:
-        """`tr F / dim F` over all tiles and groups, shape (k,)."""
-        diagonals = [F if F.ndim == 3 else F.diagonal(dim1=2, dim2=3) for F in self.factors]
-        return torch.stack([some.sum((1, 2)) for some in diagonals]).sum(0) / (self.shape.length * self.shape.groups)
-
-    def scaled(self, weight_k: Tensor) -> "Gathered":
-        """All factors divided by a number for each block."""
-        factors = [F / weight_k.view(-1, *[1] * (F.ndim - 1)) for F in self.factors]
-        return Gathered(self.shape, factors)
-
-    def inverse(self, damping_k: Tensor, *, sturdy: bool = False) -> Solved:
-        """Inverses of damped tiles, flattened one after the other.
-
-        Args:
-            damping_k: What is added to the diagonals, shape (k,).
-            sturdy: Whether to climb the ladder, for which the host waits; then the blocks are good or bad together.
-
-        Returns:
-            The inverses, shape (k, `solved_size`).
-        """
-        if not self.shape.cuts:
-            F = self.factors[0] + damping_k[:, None, None]
-            good = (damping_k > 0) & (damping_k < torch.inf) & (F.abs().amax((1, 2)) < torch.inf)
-            return Solved(F.reciprocal().flatten(1), good)
-        each = damping_k.repeat_interleave(self.shape.groups)
-        values, goods = [], [damping_k > 0]
-        for F in self.factors:
-            if sturdy:
-                found = psd.inverse(F.flatten(0, 1), each)
-                value, good = found.value, torch.full_like(each, found.ok, dtype=torch.bool)
-            else:
-                damped = F.flatten(0, 1).clone()
-                damped.diagonal(dim1=1, dim2=2).add_(each[:, None])
-                value, good = psd.inverted(damped)
-            values.append(value.reshape(len(F), -1))
-            goods.append(good.view(len(F), -1).all(1))
-        return Solved(torch.cat(values, 1), torch.stack(goods).all(0))
-
-    def eigen(self) -> Solved:
-        """Eigenvectors of the tiles, flattened one after the other, then all eigenvalues, (Q, length)."""
-        if not self.shape.cuts:
-            F = self.factors[0].flatten(1)
-            return Solved(F, F.abs().amax(1) < torch.inf)
-        count = len(self.factors[0])
-        found = [psd.eigenbasis(F.flatten(0, 1)) for F in self.factors]
-        values = torch.cat([values.view(count, self.shape.groups, -1) for values, _, _ in found], 2)
-        vectors = [vectors.reshape(count, -1) for _, vectors, _ in found]
-        good = torch.stack([good.view(count, -1).all(1) for _, _, good in found]).all(0)
-        return Solved(torch.cat([*vectors, values.flatten(1)], 1), good)
-
-
-def joined(parts: Sequence[Solved]) -> Solved:
-    """Several solutions of the same blocks as flat ones, which are good if all are."""
-    value = torch.cat([part.value.flatten(1) for part in parts], 1)
-    return Solved(value, torch.stack([part.good for part in parts]).all(0))
 
 
 @dataclass
@@ -236,25 +98,20 @@ class Tiles:
         return [tensor.square() for tensor in found] if square else found
 
 
-def statistics(shape: Shape, count: int, dtype: torch.dtype, device: torch.device, home: torch.device) -> Side:
-    """A side of zeros for `count` blocks: windows on the device, factors where they have their home."""
-    return Side(shape, device, _zeros(shape, count, dtype, home))
-
-
 def inverses(shape: Shape, count: int, dtype: torch.dtype, device: torch.device) -> Tiles:
     """Room for the inverses of `count` blocks' sides."""
-    return Tiles(shape, _zeros(shape, count, dtype, device))
+    return Tiles(shape, zeros(shape, count, dtype, device))
 
 
 def bases(shape: Shape, count: int, dtype: torch.dtype, device: torch.device) -> Tiles:
     """Bases of `count` blocks' sides: identities, which a diagonal's stays for ever."""
-    found = _zeros(shape, count, dtype, device) if shape.cuts else []
+    found = zeros(shape, count, dtype, device) if shape.cuts else []
     for Q in found:
         Q.diagonal(dim1=2, dim2=3).fill_(1)
     return Tiles(shape, found)
 
 
-def _zeros(shape: Shape, count: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+def zeros(shape: Shape, count: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
     sizes = [(w, w) for w in shape.widths] or [(shape.length,)]
     return [torch.zeros(count, shape.groups, *size, dtype=dtype, device=device) for size in sizes]
 

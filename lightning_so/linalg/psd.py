@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_so.linalg.result import Result
+from lightning_so.linalg.unseen import eigh, unseen
 
 #: Damping is raised by these factors where a Cholesky decomposition fails; then the same in float64.
 RUNGS = (1.0, 10.0, 100.0)
@@ -93,7 +94,7 @@ def eigenbasis(F_QTT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     finite = F.abs().amax((1, 2)) < torch.inf
     F = torch.where(finite[:, None, None], F, torch.eye(F.shape[-1], dtype=F.dtype, device=F.device))
     try:
-        values, vectors = torch.linalg.eigh(F)
+        values, vectors = eigh(F, unseen(F_QTT))
     except torch.linalg.LinAlgError:
         return F_QTT.diagonal(dim1=1, dim2=2), F_QTT, torch.zeros_like(finite)
     finite = finite & (values.abs().amax(1) < torch.inf) & (vectors.abs().amax((1, 2)) < torch.inf)

@@ -21,12 +21,13 @@ from lightning_so.contract.unit import Unit
 from lightning_so.errors import check_count
 from lightning_so.layers.squares import squares
 from lightning_so.linalg import kron
-from lightning_so.linalg.basis import CALLS, decompose, refresh, refresh_cost
+from lightning_so.linalg.basis import CALLS, decomposed, refresh, refresh_cost
 from lightning_so.linalg.damping import Relative, added
 from lightning_so.linalg.diagonal import Diagonal, diagonal
-from lightning_so.linalg.kron import Gathered, Tiles
+from lightning_so.linalg.kron import Tiles
 from lightning_so.linalg.polar import polar, polar_cost
 from lightning_so.linalg.result import Result, Solved
+from lightning_so.linalg.sides import Gathered
 
 #: Damping of preconditioned gradients where none is given.
 DAMPING = 0.002
@@ -215,30 +216,19 @@ class EKFAC(Layerwise):
 
     def solve(self, asked: Sequence[Asked]) -> Solved:
         """See `contract.method.Solves.solve`."""
-        return self._solve(asked, partial(refresh, strength=RIDGE))
+        return self._solve(asked, refresh)
 
     def solve_afresh(self, stats: Stats, unit: Unit) -> Result:
         """See `contract.method.Solves.solve_afresh`."""
-        attempts = 1
-
-        def how(F_BTT: Tensor, Q_BTT: Tensor) -> Solved:
-            nonlocal attempts
-            found = decompose(F_BTT, Q_BTT, RIDGE)
-            attempts = found.attempts
-            order = torch.arange(F_BTT.shape[-1], device=F_BTT.device).expand(F_BTT.shape[:-1])
-            good = torch.full(F_BTT.shape[:1], found.ok, device=F_BTT.device)
-            return Solved(found.value, good, order)
-
-        found = self._solve([(stats, unit)], how)
-        order = None if found.order is None else found.order[0]
-        return Result(found.value[0], bool(found.good), order, attempts)
+        found = self._solve([(stats, unit)], decomposed)
+        return Result(found.value[0], bool(found.good), None if found.order is None else found.order[0])
 
     def _oriented(self, block: Block) -> tuple[kron.Shape, kron.Shape]:
         """The side of a block's rows and that of its columns."""
         assert block.tap is not None
         return oriented(self.shapes(block), transposed=block.tap.layer.input_side == 0)
 
-    def _solve(self, asked: Sequence[Asked], how: Callable[[Tensor, Tensor], Solved]) -> Solved:
+    def _solve(self, asked: Sequence[Asked], how: Callable[..., Solved]) -> Solved:
         sides = [(stats.oriented(stats.sides)[unit.side], unit) for stats, unit in asked]
         gathered = Gathered.of([(side, unit.row) for side, unit in sides])
         F, shape = gathered.factors[asked[0][1].tile], gathered.shape
@@ -247,11 +237,9 @@ class EKFAC(Layerwise):
             good = (F.amax((1, 2)) > 0) & (F.abs().amax((1, 2)) < torch.inf)
             return Solved((F / weight[:, None, None]).flatten(1), good)
         # A tile that is rounding beside the others (keys' gradients sum to zero) must have axes that are no accident.
-        floor = torch.finfo(F.dtype).eps * gathered.mean()
-        raised = F.clone()
-        raised.diagonal(dim1=2, dim2=3).add_(floor[:, None, None])
+        floor = (torch.finfo(F.dtype).eps * gathered.mean()).repeat_interleave(shape.groups)
         bases = [stats.oriented(stats.bases)[unit.side].tensors[unit.tile][unit.row] for stats, unit in asked]
-        found = how(raised.flatten(0, 1), torch.stack(bases).flatten(0, 1))
+        found = how(F.flatten(0, 1), torch.stack(bases).flatten(0, 1), strength=RIDGE, floor_B=floor)
         Q, order = found.value.view(F.shape), found.order
         values = (Q * (F @ Q)).sum(2).clamp_min(0) / weight[:, None, None]
         value = torch.cat([Q.flatten(1), values.flatten(1)], 1)

@@ -19,8 +19,9 @@ from lightning_so.contract.spread import Spread, Staggered
 from lightning_so.contract.unit import Unit
 from lightning_so.linalg import kron, psd
 from lightning_so.linalg.damping import Relative, split, strength
-from lightning_so.linalg.kron import Gathered, Tiles
+from lightning_so.linalg.kron import Tiles
 from lightning_so.linalg.result import Result, Solved
+from lightning_so.linalg.sides import Gathered, joined
 
 #: Damping where none is given: of bent updates, whose length is the base's, and of preconditioned gradients, whose
 #: length it sets. There a block's own scale will not do: layers whose gradients vanish at first would run away.
@@ -179,7 +180,7 @@ class KFAC(Layerwise):
         else:
             halves = split(damping, means)
             parts = [side.inverse(half, sturdy=sturdy) for side, half in zip(sides, halves, strict=True)]
-        return kron.joined([*parts, Solved(damping[:, None], (damping > 0) & (damping < torch.inf))])
+        return joined([*parts, Solved(damping[:, None], (damping > 0) & (damping < torch.inf))])
 
     def swap_in(self, asked: Sequence[Asked], solved: Solved) -> None:
         """See `contract.method.Solves.swap_in`."""

@@ -74,9 +74,7 @@ def test_a_broken_page_is_told_by_its_line():
     broken = block._replace(code=block.code.replace("eigenroots, inverse_root, root_cost", "no_root"))
     with pytest.raises(ImportError, match="no_root") as told:
         broken.run(ModuleType("broken"))
-    (line,) = (
-        number for number, text in enumerate(page.PAGE.read_text().splitlines()) if "import eigenroots" in text
-    )
+    (line,) = (number for number, text in enumerate(page.PAGE.read_text().splitlines()) if "import eigenroots" in text)
     assert told.traceback[-1].lineno == line
 
 

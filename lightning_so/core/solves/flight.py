@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_so.comm import Local, replicated_tensors
 from lightning_so.core.schedule.units import Units
 from lightning_so.core.solves.wire import pack, solved_of, unit_bytes, unpack, whole_bytes, wire_of
+from lightning_so.linalg.precision import FullPrecision
 from lightning_so.linalg.result import Solved
 
 
@@ -73,6 +74,7 @@ def afresh(units: Units, numbers: list[int]) -> Solved:
     return Solved.of([method.solve_afresh(stats, unit) for stats, unit in units.asked(numbers)])
 
 
+@FullPrecision()
 def launch(units: Units, due: list[int], how: Callable[[Units, list[int]], Solved], team: Local, lands: int) -> Flight:
     """Solve the units that this rank owns, and send the results off.
 

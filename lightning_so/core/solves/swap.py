@@ -19,6 +19,7 @@ from lightning_so.core.schedule.units import Units
 from lightning_so.core.solves.basis import cool
 from lightning_so.core.solves.flight import Batch, Flight
 from lightning_so.core.stacks.roster import Roster
+from lightning_so.linalg.precision import FullPrecision
 from lightning_so.linalg.result import Solved
 
 #: A block leaves its basis after this many failed solves in a row of one of its units.
@@ -52,6 +53,7 @@ class _Move:
     turn: tuple[slice, Tensor, Tensor, Tensor] | None = None
 
 
+@FullPrecision()
 def land(
     flights: list[Flight],
     unread: list[Unread],
