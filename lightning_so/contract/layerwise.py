@@ -17,7 +17,8 @@ from lightning_so.errors import check_choice, check_count, check_range
 from lightning_so.layers.factor_rows import factor_rows, loss_terms, thin
 from lightning_so.linalg import kron, sides, tiles
 from lightning_so.linalg.damping import Relative
-from lightning_so.linalg.sides import Side
+from lightning_so.linalg.rows import put, some
+from lightning_so.linalg.sides import Side, traces
 
 #: Decay of the factors' moving average a step.
 BETA = 0.95
@@ -142,11 +143,11 @@ class Layerwise:
         """See `contract.method.ObservesRows.terms`."""
         return loss_terms(tap.layer, x, g, reduce=self.sharing == "reduce")
 
-    def clear(self, stats: Factors, row: int) -> None:
+    def clear(self, stats: Factors, rows: list[int]) -> None:
         """See `contract.method.ObservesRows.clear`."""
-        stats.counts[row] = 0
+        put(stats.counts, rows, 0)
         for side in stats.sides:
-            side.forget(row)
+            side.forget(rows)
 
     def collect(
         self, stats: Factors, row: int, block: Block, x: Tensor, g: Tensor, terms: Tensor | float, step: int
@@ -176,28 +177,29 @@ class Layerwise:
         """See `contract.method.ObservesRows.window_shapes`."""
         return [stats.counts.shape[1:], *(shape for side in stats.sides for shape in side.window_shapes)]
 
-    def fold(self, stats: Factors, row: int, step: int, scale: float) -> None:
+    def fold(self, stats: Factors, rows: list[int], step: int, scale: float) -> None:
         """`F <- b^k F + (1 - b^k) window`, k the steps since the last fold; `scale` is K^2 over micro-batches.
 
         A window with rows that are not finite is forgotten: gradients that were mended afterwards do not show them.
         """
-        keep = BETA ** (step - int(stats.folded[row]))
-        stats.folded[row] = step
+        lost = [1 - BETA ** (step - int(last)) for last in stats.folded.numpy()[rows]]
+        stats.folded.numpy()[rows] = step
+        windows, counts = [side.gathered(rows) for side in stats.sides], some(stats.counts, rows)
         # A layer that did not fire keeps what it has.
-        fired = (stats.counts[row] > 0).all() & torch.stack([side.trace(row) for side in stats.sides]).isfinite().all()
-        fired = fired.to(stats.weight.dtype)
-        kept, added = 1 - fired * (1 - keep), fired * (1 - keep)
-        stats.weight[row].mul_(kept).add_(added)
-        positions, terms = stats.counts[row].clamp_min(1)
-        stats.sides[0].fold(row, kept, added / positions)
-        stats.sides[1].fold(row, kept, added * scale / terms)
-        stats.counts[row] = 0
+        sound = torch.stack([traces(of_side) for of_side in windows]).isfinite().all(0)
+        fired = ((counts > 0).all(1) & sound).to(stats.weight.dtype)
+        added = fired * (lost[0] if len({*lost}) == 1 else torch.tensor(lost).to(fired))
+        kept, (positions, terms) = 1 - added, counts.clamp_min(1).unbind(1)
+        put(stats.weight, rows, some(stats.weight, rows) * kept + added)
+        stats.sides[0].fold(rows, windows[0], kept, added / positions)
+        stats.sides[1].fold(rows, windows[1], kept, added * scale / terms)
+        Layerwise.clear(self, stats, rows)
 
     def shared_windows(self, stats: Factors, row: int) -> list[Tensor]:
         """See `contract.method.ObservesRows.shared_windows`: nothing."""
         return []
 
-    def fold_shared(self, stats: Factors, row: int, step: int, scale: float) -> None:
+    def fold_shared(self, stats: Factors, rows: list[int], step: int, scale: float) -> None:
         """See `contract.method.ObservesRows.fold_shared`: nothing."""
 
     def second_moments(self, stats: Factors, row: int) -> tuple[tuple[Tensor, Tensor], Tensor] | None:

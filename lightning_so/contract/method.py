@@ -156,8 +156,8 @@ class ObservesRows(Method, Protocol):
         """Loss terms of a backward pass, from the layer whose output gradient comes first in it."""
         ...
 
-    def clear(self, stats: Any, row: int) -> None:
-        """Forget a block's window."""
+    def clear(self, stats: Any, rows: list[int]) -> None:
+        """Forget the windows of blocks."""
         ...
 
     def collect(
@@ -174,15 +174,15 @@ class ObservesRows(Method, Protocol):
         """Shapes of those tensors, of the stack's dtype, whether they are there or not."""
         ...
 
-    def fold(self, stats: Any, row: int, step: int, scale: float) -> None:
-        """Fold a block's window into its moving averages; `scale` is K^2 over micro-batches. The owner alone."""
+    def fold(self, stats: Any, rows: list[int], step: int, scale: float) -> None:
+        """Fold the windows of blocks into their moving averages; `scale` is K^2 over micro-batches. The owner alone."""
         ...
 
     def shared_windows(self, stats: Any, row: int) -> list[Tensor]:
         """Of a block's window, what every rank needs the sum of."""
         ...
 
-    def fold_shared(self, stats: Any, row: int, step: int, scale: float) -> None:
+    def fold_shared(self, stats: Any, rows: list[int], step: int, scale: float) -> None:
         """Fold that, on every rank."""
         ...
 

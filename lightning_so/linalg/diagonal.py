@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_so.linalg.kron import permuted
+from lightning_so.linalg.rows import put, some
 
 
 @dataclass
@@ -34,26 +35,28 @@ class Diagonal:
         """A block's window."""
         return [self.window[row], self.terms[row]]
 
-    def fold(self, row: int, step: int, beta: float, scale: float) -> None:
+    def fold(self, rows: list[int], step: int, beta: float, scale: float) -> None:
         """`s <- b^k s + (1 - b^k) window`, k the steps since the last fold; the window is spent.
 
         One with numbers that are not finite counts for nothing.
         """
-        last = int(self.folded[row])
         # After a restart from factors alone, one window must not count for all steps before it.
-        keep = beta ** (step - last if last else 1)
-        self.folded[row] = step
-        fired = ((self.terms[row, 0] > 0) & self.window[row].sum().isfinite()).to(self.weight.dtype)
-        kept, added = 1 - fired * (1 - keep), fired * (1 - keep)
-        self.weight[row].mul_(kept).add_(added)
-        found = self.window[row] * (added * scale / self.terms[row, 0].clamp_min(1))
-        self.mean[row].mul_(kept).add_(found.masked_fill_(fired == 0, 0))
-        self.spend(row)
+        lost = [1 - beta ** (step - int(last) if last else 1) for last in self.folded.numpy()[rows]]
+        self.folded.numpy()[rows] = step
+        window, terms = some(self.window, rows), some(self.terms, rows)[:, 0]
+        fired = ((terms > 0) & window.sum((1, 2, 3)).isfinite()).to(self.weight.dtype)
+        added = fired * (lost[0] if len({*lost}) == 1 else torch.tensor(lost).to(fired))
+        put(self.weight, rows, some(self.weight, rows) * (1 - added) + added)
+        shape = (-1, 1, 1, 1)
+        found = window * (added * scale / terms.clamp_min(1)).view(shape)
+        found.masked_fill_((fired == 0).view(shape), 0)
+        put(self.mean, rows, some(self.mean, rows) * (1 - added).view(shape) + found)
+        self.spend(rows)
 
-    def spend(self, row: int) -> None:
-        """Forget a block's window."""
-        self.window[row] = 0
-        self.terms[row] = 0
+    def spend(self, rows: list[int]) -> None:
+        """Forget the windows of blocks."""
+        for window in (self.window, self.terms):
+            put(window, rows, 0)
 
     def permute(self, row: int, cut: slice, side: int, order_QT: Tensor) -> None:
         """Move a block along when a tile of its rows (side 0) or columns (side 1) changes its basis."""

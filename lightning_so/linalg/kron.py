@@ -112,6 +112,7 @@ def bases(shape: Shape, count: int, dtype: torch.dtype, device: torch.device) ->
 
 
 def zeros(shape: Shape, count: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    """Room for `count` blocks' tiles or diagonals."""
     sizes = [(w, w) for w in shape.widths] or [(shape.length,)]
     return [torch.zeros(count, shape.groups, *size, dtype=dtype, device=device) for size in sizes]
 

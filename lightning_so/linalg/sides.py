@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_so.linalg import psd
 from lightning_so.linalg.kron import Shape, zeros
 from lightning_so.linalg.result import Solved
+from lightning_so.linalg.rows import put, some, together
 
 
 @dataclass
@@ -59,20 +60,30 @@ class Side:
         """Shapes of a block's window."""
         return [factor.shape[1:] for factor in self.factors]
 
-    def trace(self, row: int) -> Tensor:
-        """`tr window` of a block over all tiles and groups; not finite if a row of it is not."""
-        traces = [w.sum() if w.ndim == 2 else w.diagonal(dim1=1, dim2=2).sum() for w in self.window(row)]
-        return torch.stack(traces).sum()
+    def gathered(self, rows: list[int]) -> list[Tensor]:
+        """The windows of blocks, (k, Q, T, T) a tile or one (k, Q, length); of one block the window itself."""
+        windows = [self.window(row) for row in rows]
+        return [tile[0][None] if len(tile) == 1 else torch.stack(tile) for tile in zip(*windows, strict=True)]
 
-    def fold(self, row: int, keep: Tensor, weight: Tensor) -> None:
-        """`F <- keep F + weight window`, whatever is in it where the weight is 0; the window is gone."""
-        for factor, window in zip(self.factors, self.window(row), strict=True):
-            factor[row].mul_(keep).add_(window.mul_(weight).masked_fill_(weight == 0, 0))
-        self.forget(row)
+    def fold(self, rows: list[int], windows: list[Tensor], keep_k: Tensor, weight_k: Tensor) -> None:
+        """`F <- keep F + weight window`, whatever is in it where the weight is 0.
 
-    def forget(self, row: int) -> None:
-        """Let go of a block's window."""
-        self.windows.pop(row, None)
+        Args:
+            rows: The blocks, rising.
+            windows: What `gathered` gave of them; changed.
+            keep_k: What stays of their factors.
+            weight_k: What of the windows is added.
+        """
+        for factor, window in zip(self.factors, windows, strict=True):
+            keep, weight = (number.view(-1, *[1] * (factor.ndim - 1)) for number in (keep_k, weight_k))
+            part = some(factor, rows).mul_(keep).add_(window.mul_(weight).masked_fill_(weight == 0, 0))
+            if not together(rows):
+                put(factor, rows, part)
+
+    def forget(self, rows: list[int]) -> None:
+        """Let go of the windows of blocks."""
+        for row in rows:
+            self.windows.pop(row, None)
 
     def mean(self, row: int) -> Tensor:
         """`tr F / dim F` of a block over all tiles and groups."""
@@ -100,8 +111,7 @@ class Gathered:
 
     def mean(self) -> Tensor:
         """`tr F / dim F` over all tiles and groups, shape (k,)."""
-        diagonals = [F if F.ndim == 3 else F.diagonal(dim1=2, dim2=3) for F in self.factors]
-        return torch.stack([some.sum((1, 2)) for some in diagonals]).sum(0) / (self.shape.length * self.shape.groups)
+        return traces(self.factors) / (self.shape.length * self.shape.groups)
 
     def scaled(self, weight_k: Tensor) -> "Gathered":
         """All factors divided by a number for each block."""
@@ -147,6 +157,12 @@ class Gathered:
         vectors = [vectors.reshape(count, -1) for _, vectors, _ in found]
         good = torch.stack([good.view(count, -1).all(1) for _, _, good in found]).all(0)
         return Solved(torch.cat([*vectors, values.flatten(1)], 1), good)
+
+
+def traces(factors: Sequence[Tensor]) -> Tensor:
+    """The traces of a side of k blocks over all tiles and groups, shape (k,): of factors, or of windows."""
+    diagonals = [F if F.ndim == 3 else F.diagonal(dim1=2, dim2=3) for F in factors]
+    return torch.stack([diagonal.sum((1, 2)) for diagonal in diagonals]).sum(0)
 
 
 def joined(parts: Sequence[Solved]) -> Solved:

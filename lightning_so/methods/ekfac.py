@@ -157,11 +157,11 @@ class EKFAC(Layerwise):
             **vars(self.statistics(stack, rule)), bases=(a, g), values=(of_a, of_g), solved=solved, moments=moments
         )
 
-    def clear(self, stats: Stats, row: int) -> None:
+    def clear(self, stats: Stats, rows: list[int]) -> None:
         """See `contract.method.ObservesRows.clear`."""
-        super().clear(stats, row)
+        super().clear(stats, rows)
         if stats.moments is not None:
-            stats.moments.spend(row)
+            stats.moments.spend(rows)
 
     def collect(
         self, stats: Stats, row: int, block: Block, x: Tensor, g: Tensor, terms: Tensor | float, step: int
@@ -182,10 +182,10 @@ class EKFAC(Layerwise):
         """See `contract.method.ObservesRows.shared_windows`."""
         return [] if stats.moments is None else stats.moments.windows(row)
 
-    def fold_shared(self, stats: Stats, row: int, step: int, scale: float) -> None:
+    def fold_shared(self, stats: Stats, rows: list[int], step: int, scale: float) -> None:
         """See `contract.method.ObservesRows.fold_shared`."""
         if stats.moments is not None:
-            stats.moments.fold(row, step, BETA, scale)
+            stats.moments.fold(rows, step, BETA, scale)
 
     # ---------------------------------------------------------------- solve
 

@@ -65,7 +65,7 @@ def observe(
     for (index, row), block in seen.watched.items():
         if host.access.cleared(block.param):
             # Gradients were set to none since: what is in the window belongs to them.
-            method.clear(units.stacks[index].stats, row)
+            method.clear(units.stacks[index].stats, [row])
             seen.fired.pop(block, None)
     if not samples:
         for call in seen.calls:

@@ -71,7 +71,7 @@ class Recorder:
         units = [self._units[number] for number in self._units.schedule.watched(step)]
         for (index, row), block in before.watched.items():
             if block in before.fired:  # and not folded: the step was skipped, or the block has no gradient
-                self.method.clear(stacks[index].stats, row)
+                self.method.clear(stacks[index].stats, [row])
         watched = {
             (unit.stack, unit.row): stacks[unit.stack].blocks[unit.row]
             for unit in units
@@ -216,7 +216,7 @@ class Recorder:
         _, last = self.seen.fired.get(block, (0, 0))
         if self._host.access.cleared(block.param) and last != self.seen.passes:
             # Gradients were set to none since: what is in the window belongs to them (another optimizer's turn).
-            self.method.clear(stats, row)
+            self.method.clear(stats, [row])
             self.seen.fired.pop(block, None)
         self.seen.fire(block)
         if g is None:

@@ -4,7 +4,7 @@ They leave before the step, or during the backward pass where the strategy tells
 Only the owner of a block has its factors; what it solves goes to all. Before a save they go to all, too.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -61,12 +61,13 @@ class Windows:
                 bucket.land({place for place in places if self.underway[place] is bucket})
         for place in places:
             self.underway.pop(place, None)
-            index, row = place
+        mine = {place for place in places if self._team.rank == self._units.owner_of(place)}
+        for index, rows in _by_stack(mine).items():
             stack = self._units.stacks[index]
-            if self._team.rank == self._units.owner_of(place):
-                stack.tapping.fold(stack.stats, row, step, scale)
-            else:
-                stack.tapping.clear(stack.stats, row)
+            stack.tapping.fold(stack.stats, rows, step, scale)
+        for index, rows in _by_stack(set(places) - mine).items():
+            stack = self._units.stacks[index]
+            stack.tapping.clear(stack.stats, rows)
 
     def _window(self, place: Place) -> list[Tensor]:
         index, row = place
@@ -82,8 +83,17 @@ class Windows:
             self._team.sum(bucket)
             for tensor, part in zip(tensors, bucket.split([t.numel() for t in tensors]), strict=True):
                 tensor.copy_(part.view(tensor.shape))
-        for stack, row in stacks:
-            stack.tapping.fold_shared(stack.stats, row, step, scale)
+        for index, rows in _by_stack(places).items():
+            stack = self._units.stacks[index]
+            stack.tapping.fold_shared(stack.stats, rows, step, scale)
+
+
+def _by_stack(places: Iterable[Place]) -> dict[int, list[int]]:
+    """The rows of blocks, in order, by their stacks."""
+    found: dict[int, list[int]] = {}
+    for index, row in sorted(places):
+        found.setdefault(index, []).append(row)
+    return found
 
 
 class Bucket:
