@@ -74,12 +74,12 @@ def test_positions_of_a_vision_transformer_are_one_matrix_that_soap_rotates():
 @pytest.mark.parametrize("wrap", [lambda conv: conv, weight_norm], ids=["plain", "parametrized"])
 def test_weights_of_convolutions_are_one_matrix_whatever_their_kernel(wrap):
     net = nn.ModuleDict(
-        {"long": wrap(nn.Conv1d(4, 8, 15)), "up": nn.ConvTranspose2d(4, 8, 9), "own": nn.Bilinear(9, 10, 4)}
+        {"long": wrap(nn.Conv1d(9, 8, 15)), "up": nn.ConvTranspose2d(4, 8, 9), "own": nn.Bilinear(9, 10, 4)}
     )
     engine = attached(net)
     found = {block.parameter: (block.rows, block.cols) for block in engine.plan.blocks}
     convolutions = [shape for name, shape in found.items() if name.startswith(("long", "up"))]
-    assert convolutions == [(8, 60), (4, 8 * 81)]
+    assert convolutions == [(8, 135), (4, 8 * 81)]
     assert verdicts(engine)["own.weight"] == "hidden, 4 matrices of 9x10: bend"
 
 
