@@ -1,7 +1,7 @@
 """The only room that talks to other processes: every exchange is here, and is made by all ranks in the same order."""
 
 from lightning_so.comm.access.whole import SHARDINGS, Access
-from lightning_so.comm.choose import access_of, ambient, forward_of
+from lightning_so.comm.choose import access_of, ambient, forward_of, standing
 from lightning_so.comm.filled import filled
 from lightning_so.comm.forward.plain import Forward, Sent
 from lightning_so.comm.local import Local, replicated_tensors
@@ -28,6 +28,7 @@ __all__ = [
     "group_of",
     "meeting",
     "replicated_tensors",
+    "standing",
     "unsynced",
     "unwrapped",
     "within",

@@ -35,9 +35,8 @@ class Telemetry:
 
     def _now(self) -> tuple[float, float, float, float, int]:
         seconds = self.engine.stopwatch.seconds
-        steps = self.engine.report.step + self.engine.report.skipped
         total, solving = sum(seconds.values()), seconds.get("solve", 0.0)
-        return time.perf_counter(), total, solving, self.engine.host.world.seconds, steps
+        return time.perf_counter(), total, solving, self.engine.host.world.seconds, self.engine.report.tried
 
     def scalars(self) -> dict[str, float]:
         """The values by name, and the start of the next interval."""

@@ -49,7 +49,7 @@ def one(method):
 
 @pytest.mark.parametrize(("strategy", "method"), ROWS)
 def test_two_ranks_equal_one_process(two, strategy, method):
-    """torchtitan#2494, Megatron-LM#5533: matrices of which ranks hold pieces, cut through as FSDP1 and ZeRO cut them."""
+    """torchtitan#2494, Megatron-LM#5533: ranks hold pieces of matrices, cut through as FSDP1 and ZeRO cut them."""
     found, alone = two.run(trained, strategy, method, accumulate=2, clip=0.3), one(method)
     for name, value in alone.weights.items():
         assert torch.equal(found[0].weights[name], found[1].weights[name]), f"ranks differ in {name}"

@@ -30,8 +30,8 @@ class Attached(Engine):
     def __init__(self, host: Host, options: Options) -> None:
         """See `Engine`; hooks itself in."""
         super().__init__(host, options)
-        self._step = ReplacedStep(self.optimizer, "_lightning_so", self, partial(guarded, self))
         self._hooks = hooks(self)
+        self._step = ReplacedStep(self.optimizer, "_lightning_so", self, partial(guarded, self, self._hooks))
         self.arm()
 
     def detach(self) -> None:
