@@ -155,6 +155,20 @@ def test_where_ranks_take_their_rows_experts_stay_whole(two):
     assert all(finite for *_, finite in found)
 
 
+def an_expert_a_rank():
+    holder = torch.nn.Module()
+    holder.w, holder.places = (torch.nn.Parameter(torch.randn(n, 12, 16)) for n in (2, 1))
+    fully_shard(holder, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    engine = attach(holder, torch.optim.AdamW(holder.parameters()), Muon(), sharding="local")
+    return [row.verdict for row in engine.plan.rows]
+
+
+def test_one_expert_on_a_rank_is_not_taken_for_places(two):
+    first, second = two.run(an_expert_a_rank)
+    assert first == ["hidden, one matrix of 12x16: bend", "base: embedding: Muon bends hidden matrices only"]
+    assert second == ["hidden, one matrix of 12x16: bend", "base: no rows of it on this rank"]
+
+
 def refused():
     try:
         sharded(sharding="local")
