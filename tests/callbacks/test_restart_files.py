@@ -1,4 +1,7 @@
-"""`Restartable`'s files: whole or not at all, and read only if they are as they were written."""
+"""`Restartable`'s files: whole or not at all, and read only if they are as they were written.
+
+Files that are not: Lightning-AI/pytorch-lightning#21431, open-mmlab/mmdetection#4835 (cut short, or damaged on their way).
+"""
 
 import os
 import pickle

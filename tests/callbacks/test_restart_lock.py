@@ -1,4 +1,7 @@
-"""`Restartable`'s hold on its folder: one training at a time, and a dead one's is taken over."""
+"""`Restartable`'s hold on its folder: one training at a time, and a dead one's is taken over.
+
+Two jobs that go on from each other's checkpoints: Lightning-AI/pytorch-lightning#12369.
+"""
 
 import json
 import os
