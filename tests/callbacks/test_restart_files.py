@@ -1,6 +1,6 @@
 """`Restartable`'s files: whole or not at all, and read only if they are as they were written.
 
-Files that are not: Lightning-AI/pytorch-lightning#21431, open-mmlab/mmdetection#4835 (cut short, or damaged on their way).
+Files that are not, cut short or damaged: Lightning-AI/pytorch-lightning#21431, open-mmlab/mmdetection#4835.
 """
 
 import os

@@ -28,7 +28,7 @@ def test_the_oldest_python_is_the_one_that_is_declared_everywhere():
 
 
 def test_what_has_no_floor_is_named():
-    with pytest.raises(ValueError, match="torch in pyproject.toml has no floor"):
+    with pytest.raises(ValueError, match=r"torch in pyproject\.toml has no floor"):
         floors({**PROJECT, "dependencies": ["torch"]})
 
 

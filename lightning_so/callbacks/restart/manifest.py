@@ -1,7 +1,7 @@
 """The manifest of a checkpoint: size and checksum of every file, so that what is read is what was written.
 
-A file's lies beside it, `step=8.ckpt.json`, a folder's in it, `manifest.json`. Checksums are CRC-32 of the file's bytes:
-against damage, not against forgery, and several times as fast as SHA-256, which would take as long as torch.save.
+A file's lies beside it, `step=8.ckpt.json`, a folder's in it, `manifest.json`. Checksums are CRC-32 of the file's
+bytes: against damage, not against forgery, and several times as fast as SHA-256, which takes as long as torch.save.
 """
 
 import json
