@@ -6,7 +6,7 @@ from lightning_so.comm.filled import filled
 from lightning_so.comm.forward.plain import Forward, Sent
 from lightning_so.comm.local import Local, replicated_tensors
 from lightning_so.comm.meeting import available, meeting
-from lightning_so.comm.pieces import Pieces
+from lightning_so.comm.pieces import Pieces, within
 from lightning_so.comm.replicated import Replicated, group_of
 from lightning_so.comm.sharded import Sharded
 from lightning_so.comm.wrappers import unsynced, unwrapped
@@ -31,4 +31,5 @@ __all__ = [
     "standing",
     "unsynced",
     "unwrapped",
+    "within",
 ]
