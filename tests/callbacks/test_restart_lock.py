@@ -221,6 +221,12 @@ def test_a_fit_that_raises_gives_the_folder_back(tmp_path, where):
     assert not (tmp_path / lock.NAME).exists()
 
 
+def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path):
+    # Not even root can write there.
+    with pytest.raises(ConfigError, match=r"Restartable\(folder='/proc/runs'\): nothing can be written there"):
+        train("one", *PLAIN, steps=2, callbacks=[Restartable("/proc/runs")])
+
+
 def told(folder):
     """What a rank is told of a folder that another training has."""
     with pytest.MonkeyPatch.context() as patch:
