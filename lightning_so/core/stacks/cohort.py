@@ -1,13 +1,15 @@
 """The blocks of one stack that share an action at a step, with the lists that batched calls need."""
 
 from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_so.contract.block import Block
 from lightning_so.contract.method import Action
+from lightning_so.core.host import Host
 from lightning_so.core.stacks.stack import Stack
-from lightning_so.errors import ConfigError
+from lightning_so.errors import ConfigError, TrustError
 
 
 @dataclass(eq=False)
@@ -92,3 +94,36 @@ def refuse_sparse(blocks: list[Block]) -> None:
             f"{name} has a sparse gradient, which no matrix method can use: route it to the base, "
             f"route={{'base': [{name!r}]}}."
         )
+
+
+def _parameter(model: nn.Module, name: str) -> Tensor | None:
+    """What a model has under a name; None if that is no parameter, as where wrappers were stripped from it."""
+    found: Any = model
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found if isinstance(found, nn.Parameter) else None
+
+
+def refuse_replaced(blocks: list[Block], host: Host) -> None:
+    """Refuse blocks in whose place the model trains another parameter, which no optimizer step reaches.
+
+    Args:
+        blocks: Blocks that have lost their gradient.
+        host: The training; where ranks hold pieces, its parameters are not looked at.
+
+    Raises:
+        TrustError: If there is one.
+    """
+    if host.access.sharded or host.access.local:
+        return
+    for block in blocks:
+        now = _parameter(host.model, block.name)
+        if now is None or now is block.param or not now.requires_grad:
+            continue
+        tied = {id(param) for param in host.model.parameters()}
+        if id(block.param) not in tied and not any(now is param for param in host.params):
+            raise TrustError(
+                f"{block.name} was replaced in mid-training: {type(host.optimizer).__name__} has the old tensor, which "
+                f"gets no gradient any more, and nothing trains the new one. Put the new one into its param_groups "
+                f"(optimizer.param_groups[{block.group}]['params']), or change the old one in place."
+            )
