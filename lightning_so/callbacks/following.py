@@ -20,7 +20,7 @@ def current(trainer: Any) -> list[Optimizer]:
 
 
 def take_over(engines: list[Engine], states: list[dict[str, Any]], *, cold: bool) -> None:
-    """Load what a checkpoint held, after the optimizers have loaded theirs.
+    """Load what a checkpoint held, after the optimizers have loaded theirs; layers are to be hooked afterwards.
 
     Args:
         engines: The engines, one an optimizer.
@@ -33,9 +33,9 @@ def take_over(engines: list[Engine], states: list[dict[str, Any]], *, cold: bool
     if len(states) != len(engines):
         raise StateError(f"the checkpoint has {len(states)} optimizers, this run {len(engines)}.")
     for engine, state in zip(engines, states, strict=True):
-        engine.arm()  # What was observed since the last step goes with what is loaded over.
+        for recorder in engine.recorders:
+            recorder.look_away()  # What was observed since the last step goes with what is loaded over.
         checkpoint.read(engine.parts, state, cold=cold)
-        engine.arm()
 
 
 class Following:
@@ -44,7 +44,7 @@ class Following:
     def __init__(
         self, trainer: Any, engines: list[Engine], host: Callable[[Optimizer], Host], make: Callable[[Host], Engine]
     ) -> None:
-        """Hook in.
+        """Hook in, but for the layers.
 
         Args:
             trainer: The Trainer.
@@ -60,7 +60,6 @@ class Following:
         for engine in self._engines:
             self._hooks += hooks(engine)
             self._states.append(States(engine))
-            engine.arm()
         self._hooks += strategies.overlap(self._trainer, self._engines)
 
     def _release(self) -> None:

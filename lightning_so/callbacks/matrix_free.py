@@ -181,18 +181,17 @@ class MatrixFree(Callback):
             self.engine.admit()
 
     def _catch_up(self, trainer: Any, pl_module: nn.Module) -> None:
-        """Between steps: begin anew for another optimizer or other parameters, load what was read in mid-training."""
-        if self.engine is None:
-            return
-        if current(trainer) != [self.engine.optimizer] or not self.engine.fits:
+        """Between steps: begin anew for another optimizer or other parameters."""
+        if (
+            self.engine is not None
+            and self._standing
+            and (current(trainer) != [self.engine.optimizer] or not self.engine.fits)
+        ):
             warnings.warn(
                 f"the optimizer or its parameters were replaced or added to: {type(self.method).__name__} begins anew.",
                 stacklevel=2,
             )
             self.on_train_start(trainer, pl_module)
-        elif self._loaded is not None:
-            self.engine.load_state_dict(self._loaded)
-            self._forget()
 
     def _wrap(self, trainer: Any) -> None:
         """Stand around the step, and around `SecondOrder`, whose hooks are in it."""
@@ -246,13 +245,16 @@ class MatrixFree(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What the method remembers; before training starts, what a checkpoint has brought."""
-        if self.engine is None or self._loaded is not None:
+        if self.engine is None:
             return {"engine": self._loaded}
         return {"engine": self.engine.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep it until training starts."""
+        """Keep it until training starts; while it runs, go on from it."""
         self._loaded = state_dict["engine"]
+        if self._standing and self.engine is not None:
+            self.engine.load_state_dict(state_dict["engine"])
+            self._forget()
 
     def on_load_checkpoint(self, trainer: Any, pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
         """Note that a Trainer reads a state, for its own run."""

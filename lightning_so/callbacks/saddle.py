@@ -142,8 +142,6 @@ class SaddleEscape(CurvatureProbe):
     def on_train_batch_start(self, trainer: Any, pl_module: nn.Module, batch: Any, batch_idx: int) -> None:
         """Know in which half of the window this micro-batch is: afterwards the step may have been counted."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        if self._loaded is not None:  # in mid-training
-            self._take()
         self._half = int(2 * (trainer.global_step % self.every) >= self.every)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -260,8 +258,10 @@ class SaddleEscape(CurvatureProbe):
         return {"sums": sums, "examined": how, **{name: getattr(self, name) for name in KEPT}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Keep it until training starts, or the next step."""
+        """Keep it until training starts; while it runs, go on from it."""
         self._loaded = state
+        if self._vector is not None:
+            self._take()
 
     def on_load_checkpoint(self, trainer: Any, pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
         """Note that a Trainer reads a state, for its own run."""

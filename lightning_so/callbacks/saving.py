@@ -89,12 +89,13 @@ def _aside(engines: Sequence[Engine]) -> Iterator[None]:
             engine.aside = False
 
 
-def wrap(strategy: Any, engines: Sequence[Engine]) -> list[StandIn]:
+def wrap(strategy: Any, engines: Sequence[Engine], catch_up: Callable[[], None]) -> list[StandIn]:
     """Let a strategy collect weights that are not hidden, and not take a step of its own for one of the training.
 
     Args:
         strategy: The strategy.
         engines: The engines, one an optimizer.
+        catch_up: Called when the optimizers have loaded their states.
 
     Returns:
         What stands in its functions' place.
@@ -140,10 +141,18 @@ def wrap(strategy: Any, engines: Sequence[Engine]) -> list[StandIn]:
 
         return load_checkpoint
 
+    def loaded(original: Callable[..., None]) -> Callable[..., None]:
+        def load_optimizer_state_dict(*args: Any, **kwargs: Any) -> None:
+            original(*args, **kwargs)
+            catch_up()
+
+        return load_optimizer_state_dict
+
     found = [
         StandIn(strategy, "lightning_module_state_dict", weights),
         StandIn(strategy, "optimizer_state", state),
         StandIn(strategy, "load_checkpoint", load),
+        StandIn(strategy, "load_optimizer_state_dict", loaded),
     ]
     if is_deepspeed(strategy) and not strategy.full_checkpoint:
         # DeepSpeed writes the optimizer's state of its folders itself, from what is there.

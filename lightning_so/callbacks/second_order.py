@@ -12,6 +12,7 @@ from lightning_so.callbacks import saving, strategies
 from lightning_so.callbacks.clipping import RawClip
 from lightning_so.callbacks.first_steps import FirstSteps
 from lightning_so.callbacks.following import Following, current, take_over
+from lightning_so.callbacks.logged import log
 from lightning_so.callbacks.names import Callback
 from lightning_so.callbacks.signals import inside_handler
 from lightning_so.callbacks.standing import StandIn, ending
@@ -143,6 +144,8 @@ class SecondOrder(Callback):
         self._forget()
         # Not before: torch makes the state of FSDP2's optimizers by a step of zeros, into which it loads.
         self._following = Following(trainer, self.engines, partial(self._host, trainer, pl_module), self._engine)
+        for engine in self.engines:
+            engine.arm()
         self._telemetry = [Telemetry(engine) for engine in self.engines]
         self._alive = FirstSteps(self.engines, trainer)
 
@@ -173,7 +176,7 @@ class SecondOrder(Callback):
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: nn.Module, optimizer: Optimizer) -> None:
         """Gradients are reduced and unscaled, not clipped yet."""
-        self._catch_up()
+        self._catch_up(late=True)
         base = strategies.client(optimizer)
         engine = next((engine for engine in self.engines if engine.optimizer is base), None)
         if engine is None or not strategies.steps_now(trainer):
@@ -204,13 +207,7 @@ class SecondOrder(Callback):
         """Log the report."""
         if self._alive is not None and self._alive.check(trainer):
             self._alive = None
-        if not trainer.log_every_n_steps or trainer.global_step % trainer.log_every_n_steps:
-            return
-        for index, telemetry in enumerate(self._telemetry):
-            suffix = f"/{index}" if len(self.engines) > 1 else ""
-            values = telemetry.scalars()
-            pl_module.log_dict({f"{name}{suffix}": value for name, value in values.items()})
-            pl_module.log(f"so%{suffix}", 100 * values["so/overhead_frac"], prog_bar=True, logger=False)
+        log(trainer, pl_module, self._telemetry)
 
     # ---------------------------------------------------------------- state
 
@@ -251,10 +248,10 @@ class SecondOrder(Callback):
 
     # ---------------------------------------------------------------- inside
 
-    def _catch_up(self) -> None:
+    def _catch_up(self, *, late: bool = False) -> None:
         """Between steps: go to optimizers that were put in the place of ours, and load what was read in mid-training.
 
-        Not inside a signal's handler, where ranks are at different lines.
+        Not inside a signal's handler, where ranks are at different lines; `late`, after the pass, nothing is observed.
         """
         following = self._following
         if following is None or not (following.behind or self._loaded is not None) or inside_handler():
@@ -265,6 +262,8 @@ class SecondOrder(Callback):
         if self._loaded is not None:
             take_over(self.engines, self._loaded, cold=self.state == "rebuild")
             self._forget()
+        for engine in self.engines if not late else ():
+            engine.arm()
 
     def _wrap(self, trainer: Any) -> None:
         """Undo a skipped or failed step at once: later callbacks and user code must never see a hidden weight."""
@@ -281,7 +280,7 @@ class SecondOrder(Callback):
             return optimizer_step
 
         ours = [StandIn(trainer.strategy, "optimizer_step", step), ending(trainer.strategy, self._unhook)]
-        self._standing = [*ours, *saving.wrap(trainer.strategy, self.engines)]
+        self._standing = [*ours, *saving.wrap(trainer.strategy, self.engines, self._catch_up)]
 
     def _unhook(self) -> None:
         self._raw.release()

@@ -55,6 +55,7 @@ class Observation:
         passes: Backward passes since then.
         running: Whether one is under way.
         counts: Whether it is one of a loss, whose rows count.
+        counted: Whether any was; None before the first.
         terms: Its loss terms, once a layer has told them.
         rows: Rows of this step, kept where gradients are preconditioned through them.
     """
@@ -65,5 +66,6 @@ class Observation:
     passes: int = 0
     running: bool = False
     counts: bool = True
+    counted: bool | None = None
     terms: Tensor | float | None = None
     rows: KeptRows = field(default_factory=KeptRows)
