@@ -6,7 +6,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from lightning_so.callbacks import strategies
-from lightning_so.core.attach.hooks import hooks
+from lightning_so.core.attach.hooks import hooks, innermost
 from lightning_so.core.attach.states import States
 from lightning_so.core.checkpoint import checkpoint
 from lightning_so.core.engine import Engine
@@ -17,6 +17,12 @@ from lightning_so.errors import ConfigError, StateError, TrustError
 def current(trainer: Any) -> list[Optimizer]:
     """The optimizers that a Trainer has now, without wrappers."""
     return [strategies.client(optimizer) for optimizer in trainer.optimizers]
+
+
+def before(engines: list[Engine], optimizer: Any) -> Engine | None:
+    """The engine before an optimizer, if there is one."""
+    base = strategies.client(optimizer)
+    return next((engine for engine in engines if engine.optimizer is base), None)
 
 
 def take_over(engines: list[Engine], states: list[dict[str, Any]], *, cold: bool) -> None:
@@ -54,18 +60,24 @@ class Following:
         """
         self._trainer, self._engines, self._host, self._make = trainer, engines, host, make
         self._hooks, self._states = list[Any](), list[States]()
+        self._around = list[list[Any]]()
         self._hook_in()
 
     def _hook_in(self) -> None:
         for engine in self._engines:
-            self._hooks += hooks(engine)
+            self._around.append(hooks(engine))
             self._states.append(States(engine))
         self._hooks += strategies.overlap(self._trainer, self._engines)
 
     def _release(self) -> None:
-        for handle in self._hooks:
+        for handle in (*self._hooks, *(handle for handles in self._around for handle in handles)):
             handle.remove()
-        self._hooks = []
+        self._hooks, self._around = [], []
+
+    def close_in(self) -> None:
+        """Have our hooks of a step be the next to it; see `innermost`."""
+        for handles in self._around:
+            innermost(handles)
 
     def end(self) -> None:
         """Take the hooks back, and leave optimizers behind that go on alone."""

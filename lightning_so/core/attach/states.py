@@ -5,7 +5,6 @@ rotate are away until the next step, at which their moments enter the bases agai
 """
 
 from collections import defaultdict
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +13,6 @@ from torch.optim import Optimizer
 
 from lightning_so.core.checkpoint import plain_moments, resting
 from lightning_so.core.engine import Engine
-from lightning_so.core.matrices.matrices import MomentChange
 from lightning_so.core.solves import basis
 from lightning_so.errors import StateError
 
@@ -29,7 +27,7 @@ class States:
             engine: The engine in front of it.
         """
         self._engine, self._optimizer = engine, engine.optimizer
-        self._before = dict[Tensor, dict[str, Any]]()
+        self._before, self._plain = dict[Tensor, dict[str, Tensor]](), dict[Tensor, dict[str, Tensor] | None]()
         self._handles = [
             self._optimizer.register_state_dict_post_hook(self._given),
             self._optimizer.register_load_state_dict_pre_hook(self._remember),
@@ -89,8 +87,9 @@ class States:
             return copied
         return {**copied, "state": defaultdict(dict, {**state, **{params[n]: of for n, of in given["state"].items()}})}
 
+    @torch.no_grad()
     def _remember(self, *_: Any) -> None:
-        """Remember the moments as they are, while the optimizer still has them."""
+        """Remember the moments as they are, and as they would be given out, while the optimizer still has them."""
         engine, parts = self._engine, self._engine.parts
         if engine.hidden:
             raise StateError(
@@ -98,20 +97,22 @@ class States:
                 f"hidden and gradients rotated: load it before or after optimizer.step()."
             )
         self._before = {param: self._moments(param) for param in parts.host.params}
+        # Pieces cannot be made plain by one rank.
+        alone = parts.matrices.sharded or not basis.places(parts.roster)
+        self._plain = {} if alone else plain_moments.plain_moments(parts)
 
     @torch.no_grad()
     def _loaded(self, _: Optimizer) -> None:
         """Have exact moments back, where what was loaded is what would have been given out."""
-        parts, before, self._before = self._engine.parts, self._before, {}
+        parts, before, plain = self._engine.parts, self._before, self._plain
+        self._before, self._plain = {}, {}
         if not self._engine.report.step:
             return  # Nothing is known of curvature yet.
         places = basis.places(parts.roster)
-        # Pieces cannot be made plain by one rank.
-        exact = {} if parts.matrices.sharded else {param: before[param] for param in self._rotating()}
-        if (exact or not places) and self._same({**before, **self._plain(before)}):
-            for param, moments in exact.items():
+        if (plain or not places) and self._same({**before, **plain}):
+            for param in plain:
                 live = self._moments(param)
-                for key, value in moments.items():
+                for key, value in before[param].items():
                     live[key].copy_(value)
             return
         basis.leave(parts.roster, places)
@@ -123,29 +124,12 @@ class States:
         state = host.access.state(self._optimizer, param)
         return {key: state[key] for key in host.keys if torch.is_tensor(state.get(key))}
 
-    def _rotating(self) -> list[Tensor]:
-        return [param for _, _, block in basis.rotating(self._engine.parts.roster) for param in block.params]
-
-    def _plain(self, before: dict[Tensor, dict[str, Tensor]]) -> dict[Tensor, dict[str, Tensor]]:
-        """Plain copies of the moments of blocks that rotate."""
-        parts = self._engine.parts
-        changes = [
-            MomentChange(block, [before[param] for param in block.params], partial(basis.plain, stack, row, parts.host))
-            for stack, row, block in basis.rotating(parts.roster)
-        ]
-        if not changes:
-            return {}
-        wholes = parts.matrices.whole(changes)
-        return {
-            param: moments
-            for change, of_block in zip(changes, wholes, strict=True)
-            for param, moments in zip(change.block.params, of_block, strict=True)
-        }
-
-    def _same(self, given: dict[Tensor, dict[str, Tensor]]) -> bool:
+    def _same(self, given: dict[Tensor, dict[str, Tensor] | None]) -> bool:
         """Whether the optimizer has these moments, bit for bit."""
         for param, moments in given.items():
             live = self._moments(param)
-            if live.keys() != moments.keys() or not all(torch.equal(live[key], moments[key]) for key in live):
+            if moments is None or live.keys() != moments.keys():
+                return False
+            if not all(torch.equal(live[key], moments[key]) for key in live):
                 return False
         return True

@@ -51,21 +51,28 @@ class Observation:
     Attributes:
         watched: Blocks whose rows this step observes.
         fired: Of those that were observed, in how many micro-batches, and in which pass last.
+        counted: Of those, in which pass loss terms were counted last: not where all calls were without samples.
         calls: Calls of hooked layers since the optimizer stepped.
         passes: Backward passes since then.
         running: Whether one is under way.
         counts: Whether it is one of a loss, whose rows count.
-        counted: Whether any was; None before the first.
+        shown: Whether any was; None before the first.
         terms: Its loss terms, once a layer has told them.
         rows: Rows of this step, kept where gradients are preconditioned through them.
     """
 
     watched: dict[Place, Block] = field(default_factory=dict)
     fired: dict[Block, tuple[int, int]] = field(default_factory=dict)
+    counted: dict[Block, int] = field(default_factory=dict)
     calls: list[LayerCall] = field(default_factory=list)
     passes: int = 0
     running: bool = False
     counts: bool = True
-    counted: bool | None = None
+    shown: bool | None = None
     terms: Tensor | float | None = None
     rows: KeptRows = field(default_factory=KeptRows)
+
+    def fire(self, block: Block) -> None:
+        """Note that a block was observed in this pass."""
+        count, last = self.fired.get(block, (0, 0))
+        self.fired[block] = (count + (last != self.passes), self.passes)
