@@ -1,6 +1,7 @@
 """Engines in front of the optimizers that a Trainer has now: callbacks and users may replace them in mid-training."""
 
 from collections.abc import Callable
+from operator import is_
 from typing import Any
 
 from torch.optim import Optimizer
@@ -64,6 +65,7 @@ class Following:
         self._hook_in()
 
     def _hook_in(self) -> None:
+        self._optimizers = current(self._trainer)
         for engine in self._engines:
             self._around.append(hooks(engine))
             self._states.append(States(engine))
@@ -88,11 +90,9 @@ class Following:
 
     @property
     def behind(self) -> bool:
-        """Whether the Trainer has other optimizers than the engines are in front of, or in another order."""
+        """Whether the Trainer has other optimizers than it had, or in another order."""
         optimizers = current(self._trainer)
-        return len(optimizers) != len(self._engines) or any(
-            engine.optimizer is not optimizer for engine, optimizer in zip(self._engines, optimizers, strict=True)
-        )
+        return len(optimizers) != len(self._optimizers) or not all(map(is_, optimizers, self._optimizers))
 
     def catch_up(self) -> None:
         """Go to the optimizers that the Trainer has now, between two steps: a collective.
