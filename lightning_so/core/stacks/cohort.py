@@ -2,14 +2,16 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_so.contract.block import Block
 from lightning_so.contract.method import Action
+from lightning_so.core.host import Host
 from lightning_so.core.stacks.runs import Run, runs
 from lightning_so.core.stacks.stack import Stack
-from lightning_so.errors import ConfigError
+from lightning_so.errors import ConfigError, TrustError
 
 
 @dataclass(eq=False)
@@ -111,3 +113,36 @@ def refuse_sparse(blocks: list[Block]) -> None:
             f"{name} has a sparse gradient, which no matrix method can use: route it to the base, "
             f"route={{'base': [{name!r}]}}."
         )
+
+
+def _parameter(model: nn.Module, name: str) -> Tensor | None:
+    """What a model has under a name; None if that is no parameter, as where wrappers were stripped from it."""
+    found: Any = model
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found if isinstance(found, nn.Parameter) else None
+
+
+def refuse_replaced(blocks: list[Block], host: Host) -> None:
+    """Refuse blocks in whose place the model trains another parameter, which no optimizer step reaches.
+
+    Args:
+        blocks: Blocks that have lost their gradient.
+        host: The training; where ranks hold pieces, its parameters are not looked at.
+
+    Raises:
+        TrustError: If there is one.
+    """
+    if host.access.sharded or host.access.local:
+        return
+    for block in blocks:
+        now = _parameter(host.model, block.parameter)
+        if now is None or now is block.param or not now.requires_grad:
+            continue
+        tied = {id(param) for param in host.model.parameters()}
+        if id(block.param) not in tied and not any(now is param for param in host.params):
+            raise TrustError(
+                f"{block.parameter} was replaced in mid-training: {type(host.optimizer).__name__} has the old tensor, "
+                f"which gets no gradient any more, and nothing trains the new one. Put the new one into its groups "
+                f"(optimizer.param_groups[{block.group}]['params']), or change the old one in place."
+            )
