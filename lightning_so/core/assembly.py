@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field, replace
 
+from torch import Tensor
+
 from lightning_so.contract.method import Method, ObservesRows
 from lightning_so.core.host import Host
 from lightning_so.core.matrices.choose import matrices_of
@@ -33,7 +35,8 @@ class Parts:
     Attributes:
         host: The training.
         report: What was done.
-        sizes: How many parameters each group had when it was made.
+        params: The optimizer's parameters when it was made, in its order.
+        sizes: How many of them each group had.
         calls: How many calls make one step of the optimizer.
         plan: Where every parameter went.
         matrices: Where matrices are whole.
@@ -48,6 +51,7 @@ class Parts:
 
     host: Host
     report: Report
+    params: list[Tensor]
     sizes: list[int]
     calls: int
     plan: Plan
@@ -103,6 +107,7 @@ def assemble(host: Host, options: Options, report: Report) -> Parts:
     return Parts(
         host,
         report,
+        host.params,
         host.sizes,
         host.calls,
         plan,
