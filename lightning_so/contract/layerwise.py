@@ -112,6 +112,11 @@ class Layerwise:
             kron.shape(outputs, tap.groups, cap, diagonal=outputs == 1),
         )
 
+    def oriented_shapes(self, block: Block) -> tuple[kron.Shape, kron.Shape]:
+        """The side of a block's rows and that of its columns."""
+        assert block.tap is not None
+        return oriented(self.shapes(block), transposed=block.tap.layer.input_side == 0)
+
     def label(self, block: Block) -> str:
         """How a plan names both sides of a block."""
         assert block.tap is not None

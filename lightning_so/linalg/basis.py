@@ -58,10 +58,10 @@ def refresh(F_BTT: Tensor, Q_BTT: Tensor, *, strength: float, floor_B: Tensor | 
     Q, R = torch.linalg.qr(FQ.gather(2, order[:, None].expand(FQ.shape)))
     sizes = R.diagonal(dim1=1, dim2=2)
     Q = fix_signs(Q, sizes)
-    # A factor of zeros leaves R = 0 and Q arbitrary but orthogonal: the last basis stays. The largest is NaN where any
-    # is, and a column of R of a factor that is not finite is not finite.
-    largest, turned = sizes.abs().amax(1), Q.abs().amax((1, 2))
-    good = (largest > 0) & (largest < torch.inf) & (turned < torch.inf)
+    # A factor of zeros leaves R = 0 and Q arbitrary but orthogonal: the last basis stays. The largest entry is NaN where
+    # any is, and of a factor that is not finite an entry of R is not.
+    size = torch.linalg.vector_norm(sizes, torch.inf, dim=1)
+    good = (size > 0) & (size * torch.linalg.vector_norm(Q, torch.inf, dim=(1, 2)) < torch.inf)
     if maybe(dark):
         columns, found = columns_of(Q_BTT, dark)
         pin(Q, dark, order.argsort(1).gather(1, columns))

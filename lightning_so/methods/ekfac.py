@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_so.actions.moments import Base
 from lightning_so.contract.block import Block, StackSpec
 from lightning_so.contract.known import known
-from lightning_so.contract.layerwise import BETA, SIDES, Factors, Layerwise, oriented
+from lightning_so.contract.layerwise import BETA, SIDES, Factors, Layerwise
 from lightning_so.contract.method import Action, Asked, Turned
 from lightning_so.contract.pairing import all_solved
 from lightning_so.contract.spread import Spread, Staggered
@@ -152,10 +152,8 @@ class EKFAC(Layerwise):
         of_a, of_g = (torch.zeros(count, shape.groups, shape.length, **place) for shape in shapes)
         solved = torch.zeros(count, sum(max(1, len(shape.cuts)) for shape in shapes))
         moments = diagonal(count, stack.blocks[0].grouped, **place) if base.linear else None
-        rule = DAMPING if self.damping is None else self.damping
-        return Stats(
-            **vars(self.statistics(stack, rule)), bases=(a, g), values=(of_a, of_g), solved=solved, moments=moments
-        )
+        factors = vars(self.statistics(stack, self.damping or DAMPING))
+        return Stats(**factors, bases=(a, g), values=(of_a, of_g), solved=solved, moments=moments)
 
     def clear(self, stats: Stats, rows: list[int]) -> None:
         """See `contract.method.ObservesRows.clear`."""
@@ -193,7 +191,7 @@ class EKFAC(Layerwise):
         """See `contract.method.Method.units`: every tile of either side; a diagonal is one that costs nothing."""
         found = []
         for row, block in enumerate(stack.blocks):
-            for side, shape in enumerate(self._oriented(block)):
+            for side, shape in enumerate(self.oriented_shapes(block)):
                 for tile, width in enumerate(shape.widths or [0]):
                     numbers = shape.groups * (width * (width + 1) or shape.length)
                     solve = shape.groups * (refresh_cost(width) - CALLS) + CALLS if width else 0.0
@@ -223,14 +221,8 @@ class EKFAC(Layerwise):
         found = self._solve([(stats, unit)], decomposed)
         return Result(found.value[0], bool(found.good), None if found.order is None else found.order[0])
 
-    def _oriented(self, block: Block) -> tuple[kron.Shape, kron.Shape]:
-        """The side of a block's rows and that of its columns."""
-        assert block.tap is not None
-        return oriented(self.shapes(block), transposed=block.tap.layer.input_side == 0)
-
     def _solve(self, asked: Sequence[Asked], how: Callable[..., Solved]) -> Solved:
-        sides = [(stats.oriented(stats.sides)[unit.side], unit) for stats, unit in asked]
-        gathered = Gathered.of([(side, unit.row) for side, unit in sides])
+        gathered = Gathered.of([(stats.oriented(stats.sides)[unit.side], unit.row) for stats, unit in asked])
         F, shape = gathered.factors[asked[0][1].tile], gathered.shape
         weight = torch.stack([stats.weight[unit.row] for stats, unit in asked]).clamp_min(torch.finfo(F.dtype).tiny)
         if not shape.cuts:
@@ -242,18 +234,16 @@ class EKFAC(Layerwise):
         found = how(F.flatten(0, 1), torch.stack(bases).flatten(0, 1), strength=RIDGE, floor_B=floor)
         Q, order = found.value.view(F.shape), found.order
         values = (Q * (F @ Q)).sum(2).clamp_min(0) / weight[:, None, None]
-        value = torch.cat([Q.flatten(1), values.flatten(1)], 1)
-        good = found.good.view(len(F), -1).all(1)
+        value, good = torch.cat([Q.flatten(1), values.flatten(1)], 1), found.good.view(len(F), -1).all(1)
         return Solved(value, good, None if order is None else order.reshape(len(F), -1))
 
     def swap_in(self, asked: Sequence[Asked], solved: Solved) -> Turned | None:
         """See `contract.method.Solves.swap_in`."""
-        tile = asked[0][1].tile
         values = [stats.oriented(stats.values)[unit.side][unit.row] for stats, unit in asked]
         for stats, unit in asked:
             number = unit.tile + (max(1, len(stats.oriented(stats.sides)[0].shape.cuts)) if unit.side else 0)
             stats.solved.numpy()[unit.row, number] = 1
-        bases = [(stats.oriented(stats.bases)[unit.side], unit.row) for stats, unit in asked]
+        bases, tile = [(stats.oriented(stats.bases)[unit.side], unit.row) for stats, unit in asked], asked[0][1].tile
         if not bases[0][0].shape.cuts:
             solved.replace(values)
             return None
