@@ -58,8 +58,8 @@ def refresh(F_BTT: Tensor, Q_BTT: Tensor, *, strength: float, floor_B: Tensor | 
     Q, R = torch.linalg.qr(FQ.gather(2, order[:, None].expand(FQ.shape)))
     sizes = R.diagonal(dim1=1, dim2=2)
     Q = fix_signs(Q, sizes)
-    # A factor of zeros leaves R = 0 and Q arbitrary but orthogonal: the last basis stays. The largest entry is NaN where
-    # any is, and of a factor that is not finite an entry of R is not.
+    # A factor of zeros leaves R = 0 and Q arbitrary but orthogonal: the last basis stays. The largest is NaN where any
+    # entry is, and of a factor that is not finite an entry of R is not.
     size = torch.linalg.vector_norm(sizes, torch.inf, dim=1)
     good = (size > 0) & (size * torch.linalg.vector_norm(Q, torch.inf, dim=(1, 2)) < torch.inf)
     if maybe(dark):
