@@ -32,11 +32,7 @@ def begin(progress: Progress, acting: Sequence[Cohort], host: Host, matrices: Ma
     """
     clips = _clips(acting)
     matrices.transform(
-        [
-            item
-            for cohort in acting
-            for item in _items(cohort, clips[id(cohort.stack.method)], progress.clipped, host, matrices, kept)
-        ]
+        [item for cohort in acting for item in _items(cohort, clips[id(cohort.stack.method)], host, matrices, kept)]
     )
     _apply(clips.values(), matrices)
     for cohort in acting:
@@ -48,12 +44,10 @@ def begin(progress: Progress, acting: Sequence[Cohort], host: Host, matrices: Ma
             hide.hide(weights)
 
 
-def _items(
-    cohort: Cohort, clip: Clip, clipped: bool, host: Host, matrices: Matrices, kept: Kept
-) -> Iterable[MatrixWork]:
+def _items(cohort: Cohort, clip: Clip, host: Host, matrices: Matrices, kept: Kept) -> Iterable[MatrixWork]:
     """The work on matrices that a cohort's gradients need before the base's step: none where it is bent."""
     stack, gradients = cohort.stack, matrices.gradients(cohort)
-    seen = stack.observer is not None and not clipped
+    seen = stack.observer is not None
     source, sink = partial(matrices.fill, cohort, gradients, 0), partial(matrices.write, cohort, gradients)
     if cohort.action is Action.PRECONDITION:
         rates = _rates(cohort, host)

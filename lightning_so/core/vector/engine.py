@@ -209,10 +209,15 @@ class VectorEngine:
             if oracle.evaluated:
                 self.vector.forward.take()
             return
+        for part, moves in zip(space.split(taken), self._moments.stepped, strict=True):
+            if not moves:  # Directions may be random: without a gradient a parameter stays.
+                part.zero_()
         if not float(space.along(taken[None], taken[None])) < float("inf"):
             self.memory.counts.refused += 1
-            self.vector.forward.take()
-            return
+            if self.method.owns == "nothing":
+                self.vector.forward.take()
+                return
+            taken = taken.zero_()  # The base's own step, at a rate that is not for it, is none to fall back on.
         for weight, at, part in zip(stepped, self._parts[0], space.split(taken), strict=True):
             torch.add(at, part.view(at.shape), out=weight)
         self.vector.forward.take()
@@ -235,6 +240,8 @@ class VectorEngine:
         return {
             **self.method.scalars(self.state),
             "curv/evaluations": float(self.memory.counts.evaluations + self.memory.counts.forwards / 3),
+            "curv/skipped_steps": float(self.memory.counts.skipped + self.memory.counts.refused),
+            "curv/unusable": float(self.memory.counts.unusable),
         }
 
 
