@@ -26,6 +26,9 @@ DEEPSPEED := deepspeed==0.19.8 annotated-types einops hjson msgpack ninja psutil
 	typing-inspection
 # The reference for curvature, the same way: what it needs to be imported, no more.
 CURVLINOPS := curvlinops-for-pytorch==3.0.1 linear_operator einops einconv opt_einsum
+# Physics-informed networks, whose inputs are a class of tensors of their own; torch and Lightning are there.
+PINA := pina-mathlab==0.3.2.post2610 torch_geometric==2.8.1 requests==2.34.2 urllib3==2.8.0 charset_normalizer==3.5.3 \
+	certifi idna xxhash==4.1.0 psutil
 .venv/.peers: $(READY)
 	@echo "Setting up .venv/peers (once)"
 	@$(PIP) --target .venv/peers transformers==5.24.0 || echo "transformers cannot be had: its layers are not tested"
@@ -33,6 +36,7 @@ CURVLINOPS := curvlinops-for-pytorch==3.0.1 linear_operator einops einconv opt_e
 		|| echo "deepspeed cannot be had: its strategy is not tested"
 	@$(PIP) --target .venv/peers --no-deps $(CURVLINOPS) \
 		|| echo "curvlinops cannot be had: curvature is not compared with it"
+	@$(PIP) --target .venv/peers --no-deps $(PINA) || echo "pina cannot be had: its trainings are not tested"
 	@touch $@
 
 demo: $(READY) ## Train one model with AdamW, SOAP and Muon, and plot the curves
