@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constrain
 PYTEST := OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/.ci/start $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fast test-cluster test-image faults matrix licences lint format bench clean
+.PHONY: help demo test fast test-cluster test-image faults matrix clients licences lint format bench clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 12
@@ -65,6 +65,20 @@ faults: $(READY) .venv/.peers ## Have every fault happen, and write docs/faults.
 matrix: $(READY) .venv/.peers ## Run the tests and write docs/compatibility.md from what they have trained
 	@$(BIN)/python -m tests.support.compatibility
 	@$(PYTEST) -p tests.support.recording $(or $(TESTS),tests)
+
+# Packages that are built on Lightning, in an environment of their own that sees the project's.
+CLIENTS := pina-mathlab==0.3.2.post2610 monai==1.6.1 transformers==5.24.0 timm==1.0.31 chemprop==2.3.1 \
+	torch-geometric==2.8.1 pytorch-forecasting==1.8.0 lightly==1.6.0 segmentation-models-pytorch==0.6.0
+.venv/clients/.ready: $(READY)
+	@echo "Setting up .venv/clients (once)"
+	@$(BIN)/python -m venv .venv/clients
+	@$(BIN)/python -c "import site; print(*site.getsitepackages(), sep='\n')" \
+		> "$$(.venv/clients/bin/python -c 'import site; print(site.getsitepackages()[0])')/environment.pth"
+	@.venv/clients/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt $(CLIENTS)
+	@touch $@
+
+clients: .venv/clients/.ready ## Train with client packages, and write docs/tested-with.md
+	@OMP_NUM_THREADS=1 .venv/clients/bin/python -m benchmarks.clients.train
 
 licences: $(READY) ## Write docs/licences.md from the metadata of what is installed
 	@$(BIN)/python -m tests.support.licences

@@ -87,8 +87,9 @@ def refusal(module: nn.Module) -> str:
     if parent := next((kind.__name__ for kind in kinds if _name(kind) in _KNOWN), None):
         own = _name(kinds[0])
         return f"no rows for {own}: its forward pass is not that of {parent}; register('{own}', ...) says what it is"
-    known = ", ".join(sorted(name.rpartition(".")[2] for name in _KNOWN))
-    return f"no rows for {kinds[0].__name__}; known: {known}"
+    known, name = sorted(name.rpartition(".")[2] for name in _KNOWN), kinds[0].__name__
+    # Others have classes of the same names (torch_geometric's Linear).
+    return f"no rows for {_name(kinds[0]) if name in known else name}; known: {', '.join(known)}"
 
 
 def _name(kind: type | str) -> str:

@@ -391,6 +391,12 @@ def test_a_layer_whose_forward_pass_is_its_own_is_named_with_what_to_do():
     assert verdicts({"own": OwnLinear(2, 2)})["own.weight"] == reason
 
 
+def test_a_layer_of_another_package_is_named_in_full_where_ours_has_its_name():
+    linear = type("Linear", (nn.Module,), {"__module__": "other", "forward": lambda self, x: x @ self.weight})()
+    linear.weight = nn.Parameter(torch.ones(2, 2))
+    assert verdicts({"own": linear})["own.weight"].startswith("base: no rows for other.Linear; known: BatchNorm1d, ")
+
+
 def test_a_bias_in_a_group_without_decay_is_named_with_its_weight():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     groups = [{"params": [model[0].weight, model[1].weight, model[1].bias]}, {"params": [model[0].bias]}]

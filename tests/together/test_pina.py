@@ -57,6 +57,7 @@ def trained(pina, base, *callbacks, epochs=12):
     return notes.losses
 
 
+@pytest.mark.thread("PINA-org/PINA#618")
 @pytest.mark.parametrize(("method", "base"), [(KFAC(period=2), SGD), (SOAP(period=2, start=2), ADAM)], ids=str)
 def test_methods_on_layers(pina, method, base):
     ours = SecondOrder(method, print_plan=False)
@@ -67,6 +68,7 @@ def test_methods_on_layers(pina, method, base):
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.thread("PINA-org/PINA#618")
 @pytest.mark.parametrize("method", [LevenbergMarquardt(), NewtonCG(iterations=20)], ids=str)
 def test_methods_on_the_whole_vector(pina, method):
     ours = MatrixFree(method, verbose=False)
