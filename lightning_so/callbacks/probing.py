@@ -12,6 +12,7 @@ from lightning_so.callbacks import strategies
 from lightning_so.callbacks.names import Callback
 from lightning_so.callbacks.replay import Replay
 from lightning_so.errors import ConfigError, check_choice, check_count
+from lightning_so.linalg.precision import Unrounded
 from lightning_so.linalg.products import PRODUCTS, BlockProduct, FiniteDifference
 from lightning_so.probe.difference import ProductChoice, choose_product
 from lightning_so.probe.double_backward import exact, way_out
@@ -136,7 +137,7 @@ class CurvatureProbe(Callback, ABC):
         if not self.wants(trainer):
             return
         recorders = [recorder for engine in strategies.engines(trainer) for recorder in engine.recorders]
-        with self._replay.of(batch, batch_idx, self._random, recorders) as loss:
+        with self._replay.of(batch, batch_idx, self._random, recorders) as loss, Unrounded():
             self.look(trainer, *(self._by_double_backward(trainer, loss) or self._by_differences(trainer, loss)))
 
     def _by_double_backward(self, trainer: Any, loss: Callable[[], Tensor]) -> tuple[BlockProduct, Tensor] | None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_so.linalg.result import Result
+from lightning_so.linalg.unseen import eigh, unseen
 
 #: Damping is raised by these factors where a Cholesky decomposition fails; then the same in float64.
 RUNGS = (1.0, 10.0, 100.0)
@@ -71,7 +72,7 @@ def _small(F_QTT: Tensor) -> tuple[Tensor, bool]:
 def eigenbasis(F_QTT: Tensor) -> tuple[Tensor, Tensor, bool]:
     """Eigenvalues (Q, T), not below zero, and eigenvectors (Q, T, T), in float64 and back; whether they are finite."""
     try:
-        values, vectors = torch.linalg.eigh(F_QTT.double())
+        values, vectors = eigh(F_QTT.double(), unseen(F_QTT))
     except torch.linalg.LinAlgError:
         return F_QTT.diagonal(dim1=1, dim2=2), F_QTT, False
     ok = bool(values.isfinite().all() & vectors.isfinite().all())

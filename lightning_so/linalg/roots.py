@@ -17,6 +17,7 @@ from torch import Tensor
 from lightning_so.errors import ConfigError
 from lightning_so.linalg.psd import ladder
 from lightning_so.linalg.result import Result
+from lightning_so.linalg.unseen import apart, unseen
 
 #: Largest residual of a good solve, of a decomposition and of an iteration.
 DECOMPOSED, ITERATED = 1e-3, 0.1
@@ -44,11 +45,14 @@ def inverse_root(
     """
     check_way(way, p, cutoff)
     attempts = 0
-    if bool(F_QTT.isfinite().all() & damping_Q.isfinite().all() & (damping_Q >= 0).all()):
+    sound = F_QTT.isfinite().all() & damping_Q.isfinite().all() & (damping_Q >= 0).all()
+    sound, seen = torch.stack([sound, (F_QTT.diagonal(dim1=1, dim2=2) > 0).all()]).tolist()
+    if sound:
         for attempts, F in enumerate(ladder(F_QTT, damping_Q), start=1):
             found = _once(F, p, way, cutoff, last)
             if found.ok:
-                return replace(found, value=found.value.to(F_QTT.dtype), attempts=attempts)
+                value = found.value.to(F_QTT.dtype)
+                return replace(found, value=value if seen else apart(value, unseen(F_QTT)), attempts=attempts)
     return Result(F_QTT, ok=False, attempts=attempts, residual=math.inf)
 
 

@@ -225,7 +225,7 @@ class EKFAC(Layerwise):
         assert block.tap is not None
         return oriented(self.shapes(block), transposed=block.tap.layer.input_side == 0)
 
-    def _solve(self, stats: Stats, unit: Unit, how: Callable[[Tensor, Tensor], Result]) -> Result:
+    def _solve(self, stats: Stats, unit: Unit, how: Callable[..., Result]) -> Result:
         side, basis = stats.oriented(stats.sides)[unit.side], stats.oriented(stats.bases)[unit.side]
         weight = stats.weight[unit.row].clamp_min(torch.finfo(side.dtype).tiny)
         F = side.factors[unit.tile][unit.row]
@@ -233,7 +233,7 @@ class EKFAC(Layerwise):
             return Result((F / weight).flatten(), bool(F.isfinite().all() & (F.amax() > 0)))
         # A tile that is rounding beside the others (keys' gradients sum to zero) must have axes that are no accident.
         floor = torch.finfo(F.dtype).eps * side.mean(unit.row)
-        found = how(F + floor * torch.eye(F.shape[-1]).to(F), basis.tensors[unit.tile][unit.row])
+        found = how(F, basis.tensors[unit.tile][unit.row], floor=floor)
         values = (found.value * (F @ found.value)).sum(1).clamp_min(0) / weight
         return replace(found, value=torch.cat([found.value.flatten(), values.flatten()]))
 

@@ -21,6 +21,7 @@ from lightning_so.core.vector.moments import Moments
 from lightning_so.core.vector.oracle import BatchOracle
 from lightning_so.core.vector.rewound import Replays
 from lightning_so.errors import ConfigError
+from lightning_so.linalg.precision import Unrounded, rounded
 from lightning_so.probe.parameters import ParameterVector
 
 
@@ -180,6 +181,12 @@ class VectorEngine:
         if not self._seen:
             return
         self._seen = False
+        # Evaluations are not rounded: a gradient that is would be compared with them.
+        same = same and not rounded()
+        with Unrounded():
+            self._replace(replays, same, half)
+
+    def _replace(self, replays: Replays, same: bool, half: bool) -> None:
         start, gradient, _ = self._rows
         space = self.vector.space
         stepped = self.vector.stepped
