@@ -21,6 +21,7 @@ def equal(pool, how, **more):
     return many, alone
 
 
+@pytest.mark.thread("microsoft/dion#79")
 @EACH
 def test_a_gradient_that_is_not_finite_on_one_rank_skips_the_step_on_all(pool, how):
     many, alone = equal(pool, how, event=shards.poison)
@@ -30,6 +31,7 @@ def test_a_gradient_that_is_not_finite_on_one_rank_skips_the_step_on_all(pool, h
         assert [step for step, change in enumerate(rank.changes) if change == 0] == [12]
 
 
+@pytest.mark.thread("facebookresearch/optimizers#149")
 @EACH
 def test_a_gradient_that_one_rank_lacks_is_withheld_on_all(pool, how):
     many, _ = equal(pool, how, event=shards.drop)
@@ -37,6 +39,7 @@ def test_a_gradient_that_one_rank_lacks_is_withheld_on_all(pool, how):
     assert all(rank.report.skipped == 0 for rank in many)
 
 
+@pytest.mark.thread("facebookresearch/optimizers#271")
 @pytest.mark.parametrize(
     ("how", "name"),
     [
@@ -53,6 +56,7 @@ def test_a_frozen_parameter_stays_as_it_is(two, how, name):
         assert torch.equal(many[0].weights[other], value) is (other == name)
 
 
+@pytest.mark.thread("Lightning-AI/pytorch-lightning#6891")
 @pytest.mark.parametrize(
     ("how", "name"),
     [
@@ -68,6 +72,7 @@ def test_a_parameter_may_join_the_optimizer_later(two, how, name):
     assert name in many[0].plan
 
 
+@pytest.mark.thread("own")
 @pytest.mark.parametrize(
     "how", [SOAP4, pytest.param((EKFAC(start=4, period=4), *ADAMW), marks=SLOW)], ids=["soap", "ekfac"]
 )
@@ -78,6 +83,7 @@ def test_a_solve_that_fails_at_its_owner_is_counted_by_all(pool, how):
         assert (rank.report.failures, rank.report.cooled) == (alone.report.failures, alone.report.cooled)
 
 
+@pytest.mark.thread("own")
 @EACH
 def test_an_exception_within_the_bases_step_leaves_the_weights_as_they_were(pool, how):
     many, _ = equal(pool, how, event=shards.breaks)
@@ -87,6 +93,7 @@ def test_an_exception_within_the_bases_step_leaves_the_weights_as_they_were(pool
         assert rank.report.undone == (how is SOAP4)
 
 
+@pytest.mark.thread("own")
 @pytest.mark.parametrize("check", ["verify_every", "compare_every"])
 def test_checks_that_need_whole_weights_are_refused_by_name(two, check):
     for told in two.run(shards.refused, *SOAP4, **{check: 3}):
@@ -95,6 +102,7 @@ def test_checks_that_need_whole_weights_are_refused_by_name(two, check):
     noted.refused(told, strategy="FSDP2", option=check)
 
 
+@pytest.mark.thread("facebookresearch/optimizers#149")
 @pytest.mark.parametrize(
     ("how", "event"),
     [
