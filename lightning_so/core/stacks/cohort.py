@@ -1,7 +1,9 @@
 """The blocks of one stack that share an action at a step, with the lists that batched calls need."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from lightning_so.contract.block import Block
@@ -25,6 +27,7 @@ class Cohort:
         saved: Where each parameter is saved.
         groups: Param group index -> positions in `blocks`.
         of_group: Param group index -> positions in `params`.
+        lent: Its biases without a gradient, and the one that each is lent for a step; see `step.lending`.
         observed: Steps at which the gradients were seen.
         applied: Steps at which the action was finished.
     """
@@ -37,17 +40,19 @@ class Cohort:
     saved: list[Tensor]
     groups: dict[int, list[int]]
     of_group: dict[int, list[int]]
+    lent: dict[Tensor, Tensor]
     observed: int = 0
     applied: int = 0
 
 
-def split(stack: Stack, live: list[int], actions: list[Action]) -> list[Cohort]:
+def split(stack: Stack, live: list[int], actions: list[Action], absent: Collection[Tensor]) -> list[Cohort]:
     """Split the live rows of a stack by action.
 
     Args:
         stack: The stack.
-        live: Rows that have a gradient.
+        live: Rows whose weight has a gradient.
         actions: Action of each live row.
+        absent: Parameters without a gradient.
 
     Returns:
         One cohort an action that occurs.
@@ -72,6 +77,7 @@ def split(stack: Stack, live: list[int], actions: list[Action]) -> list[Cohort]:
                 [saved for row in rows for saved in stack.saved[row]],
                 groups,
                 of_group,
+                {b.bias: torch.zeros_like(b.bias) for b in blocks if b.bias is not None and b.bias in absent},
             )
         )
     return cohorts
