@@ -7,7 +7,9 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constrain
 PYTEST := OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/.ci/start $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fast test-cluster test-image faults matrix licences lint format bench clean
+FLOORS ?= .venv/floors
+
+.PHONY: help demo test fast test-cluster test-image floors faults matrix licences lint format bench clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 12
@@ -52,6 +54,10 @@ test-cluster: $(READY) ## Test on a real SLURM of two nodes, and over two hosts 
 # By docker/check.sh, which can be run alone. It takes some minutes, and is no part of the others.
 test-image: $(READY) ## Build the image without a Docker engine, and test it
 	@$(PYTEST) -n 0 -rs tests/cluster/test_image.py
+
+# In an environment of its own. TORCH_INDEX=https://... is where a CPU build of an old torch can be had.
+floors: $(READY) ## Run a sample of the tests on the oldest Python, torch and Lightning that pyproject.toml names
+	@$(BIN)/python -m tests.support.floors $(FLOORS)
 
 faults: $(READY) .venv/.peers ## Have every fault happen, and write docs/faults.md from what was seen
 	@$(PYTEST) --dist loadfile -m fault --junitxml=build/faults.xml tests

@@ -7,81 +7,33 @@
     sbatch configs/slurm/multi_node.sbatch                       # on a cluster
 
 What makes a resumed run equal to one that was not stopped: `Restartable` saves between two steps, `SecondOrder` carries
-its curvature, and the loader below knows its place, counted in samples of all ranks. On more than two ranks DDP must
+its curvature, and `ResumableLoader` knows its place, counted in samples of all ranks. On more than two ranks DDP must
 keep its buckets, too: else it orders them anew after the first step of every start, and sums in that order.
 """
 
 import argparse
-from collections.abc import Iterator
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from examples.byte_lm import ByteLM, Windows, corpus
-from lightning_so import SOAP, Restartable, SecondOrder
+from lightning_so import SOAP, Restartable, ResumableLoader, SecondOrder
 
 CONTEXT, GLOBAL_BATCH = 64, 16
 
 
-class Dealt(Sampler[list[int]]):
-    """Every rank's batches of a dataset in its own order: global batch k is the same on any number of ranks."""
-
-    def __init__(self, samples: int, global_batch: int, rank: int, ranks: int) -> None:
-        if global_batch % ranks:
-            raise ValueError(f"a global batch of {global_batch} cannot be dealt to {ranks} ranks; give a multiple")
-        self.samples, self.global_batch, self.rank, self.ranks = samples, global_batch, rank, ranks
-        self.first = 0
-
-    def __iter__(self) -> Iterator[list[int]]:
-        """This rank's indices, a batch at a time, from the place that was loaded."""
-        for start in range(self.first, self.samples - self.global_batch + 1, self.global_batch):
-            yield list(range(start + self.rank, start + self.global_batch, self.ranks))
-
-    def __len__(self) -> int:
-        """Batches of an epoch."""
-        return self.samples // self.global_batch
-
-
-class Placed(DataLoader):
-    """A loader that Lightning saves and puts back to its place, between the batches that were used."""
-
-    def __init__(self, dataset: Dataset, sampler: Dealt, **named: Any) -> None:
-        super().__init__(dataset, batch_sampler=sampler, **named)
-        self.sampler_, self.used = sampler, 0
-
-    def __iter__(self) -> Iterator[Any]:
-        """Batches from the place that was loaded; the next epoch begins at 0."""
-        self.used = self.sampler_.first
-        for batch in super().__iter__():
-            # Not what workers have fetched ahead.
-            self.used += self.sampler_.global_batch
-            yield batch
-        self.sampler_.first = self.used = 0
-
-    def state_dict(self) -> dict[str, int]:
-        """Samples that all ranks together have used of this epoch."""
-        return {"samples": self.used}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from there."""
-        self.sampler_.first = state["samples"]
-
-
 class Data(pl.LightningDataModule):
-    """Windows of text, dealt to the ranks; made where the ranks are known."""
+    """Windows of text, dealt to the ranks."""
 
     def __init__(self, steps: int, workers: int = 0) -> None:
         super().__init__()
         self.steps, self.workers = steps, workers
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> ResumableLoader:
         """The ranks' parts of the global batches."""
-        assert self.trainer is not None
         windows = Windows(corpus()[0], CONTEXT, GLOBAL_BATCH * self.steps, seed=0)
-        dealt = Dealt(len(windows), GLOBAL_BATCH, self.trainer.global_rank, self.trainer.world_size)
-        return Placed(windows, dealt, num_workers=self.workers)
+        # The windows are drawn at random already.
+        return ResumableLoader(windows, GLOBAL_BATCH, shuffle=False, num_workers=self.workers)
 
 
 def main() -> None:
@@ -109,7 +61,6 @@ def main() -> None:
         precision=args.precision,
         max_steps=args.steps,
         callbacks=[SecondOrder(SOAP(start=20), print_plan=False), restartable],
-        use_distributed_sampler=False,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

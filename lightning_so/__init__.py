@@ -3,6 +3,7 @@
 from lightning_so import strategies as strategies
 from lightning_so.callbacks.matrix_free import MatrixFree as MatrixFree
 from lightning_so.callbacks.monitor import CurvatureMonitor as CurvatureMonitor
+from lightning_so.callbacks.restart.loader import ResumableLoader as ResumableLoader
 from lightning_so.callbacks.restart.restartable import Restartable as Restartable
 from lightning_so.callbacks.restart.restartable import Stopped as Stopped
 from lightning_so.callbacks.resume.check import resume_check as resume_check
@@ -60,6 +61,7 @@ __all__ = [
     "QuadraticModel",
     "Relative",
     "Restartable",
+    "ResumableLoader",
     "ResumeCheck",
     "SaddleEscape",
     "SaddleFreeKrylov",

@@ -21,6 +21,20 @@ class TrustError(RuntimeError):
     """What runs is not what was asked for: a step that is never finished, a wrong update, ranks that differ."""
 
 
+def installed_by(extra: str) -> str:
+    """The command that installs what an extra of ours brings.
+
+    From a clone: the package's name on a registry is nobody's yet, and anybody could take it.
+
+    Args:
+        extra: Its name in pyproject.toml.
+
+    Returns:
+        A line for a shell.
+    """
+    return f"pip install '.[{extra}]' in a clone of lightning_so"
+
+
 def check_range(owner: str, name: str, value: float, low: float, high: float, *, closed: bool = True) -> None:
     """Raise `ConfigError` unless `low <= value <= high` (strictly below `high` if not `closed`).
 

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from examples.byte_lm import ByteLM, Windows, corpus, next_byte_loss
 from lightning_so import KFAC, SOAP, Muon, SecondOrder
+from lightning_so.core.step import act
 
 STEPS, BATCH, CONTEXT = 40, 8, 32
 LAST = "last.ckpt"
@@ -43,7 +44,7 @@ PLACES = {
     "batch": "before the forward pass",
     "instant": "anywhere in the step",
     "backward": "after the backward pass",
-    "hidden": "before the optimizer, weights hidden",
+    "hidden": "in the optimizer's step, weights hidden",
     "stepped": "after the step, not saved yet",
     "written": "checkpoint written, not renamed",
     "saved": "after saving",
@@ -113,9 +114,15 @@ class Die(pl.Callback):
         """Gradients are reduced."""
         self.at(trainer, "backward")
 
-    def on_before_optimizer_step(self, trainer: pl.Trainer, *_: Any) -> None:
-        """This callback comes after SecondOrder: statistics are folded, due units solved, weights zero."""
-        self.at(trainer, "hidden")
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Inside the optimizer's step statistics are folded, due units solved and weights zero: no hook is there."""
+        begin = act.begin
+
+        def begun(*arguments: Any) -> None:
+            begin(*arguments)
+            self.at(trainer, "hidden")
+
+        act.begin = begun
 
 
 def kill() -> None:

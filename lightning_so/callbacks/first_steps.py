@@ -18,7 +18,7 @@ class FirstSteps:
         self._seen = self._count()
 
     def _count(self) -> int:
-        return sum(engine.report.step + engine.report.skipped for engine in self._engines)
+        return sum(engine.report.tried for engine in self._engines)
 
     def check(self, trainer: Any) -> bool:
         """Stop a training that steps other optimizers than ours.

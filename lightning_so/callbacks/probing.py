@@ -12,6 +12,7 @@ from lightning_so.callbacks import strategies
 from lightning_so.callbacks.names import Callback
 from lightning_so.callbacks.replay import Replay
 from lightning_so.errors import ConfigError, check_choice, check_count
+from lightning_so.linalg.precision import Unrounded
 from lightning_so.linalg.products import PRODUCTS, BlockProduct, FiniteDifference
 from lightning_so.probe.difference import ProductChoice, choose_product
 from lightning_so.probe.double_backward import exact, way_out
@@ -136,7 +137,7 @@ class CurvatureProbe(Callback, ABC):
         if not self.wants(trainer):
             return
         recorders = [recorder for engine in strategies.engines(trainer) for recorder in engine.recorders]
-        with self._replay.of(batch, batch_idx, self._random, recorders) as loss:
+        with self._replay.of(batch, batch_idx, self._random, recorders) as loss, Unrounded():
             self.look(trainer, *(self._by_double_backward(trainer, loss) or self._by_differences(trainer, loss)))
 
     def _by_double_backward(self, trainer: Any, loss: Callable[[], Tensor]) -> tuple[BlockProduct, Tensor] | None:
@@ -145,13 +146,14 @@ class CurvatureProbe(Callback, ABC):
             return None
         first = self._exact is None
         found = exact(self.vector, trainer.strategy.model, loss, probe=first)
-        self._exact = not isinstance(found, str)
         if isinstance(found, str):
+            self._exact = False
             if self.product == "exact":
                 raise ConfigError(f"{self._name}: {way_out(found)}")
             self._say(f"no double backward here ({found}).")
             return None
-        if first:
+        if first and found.compared:
+            self._exact = True
             self._say(f"products by double backward, every {self.every} steps.")
         return found, found.gradient
 
@@ -165,10 +167,12 @@ class CurvatureProbe(Callback, ABC):
 
         here = gradient()
         self._loss = self._replay.loss
-        if self._examined is None:
-            self._examined = choose_product(self._name, self.vector, gradient, here, self.half(trainer))
-            self._say(f"{self._examined}, every {self.every} steps.")
         how = self._examined
+        if how is None:
+            how = choose_product(self._name, self.vector, gradient, here, self.half(trainer))
+            if how.sure:
+                self._examined = how
+                self._say(f"{how}, every {self.every} steps.")
         return FiniteDifference(self.vector.weights, gradient, self.vector.space, how.step, how.central, here), here
 
     def _say(self, what: str) -> None:

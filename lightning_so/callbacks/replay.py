@@ -16,8 +16,8 @@ from lightning_so.probe.side_effects import set_random_state, undone
 class Replay:
     """The loss of one training step at whatever the weights are: same batch, same random numbers.
 
-    Gradients, buffers (BatchNorm's), metrics, logged values and the generators are afterwards as they were before; what
-    a training step itself writes into attributes of the module is not.
+    Gradients, buffers (BatchNorm's), metrics, attributes of modules, logged values and the generators are afterwards as
+    they were before; see `probe.side_effects.undone`.
 
     Attributes:
         loss: This rank's loss where the last gradient was taken; None before.

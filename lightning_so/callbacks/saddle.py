@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from lightning_so.callbacks import strategies
 from lightning_so.callbacks.probing import CurvatureProbe
@@ -101,6 +102,7 @@ class SaddleEscape(CurvatureProbe):
         self._half = 0
         # Of each half: the sum of the losses, and how many they are.
         self._sums: Tensor = torch.zeros(2, 2, dtype=torch.float64)
+        self._absent: list[bool] = []
         self._loaded: dict[str, Any] | None = None
 
     # ---------------------------------------------------------------- when
@@ -131,6 +133,11 @@ class SaddleEscape(CurvatureProbe):
         """Know in which half of the window this micro-batch is: afterwards the step may have been counted."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         self._half = int(2 * (trainer.global_step % self.every) >= self.every)
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: nn.Module, optimizer: Optimizer) -> None:
+        """Know which parameters have no gradient, if this step may be looked at: they stay where they are."""
+        if self._random is not None:
+            self._absent = [self.vector.access.grad(param) is None for param in self.vector.params]
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Add the loss to the window; look, where it ends."""
@@ -219,7 +226,7 @@ class SaddleEscape(CurvatureProbe):
         return Escape(curvature, modelled)
 
     def _trained(self, trainer: Any) -> Tensor:
-        """Ones for what an optimizer steps on, at a rate above zero; zeros for the rest, a vector of the space."""
+        """Ones for what an optimizer has stepped on, at a rate above zero; else zeros: a vector of the space."""
         rates = {
             param: float(group["lr"])
             for optimizer in trainer.optimizers
@@ -228,8 +235,8 @@ class SaddleEscape(CurvatureProbe):
         }
         space = self.vector.space
         parts = [torch.empty(0, dtype=space.dtype, device=space.device)]
-        for param, piece in zip(self.vector.params, space.pieces, strict=True):
-            parts.append(parts[0].new_full((piece.count,), float(rates.get(param, 0.0) > 0)))
+        for param, piece, absent in zip(self.vector.params, space.pieces, self._absent, strict=True):
+            parts.append(parts[0].new_full((piece.count,), float(rates.get(param, 0.0) > 0 and not absent)))
         return torch.cat(parts)
 
     # ---------------------------------------------------------------- state

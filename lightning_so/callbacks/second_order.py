@@ -7,14 +7,13 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_so.callbacks import saving, strategies
-from lightning_so.callbacks.clipping import RawClip
+from lightning_so.callbacks import saving, strategies, zero_step
 from lightning_so.callbacks.first_steps import FirstSteps
 from lightning_so.callbacks.names import Callback
 from lightning_so.callbacks.standing import StandIn, ending
 from lightning_so.comm import SHARDINGS, Local, ambient
 from lightning_so.contract.method import Method
-from lightning_so.core.attach.hooks import hooks
+from lightning_so.core.attach.hooks import hooks, innermost
 from lightning_so.core.checkpoint import checkpoint, stamp
 from lightning_so.core.engine import Engine
 from lightning_so.core.host import Host
@@ -34,11 +33,12 @@ RESUMED = {
 class SecondOrder(Callback):
     """Put a second-order method in front of the optimizers of `configure_optimizers`.
 
-    Optimizer, learning rate, schedule, clipping by norm, accumulation, precision and checkpoints keep working.
+    Optimizer, learning rate, schedule, clipping, hooks, accumulation, precision and checkpoints keep working.
 
     Args:
         method: `SOAP()`, `KFAC()`, `Muon()`, ..., or a `Mixture` of rules.
-        route: Overrides, role ("base", "hidden", "embedding", "head") -> globs on parameter names.
+        route: Overrides, role ("base", "hidden", "embedding", "head") -> globs on parameter names; and "split" -> globs
+            and how many matrices a parameter is, as `{"split": {"*.qkv.weight": 3}}`.
         min_coverage: Smallest share of an optimizer's elements that must be covered.
         print_plan: Print where every parameter went when training starts, and what was done when it ends.
         state: What checkpoints carry: "full" (resuming is exact), "compact" (a sixth of its size; blocks go on
@@ -61,7 +61,7 @@ class SecondOrder(Callback):
     def __init__(
         self,
         method: Method | Mixture,
-        route: dict[str, list[str]] | None = None,
+        route: dict[str, list[str] | dict[str, int]] | None = None,
         min_coverage: float = 0.0,
         print_plan: bool = True,
         state: str = "full",
@@ -91,7 +91,7 @@ class SecondOrder(Callback):
         self._alive: FirstSteps | None = None
         self._standing = list[StandIn]()
         self._comm: Local | None = None
-        self._raw = RawClip()
+        self._around = list[list[Any]]()
         self._told = False
 
     @property
@@ -144,7 +144,8 @@ class SecondOrder(Callback):
         self._loaded, self._stamped = None, False
         for engine in self.engines:
             # Not before: torch makes the state of FSDP2's optimizers by a step of zeros, into which it loads.
-            self._hooks += hooks(engine)
+            self._around.append(hooks(engine))
+            self._hooks += self._around[-1]
             engine.arm()
         self._hooks += strategies.overlap(trainer, self.engines)
         self._telemetry = [Telemetry(engine) for engine in self.engines]
@@ -169,17 +170,15 @@ class SecondOrder(Callback):
     # ---------------------------------------------------------------- one step
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: nn.Module, optimizer: Optimizer) -> None:
-        """Gradients are reduced and unscaled, not clipped yet."""
-        base = strategies.client(optimizer)
-        engine = next((engine for engine in self.engines if engine.optimizer is base), None)
-        if engine is None or not strategies.steps_now(trainer):
+        """Have gradients unscaled; what else is ours comes in the optimizer's own step, after all code of the user."""
+        engine = self._before(optimizer)
+        if engine is None:
             return
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         fused = getattr(engine.optimizer, "_step_supports_amp_scaling", False)
         if scaler is not None and fused and any(p.grad is not None for p in engine.host.params):
             # Lightning leaves the scale to a fused step; unscaled here, the step is the same and statistics are right.
             scaler.unscale_(engine.optimizer)
-        engine.step(self._raw.before(trainer, pl_module, optimizer, engine))
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Tell taps by what the loss is multiplied and divided."""
@@ -251,30 +250,41 @@ class SecondOrder(Callback):
 
     # ---------------------------------------------------------------- inside
 
+    def _before(self, optimizer: Any) -> Engine | None:
+        """The engine before an optimizer."""
+        base = strategies.client(optimizer)
+        return next((engine for engine in self.engines if engine.optimizer is base), None)
+
     def _wrap(self, trainer: Any) -> None:
-        """Undo a skipped or failed step at once: later callbacks and user code must never see a hidden weight."""
+        """Undo a failed step at once, since nobody may see a hidden weight, and notice one that a scaler left out."""
 
         def step(original: Callable[..., Any]) -> Callable[..., Any]:
-            def optimizer_step(*args: Any, **kwargs: Any) -> Any:
+            def optimizer_step(optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+                for handles in self._around:
+                    innermost(handles)
+                engine = self._before(optimizer)
+                tried = engine and engine.report.tried
                 try:
-                    return original(*args, **kwargs)
+                    found = original(optimizer, *args, **kwargs)
                 finally:
-                    for engine in self.engines:
-                        engine.restore()
-                    self._raw.release()
+                    for each in self.engines:
+                        each.restore()
+                if engine is not None and engine.report.tried == tried and strategies.left_out(trainer, engine):
+                    engine.skip()
+                return found
 
             return optimizer_step
 
         ours = [StandIn(trainer.strategy, "optimizer_step", step), ending(trainer.strategy, self._unhook)]
+        ours += zero_step.wrap(trainer, self.engines)
         self._standing = [*ours, *saving.wrap(trainer.strategy, self.engines)]
 
     def _unhook(self) -> None:
-        self._raw.release()
         for engine in self.engines:
             engine.disarm()
         for handle in self._hooks:
             handle.remove()
-        self._hooks = []
+        self._hooks, self._around = [], []
         for standing in self._standing:
             standing.release()
         self._standing = []

@@ -120,6 +120,20 @@ def steps_now(trainer: Any) -> bool:
     return not is_deepspeed(trainer.strategy) or trainer.strategy.deepspeed_engine.is_gradient_accumulation_boundary()
 
 
+def left_out(trainer: Any, engine: Engine) -> bool:
+    """Whether a step that has not come was left out by the Trainer's GradScaler, as gradients were not finite.
+
+    Args:
+        trainer: The Trainer.
+        engine: The engine, of which nothing was asked.
+
+    Returns:
+        Whether; without gradients there was no step to make.
+    """
+    scaler, access = getattr(trainer.precision_plugin, "scaler", None), engine.host.access
+    return scaler is not None and any(access.grad(param) is not None for param in engine.host.params)
+
+
 def overlap(trainer: Any, engines: list[Engine]) -> list[Any]:
     """Have statistics leave during the backward pass, where the strategy tells when.
 

@@ -1,7 +1,7 @@
 """The command `lightning-so`, also as `python -m lightning_so.cli`.
 
 Options are made from a function's signature and docstring by jsonargparse: LightningCLI, whose configurations the
-commands read, needs it anyway, so that one extra (`lightning-so[cli]`) brings both, and both spell options alike.
+commands read, needs it anyway, so that one extra (`[cli]`) brings both, and both spell options alike.
 """
 
 import importlib
@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from lightning_so.cli import commands
-from lightning_so.errors import ConfigError, LaunchError, StateError, TrustError
+from lightning_so.errors import ConfigError, LaunchError, StateError, TrustError, installed_by
 
 #: The exit status of a command that could not do its work; 1 is a bad result.
 FAILED = 2
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from jsonargparse import ArgumentParser
     except ImportError:
-        print("lightning-so needs jsonargparse: pip install 'lightning-so[cli]'", file=sys.stderr)
+        print(f"lightning-so needs jsonargparse: {installed_by('cli')}", file=sys.stderr)
         return FAILED
     if os.getcwd() not in sys.path and "" not in sys.path:
         # As python -m has it: configurations name classes of the project that one stands in.

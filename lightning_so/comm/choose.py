@@ -144,3 +144,10 @@ def ambient(*, sharded: bool) -> Local:
         return Sharded()
     several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     return Replicated() if several else Local()
+
+
+def standing() -> tuple[int, int]:
+    """This process among all: its rank and how many there are; (0, 1) outside of an initialised world."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return 0, 1
+    return dist.get_rank(), dist.get_world_size()

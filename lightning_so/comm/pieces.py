@@ -1,5 +1,6 @@
 """Which range of a tensor's numbers each rank holds."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -79,3 +80,17 @@ def even(rows: int, columns: int, ranks: int, owner: int) -> Pieces:
     chunk = -(-rows // ranks)
     edges = [columns * min(rows, chunk * rank) for rank in range(ranks + 1)]
     return Pieces(tuple(pairwise(edges)), owner)
+
+
+def within(spans: Sequence[tuple[int, int]], begin: int, end: int) -> tuple[tuple[int, int], ...]:
+    """Which range of a part of a tensor each rank holds.
+
+    Args:
+        spans: By rank, which range of the tensor it holds.
+        begin: First number of the part.
+        end: The one after its last.
+
+    Returns:
+        By rank, the same of the part, whose first number is 0.
+    """
+    return tuple((min(max(first, begin), end) - begin, min(max(last, begin), end) - begin) for first, last in spans)

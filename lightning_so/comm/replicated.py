@@ -120,9 +120,11 @@ class Replicated(Local):
             self.seconds += time.perf_counter() - begin
 
     def close(self) -> None:
-        """See `Local.close`."""
-        if dist.is_initialized():
-            dist.destroy_process_group(self._group)
+        """See `Local.close`; once more is nothing."""
+        # The last reference is given up here: else the group's threads end with whoever drops it, or with Python.
+        group, self._group = self._group, None
+        if group is not None and dist.is_initialized():
+            dist.destroy_process_group(group)
 
 
 def group_of(ranks: Iterable[int] | None = None) -> Any:

@@ -1,9 +1,10 @@
 """One matrix of one parameter, by its fully qualified name, and stacks of alike ones."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_so.layers.registry import Layer
 
@@ -25,25 +26,47 @@ class Tap:
     bias: nn.Parameter | None
 
 
-@dataclass(eq=False)
-class Block:
-    """A parameter seen as a matrix: the first dimension is the rows, the rest are folded into the columns.
+@dataclass(frozen=True)
+class Part:
+    """Which of several matrices of one shape a block is: a parameter may hold E experts, or three projections.
 
-    A bias that belongs to it is the last column.
+    They lie one behind the other in the parameter's row-major order.
 
     Attributes:
-        name: Fully qualified name, wrappers stripped; the key of everything that is stored.
+        parameter: Full name of the parameter.
+        index: Which it is.
+        count: How many there are.
+        at: Index of its numbers in a tensor like the whole parameter.
+    """
+
+    parameter: str
+    index: int
+    count: int
+    at: tuple[int | slice, ...]
+
+
+@dataclass(eq=False)
+class Block:
+    """A parameter, or one of its equal parts, seen as a matrix.
+
+    The first dimension of more than one entry is the rows, the rest are folded into the columns. A bias that belongs to
+    it is the last column.
+
+    Attributes:
+        name: Fully qualified name, wrappers stripped, of a part with its index ("experts.w[3]"); the key of everything
+            that is stored.
         param: The parameter.
         group: Index of its param group in the optimizer.
         role: "hidden", "embedding" or "head".
         rows: Rows of the matrix.
         cols: Columns of the matrix.
-        shape: Shape of the whole parameter, whatever of it is on this rank.
+        shape: Shape of the whole parameter or part, whatever of it is on this rank.
         bias: The parameter that is the last column, or None.
         tap: The layer, for methods that need its rows.
         position: Its number in the plan, which does not depend on the world size.
         owner: The rank that has its curvature and works on it, where parameters are sharded.
         call: Number of the call of the optimizer's step that updates it; 0 where one call updates all.
+        part: Which part of the parameter it is; None for all of it.
     """
 
     name: str
@@ -58,10 +81,23 @@ class Block:
     position: int = 0
     owner: int = 0
     call: int = 0
+    part: Part | None = None
+
+    @property
+    def parameter(self) -> str:
+        """Full name of the parameter that it is, or is a part of."""
+        return self.name if self.part is None else self.part.parameter
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The first number of the whole parameter that it has, and the one after the last, in row-major order."""
+        size = self.shape.numel()
+        first = 0 if self.part is None else self.part.index * size
+        return first, first + size
 
     @property
     def shapes(self) -> list[torch.Size]:
-        """Shapes of its whole parameters."""
+        """Shapes of its whole parameters, or of its part."""
         return [self.shape] if self.bias is None else [self.shape, torch.Size([self.rows])]
 
     @property
@@ -84,6 +120,23 @@ class Block:
     def edge(self) -> bool:
         """Whether the block is at the edge of the network (an embedding or the output head)."""
         return self.role != "hidden"
+
+
+def parts(whole: Tensor, blocks: Sequence[Block]) -> list[Tensor]:
+    """The numbers of blocks that are parts of one parameter.
+
+    Args:
+        whole: The parameter, or its gradient or moment, in any strides.
+        blocks: Blocks of that parameter.
+
+    Returns:
+        Views, each in the shape of its block.
+    """
+    mine = [block.part for block in blocks if block.part is not None]
+    if len(mine) == 1 or not whole.is_contiguous():
+        return [whole[part.at] for part in mine]
+    found = whole.view(-1, *blocks[0].shape).unbind(0)  # one call for all of them
+    return [found[part.index] for part in mine]
 
 
 @dataclass(eq=False)

@@ -177,11 +177,15 @@ class Layerwise:
         return [stats.counts.shape[1:], *(shape for side in stats.sides for shape in side.window_shapes)]
 
     def fold(self, stats: Factors, row: int, step: int, scale: float) -> None:
-        """`F <- b^k F + (1 - b^k) window`, k the steps since the last fold; `scale` is K^2 over micro-batches."""
+        """`F <- b^k F + (1 - b^k) window`, k the steps since the last fold; `scale` is K^2 over micro-batches.
+
+        A window with rows that are not finite is forgotten: gradients that were mended afterwards do not show them.
+        """
         keep = BETA ** (step - int(stats.folded[row]))
         stats.folded[row] = step
         # A layer that did not fire keeps what it has.
-        fired = (stats.counts[row] > 0).all().to(stats.weight.dtype)
+        fired = (stats.counts[row] > 0).all() & torch.stack([side.trace(row) for side in stats.sides]).isfinite().all()
+        fired = fired.to(stats.weight.dtype)
         kept, added = 1 - fired * (1 - keep), fired * (1 - keep)
         stats.weight[row].mul_(kept).add_(added)
         positions, terms = stats.counts[row].clamp_min(1)

@@ -84,7 +84,7 @@ def assemble(host: Host, options: Options, report: Report) -> Parts:
     """
     refuse_layers(options.mixture, host)
     matrices = matrices_of(host, whole_weights=options.checks.whole_weights)
-    plan = route(host, options.mixture, options.roles)
+    plan = route(host, options.mixture, options.route)
     coverage.require(plan, host, options.min_coverage)
     report.coverage = plan.coverage
     number_calls(plan.blocks, host.access)

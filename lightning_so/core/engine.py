@@ -169,11 +169,8 @@ class Engine:
     # ---------------------------------------------------------------- before the base's step
 
     @torch.no_grad()
-    def step(self, clip: Callable[[], None] | None = None) -> None:
-        """Prepare the base optimizer's step: everything between the backward pass and it.
-
-        Args:
-            clip: Clips the raw gradients, where they will be preconditioned: after they were observed.
+    def step(self) -> None:
+        """Prepare the base optimizer's step: all that is ours before it; no code of the user may come in between.
 
         Raises:
             TrustError: If earlier steps were not finished, solves are overdue, or a check failed.
@@ -191,17 +188,21 @@ class Engine:
             recorder.name_silent(roster.lives)
         self.report.withheld += verdict.withheld
         if not verdict.admitted:
-            self.report.skipped += 1
-            self.arm()  # What is in the windows is poisoned.
+            self.skip()
             return
         self.report.step += 1
         try:
-            self._prepare(self.current, clip)
+            self._prepare(self.current)
         except BaseException:
             self.restore()
             raise
 
-    def _prepare(self, current: Progress, clip: Callable[[], None] | None) -> None:
+    def skip(self) -> None:
+        """Count a step that is left out for gradients that are not finite: what is in the windows is poisoned too."""
+        self.report.skipped += 1
+        self.arm()
+
+    def _prepare(self, current: Progress) -> None:
         parts, host, report, step = self.parts, self.host, self.report, self.report.step
         units, roster, matrices = parts.units, parts.roster, parts.matrices
         basis.follow(units, roster, host, matrices)
@@ -222,10 +223,6 @@ class Engine:
         cohorts = list(roster)
         acting = [cohort for cohort in cohorts if cohort.action is not Action.BASE]
         waiting = [cohort for cohort in cohorts if act.waiting(cohort, host)]
-        raw = bool(waiting) or any(cohort.action is Action.PRECONDITION for cohort in acting)
-        if clip is not None and host.base.linear and host.anywhere(raw):
-            clip()
-            current.clipped = True
         current.reference = reference(cohorts, host, report, every=self.options.checks.verify_every)
         with self.stopwatch.stage("act"):
             for cohort in cohorts:

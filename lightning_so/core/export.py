@@ -11,6 +11,7 @@ from lightning_so.core.engine import Engine
 from lightning_so.core.stacks.stack import Stack
 from lightning_so.errors import ConfigError
 from lightning_so.linalg.kron import Side
+from lightning_so.linalg.precision import FullPrecision
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class LayerCurvature:
     moments: Tensor | None = None
 
 
+@FullPrecision()
 def curvature(engine: Engine) -> dict[str, LayerCurvature]:
     """The curvature of every layer that K-FAC or EKFAC has observed, by the name of its weight.
 

@@ -1,15 +1,17 @@
 """The training that an engine works in: model, optimizer, where numbers are, and how ranks talk. It never changes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_so.actions import moments
 from lightning_so.actions.moments import Base
 from lightning_so.comm import Access, Local
-from lightning_so.contract.block import Block
+from lightning_so.contract.block import Block, parts
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,8 +85,45 @@ class Host:
         return (*self.base.first, *self.base.second)
 
     def states(self, block: Block) -> list[dict[str, Any]]:
-        """The optimizer's states of a block's parameters."""
-        return [self.access.state(self.optimizer, p) for p in block.params]
+        """The optimizer's states of a block's parameters; of a part, its own numbers of the moments, as views."""
+        states = [self.access.state(self.optimizer, p) for p in block.params]
+        if block.part is None:
+            return states
+        return [
+            {k: self.own(block, [v])[0] if k in self.keys and torch.is_tensor(v) else v for k, v in state.items()}
+            for state in states
+        ]
+
+    def own(self, block: Block, pieces: Sequence[Tensor]) -> list[Tensor]:
+        """What this rank has of a block.
+
+        Args:
+            block: The block.
+            pieces: This rank's pieces of its parameters, or of what is like them; one of each.
+
+        Returns:
+            The pieces themselves, or a view of what is the block's part.
+        """
+        return list(pieces) if block.part is None else self.parts(pieces[0], [block])
+
+    def parts(self, piece: Tensor, blocks: Sequence[Block]) -> list[Tensor]:
+        """What this rank has of blocks that are parts of one parameter.
+
+        Args:
+            piece: This rank's piece of the parameter, its gradient or its moment.
+            blocks: Blocks of that parameter, all of which are parts.
+
+        Returns:
+            Views, in the shapes of the blocks; where ranks hold pieces, flat ones, which may be empty.
+        """
+        if not self.access.sharded:
+            return parts(piece, blocks)
+        first, last = self.access.span(blocks[0].param)
+        flat, found = piece.view(-1), list[Tensor]()
+        for block in blocks:
+            begin, end = (min(max(edge, first), last) - first for edge in block.span)
+            found.append(flat[begin:end])
+        return found
 
     def least_variance(self, block: Block) -> float:
         """See `moments.Base.least_variance`."""

@@ -1,9 +1,9 @@
 """How an engine was asked to work."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lightning_so.core.plan.mixture import Mixture
+from lightning_so.core.plan.roles import Route
 from lightning_so.errors import check_count
 
 
@@ -36,7 +36,7 @@ class Options:
 
     Attributes:
         mixture: The rules that choose a method for every parameter.
-        roles: See `plan.route.route`.
+        route: See `plan.route.route`.
         min_coverage: Smallest share of elements that must be covered.
         checks: Optional checks of the running engine.
         reduction: Whether the loss is a "mean" or a "sum" over samples; None where its graph tells.
@@ -44,7 +44,7 @@ class Options:
     """
 
     mixture: Mixture
-    roles: Mapping[str, Sequence[str]] | None = None
+    route: Route | None = None
     min_coverage: float = 0.0
     checks: Checks = field(default_factory=Checks)
     reduction: str | None = None

@@ -43,6 +43,11 @@ class Report:
     preconditioned: int = 0
     coverage: float = 0.0
 
+    @property
+    def tried(self) -> int:
+        """Steps that came, whether or not they were made."""
+        return self.step + self.skipped
+
     def portable(self) -> dict[str, float]:
         """What is the same on every rank, for files."""
         return {name: value for name, value in asdict(self).items() if name not in ("solved_here", "sent")}

@@ -11,7 +11,9 @@ def summary(engine: Engine) -> str:
     """What was done, in one line, and the blocks of which nothing was seen."""
     parts, step = engine.parts, engine.report.step
     oldest, _ = staleness(parts.units, step)
-    idle = [done.name for done in work(parts.units, parts.roster, step) if not done.observed]
+    parameter = {block.name: block.parameter for block in engine.plan.blocks}
+    unseen = [done.name for done in work(parts.units, parts.roster, step) if not done.observed]
+    idle = dict.fromkeys(parameter[name] for name in unseen)  # of its parts all or none have a gradient
     kinds = {"mean" if recorder.facts.mean else "sum" for recorder in engine.recorders}
     loss = f"; the loss is a {kinds.pop()} over samples" if kinds else ""
     return (
@@ -33,9 +35,8 @@ class Telemetry:
 
     def _now(self) -> tuple[float, float, float, float, int]:
         seconds = self.engine.stopwatch.seconds
-        steps = self.engine.report.step + self.engine.report.skipped
         total, solving = sum(seconds.values()), seconds.get("solve", 0.0)
-        return time.perf_counter(), total, solving, self.engine.host.world.seconds, steps
+        return time.perf_counter(), total, solving, self.engine.host.world.seconds, self.engine.report.tried
 
     def scalars(self) -> dict[str, float]:
         """The values by name, and the start of the next interval."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_so.layers.calls import Ear, Told
+from lightning_so.layers.calls import Ear, OwnHook, Told
 from lightning_so.layers.common import linear_rows
 from lightning_so.layers.registry import Layer, register
 
@@ -52,7 +52,7 @@ def listen(name: str, module: nn.Module, told: Told) -> list[Any]:
         ear.remove()
 
     # Also where the forward pass raises, a checkpoint's recomputation that has all it needs for one.
-    hooks: list[Any] = [torch.compiler.disable(before), torch.compiler.disable(after)]
+    hooks: list[Any] = [OwnHook(module, before), OwnHook(module, after)]
     opens = module.register_forward_pre_hook(hooks[0], with_kwargs=True)
     return [opens, module.register_forward_hook(hooks[1], always_call=True), ear]
 
@@ -67,6 +67,8 @@ def _first(weight: Tensor, matrix: Tensor) -> int | None:
 
 
 def _samples_first(x_LND: Tensor, samples: int) -> Tensor:
+    if not samples:
+        return x_LND.reshape(0, 1, x_LND.shape[-1])
     return x_LND.reshape(-1, samples, x_LND.shape[-1]).transpose(0, 1)
 
 

@@ -4,6 +4,7 @@ A call is told as its input, its output, and a function that brings a gradient i
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -18,6 +19,34 @@ Told = Callable[[Tensor, Tensor, Callable[[Tensor], Tensor]], None]
 Heard = Callable[[Tensor, Tensor, Tensor], None]
 
 
+class OwnHook:
+    """A hook of one module, which acts for no other and leaves nothing where it is copied.
+
+    What copies a module copies its hooks: a teacher, an average of weights, a file. A shallow copy, which has the same
+    parameters, is the module itself to it. Deep copies and files hold, in its place, what does nothing and needs no
+    import of ours.
+    """
+
+    def __init__(self, module: nn.Module, hook: Callable[..., None]) -> None:
+        """Be the hook of a module.
+
+        Args:
+            module: The module.
+            hook: What is done at its calls.
+        """
+        self._module, self._hook = module, hook
+
+    @torch.compiler.disable
+    def __call__(self, module: nn.Module, *arguments: Any) -> None:
+        """Do it, if it is the module's call."""
+        if module._parameters is self._module._parameters:
+            self._hook(module, *arguments)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be copied and written as a function that takes anything and gives None."""
+        return getattr, (nullcontext(), "__exit__")
+
+
 def of_module(module: nn.Module, told: Told) -> list[Any]:
     """Listen to the calls of a module in training mode.
 
@@ -29,13 +58,12 @@ def of_module(module: nn.Module, told: Told) -> list[Any]:
         What to `remove()` for silence.
     """
 
-    @torch.compiler.disable
     def forward(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> None:
         if module.training:
             with plainly():
                 told(plain(args[0] if args else next(iter(kwargs.values()))), output, lambda g: g)
 
-    hook: Any = forward
+    hook: Any = OwnHook(module, forward)
     return [module.register_forward_hook(hook, with_kwargs=True)]
 
 

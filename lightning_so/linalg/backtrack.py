@@ -18,7 +18,7 @@ def backtracked(kept: Sequence[Iterate], loss: Callable[[Tensor], float]) -> tup
 
     Args:
         kept: Iterates, the last one last; one at least.
-        loss: Of a displacement; infinite or NaN is worse than any number.
+        loss: Of a displacement; what is not finite is worse than any number.
 
     Returns:
         The iterate, and its loss.
@@ -26,7 +26,7 @@ def backtracked(kept: Sequence[Iterate], loss: Callable[[Tensor], float]) -> tup
     best, lowest = kept[-1], loss(kept[-1].value)
     for iterate in reversed(kept[:-1]):
         value = loss(iterate.value)
-        if math.isfinite(lowest) and not value < lowest:
+        if math.isfinite(lowest) and not (math.isfinite(value) and value < lowest):
             break
         best, lowest = iterate, value
     return best, lowest
@@ -42,7 +42,7 @@ def armijo(
     Source: Armijo 1966; the numbers of Martens 2010.
 
     Args:
-        loss: f, of a.
+        loss: f, of a; where it is not finite no step ends.
         here: f(0).
         slope: f'(0).
         trials: How many are tried.
@@ -60,6 +60,6 @@ def armijo(
     for trial in range(trials):
         a = SHRINK**trial
         value = full if full is not None and trial == 0 else loss(a)
-        if value <= here + ENOUGH * a * slope:
+        if math.isfinite(value) and value <= here + ENOUGH * a * slope:
             return a, value
     return 0.0, here

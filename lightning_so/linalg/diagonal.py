@@ -35,15 +35,19 @@ class Diagonal:
         return [self.window[row], self.terms[row]]
 
     def fold(self, row: int, step: int, beta: float, scale: float) -> None:
-        """`s <- b^k s + (1 - b^k) window`, k the steps since the last fold; the window is spent."""
+        """`s <- b^k s + (1 - b^k) window`, k the steps since the last fold; the window is spent.
+
+        One with numbers that are not finite counts for nothing.
+        """
         last = int(self.folded[row])
         # After a restart from factors alone, one window must not count for all steps before it.
         keep = beta ** (step - last if last else 1)
         self.folded[row] = step
-        fired = (self.terms[row, 0] > 0).to(self.weight.dtype)
+        fired = ((self.terms[row, 0] > 0) & self.window[row].sum().isfinite()).to(self.weight.dtype)
         kept, added = 1 - fired * (1 - keep), fired * (1 - keep)
         self.weight[row].mul_(kept).add_(added)
-        self.mean[row].mul_(kept).add_(self.window[row] * (added * scale / self.terms[row, 0].clamp_min(1)))
+        found = self.window[row] * (added * scale / self.terms[row, 0].clamp_min(1))
+        self.mean[row].mul_(kept).add_(found.masked_fill_(fired == 0, 0))
         self.spend(row)
 
     def spend(self, row: int) -> None:

@@ -82,10 +82,14 @@ class Side:
         """Shapes of a block's window."""
         return [factor.shape[1:] for factor in self.factors]
 
+    def trace(self, row: int) -> Tensor:
+        """`tr window` of a block over all tiles and groups; not finite if a row of it is not."""
+        return torch.stack([_trace(window) for window in self.window(row)]).sum()
+
     def fold(self, row: int, keep: Tensor, weight: Tensor) -> None:
-        """`F <- keep F + weight window`; the window is gone."""
+        """`F <- keep F + weight window`, whatever is in it where the weight is 0; the window is gone."""
         for factor, window in zip(self.factors, self.window(row), strict=True):
-            factor[row].mul_(keep).add_(window.mul_(weight))
+            factor[row].mul_(keep).add_(window.mul_(weight).masked_fill_(weight == 0, 0))
         self.forget(row)
 
     def forget(self, row: int) -> None:
@@ -94,8 +98,7 @@ class Side:
 
     def mean(self, row: int) -> Tensor:
         """`tr F / dim F` of a block over all tiles and groups."""
-        traces = [F[row].sum() if F.ndim == 3 else F[row].diagonal(dim1=1, dim2=2).sum() for F in self.factors]
-        return torch.stack(traces).sum() / (self.shape.length * self.shape.groups)
+        return torch.stack([_trace(F[row]) for F in self.factors]).sum() / (self.shape.length * self.shape.groups)
 
     def inverse(self, row: int, weight: Tensor, damping: Tensor) -> Result:
         """Inverses of a block's damped tiles, flattened one after the other."""
@@ -113,6 +116,11 @@ class Side:
         values = torch.cat([values for values, _, _ in found], 1)
         ok = all(ok for _, _, ok in found)
         return Result(torch.cat([*(vectors.flatten() for _, vectors, _ in found), values.flatten()]), ok)
+
+
+def _trace(F: Tensor) -> Tensor:
+    """The sum of the traces of (Q, T, T), or of diagonals (Q, length)."""
+    return F.sum() if F.ndim == 2 else F.diagonal(dim1=1, dim2=2).sum()
 
 
 def joined(results: list[Result]) -> Result:

@@ -34,11 +34,12 @@ class AdaHessian:
 
     m^ is the base's first moment without its bias, s^ is s without its own; lr, eps, wd and the betas of m are the
     base's, by param group. a is the mean over the positions of a convolution's kernel, or nothing. Of products every
-    few steps each counts for all of these steps, so that the mean is over as long a time. The public code's denominator
-    is `rownorm`: its square has the mean `sum_j H_ij^2`, not `H_ii^2`; a diagonal that comes near zero takes
-    steps without bound, and diverged at three times its best rate where `rownorm` did not. Rates are not those of Adam:
-    published are .15 with eps=1e-4, and .3 to 1 were best on a small CNN. A product costs about two gradients, at every
-    step; `MatrixFree(product="auto")` or "exact" with ReLU.
+    few steps each counts for all of these steps, so that the mean is over as long a time. One that is not finite is
+    left out and counted in `curv/failed`; before the first there is nothing to divide by, and no step is taken. The
+    public code's denominator is `rownorm`: its square has the mean `sum_j H_ij^2`, not `H_ii^2`; a diagonal that comes
+    near zero takes steps without bound, and diverged at three times its best rate where `rownorm` did not. Rates are
+    not those of Adam: published are .15 with eps=1e-4, and .3 to 1 were best on a small CNN. A product costs about two
+    gradients, at every step; `MatrixFree(product="auto")` or "exact" with ReLU.
 
     Source: Yao et al. 2021, arXiv 2006.00719, algorithm 1; the row norms: Dauphin et al. 2015, arXiv 1502.04390.
 
@@ -110,7 +111,7 @@ class AdaHessian:
                 step.space.averaged(d)
             s.lerp_(d.square_() if self.estimator == "rownorm" else d, 1 - self.beta**self.every)
         if not numbers["looks"]:
-            return None
+            return torch.zeros_like(step.update)  # At this rate the Adam itself would be far too fast.
         denominator = (s.abs() / (1 - self.beta ** (self.every * int(numbers["looks"])))).pow_(
             self.power / 2 if self.estimator == "rownorm" else self.power
         )
@@ -133,7 +134,8 @@ class Sophia:
         h <- beta h + (1 - beta) z * H z          every so many steps, from 0; G z with "gauss-newton"
 
     m is the base's first moment with its bias, lr and wd are the base's. Where curvature is not positive the step is
-    `lr sign(m)`. Recommended are betas of (.96, .99) and a decay of .1 to .2; gamma is right where a tenth to a half of
+    `lr sign(m)`, and before the first product too. One that is not finite is left out, and counted in `curv/failed`.
+    Recommended are betas of (.96, .99) and a decay of .1 to .2; gamma is right where a tenth to a half of
     the coordinates are not clipped (`curv/clipped` is the share of those that are, at the last product).
 
     Source: Liu et al. 2023, arXiv 2305.14342, algorithm 3, with a first product at the first step; G by a product with
@@ -191,8 +193,6 @@ class Sophia:
         if looks and (found := _probed(state, step, self.seed, products)) is not None:
             z, product = found
             h.lerp_(product.mul_(z), 1 - self.beta)
-        if not numbers["looks"]:
-            return None
         ratio = step.moments.first(corrected=False).div_((self.gamma * h).clamp_(min=LEAST))
         if looks:
             beyond = (ratio.abs() > 1).to(ratio)[None]

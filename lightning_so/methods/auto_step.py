@@ -34,7 +34,9 @@ class AutoStep:
     One evaluation each time. The first step is looked at before it is taken: where it leads up a slope ten times as
     steep it is shortened. The factor rises by at most 2 at once, and falls at once where the curvature has risen: a
     step that is much too long cannot wait for an average. Between two looks no step is longer than 4 times the one that
-    was looked at. Schedulers multiply as they are wont to: the factor belongs to the rate that they started from.
+    was looked at. A look at what is not finite changes nothing; a first step of which no length leads to a finite
+    gradient is not taken, and the next is the first. Both are counted in `curv/failed`. Schedulers multiply as they are
+    wont to: the factor belongs to the rate that they started from.
 
     Source: parabola along the step: Rolinek and Martius 2018, arXiv 1802.05074, for the idea of a step length from a
     local model; a second batch for the slopes is what noise asks for (see docs/few-directions.md).
@@ -93,7 +95,8 @@ class AutoStep:
         """See `VectorMethod.update`."""
         numbers, last = state.numbers, state.vectors["last"]
         if not bool(numbers["by"]):
-            self._begin(state, step)
+            if not self._begin(state, step):
+                return torch.zeros_like(step.update)
         elif self.probes(step.number):
             self._look(state, step)
         factor = min(float(numbers["factor"]), float(numbers["longest"]) / step.space.norm(step.update))
@@ -101,8 +104,12 @@ class AutoStep:
         numbers["by"].fill_(factor * step.schedule)
         return last
 
-    def _begin(self, state: VectorState, step: Step) -> None:
-        """Look ahead along the first step: where it leads up a slope many times as steep, it is shortened."""
+    def _begin(self, state: VectorState, step: Step) -> bool:
+        """Look ahead along the first step: where it leads up a slope many times as steep, it is shortened.
+
+        Returns:
+            Whether a length of it leads to where the gradient is finite.
+        """
         u, numbers = step.update, state.numbers
         for shorter in range(LENGTHS):
             ahead = 10.0**-shorter * u
@@ -111,10 +118,11 @@ class AutoStep:
                 break
             numbers["failed"] += 1
         else:
-            return
+            return False
         if shorter or slopes[1] > STEEP * abs(slopes[0]):
             share = -slopes[0] / (slopes[1] - slopes[0]) if slopes[1] > slopes[0] else 1.0
             numbers["factor"].fill_(10.0**-shorter * (min(share, 1.0) if share > 0 else 1 / STEEP))
+        return True
 
     def _look(self, state: VectorState, step: Step) -> None:
         """Measure the loss along the last step, and move the factor."""

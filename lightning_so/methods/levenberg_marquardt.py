@@ -1,5 +1,6 @@
 """Levenberg and Marquardt with a dense Jacobian: full-batch least squares with up to some thousand weights."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -31,7 +32,9 @@ class LevenbergMarquardt:
     `r.square()`, `r ** 2` or `r * r` with positive weights, of predictions or of derivatives of them (as of a
     physics-informed network). J is had in one backward pass for all samples where linear layers treat samples apart,
     which is checked at every step; otherwise residual by residual. The matrix that is factored has the smaller of both
-    sides of J. All of it is of one batch: give it all data in one (full batch). Works in one process and under DDP.
+    sides of J. Where r or J is not finite no step is taken, l stays, and `curv/failed` counts it; a trial whose loss is
+    not finite is one that has not fallen. All of it is of one batch: give it all data in one (full batch). Works in one
+    process and under DDP.
 
     The optimizer is SGD without momentum; its learning rate does not matter, but a schedule of it scales steps.
 
@@ -83,18 +86,22 @@ class LevenbergMarquardt:
         """See `VectorMethod.update`."""
         numbers, found = state.numbers, step.oracle.residuals()
         system = DampedLeastSquares(found.jacobian, found.values)
-        here = float(found.values.double().square().sum()) / 2
+        here, mean = float(found.values.double().square().sum()) / 2, system.scale
+        if not math.isfinite(here) or not math.isfinite(mean):
+            numbers["failed"] += 1
+            numbers["length"].zero_()
+            return torch.zeros_like(step.update)
         if float(numbers["scale"]) == 0:
-            numbers["scale"].fill_(system.scale)
+            numbers["scale"].fill_(mean)
         scale, growth = float(numbers["scale"]), 2.0
         numbers["by_row"].fill_(found.by_row)
         for trial in range(1, self.trials + 1):
             damping = float(numbers["l"]) * scale
             solved = system.solve(damping)
-            taken, ratio = solved.value.to(step.update), float("nan")
-            if solved.ok:
-                foretold = system.change(solved.value, damping)
-                ratio = (step.oracle.loss(taken) - here) / foretold if foretold < 0 else ratio
+            taken, ratio = solved.value.to(step.update), -1.0
+            if solved.ok and (foretold := system.change(solved.value, damping)) < 0:
+                there = step.oracle.loss(taken)
+                ratio = (there - here) / foretold if math.isfinite(there) else ratio
             numbers["failed"] += not solved.ok
             numbers["tried"].fill_(trial)
             numbers["ratio"].fill_(ratio)

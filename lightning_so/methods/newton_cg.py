@@ -55,6 +55,9 @@ class NewtonCG:
     With the Hessian, a direction that bends down ends the solve: what there is of it is taken, or, if it is the first,
     that direction, as far as a parabola of the same curvature upwards, damped, has its minimum; and l grows.
 
+    Where the loss at the weights or the first product is not finite no step is taken; of a later product, the iterates
+    before it are what was solved. Both are counted in `curv/failed`.
+
     All evaluations are of one function, dropout and batch statistics included: they see the same random numbers and the
     same batch; running statistics are those of the training alone. g is the gradient of the whole step; where it is
     accumulated, B and the losses are of the last micro-batch (a subsampled Newton method).
@@ -120,16 +123,28 @@ class NewtonCG:
         """See `VectorMethod.update`."""
         numbers = state.numbers
         here = step.oracle.loss()
+        if not math.isfinite(here):  # No step could be compared with it.
+            return self._withheld(state)
         self._judge(state, step, here)
         found = self._slice(state, step) if self.slice else self._solve(state, step)
         numbers["iterations"].fill_(found.iterations)
         numbers["residual"].fill_(found.residual)
         if found.why == "negative":
             numbers["negative"] += 1
-        if not found.ok:
-            numbers["failed"] += 1
+        if not found.ok and not found.iterations:
+            return self._withheld(state)
+        numbers["failed"] += int(not found.ok)
         self._take(state, step, here, found)
         return state.vectors["taken"]
+
+    def _withheld(self, state: VectorState) -> Tensor:
+        """No step, and none to judge the damping by; the next solve begins anew."""
+        numbers = state.numbers
+        numbers["failed"] += 1
+        numbers["damping"].mul_(FACTOR)
+        for name in ("moved", "age", "length"):
+            numbers[name].zero_()
+        return state.vectors["taken"].zero_()
 
     # ---------------------------------------------------------------- the damping
 
@@ -141,6 +156,8 @@ class NewtonCG:
         began, ended, foretold = (float(numbers[name]) for name in ("began", "ended", "foretold"))
         if self.judge == "next" and not abs(here - ended) <= SAME * abs(ended):
             began, ended = step.oracle.loss(-state.vectors["taken"]), here
+        if not math.isfinite(began):  # The batch says nothing of the step.
+            return
         ratio = (ended - began) / foretold if foretold < 0 else -1.0
         numbers["ratio"].fill_(ratio)
         numbers["damping"].fill_(max(adapted(float(numbers["damping"]), ratio, FACTOR), LEAST * self.damping))

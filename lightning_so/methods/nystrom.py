@@ -32,7 +32,9 @@ class Nystrom:
 
     Omega is random at the first step, where the sketch is made three times over; after that it is the last U, which
     follows the largest directions as subspace iteration does. All products of a sketch are taken at one step, of its
-    last micro-batch: products of different batches are of no one matrix, and the sketch of them was no use.
+    last micro-batch. One that fails is counted in `curv/failed` and made again at the next step; until then the last
+    one is used, and before the first the base's steps stay as they are. Products of different batches are of no one
+    matrix, and the sketch of them was no use.
 
     For convex problems, and where few large curvatures hold SGD back. A has to be positive: of a network the Hessian is
     not, the Gauss-Newton matrix is.

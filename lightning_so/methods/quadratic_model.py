@@ -1,5 +1,6 @@
 """Step size and momentum from an exact quadratic model in two directions: the base's step, and the last one taken."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -29,8 +30,10 @@ class QuadraticModel:
 
     u is the base's step: of SGD without momentum behind K-FAC, minus the learning rate times the preconditioned
     gradient; its length matters at the first step alone. l is the damping of K-FAC's factors as well, where
-    `SecondOrder(KFAC())` or `SecondOrder(EKFAC())` stands before it, whatever theirs says. Two products a step;
-    the change of the loss in r is had from its slopes at both ends, one evaluation.
+    `SecondOrder(KFAC())` or `SecondOrder(EKFAC())` stands before it, whatever theirs says. Two products a step; the
+    change of the loss in r is had from its slopes at both ends, one evaluation. Where a product is not finite a and b
+    are those of the step before; where the gradient at the step's end is not, no step is taken, and l rises. Both are
+    counted in `curv/failed`.
 
     Source: Martens and Grosse 2015, arXiv 1503.05671, sections 6.5 and 7, with the Hessian, |L| and a bound, where
     there the Fisher matrix is positive.
@@ -112,13 +115,12 @@ class QuadraticModel:
         if self.curvature == "constant":
             along = torch.full_like(along, float(along.mean()))
         z = -(U @ (along * (U.mT @ c)))
+        z *= min(1.0, self.growth * float(L.norm(dim=0).max() / z.norm().clamp(min=1e-300)))
         if not bool(found.isfinite().all() and z.isfinite().all()):
             numbers["failed"] += 1
             return None
-        z *= min(1.0, self.growth * float(L.norm(dim=0).max() / z.norm().clamp(min=1e-300)))
-        numbers["weights"].zero_()[:count] = torch.linalg.solve(
-            L[:, :count], z
-        )  # Q'z = pair' weights, and Q pair' = L.
+        # Q'z = pair' weights, and Q pair' = L: triangular, with a positive diagonal.
+        numbers["weights"].zero_()[:count] = torch.linalg.solve(L[:, :count], z)
         numbers["looks"] += 1
         numbers["top"].copy_(curvatures[-1])
         return float(c @ z + 0.5 * (U.mT @ z).square() @ damped)
@@ -128,6 +130,10 @@ class QuadraticModel:
         numbers, taken = state.numbers, state.vectors["last"]
         ends = torch.stack([step.oracle.here, step.oracle.at(taken)])
         ratio = float(step.space.gram(taken[None], ends).mean()) / predicted if predicted else 0.0
+        if not math.isfinite(ratio):
+            numbers["failed"] += 1
+            taken.zero_()
+            ratio = -1.0
         numbers["ratio"].fill_(ratio)
         numbers["damping"].fill_(adapted(float(numbers["damping"]), ratio, FACTOR**self.adapt))
 

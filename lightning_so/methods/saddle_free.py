@@ -3,6 +3,7 @@
 Legend: m directions, n numbers of this rank.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -36,6 +37,9 @@ class SaddleFreeKrylov:
     A step that does not lower the loss is not taken: l is raised to 4 times the larger of itself and the smallest |L|,
     and the step tried again, which costs a forward pass and no product. l begins as a share of the largest |L| that is
     seen first, so that the scale of the loss does not matter. m products a step.
+
+    Where the loss at the weights is not finite, or no product is, no step is taken and l stays; of a later product, the
+    directions before it are what the step is made of. Both are counted in `curv/failed`.
 
     For full or large batches, where few but expensive steps are wanted: the ratio is of the batch that V and T are of,
     and on minibatches it says nothing of the others. With accumulated gradients g is that of all micro-batches, T and
@@ -91,13 +95,14 @@ class SaddleFreeKrylov:
     def update(self, state: VectorState, step: Step) -> Tensor | None:
         """See `VectorMethod.update`."""
         last, numbers = state.vectors["last"], state.numbers
-        V, T = subspace(self.m, step.gradient, last, step.oracle, step.space)
+        V, T, whole = subspace(self.m, step.gradient, last, step.oracle, step.space)
         numbers["directions"].fill_(len(V))
         # Of several micro-batches the last one's own gradient is what the ratio is of.
         slopes = step.space.gram(V, torch.stack([step.gradient, step.oracle.here])).cpu()
         if not len(V) or not bool(T.isfinite().all() and slopes.isfinite().all()):
             numbers["failed"] += 1
             return torch.zeros_like(last)
+        numbers["failed"] += int(not whole)
         curvatures, Q = torch.linalg.eigh((T + T.mT) / 2)
         numbers["top"].copy_(curvatures[-1])
         numbers["bottom"].copy_(curvatures[0])
@@ -116,6 +121,9 @@ class SaddleFreeKrylov:
         damping = float(numbers["damping"])
         damping = max(self.damping * largest if damping < 0 else damping, LEAST * largest)
         before = oracle.loss()
+        if not math.isfinite(before):  # No step could be compared with it.
+            numbers["failed"] += 1
+            return None
         for _ in range(self.trials):
             along = strides(L.abs() + damping, float("inf"))
             if self.curvature == "constant":
@@ -123,7 +131,7 @@ class SaddleFreeKrylov:
             z = -along * c
             predicted = float(own @ z + 0.5 * z.square() @ (L + damping))
             change = oracle.loss((Q @ z).to(V) @ V) - before
-            if predicted > 0 or change < 0:
+            if math.isfinite(change) and (predicted > 0 or change < 0):
                 break
             numbers["rejected"] += 1
             damping = RAISE * max(damping, float(L.abs().min()))  # Less than the smallest would change nothing.
@@ -144,7 +152,7 @@ class SaddleFreeKrylov:
         return {f"curv/{names.get(name, name)}": float(numbers[name]) for name in (*names, *same)}
 
 
-def subspace(m: int, gradient: Tensor, last: Tensor, oracle: Oracle, space: Space) -> tuple[Tensor, Tensor]:
+def subspace(m: int, gradient: Tensor, last: Tensor, oracle: Oracle, space: Space) -> tuple[Tensor, Tensor, bool]:
     """An orthonormal frame of the Krylov space of the gradient and of the last step, and the Hessian in it.
 
     Args:
@@ -155,7 +163,8 @@ def subspace(m: int, gradient: Tensor, last: Tensor, oracle: Oracle, space: Spac
         space: What inner products are.
 
     Returns:
-        V, shape (k, n), k <= m; T, shape (k, k), float64, on the CPU.
+        V, shape (k, n), k <= m; T, shape (k, k), float64, on the CPU; whether no direction was left out because its
+        product was not finite.
     """
     found: list[Tensor] = []
 
@@ -163,11 +172,12 @@ def subspace(m: int, gradient: Tensor, last: Tensor, oracle: Oracle, space: Spac
         found.append(oracle.products(v[None])[0])
         return found[-1]
 
-    V = lanczos(product, gradient, min(m - 1, space.dimension), space).basis
+    krylov = lanczos(product, gradient, min(m - 1, space.dimension), space)
+    V = krylov.basis
     del found[len(V) :]  # Where one was not finite.
     v = beside(V, last, space) if len(V) < space.dimension else None
     if v is not None:
         product(v)
         V = torch.cat([V, v[None]])
     # Of products that are not quite symmetric no entry is left out, as the recurrence would.
-    return V, space.gram(V, torch.stack(found) if found else V).cpu()
+    return V, space.gram(V, torch.stack(found) if found else V).cpu(), krylov.ok

@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lightning_so.errors import ConfigError, check_choice, check_count
 from lightning_so.linalg.hutchinson import Trace, trace
 from lightning_so.linalg.lanczos import Density, Product, density
+from lightning_so.linalg.precision import Unrounded
 from lightning_so.linalg.products import PRODUCTS, STEPS, FiniteDifference
 from lightning_so.probe.double_backward import exact, way_out
 from lightning_so.probe.parameters import ParameterVector
@@ -95,7 +96,7 @@ def spectrum(
         return scalar(loss(), "spectrum", "Give a function that returns one.")
 
     try:
-        with undone(model, list(model.parameters())):
+        with undone(model, list(model.parameters())), Unrounded():
             how, why = _product(vector, model, repeated, product)
             found = density(how, vector.space, steps=min(steps, vector.space.dimension), probes=probes, seed=seed)
             traces = trace(how, vector.space, probes=probes, seed=seed)

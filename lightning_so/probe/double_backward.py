@@ -1,5 +1,6 @@
 """Products with the Hessian by double backward, of the mean loss over ranks; or why there are none."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,10 +21,12 @@ class Exact:
     Attributes:
         mine: Of this rank.
         vector: The parameters.
+        compared: Whether it was seen to give the training's gradient, on every rank: asked for, and of finite numbers.
     """
 
     mine: DoubleBackward
     vector: ParameterVector
+    compared: bool = False
 
     def __call__(self, v: Tensor) -> Tensor:
         """H v, shape (n,)."""
@@ -31,7 +34,7 @@ class Exact:
 
     def block(self, numbers: Sequence[int]) -> "Exact":
         """See `BlockProduct.block`."""
-        return Exact(self.mine.block(numbers), self.vector)
+        return Exact(self.mine.block(numbers), self.vector, self.compared)
 
     @property
     def gradient(self) -> Tensor:
@@ -59,7 +62,7 @@ def exact(vector: ParameterVector, model: nn.Module, loss: Callable[[], Tensor],
     """
     if vector.access.sharded:
         return "of sharded parameters a second derivative reaches no piece"
-    mine, reason = None, ""
+    mine, reason, compared = None, "", False
     with unsynced(model):
         expected = vector.gradient(loss) if probe else None
         value = loss()
@@ -71,28 +74,30 @@ def exact(vector: ParameterVector, model: nn.Module, loss: Callable[[], Tensor],
                     mine, reason = None, "a function in it is marked as differentiable once"
         except RuntimeError as error:
             mine, reason = None, (str(error).splitlines() or [type(error).__name__])[0][:160]
-    if mine is not None and expected is not None and (reason := _unlike(vector, mine, expected)):
-        mine = None
+    if mine is not None and expected is not None:
+        reason, compared = _unlike(vector, mine, expected)
+        mine = None if reason else mine
     # A graph that one rank cannot make, or has no memory for, is made by none.
-    if vector.comm.anywhere([mine is None])[0]:
+    none, unsure = vector.comm.anywhere([mine is None, not compared])
+    if none:
         return reason or "another rank has none"
     assert mine is not None
-    return Exact(mine, vector)
+    return Exact(mine, vector, not unsure)
 
 
-def _unlike(vector: ParameterVector, mine: DoubleBackward, expected: Tensor) -> str:
-    """What is wrong with a graph that does not give the gradient of a training; nothing where it does."""
+def _unlike(vector: ParameterVector, mine: DoubleBackward, expected: Tensor) -> tuple[str, bool]:
+    """What is wrong with a graph that does not give a training's gradient, "" for nothing; whether that is sure."""
     space = vector.space
     parts = zip(space.pieces, space.split(expected), mine.reached, strict=True)
     if hidden := [piece.name for piece, part, reached in parts if not reached and bool(part.any())]:
-        return f"the graph hides {hidden[:3]}, as a reentrant checkpoint does"
+        return f"the graph hides {hidden[:3]}, as a reentrant checkpoint does", True
     apart, length = space.norm(mine.gradient.to(expected) - expected), space.norm(expected)
     if apart > AGAIN * length:
         return (
             f"the gradient of its graph and that of backward() are {apart / max(length, 1e-30):.1e} apart: a reentrant "
             "checkpoint hides one of two uses of a weight, or the same loss twice is not the same"
-        )
-    return ""
+        ), True
+    return "", math.isfinite(apart)
 
 
 def way_out(reason: str) -> str:

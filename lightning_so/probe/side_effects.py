@@ -1,9 +1,10 @@
-"""What a forward and backward pass leaves behind, taken back: gradients, buffers, metrics, random numbers."""
+"""What a forward and backward pass leaves behind, taken back: gradients, buffers, attributes, metrics, generators."""
 
 import copy
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 #: What a metric of torchmetrics keeps besides its states.
 KEPT = ("_update_count", "_computed", "_forward_cache", "_cache", "_is_synced", "_to_sync", "_should_unsync")
+#: What every module has, and where others keep what a pass needs: these attributes are left alone.
+OWN, WRAPPERS = frozenset(nn.Module().__dict__), ("torch", "deepspeed")
 
 
 def random_state() -> tuple[Any, ...]:
@@ -37,8 +40,11 @@ def set_random_state(state: tuple[Any, ...]) -> None:
 def undone(module: nn.Module, params: Sequence[Tensor]) -> Iterator[None]:
     """Have everything afterwards as it was before.
 
+    Of a module's attributes what they are bound to comes back, and what is in lists, dicts, sets and deques; of metrics
+    the numbers too, with the graph that they are of. A tensor that is no buffer and is written in place is not.
+
     Args:
-        module: The module, whose buffers and metrics it is about.
+        module: The module, whose buffers, attributes and metrics it is about.
         params: The parameters whose gradients.
     """
     state = random_state()
@@ -47,6 +53,7 @@ def undone(module: nn.Module, params: Sequence[Tensor]) -> Iterator[None]:
         stack.enter_context(_gradients(params))
         stack.enter_context(_buffers(module))
         stack.enter_context(_metrics(module))
+        stack.enter_context(_attributes(module))
         yield
 
 
@@ -83,15 +90,59 @@ def _buffers(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def _attributes(module: nn.Module) -> Iterator[None]:
+    """Bind attributes to what they were bound to, and fill containers with what was in them."""
+    parts = [part for part in module.modules() if type(part).__module__.partition(".")[0] not in WRAPPERS]
+    kept = [(part, _plain(part)) for part in parts]
+    contents = [
+        (value, copy.copy(value))
+        for _, values in kept
+        for value in values.values()
+        if isinstance(value, list | dict | set | deque)
+    ]
+    try:
+        yield
+    finally:
+        for part, values in kept:
+            for name in _plain(part).keys() - values.keys():
+                del part.__dict__[name]
+            part.__dict__.update(values)
+        for container, content in contents:
+            container.clear()
+            container.extend(content) if isinstance(container, list | deque) else container.update(content)
+
+
+def _plain(part: nn.Module) -> dict[str, Any]:
+    """The attributes of a module that are its class's own."""
+    return {name: value for name, value in part.__dict__.items() if name not in OWN}
+
+
+@contextmanager
 def _metrics(module: nn.Module) -> Iterator[None]:
     """Put the states of torchmetrics' metrics back."""
     metrics: list[Any] = [part for part in module.modules() if hasattr(part, "_defaults") and hasattr(part, "update")]
     kept = [
-        {name: copy.deepcopy(value) for name, value in metric.__dict__.items() if name in (*metric._defaults, *KEPT)}
+        {name: _remembered(value) for name, value in metric.__dict__.items() if name in (*metric._defaults, *KEPT)}
         for metric in metrics
     ]
     try:
         yield
     finally:
         for metric, values in zip(metrics, kept, strict=True):
-            metric.__dict__.update(values)
+            metric.__dict__.update({name: again() for name, again in values.items()})
+
+
+def _remembered(value: Any) -> Callable[[], Any]:
+    """Gives a value again as it is now: the same tensor where it was not written, else a copy in the same graph."""
+    if isinstance(value, Tensor):
+        with torch.enable_grad():  # Of a metric that is a loss, the state is in a graph.
+            clone = value.clone()
+        version = None if value.is_inference() else value._version
+        return lambda: value if version is not None and value._version == version else clone
+    if isinstance(value, dict):
+        found = {name: _remembered(part) for name, part in value.items()}
+        return lambda: {name: again() for name, again in found.items()}
+    if type(value) in (list, tuple):
+        parts = [_remembered(part) for part in value]
+        return lambda: type(value)(again() for again in parts)
+    return lambda: value

@@ -12,7 +12,7 @@ from pytorch_lightning.strategies import DeepSpeedStrategy
 from torch import Tensor, nn
 
 from lightning_so.comm import group_of
-from lightning_so.errors import ConfigError, MissingError
+from lightning_so.errors import ConfigError, MissingError, installed_by
 from lightning_so.strategies.deepspeed_config import checked
 from lightning_so.strategies.deepspeed_files import WholeFiles
 from lightning_so.strategies.names import twins
@@ -22,7 +22,7 @@ try:
 except ImportError as error:
     raise MissingError(
         f"lightning_so.strategies.deepspeed needs deepspeed, which cannot be imported ({error}). "
-        "Install it: pip install 'lightning-so[deepspeed]', with DS_BUILD_OPS=0 where there is no compiler."
+        f"Install it: {installed_by('deepspeed')}, with DS_BUILD_OPS=0 where there is no compiler."
     ) from error
 
 __all__ = ["CLASSES", "SecondOrderDeepSpeedStrategy"]

@@ -1,12 +1,15 @@
 """The command `lightning-so`: exit status, what it prints, and what it says to wrong configurations."""
 
 import functools
+import sys
 
 import pytest
 
 from lightning_so import resume_check
 from lightning_so.callbacks.resume.launch import this_process
 from lightning_so.cli.__main__ import found, main
+from lightning_so.cli.commands.launch import _submitit
+from lightning_so.errors import MissingError
 from tests.support.forked import ROOT, module
 
 SOAP = ROOT / "configs" / "soap_byte_lm.yaml"
@@ -122,3 +125,16 @@ def test_what_is_unexpected_is_not_a_verdict(config, monkeypatch, capsys):
     monkeypatch.setattr("lightning_so.cli.commands.resume_check.resume_check", lambda *_, **__: 1 / 0)
     assert main(["resume-check", "--config", str(config), "--steps=4", "--stop=2"]) == 2
     assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_what_is_missing_is_had_from_a_clone(monkeypatch, capsys):
+    """The package's name on a registry is nobody's until it is published."""
+    monkeypatch.setitem(sys.modules, "jsonargparse", None)
+    assert main(["doctor"]) == 2
+    assert "pip install '.[cli]' in a clone of lightning_so" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(MissingError, match=r"launch needs submitit: pip install '\.\[slurm\]' in a clone"):
+        _submitit()
+    sources = [path.read_text() for room in ("lightning_so", "docs", "examples") for path in (ROOT / room).rglob("*.*")
+               if path.suffix in (".py", ".md") and path.name != "licences.md"]  # fmt: skip
+    assert not [text for text in sources if "install 'lightning-so[" in text or "install lightning-so" in text]

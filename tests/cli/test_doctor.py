@@ -1,6 +1,7 @@
 """`lightning-so doctor` without a cluster: this machine, launches by their variables, folders, ranks that differ."""
 
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -103,7 +104,7 @@ def test_the_port():
 def test_a_folder_that_cannot_be_written_to_and_one_with_little_room(tmp_path, monkeypatch):
     # Not even root can write there.
     (told,) = folder.check(Path("/proc"))
-    assert (told.state, told.remedy) == (BAD, "df -h '/proc'; ls -ld '/proc'")
+    assert (told.state, told.remedy) == (BAD, "df -h /proc; ls -ld /proc")
     monkeypatch.setattr(folder, "LITTLE", 1 << 62)
     assert [each.state for each in folder.check(tmp_path)] == [ODD]
 
@@ -112,7 +113,9 @@ def test_folders_and_checkpoints(tmp_path):
     assert [each.state for each in folder.check(tmp_path)] == [GOOD]
     assert not list(tmp_path.iterdir())
     (missing,) = folder.check(tmp_path / "nowhere")
-    assert missing.remedy == f"mkdir -p '{tmp_path}/nowhere'"
+    assert missing.remedy == f"mkdir -p {tmp_path}/nowhere"
+    (quoted,) = folder.check(Path("a'; touch PWNED; '"))
+    assert shlex.split(quoted.remedy) == ["mkdir", "-p", "a'; touch PWNED; '"]
     (tmp_path / "step=3.ckpt").write_bytes(b"half")
     assert [each.state for each in folder.check(tmp_path)] == [GOOD, BAD]
     assert folder.checkpoint(tmp_path / "step=4.ckpt")[0].state == BAD
@@ -185,6 +188,16 @@ def test_a_rank_that_meets_nobody_is_told_so(capsys, variables):
         (["launch"], "there is no command"),
         (["launch", "--lead", "30", "--", "python"], "lead must be an integer in [61"),
         (["launch", "--nodes", "0", "--", "python"], "nodes must be an integer in [1"),
+        # Each would begin a line of the batch script, which the node runs.
+        (["launch", "--name", "a\ntouch PWNED\n#", "--", "python"], r"launch(name='a\ntouch PWNED\n#')"),
+        (["launch", "--partition", "a\rb", "--", "python"], r"launch(partition='a\rb')"),
+        (["launch", "--account", "", "--", "python"], "launch(account='')"),
+        (["launch", "--folder", "a\nb", "--", "python"], r"launch(folder='a\nb')"),
+        (
+            ["launch", "--folder", "s3://bucket/run", "--", "python"],
+            "launch(folder='s3:/bucket/run'): this is an address",
+        ),
+        (["doctor", "--folder", "s3://bucket/run"], "doctor(folder='s3:/bucket/run'): this is an address"),
     ],
 )
 def test_what_cannot_be(capsys, monkeypatch, arguments, said):

@@ -5,12 +5,12 @@ import threading
 import time
 from datetime import timedelta
 
-import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from tests.support.forked import forking
+from tests.support.inside import Inside
 from tests.support.trainings import train
 
 #: How long the ranks wait for each other, and for how long packets are lost.
@@ -20,13 +20,14 @@ AT, EVERY, STEPS = 14, 4, 24
 PORT = 29500
 
 
-class Cable(pl.Callback):
+class Cable(Inside):
     """Before an exchange begins, rank 0 does something to the cable of rank 1; then both go on."""
 
     def __init__(self, what, where, host, out) -> None:
         self.what, self.where, self.host, self.out, self.facts = what, where, host, out, {}
 
     def on_train_start(self, trainer, pl_module) -> None:
+        super().on_train_start(trainer, pl_module)
         self.engine = trainer.callbacks[0].engines[0]
         comm = self.engine.host.team
         for where, name in (("guard", "anywhere"), ("solves", "start_gather")):
@@ -34,7 +35,7 @@ class Cable(pl.Callback):
 
     def after_happening(self, where, exchange):
         def late(*arguments):
-            self.happen(where)
+            self.come(where)
             return exchange(*arguments)
 
         return late
@@ -42,10 +43,10 @@ class Cable(pl.Callback):
     def on_train_batch_start(self, *_) -> None:
         self.before = self.weights()
 
-    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
-        self.happen("hidden")
+    def happen(self, trainer) -> None:
+        self.come("hidden")
 
-    def happen(self, where) -> None:
+    def come(self, where) -> None:
         if where != self.where or self.engine.report.step != AT or self.facts:
             return
         self.facts = {"acting": len(self.engine.hidden)}
@@ -60,10 +61,12 @@ class Cable(pl.Callback):
         self.began, self.waited = time.perf_counter(), self.engine.host.team.seconds
 
     def on_train_end(self, trainer, pl_module) -> None:
+        super().on_train_end(trainer, pl_module)
         if self.facts:
             self.facts["waited"] = self.engine.host.team.seconds - self.waited
 
     def on_exception(self, trainer, pl_module, exception) -> None:
+        super().on_exception(trainer, pl_module, exception)
         self.facts |= {"seconds": time.perf_counter() - self.began, "left": len(self.engine.hidden)}
         self.facts |= {"before": self.before, "after": self.weights(), "cause": str(exception)}
         torch.save(self.facts, self.out / f"rank{dist.get_rank()}.pt")

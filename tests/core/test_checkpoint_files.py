@@ -3,35 +3,29 @@
 import copy
 
 import pytest
-import pytorch_lightning
 import torch
 
 from lightning_so import EKFAC, SecondOrder, StateError, attach
 from lightning_so.core.checkpoint import checkpoint, exact_moments, plain_moments
 from tests.callbacks.test_second_order import METHOD, fit, module
+from tests.support.inside import SaveInside
 from tests.support.problems import Net, train
+from tests.support.trainings import Save
 
 
-class Save(pytorch_lightning.Callback):
-    """Saves at one step, before the optimizer's step or after the batch."""
+class Middle(SaveInside):
+    """Notes the weights of a block, the one that is kept and the one that everybody sees, as it saves."""
 
-    def __init__(self, path, at, middle=False):
-        self.path, self.at, self.middle = path, at, middle
-
-    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-        if self.middle and trainer.global_step == self.at:
-            self.weight = next(iter(trainer.callbacks[0].engines[0].stacks)).saved[0][0].clone()
-            self.live = trainer.callbacks[0].engines[0].stacks[0].blocks[0].param.detach().clone()
-            trainer.save_checkpoint(self.path)
-
-    def on_train_batch_end(self, trainer, *_):
-        if not self.middle and trainer.global_step == self.at:
-            trainer.save_checkpoint(self.path)
+    def happen(self, trainer):
+        if trainer.global_step == self.at:
+            (stack, *_) = trainer.callbacks[0].engines[0].stacks
+            self.weight, self.live = stack.saved[0][0].clone(), stack.blocks[0].param.detach().clone()
+        super().happen(trainer)
 
 
-def saved(tmp_path, at=12, **arguments):
+def saved(tmp_path, at=12):
     model, ours, path = module(), SecondOrder(METHOD), tmp_path / "some.ckpt"
-    fit(model, [ours, Save(path, at, **arguments)])
+    fit(model, [ours, Save(path, at)])
     return model, ours, path
 
 
@@ -112,7 +106,7 @@ def test_exact_moments_that_are_not_the_optimizers_are_refused(tmp_path):
 
 def test_a_save_in_the_middle_of_a_step_holds_the_weights(tmp_path):
     model, ours, path = module(), SecondOrder(METHOD), tmp_path / "some.ckpt"
-    saver = Save(path, 12, middle=True)
+    saver = Middle(path, 12)
     fit(model, [ours, saver])
     assert not saver.live.any()  # it was hidden when it was saved
     name = ours.engines[0].stacks[0].blocks[0].name

@@ -12,6 +12,8 @@ BUILTINS = {"eval", "exec", "compile", "__import__"}
 PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
 LOADS = {"load", "loads", "open", "Unpickler"}
 SHELLS = {"os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput"}
+#: Of a Trainer, what reads the checkpoint that it is given.
+TRAINS = {"fit", "validate", "test", "predict"}
 #: A run's own request: its parent wrote it a moment ago, in a folder that the parent made.
 ALLOWED = {("lightning_so/callbacks/resume/child.py", "pickle.loads")}
 
@@ -59,6 +61,8 @@ def unsafe(source: str) -> Iterator[str]:
             yield name
         elif name == "torch.load" and not is_true(call, "weights_only"):
             yield name
+        elif last in TRAINS and any(k.arg == "ckpt_path" for k in call.keywords) and not is_true(call, "weights_only"):
+            yield name
         elif name == "numpy.load" and any(k.arg == "allow_pickle" for k in call.keywords):
             yield name
 
@@ -82,6 +86,8 @@ def test_nothing_that_is_read_is_run():
         "import torch; torch.load(path, weights_only=False)",
         "import torch as t; t.load(path, weights_only=flag)",
         "from torch import load; load(path)",
+        "trainer.fit(model, ckpt_path=path)",
+        "trainer.test(model, ckpt_path=path, weights_only=False)",
         "import numpy as np; np.load(path, allow_pickle=True)",
     ],
 )
@@ -90,7 +96,8 @@ def test_each_kind_is_found(source):
 
 
 @pytest.mark.parametrize(
-    "source", ["model.eval()", "import torch; torch.compile(f)", "torch.load(p, weights_only=True)"]
+    "source",
+    ["model.eval()", "import torch; torch.compile(f)", "torch.load(p, weights_only=True)", "trainer.fit(model)"],
 )
 def test_what_only_looks_alike_is_not(source):
     assert not list(unsafe(source))

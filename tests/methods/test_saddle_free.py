@@ -171,8 +171,9 @@ def test_products_before_one_that_is_not_finite_are_used():
     H, calls = torch.diag(torch.tensor([1.0, 2.0, 5.0], dtype=torch.float64)), iter([1.0, float("nan"), 1.0])
     batch = SimpleNamespace(products=lambda V: next(calls) * V @ H)
     gradient, last = normal(3, 3), normal(4, 3)
-    V, T = subspace(4, gradient, last, batch, Space((Piece("w", 0, 3, 3),), dtype=torch.float64))
+    V, T, whole = subspace(4, gradient, last, batch, Space((Piece("w", 0, 3, 3),), dtype=torch.float64))
     assert len(V) == 2
+    assert not whole
     torch.testing.assert_close(T, V @ H @ V.mT)
 
 

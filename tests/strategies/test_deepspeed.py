@@ -181,5 +181,5 @@ def test_without_deepspeed_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "deepspeed", None)
     monkeypatch.delitem(sys.modules, "lightning_so.strategies.deepspeed", raising=False)
     for kind in (MissingError, ConfigError, ImportError):
-        with pytest.raises(kind, match=r"pip install 'lightning-so\[deepspeed\]'"):
+        with pytest.raises(kind, match=r"pip install '\.\[deepspeed\]' in a clone"):
             REGISTRIES["pytorch_lightning"].get("deepspeed_so_stage_2")

@@ -34,14 +34,12 @@ class Fault(pl.Callback):
         def begun(*arguments) -> None:
             self.happen("solved")
             begin(*arguments)
+            self.happen("hidden")
 
         act.begin = begun
 
     def on_train_batch_start(self, *_) -> None:
         self.before = self.weights()
-
-    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
-        self.happen("hidden")
 
     def happen(self, where) -> None:
         if where != self.where or self.engine.report.step != AT:

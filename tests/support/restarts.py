@@ -3,10 +3,10 @@
 import os
 import signal
 
-import pytorch_lightning as pl
 import torch.distributed as dist
 
 from lightning_so.callbacks.restart.restartable import Restartable, Stopped
+from tests.support.inside import Inside
 from tests.support.trainings import train
 
 #: At which step of ours a signal comes.
@@ -15,35 +15,36 @@ AT = 10
 PLACES = ("start", "backward", "guard", "observe", "solve", "act", "hidden", "finish", "end")
 
 
-class Signal(pl.Callback):
+class Signal(Inside):
     """At one place of a step a signal comes, on one rank."""
 
     def __init__(self, place, number, rank) -> None:
         self.place, self.number, self.rank, self.sent = place, number, rank, False
 
     def on_train_start(self, trainer, pl_module) -> None:
+        super().on_train_start(trainer, pl_module)
         self.engine = trainer.callbacks[0].engines[0]
         stage = self.engine.stopwatch.stage
 
         def begun(name):
-            self.happen(name)
+            self.come(name)
             return stage(name)
 
         self.engine.stopwatch.stage = begun
 
     def on_train_batch_start(self, *_) -> None:
-        self.happen("start")
+        self.come("start")
 
     def on_before_backward(self, *_) -> None:
-        self.happen("backward")
+        self.come("backward")
 
-    def on_before_optimizer_step(self, *_) -> None:
-        self.happen("hidden")
+    def happen(self, trainer) -> None:
+        self.come("hidden")
 
     def on_train_batch_end(self, *_) -> None:
-        self.happen("end")
+        self.come("end")
 
-    def happen(self, place) -> None:
+    def come(self, place) -> None:
         rank = dist.get_rank() if dist.is_initialized() else 0
         if place == self.place and rank == self.rank and self.engine.report.step == AT and not self.sent:
             self.sent = True

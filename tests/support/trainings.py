@@ -136,17 +136,13 @@ class Watch(pl.Callback):
 
 
 class Save(pl.Callback):
-    """Saves at one step: after it, or in the middle of the next, when the weights are hidden."""
+    """Saves after one step."""
 
-    def __init__(self, path, at, middle=False) -> None:
-        self.path, self.at, self.middle = path, at, middle
-
-    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
-        if self.middle and trainer.global_step == self.at:
-            trainer.save_checkpoint(self.path)
+    def __init__(self, path, at) -> None:
+        self.path, self.at = path, at
 
     def on_train_batch_end(self, trainer, *_) -> None:
-        if not self.middle and trainer.global_step == self.at:
+        if trainer.global_step == self.at:
             trainer.save_checkpoint(self.path)
 
 

@@ -13,6 +13,9 @@ from tests.support import noted
 from tests.support.forked import forking
 from tests.support.peers import PEERS
 
+CALLS = 30
+"""After so many the ranks are started anew: threads of process groups that nobody uses any more wake up every 10 ms."""
+
 
 class World:
     """Ranks 0 .. size-1, each waiting for (function, arguments); a function may be any importable one."""
@@ -23,7 +26,7 @@ class World:
 
     def start(self) -> None:
         context = forking()
-        self.file, self.broken = tempfile.mktemp(), False
+        self.file, self.broken, self.calls = tempfile.mktemp(), False, 0
         self.pipes, self.processes = [], []
         for rank in range(self.size):
             ours, theirs = context.Pipe()
@@ -34,10 +37,10 @@ class World:
 
     def run(self, function, *arguments, **named):
         """Call the function on every rank; the results, by rank. After a failure all ranks are started anew."""
-        if self.broken:
+        if self.broken or self.calls == CALLS:
             self.kill()
             self.start()
-        self.broken = True
+        self.broken, self.calls = True, self.calls + 1
         for pipe in self.pipes:
             pipe.send((function, arguments, named))
         answers = []

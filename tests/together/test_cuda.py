@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from lightning_so import EKFAC, KFAC, SOAP, Mixture, Muon, Shampoo, attach
+from lightning_so.linalg.basis import refresh
+from lightning_so.linalg.precision import FullPrecision
 from tests.support.problems import Net, batch
+from tests.support.spectra import matrix
 
 DEVICE = "cuda"
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -145,3 +148,59 @@ def test_a_non_finite_gradient_is_withheld():
     optimizer.step()
     assert engine.report.skipped == 1
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
+@pytest.fixture
+def tell():
+    """Tells torch how float32 products are to be made, until the end of the test."""
+    yield torch.set_float32_matmul_precision
+    torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("setting", ["high", "medium"])
+def test_a_basis_stays_where_its_factor_does_while_products_are_rounded(setting, tell):
+    # To 11 bits, on devices with tensor cores; its eigenvalues fall as 1/k^2.
+    X = matrix(512, 512, "1/k").to(DEVICE)
+    F, Q = (X @ X.mT).float(), torch.linalg.eigh(X @ X.mT)[1].flip(1).float()
+    for _ in range(20):  # until it is settled: the ridge that breaks ties is not in the factor
+        Q = refresh(F, Q, strength=1e-2).value
+
+    def turned(found):
+        return float(((found.mT @ Q).abs().amax(1) < 0.99).float().mean())
+
+    exact, expected = F @ Q, refresh(F, Q, strength=1e-2).value
+    assert turned(expected) < 0.01
+    tell(setting)
+    if torch.equal(F @ Q, exact):
+        pytest.skip("this device does not round them")
+    with FullPrecision():
+        assert torch.equal(refresh(F, Q, strength=1e-2).value, expected)
+    rounded = refresh(F, Q, strength=1e-2).value
+    tell("highest")
+    assert turned(rounded) > 0.1
+
+
+@pytest.mark.parametrize("case", [*((method, ADAMW) for method in METHODS), *OTHERS], ids=label)
+def test_what_is_observed_and_solved_is_not_rounded(case, tell):
+    """At a rate of zero, gradients are given: whatever is done to them, statistics are those of full precision."""
+    method, (cls, options) = case
+    found = []
+    for setting in ("highest", "high", "medium"):
+        torch.manual_seed(0)
+        model = Net().to(DEVICE)
+        engine = attach(model, cls(model.parameters(), **{**options, "lr": 0.0}), method)
+        for step in range(8):
+            x, y = batch(step)
+            engine.optimizer.zero_grad()
+            loss = torch.nn.functional.cross_entropy(model(x.to(DEVICE)), y.to(DEVICE))  # in full precision
+            engine.before_backward(loss)
+            loss.backward()
+            tell(setting)
+            engine.optimizer.step()
+            assert torch.get_float32_matmul_precision() == setting
+            tell("highest")
+        found.append(engine.state_dict()["blocks"])
+    for blocks in found[1:]:
+        for name, of_block in found[0].items():
+            for key, expected in of_block["tensors"].items():
+                assert torch.equal(blocks[name]["tensors"][key], expected), (name, key)

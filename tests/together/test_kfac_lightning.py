@@ -45,10 +45,7 @@ def test_a_trainer_equals_the_hand_loop(method, base, accumulate, clip):
     fit(model, [ours], accumulate_grad_batches=accumulate, gradient_clip_val=clip)
     hand, engine = by_hand(method, base, accumulate, clip)
     report = ours.engines[0].report
-    if report.rotated and clip:  # clipped in its basis: equal but for rounding
-        torch.testing.assert_close(model.net.state_dict(), hand.state_dict(), rtol=0, atol=1e-6)
-    else:
-        same(model.net, hand)
+    same(model.net, hand)
     assert (report.preconditioned, report.bent) == (engine.report.preconditioned, engine.report.bent)
     assert report.preconditioned + report.bent + report.rotated == 3
     if clip:

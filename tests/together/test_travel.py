@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from lightning_so import EKFAC, KFAC, SOAP, Muon, StateError
 from lightning_so.callbacks import saving
+from tests.support.inside import SaveInside
 from tests.support.peers import needs_deepspeed
 from tests.support.trainings import Module, Save, Standing, made, plain, train, unchanged, whole
 from tests.support.transformer import batch
@@ -397,7 +398,7 @@ def test_torch_making_the_optimizers_state_is_no_step_of_ours(two, tmp_path, for
 )
 def test_a_save_in_the_middle_of_a_step_holds_the_weights(two, tmp_path, form):
     after, middle = tmp_path / "after.ckpt", tmp_path / "middle.ckpt"
-    saves = [Save(str(after), STOP), Save(str(middle), STOP, middle=True)]
+    saves = [Save(str(after), STOP), SaveInside(str(middle), STOP)]
     ends = fit(two, form, "soap", callbacks=saves, steps=STOP + 1)
     if form != "fsdp2 in pieces":  # that is among the everyday tests
         assert apart(ends, fit(two, form, "soap", steps=STOP + 1)) == 0

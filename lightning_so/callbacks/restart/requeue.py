@@ -23,7 +23,7 @@ def requeue(number: int, folder: Path) -> str:
     Returns:
         What was done, for the log.
     """
-    job = _job()
+    job = this_job()
     if job is None:
         return "no SLURM job, so nothing is requeued"
     if shutil.which("scontrol") is None:
@@ -39,7 +39,7 @@ def requeue(number: int, folder: Path) -> str:
     return f"job {job} is requeued"
 
 
-def _job() -> str | None:
+def this_job() -> str | None:
     """This job's id; of an array, with its task."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     job = f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")

@@ -9,12 +9,17 @@ from typing import Any
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from lightning_so.callbacks.names import Callback
-from lightning_so.callbacks.restart import checkpoints
+from lightning_so.callbacks.restart import checkpoints, lock, manifest, start
 from lightning_so.callbacks.restart.flags import Flags
+from lightning_so.callbacks.restart.lock import Lock
+from lightning_so.callbacks.restart.place import local
 from lightning_so.callbacks.restart.requeue import ASKED, requeue
-from lightning_so.callbacks.restart.shared import blind, exchanged
+from lightning_so.callbacks.restart.shared import exchanged, told
 from lightning_so.comm import Local, ambient
 from lightning_so.errors import ConfigError, StateError, check_count
+
+#: What rank 0 says in the place of a signal's number once another training has taken its folder.
+LOST = 1 << 16
 
 
 class Stopped(SystemExit):
@@ -31,7 +36,10 @@ class Restartable(Callback):
     broadcast in the middle of whatever the ranks are doing, are put aside for the time of the fit.
 
     A resumed training equals one that was not stopped if the loader knows its place (`state_dict` and
-    `load_state_dict`, as in examples/restart.py); with another one the epoch begins anew, which is said at the start.
+    `load_state_dict`, as `ResumableLoader`); with another one the epoch begins anew, which is said at the start.
+
+    Beside every checkpoint lies a manifest with the checksum of its bytes, which is compared before it is used. The
+    folder is this training's for the time of the fit: another one that wants it is refused.
 
     Args:
         folder: Where checkpoints are, on a disk that all nodes share; for this training alone.
@@ -60,7 +68,8 @@ class Restartable(Callback):
         """Check the arguments; signals are touched when a fit starts."""
         check_count("Restartable", "every", every, 0, 1_000_000_000)
         check_count("Restartable", "keep", keep, 1, 1_000_000)
-        self.folder, self.every, self.keep, self.requeue = Path(folder).absolute(), every, keep, requeue
+        self.folder = local("Restartable", folder)
+        self.every, self.keep, self.requeue = every, keep, requeue
         self.signals = tuple(signals) if not isinstance(signals, str) else signals
         Flags(self.signals)
         self._clear()
@@ -68,26 +77,49 @@ class Restartable(Callback):
     def _clear(self) -> None:
         self._flags: Flags | None = None
         self._comm: Local | None = None
+        self._lock: Lock | None = None
         self._answer: Callable[[], int] | None = None
         self._step = 0
+        self._chosen: Path | None = None
+        self._damaged: list[Path] = []
 
     def newest(self) -> Path | None:
-        """The checkpoint to go on from, for `fit(ckpt_path=...)`; None at the first start.
+        """The checkpoint to go on from, for `fit(ckpt_path=...)`: the newest that is as it was written.
+
+        A file is read whole for it, on every rank, as it is when it is loaded. Of a folder of pieces sizes are
+        compared, and checksums once the fit begins, by all ranks together.
 
         Returns:
-            Its path. A damaged one raises `StateError`: it is never passed over in silence.
+            Its path; None at the first start. Damaged ones are named on the way, and lose their name when the fit
+            begins.
+
+        Raises:
+            StateError: If there are checkpoints, and none is whole.
         """
-        found = checkpoints.listed(self.folder)
-        if not found:
-            return None
-        # Once is enough to read everything.
-        checkpoints.check(found[-1], contents=getattr(rank_zero_only, "rank", 0) == 0)
-        return found[-1]
+        damaged: dict[Path, str] = {}
+        self._chosen = None
+        for path in reversed(checkpoints.listed(self.folder)):
+            try:
+                checkpoints.check(path, contents=not path.is_dir())
+            except StateError as error:
+                damaged[path] = str(error)
+                continue
+            for other, said in damaged.items():
+                rank_zero_only(print)(
+                    f"Restartable: {said.partition(checkpoints.MOVE)[0]} Going on from {path.name}; the damaged one is "
+                    f"{other.name}{checkpoints.DAMAGED} once the fit begins.",
+                    flush=True,
+                )
+            self._chosen, self._damaged = path, list(damaged)
+            return path
+        if damaged:
+            raise StateError(f"no checkpoint in {self.folder} is whole. {' '.join(damaged.values())}")
+        return None
 
     # ---------------------------------------------------------------- start and end
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Hold signals back until the training has started; refuse a folder that not all ranks see."""
+        """Hold signals back until the training has started; refuse a folder that is another's, or not all ranks'."""
         if stage != "fit":
             return
         if any(cls.__name__ == "_MultiProcessingLauncher" for cls in type(trainer.strategy.launcher).__mro__):
@@ -98,21 +130,17 @@ class Restartable(Callback):
         self._flags = Flags(self.signals)
         self._flags.hold()
         self._comm = ambient(sharded=False)
+        self._lock = start.hold(self.folder, self._comm)
+        start.see_folder(self.folder, self._comm)
+        start.see_pieces(self._chosen, self._comm)
         if trainer.is_global_zero:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            for path in self._damaged:
+                checkpoints.aside(path)
             checkpoints.tidy(self.folder, self.keep)
             (self.folder / ASKED).unlink(missing_ok=True)
-        self._see_folder()
-
-    def _see_folder(self) -> None:
-        """Refuse a folder that is not the same one on all ranks."""
-        assert self._comm is not None
-        ranks = blind(self._comm, self.folder)
-        if ranks:
-            raise ConfigError(
-                f"Restartable(folder={str(self.folder)!r}): ranks {ranks} do not see what rank 0 writes there. Give a "
-                f"folder on a disk that all nodes share."
-            )
+        self._damaged = []
+        # Nobody looks into the folder before it is tidy.
+        self._comm.anywhere([False])
 
     def on_sanity_check_start(self, trainer: Any, pl_module: Any) -> None:
         """Take Lightning's handlers away, which are there by now."""
@@ -142,7 +170,7 @@ class Restartable(Callback):
         if not hasattr(loader, "state_dict") and not isinstance(loader, (dict, list, tuple)):
             rank_zero_only(print)(
                 f"Restartable: {type(loader).__name__} has no state_dict, so a restart within an epoch begins the "
-                f"epoch's data anew; examples/restart.py has a loader that goes on."
+                f"epoch's data anew; lightning_so.ResumableLoader goes on."
             )
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -154,14 +182,11 @@ class Restartable(Callback):
             self._stop(trainer, number)
         if self.every and before // self.every != self._step // self.every:
             self._save(trainer)
-        assert self._comm is not None
-        self._answer = self._comm.start_largest(self._flags.received)
+        self._answer = self._asked()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """A signal of the last steps: the run is saved, and what comes after it is done by the next one."""
-        assert self._flags is not None
-        assert self._comm is not None
-        if (number := max(self._agreed(), self._comm.start_largest(self._flags.received)())) > 0:
+        if (number := max(self._agreed(), self._asked()())) > 0:
             self._stop(trainer, number)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
@@ -170,10 +195,15 @@ class Restartable(Callback):
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Give the signals back."""
-        flags, comm = self._flags, self._comm
+        flags, comm, held = self._flags, self._comm, self._lock
+        # What a rank has asked and nobody will answer, after an error, lives until its group has ended.
+        underway = self._answer
         self._clear()
+        if held is not None:
+            held.release()
         if comm is not None:
             comm.close()
+        del underway
         if flags is not None:
             flags.release()
 
@@ -189,6 +219,13 @@ class Restartable(Callback):
 
     # ---------------------------------------------------------------- inside
 
+    def _asked(self) -> Callable[[], int]:
+        """Start to ask whether a rank has got a signal, or the first one has lost its folder."""
+        assert self._flags is not None
+        assert self._comm is not None
+        lost = self._lock is not None and self._lock.lost
+        return self._comm.start_largest(LOST if lost else self._flags.received)
+
     def _agreed(self) -> int:
         """The signal that the ranks have agreed on at the last step; 0 for none."""
         answer, self._answer = self._answer, None
@@ -196,6 +233,9 @@ class Restartable(Callback):
 
     def _save(self, trainer: Any) -> Path:
         """Write a checkpoint, whole or not at all; every rank takes part."""
+        assert self._comm is not None
+        if self._comm.anywhere([self._lock is not None and not self._lock.ours()])[0]:
+            self._refuse_lost()
         partial = self.folder / checkpoints.PARTIAL.format(self._step)
         path = self.folder / checkpoints.NAME.format(self._step)
         trainer.save_checkpoint(partial)
@@ -203,14 +243,25 @@ class Restartable(Callback):
             # Of pieces, which lie in the memory of the nodes that have written them.
             checkpoints.flush(partial)
         trainer.strategy.barrier()
+        share = manifest.entries(partial, self._comm.rank, self._comm.ranks) if partial.is_dir() else {}
+        shares = told(self._comm, share)
         if trainer.is_global_zero:
-            checkpoints.publish(partial, path)
+            checkpoints.publish(partial, path, {name: entry for share in shares for name, entry in share.items()})
             checkpoints.tidy(self.folder, self.keep)
         trainer.strategy.barrier()
         return path
 
+    def _refuse_lost(self) -> None:
+        raise StateError(
+            f"{self.folder} is not this training's any more: its lock {lock.NAME} is gone, or another training has "
+            "taken it, which did not see this one live (asleep, or cut off from the disk). Nothing is written over: "
+            "end one of the two, and give this one another folder if both are wanted."
+        )
+
     def _stop(self, trainer: Any, number: int) -> None:
         """Save, requeue, end."""
+        if number >= LOST:
+            self._refuse_lost()
         assert self._flags is not None
         begin = time.perf_counter()
         path = self._save(trainer)

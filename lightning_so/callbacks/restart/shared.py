@@ -1,7 +1,9 @@
-"""Whether a folder is the same one on all ranks."""
+"""What ranks tell each other of a folder: whether it is the same one, and whatever else is said in a few words."""
 
+import json
 import secrets
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,6 +13,20 @@ from lightning_so.comm import Local, replicated_tensors
 def exchanged(comm: Local, number: int) -> list[int]:
     """A number of each rank, on all ranks."""
     return [int(of_rank) for (of_rank,) in replicated_tensors(comm, [[torch.tensor(int(number))]] * comm.ranks)]
+
+
+def told(comm: Local, mine: Any) -> list[Any]:
+    """What each rank says, on all ranks.
+
+    Args:
+        comm: How ranks talk.
+        mine: This rank's, as JSON has it.
+
+    Returns:
+        By rank.
+    """
+    wire = torch.frombuffer(bytearray(json.dumps(mine).encode()), dtype=torch.uint8)
+    return [json.loads(bytes(part.tolist())) for part in comm.gather(wire, exchanged(comm, wire.numel()))]
 
 
 def blind(comm: Local, folder: Path) -> list[int]:

@@ -67,7 +67,7 @@ def perform(phase: Phase, *, alone: bool = False) -> None:
     trainer = importlib.import_module(name).Trainer(**quiet(name, arguments, phase.folder, witness))
     if alone and trainer.world_size > 1:
         raise ConfigError(f"this_process trains in one rank, the Trainer has {trainer.world_size}: use fresh_process.")
-    trainer.fit(module, data, ckpt_path=phase.resume)
+    trainer.fit(module, data, ckpt_path=phase.resume, weights_only=True)
 
 
 def namespace(module: Any) -> str:

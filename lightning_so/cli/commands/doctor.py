@@ -5,6 +5,7 @@ import socket
 import sys
 from pathlib import Path
 
+from lightning_so.callbacks.restart.place import local
 from lightning_so.cli.health import folder as disk
 from lightning_so.cli.health import launch as launches
 from lightning_so.cli.health import machine, together
@@ -49,6 +50,7 @@ def command(
     """
     check_choice("doctor", "accelerator", accelerator, ACCELERATORS)
     check_range("doctor", "timeout", timeout, 1, 3600)
+    folder = None if folder is None else local("doctor", folder)
     launch = launches.seen()
     where = machine.device(launch, accelerator)
     found = [
@@ -96,7 +98,7 @@ def command(
         os.execvp(overrides[0], overrides)
     except OSError as error:
         raise ConfigError(
-            f"'{overrides[0]}' cannot be started ({error}); give a command that is on the PATH."
+            f"{overrides[0]!r} cannot be started ({error}); give a command that is on the PATH."
         ) from error
 
 

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lightning_so.errors import ConfigError, LaunchError, MissingError, check_count
+from lightning_so.callbacks.restart.place import local
+from lightning_so.errors import ConfigError, LaunchError, MissingError, check_count, installed_by
 
 #: SLURM may signal a minute early, and a process needs to start before it can save.
 LEAD = 180
@@ -64,9 +65,15 @@ def command(
         ("lead", lead, 61, 60 * time),
     ):
         check_count("launch", option, value, low, high)
+    for option, text in (("name", name), ("partition", partition), ("account", account)):
+        if text is not None and not (text and text.isprintable()):
+            raise ConfigError(
+                f"launch({option}={text!r}): a line break would begin a line of the batch script. Give a name of signs "
+                "that can be printed."
+            )
+    folder = local("launch", folder)
     if shutil.which("sbatch") is None:
         raise ConfigError("launch: sbatch is not on the PATH. Submit from a node of the cluster that can, or add it.")
-    folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     submitit, failed = _submitit()
     program = [*_doctor(ntasks_per_node, nodes, folder), *overrides] if doctor else list(overrides)
@@ -113,5 +120,5 @@ def _submitit() -> tuple[Any, type[Exception]]:
         import submitit
         from submitit.core.utils import FailedJobError
     except ImportError as error:
-        raise MissingError("launch needs submitit: pip install 'lightning-so[slurm]'") from error
+        raise MissingError(f"launch needs submitit: {installed_by('slurm')}") from error
     return submitit, FailedJobError

@@ -1,6 +1,7 @@
 """Where checkpoints will be."""
 
 import os
+import shlex
 import shutil
 from pathlib import Path
 
@@ -23,16 +24,17 @@ def check(folder: Path | None) -> list[Finding]:
     """
     if folder is None:
         return []
+    quoted = shlex.quote(str(folder))
     if not folder.is_dir():
-        return [bad("folder", f"{folder} is not there, or no folder, on this host", f"mkdir -p '{folder}'")]
+        return [bad("folder", f"{folder} is not there, or no folder, on this host", f"mkdir -p {quoted}")]
     trial = folder / f".doctor-{os.uname().nodename}-{os.getpid()}"
     try:
         partial = trial.with_suffix(".partial")
         partial.write_bytes(b"\0" * 4096)
         checkpoints.publish(partial, trial)
-        trial.unlink()
+        checkpoints.remove(trial)
     except OSError as error:
-        return [bad("folder", f"nothing can be written to {folder}: {error}", f"df -h '{folder}'; ls -ld '{folder}'")]
+        return [bad("folder", f"nothing can be written to {folder}: {error}", f"df -h {quoted}; ls -ld {quoted}")]
     free = shutil.disk_usage(folder).free
     found = [good("folder", f"{folder}, {free / 2**30:.1f} GiB free")]
     if free < LITTLE:

@@ -1,6 +1,5 @@
 """What only all ranks together can see: whether they find each other, agree, and are equally fast."""
 
-import json
 import socket
 import time
 from collections.abc import Sequence
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from lightning_so.callbacks.restart.shared import blind
+from lightning_so.callbacks.restart.shared import blind, told
 from lightning_so.cli.health.finding import GOOD, Finding, bad, good, odd
 from lightning_so.comm import Local, replicated_tensors
 
@@ -97,9 +96,7 @@ def merged(comm: Local, mine: Sequence[Finding]) -> list[Finding]:
     Returns:
         The list, the same on every rank.
     """
-    wire = torch.frombuffer(bytearray(json.dumps([asdict(each) for each in mine]).encode()), dtype=torch.uint8)
-    sizes = [int(row[0]) for row in _numbers(comm, [wire.numel()])]
-    ranks = [json.loads(bytes(part.tolist())) for part in comm.gather(wire, sizes)]
+    ranks = told(comm, [asdict(each) for each in mine])
     by_check: dict[str, list[tuple[int, Finding]]] = {}
     for rank, rows in enumerate(ranks):
         for row in rows:

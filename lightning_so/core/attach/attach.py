@@ -1,6 +1,5 @@
 """The engine for a plain torch loop: hooks on the optimizer, and nothing else changes."""
 
-from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, overload
 
@@ -20,6 +19,7 @@ from lightning_so.core.engine import Engine
 from lightning_so.core.host import Host
 from lightning_so.core.options import Checks, Options
 from lightning_so.core.plan.mixture import Mixture
+from lightning_so.core.plan.roles import Route
 from lightning_so.errors import ConfigError, check_choice
 from lightning_so.linalg.products import PRODUCTS
 
@@ -30,8 +30,8 @@ class Attached(Engine):
     def __init__(self, host: Host, options: Options) -> None:
         """See `Engine`; hooks itself in."""
         super().__init__(host, options)
-        self._step = ReplacedStep(self.optimizer, "_lightning_so", self, partial(guarded, self))
         self._hooks = hooks(self)
+        self._step = ReplacedStep(self.optimizer, "_lightning_so", self, partial(guarded, self, self._hooks))
         self.arm()
 
     def detach(self) -> None:
@@ -74,7 +74,7 @@ def attach(
     optimizer: Optimizer,
     method: Method | Mixture,
     *,
-    route: Mapping[str, Sequence[str]] | None = None,
+    route: Route | None = None,
     min_coverage: float = 0.0,
     reduction: str | None = None,
     verify_every: int = 0,
@@ -89,7 +89,7 @@ def attach(
     optimizer: Optimizer,
     method: Method | Mixture | VectorMethod,
     *,
-    route: Mapping[str, Sequence[str]] | None = None,
+    route: Route | None = None,
     min_coverage: float = 0.0,
     reduction: str | None = None,
     verify_every: int = 0,
@@ -108,7 +108,8 @@ def attach(
         optimizer: The base optimizer; it stays the only one.
         method: `SOAP()`, `KFAC()`, `Muon()`, ..., or a `Mixture` of rules. Or one on the whole parameter vector
             (`FewDirections()`, ...), which takes `product` alone and has `optimizer.step(closure)` called.
-        route: Overrides, role ("base", "hidden", "embedding", "head") -> globs on names.
+        route: Overrides, role ("base", "hidden", "embedding", "head") -> globs on names; and "split" -> globs and how
+            many matrices a parameter is, as `{"split": {"*.qkv.weight": 3}}`.
         min_coverage: Smallest share of the optimizer's elements that must be covered.
         reduction: Whether the loss is a "mean" or a "sum" over samples, for methods that observe layers. None reads it
             from losses that are shown to `engine.before_backward(loss)`, and takes others for means.

@@ -1,6 +1,6 @@
 """What an optimizer's own step asks an engine before it and after it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ def hooks(engine: Engine) -> list[Any]:
         engine: The engine.
 
     Returns:
-        Handles that take the hooks back.
+        Handles that take the hooks back: of that before the step, and of that after it.
     """
 
     def before(_: Optimizer, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
@@ -60,10 +60,31 @@ def hooks(engine: Engine) -> list[Any]:
     ]
 
 
-def guarded(engine: Engine, original: Callable[..., Any]) -> Callable[..., Any]:
-    """The optimizer's step, after which nothing is left hidden, whatever happened in it."""
+def innermost(handles: Sequence[Any]) -> None:
+    """Have our hooks of a step be the next to it, so that all others see weights that are not hidden.
+
+    Args:
+        handles: What `hooks` gave; a hook that somebody has taken away stays away.
+    """
+    for handle, last in zip(handles, (True, False), strict=True):
+        if handle.id in (others := handle.hooks_dict_ref()):
+            others.move_to_end(handle.id, last)
+
+
+def guarded(engine: Engine, handles: Sequence[Any], original: Callable[..., Any]) -> Callable[..., Any]:
+    """The optimizer's step, after which nothing is left hidden, whatever happened in it.
+
+    Args:
+        engine: The engine.
+        handles: Those of its hooks.
+        original: The step.
+
+    Returns:
+        The new step, a method of the optimizer.
+    """
 
     def step(_: Optimizer, *args: Any, **kwargs: Any) -> Any:
+        innermost(handles)
         try:
             return original(*args, **kwargs)
         finally:

@@ -18,6 +18,7 @@ from lightning_so.core.assembly import Parts
 from lightning_so.core.checkpoint.exact_moments import of_rotating
 from lightning_so.core.checkpoint.stamp import MARK, STAMP
 from lightning_so.core.host import Host
+from lightning_so.core.matrices.matrices import MomentChange
 from lightning_so.core.solves import basis
 from lightning_so.core.stacks.stack import Stack
 
@@ -81,23 +82,50 @@ def plain_optimizer_state(parts: Parts, state_dict: dict[str, Any], *, alone: bo
         The state dict with plain moments and stamped groups.
     """
     if parts.host.access.local:
-        found = []  # What the strategy collected was plain: see `collected`.
+        found = {}  # What the strategy collected was plain: see `collected`.
     elif alone and parts.matrices.sharded:
-        found = [(block, None) for _, _, block in basis.rotating(parts.roster)]
+        found = {param: None for _, _, block in basis.rotating(parts.roster) for param in block.params}
     else:
-        changes = of_rotating(parts.roster, parts.host, basis.plain)
-        found = [(change.block, whole) for change, whole in zip(changes, parts.matrices.whole(changes), strict=True)]
+        found = _plain_moments(parts)
     if "param_groups" not in state_dict:
         return state_dict
     groups = [{**group, STAMP: MARK} for group in state_dict["param_groups"]]
     index_of = dict(zip(parts.host.params, [i for group in groups for i in group["params"]], strict=True))
     state = dict(state_dict["state"])
-    for block, wholes in found:
-        for number, param in enumerate(block.params):
-            if (index := index_of[param]) in state:
-                new = wholes[number] if wholes is not None else _first(state[index], block.shapes[number])
-                state[index] = {**state[index], **{k: filled(state[index][k], v) for k, v in new.items()}}
+    for param, whole in found.items():
+        if (index := index_of[param]) in state:
+            new = whole if whole is not None else _first(state[index], parts.host.access.shape(param))
+            state[index] = {**state[index], **{k: filled(state[index][k], v) for k, v in new.items()}}
     return {**state_dict, "state": state, "param_groups": groups}
+
+
+def _plain_moments(parts: Parts) -> dict[Tensor, dict[str, Tensor] | None]:
+    """By parameter of a block that rotates, copies of its whole moments in plain coordinates.
+
+    Of a parameter that is several blocks some may rotate and others not: what those have is plain as it is.
+
+    Args:
+        parts: Those of an engine.
+
+    Returns:
+        The moments by key.
+    """
+    changes = of_rotating(parts.roster, parts.host, basis.plain)
+    rotating = {change.block for change in changes}
+    split = {block.param for block in rotating if block.part is not None}
+    others = [block for block in parts.plan.blocks if block.param in split and block not in rotating]
+    changes += [MomentChange(block, parts.host.states(block), lambda _: None) for block in others]
+    found = dict[Tensor, dict[str, Tensor] | None]()
+    pieces = dict[Tensor, dict[int, dict[str, Tensor]]]()
+    for change, whole in zip(changes, parts.matrices.whole(changes), strict=True):
+        if change.block.part is None:
+            found.update(zip(change.block.params, whole, strict=True))
+        else:
+            pieces.setdefault(change.block.param, {})[change.block.part.index] = whole[0]
+    for param, of_parts in pieces.items():
+        ordered, shape = [of_parts[index] for index in sorted(of_parts)], parts.host.access.shape(param)
+        found[param] = {key: torch.cat([m[key].flatten() for m in ordered]).view(shape) for key in ordered[0]}
+    return found
 
 
 @torch.no_grad()

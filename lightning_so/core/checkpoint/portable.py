@@ -1,5 +1,7 @@
 """Portable state: plain tensors and numbers, keyed by the parameters' names, all checked before any is loaded."""
 
+import re
+from collections import Counter
 from typing import Any
 
 from torch import Tensor
@@ -81,6 +83,7 @@ def check_blocks(units: Units, state: dict[str, Any], mine: dict[str, dict[str, 
     Raises:
         StateError: If names or shapes differ.
     """
+    _compare_parts(set(state["blocks"]), set(mine))
     _compare("blocks", set(state["blocks"]), set(mine))
     for name, tensors in mine.items():
         theirs = state["blocks"][name]["tensors"]
@@ -192,10 +195,31 @@ def block_facts(parts: Parts) -> dict[str, dict[str, Any]]:
     return facts
 
 
+def _compare_parts(theirs: set[str], mine: set[str]) -> None:
+    """Refuse a state that takes a parameter for another number of matrices than this run."""
+    before, now = _matrices(theirs), _matrices(mine)
+    for name in sorted(before.keys() & now.keys()):
+        if before[name] != now[name]:
+            way = (
+                "leave it out of route's 'split'; if it has three dimensions or more, which versions without stacked "
+                f"matrices folded into one, give route={{'split': {{{name!r}: 1}}}}"
+                if before[name] == 1
+                else f"give route={{'split': {{{name!r}: {before[name]}}}}}"
+            )
+            raise StateError(
+                f"{name}: matrices in the state {before[name]}, in this run {now[name]}. To go on as it was, {way}."
+            )
+
+
+def _matrices(blocks: set[str]) -> Counter[str]:
+    """How many blocks each parameter is, by its name."""
+    return Counter(re.sub(r"\[\d+\]$", "", name) for name in blocks)
+
+
 def _compare(what: str, theirs: set[str], mine: set[str]) -> None:
     if theirs != mine:
         raise StateError(
             f"{what} differ. Only in the state: {sorted(theirs - mine)[:5]}; only in this run: "
             f"{sorted(mine - theirs)[:5]}. "
-            f"The state is of another model, route or method."
+            f"The state is of another model, route or method; route={{'base': [...]}} leaves alone what it lacks."
         )

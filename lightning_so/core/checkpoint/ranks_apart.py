@@ -1,7 +1,7 @@
 """Ranks that work apart (`sharding="local"`): each takes its rows of a weight for the matrix, on blocks of its own.
 
-They agree on what must happen on all or on none: whether a step happens (`guard`), whether raw gradients are clipped,
-whether a state is refused. A state is one of every rank, and fits those rows alone.
+They agree on what must happen on all or on none: whether a step happens (`guard`), whether a state is refused. A state
+is one of every rank, and fits those rows alone.
 """
 
 import io

@@ -71,16 +71,26 @@ class Matrices:
     # ---------------------------------------------------------------- this rank's numbers
 
     def weights(self, cohort: Cohort) -> list[Tensor]:
-        """What the base steps on, one tensor a parameter."""
-        return [self.host.access.weight(p) for p in cohort.params]
+        """What the base steps on, one tensor a parameter of a block."""
+        return self._numbers(cohort, self.host.access.weight)
 
     def gradients(self, cohort: Cohort) -> list[Tensor]:
-        """The gradients of a cohort, one tensor a parameter."""
-        return [self._piece(p, self.host.access.grad(p)) for p in cohort.params]
+        """The gradients of a cohort, one tensor a parameter of a block."""
+        return self._numbers(cohort, lambda p: self._piece(p, self.host.access.grad(p)))
 
     def moments(self, cohort: Cohort, key: str) -> list[Tensor]:
-        """A moment of a cohort, one tensor a parameter."""
-        return [self._piece(p, self.host.access.state(self.host.optimizer, p).get(key)) for p in cohort.params]
+        """A moment of a cohort, one tensor a parameter of a block."""
+        return self._numbers(cohort, lambda p: self._piece(p, self.host.access.state(self.host.optimizer, p).get(key)))
+
+    def _numbers(self, cohort: Cohort, of: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """What a function gives of each parameter, cut into blocks where they are parts."""
+        found = list[Tensor]()
+        for param, blocks in cohort.runs:
+            if blocks:
+                found += self.host.parts(of(param), blocks)
+            else:
+                found.append(of(param))
+        return found
 
     def _piece(self, param: Tensor, piece: Tensor | None) -> Tensor:
         """An empty piece need not be there."""

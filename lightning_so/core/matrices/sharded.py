@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from lightning_so.comm import Pieces, Sharded, replicated_tensors
+from lightning_so.comm import Pieces, Sharded, replicated_tensors, within
 from lightning_so.contract.block import Block
 from lightning_so.core.host import Host
 from lightning_so.core.matrices.matrices import Matrices, MatrixWork, MomentChange
@@ -50,7 +50,10 @@ class ShardedMatrices(Matrices):
     def pieces(self, block: Block) -> list[Pieces]:
         """Where the numbers of a block's parameters are."""
         if block not in self._pieces:
-            self._pieces[block] = [Pieces(self._spans[p], block.owner) for p in block.params]
+            spans = [
+                self._spans[p] if block.part is None else within(self._spans[p], *block.span) for p in block.params
+            ]
+            self._pieces[block] = [Pieces(of, block.owner) for of in spans]
         return self._pieces[block]
 
     def travelling(self, param: Tensor, usual: int) -> int:
@@ -61,7 +64,7 @@ class ShardedMatrices(Matrices):
 
     def make_room(self, stack: Stack) -> None:
         """See `Matrices.make_room`: room for this rank's pieces."""
-        weights = [[self.host.access.weight(p) for p in block.params] for block in stack.blocks]
+        weights = [self.host.own(block, [self.host.access.weight(p) for p in block.params]) for block in stack.blocks]
         flat = [weight for of_block in weights for weight in of_block]
         stack.hidden = torch.zeros(sum(w.numel() for w in flat), dtype=flat[0].dtype, device=stack.device)
         parts = iter(_parts(stack.hidden, flat))

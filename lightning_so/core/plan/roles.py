@@ -1,4 +1,4 @@
-"""Embeddings, heads and hidden matrices."""
+"""Embeddings, heads and hidden matrices; and the grammar in which users say otherwise."""
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -8,6 +8,9 @@ from torch import Tensor, nn
 from lightning_so.errors import ConfigError
 
 ROLES = ("base", "hidden", "embedding", "head")
+SPLIT = "split"
+#: Role -> globs on parameters' names; and "split" -> globs and how many matrices a parameter is, see `plan.parts`.
+Route = Mapping[str, Sequence[str] | Mapping[str, int]]
 
 
 def structural_roles(model: nn.Module) -> dict[Tensor, str]:
@@ -39,11 +42,11 @@ def structural_roles(model: nn.Module) -> dict[Tensor, str]:
     return roles
 
 
-def overrides(roles: Mapping[str, Sequence[str]] | None, names: list[str]) -> dict[str, str]:
+def overrides(route: Route | None, names: list[str]) -> dict[str, str]:
     """The roles that the user gives to parameters, by name.
 
     Args:
-        roles: Role -> globs on names.
+        route: What the user says.
         names: Those of the model's parameters.
 
     Returns:
@@ -53,12 +56,34 @@ def overrides(roles: Mapping[str, Sequence[str]] | None, names: list[str]) -> di
         ConfigError: If a role is none, or a glob matches no parameter.
     """
     chosen: dict[str, str] = {}
-    for role, globs in (roles or {}).items():
-        if role not in ROLES:
-            raise ConfigError(f"route={{{role!r}: ...}}: the role must be one of {', '.join(ROLES)}.")
+    for role, globs in (route or {}).items():
+        if role == SPLIT:
+            continue
+        if role not in ROLES or isinstance(globs, Mapping):
+            raise ConfigError(
+                f"route={{{role!r}: {globs!r}}}: the role must be one of {', '.join(ROLES)}, with globs on names; or "
+                f"{SPLIT!r}, with globs and counts."
+            )
         for glob in [globs] if isinstance(globs, str) else globs:
-            hits = [name for name in names if fnmatchcase(name, glob)]
-            if not hits:
-                raise ConfigError(f"route={{{role!r}: [{glob!r}]}} matches no parameter; names are like {names[:3]}.")
-            chosen.update(dict.fromkeys(hits, role))
+            chosen.update(dict.fromkeys(matching(f"route={{{role!r}: [{glob!r}]}}", glob, names), role))
     return chosen
+
+
+def matching(what: str, glob: str, names: list[str]) -> list[str]:
+    """The names that a glob matches.
+
+    Args:
+        what: What the user has given, for the message.
+        glob: The glob.
+        names: Those of the model's parameters.
+
+    Returns:
+        At least one.
+
+    Raises:
+        ConfigError: If none is matched.
+    """
+    hits = [name for name in names if fnmatchcase(name, glob)]
+    if not hits:
+        raise ConfigError(f"{what} matches no parameter; names are like {names[:3]}.")
+    return hits

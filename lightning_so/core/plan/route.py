@@ -1,6 +1,5 @@
 """Which method works on which parameter."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -10,9 +9,10 @@ from lightning_so.comm.wrappers import clean
 from lightning_so.contract.block import Block, Tap
 from lightning_so.contract.method import Method, Taps
 from lightning_so.core.host import Host
-from lightning_so.core.plan import tappable
+from lightning_so.core.plan import parts, tappable
 from lightning_so.core.plan.mixture import Mixture
-from lightning_so.core.plan.roles import overrides, structural_roles
+from lightning_so.core.plan.parts import View
+from lightning_so.core.plan.roles import Route, overrides, structural_roles
 from lightning_so.core.plan.table import Plan, PlanRow
 from lightning_so.errors import ConfigError
 
@@ -36,21 +36,23 @@ def refuse_layers(mixture: Mixture, host: Host) -> None:
         )
 
 
-def route(host: Host, mixture: Mixture, roles: Mapping[str, Sequence[str]] | None = None) -> Plan:
+def route(host: Host, mixture: Mixture, wanted: Route | None = None) -> Plan:
     """Decide for every parameter of the optimizer.
 
     Args:
         host: The training: its model's names are used.
         mixture: The rules that choose a method.
-        roles: Overrides, role -> globs on names; a role is "base" (leave alone), "hidden", "embedding" or "head".
+        wanted: Overrides, role -> globs on names; a role is "base" (leave alone), "hidden", "embedding" or "head". And
+            "split" -> globs and how many matrices a parameter is.
 
     Returns:
         The plan.
 
     Raises:
-        ConfigError: If an override names no role or no parameter, a rule decides nothing or the base cannot be used.
+        ConfigError: If an override names no role or no parameter, or cannot be followed; if a rule decides nothing or
+            the base cannot be used.
     """
-    router = Router(host, mixture, roles)
+    router = Router(host, mixture, wanted)
     rows = [
         router.row(param, index, group, f"optimizer.param_groups[{index}][{position}]")
         for index, group in enumerate(host.groups)
@@ -71,7 +73,7 @@ class Router:
         assigned: Those that a method works on, and the method of each.
     """
 
-    def __init__(self, host: Host, mixture: Mixture, roles: Mapping[str, Sequence[str]] | None) -> None:
+    def __init__(self, host: Host, mixture: Mixture, wanted: Route | None) -> None:
         """Look at the model."""
         # A tied weight appears once, under its first name: named_parameters removes duplicates.
         self.names = {param: clean(name) for name, param in host.model.named_parameters()}
@@ -82,7 +84,9 @@ class Router:
         self.host, self.mixture = host, mixture
         mixture.check({name: self.holders[param] for param, name in self.names.items()})
         self.roles: dict[Tensor, str] = structural_roles(host.model)
-        self.overrides = overrides(roles, list(self.names.values()))
+        names = list(self.names.values())
+        self.overrides, self.counts = overrides(wanted, names), parts.counts(wanted, names)
+        self.kernels = parts.kernels(host.model)
         self.tapped, self.assigned = tappable.find(host.model), dict[Block, Method]()
 
     def row(self, param: nn.Parameter, index: int, group: dict, fallback: str) -> PlanRow:
@@ -101,7 +105,7 @@ class Router:
             ConfigError: If its method cannot use the base.
         """
         name = self.names.get(param, fallback)
-        role = self.overrides.get(name) or self.roles.get(param, "hidden")
+        role = self.overrides.get(name) or self.roles.get(param) or self._structural_role(param)
         kind = type(self.holders[param]).__name__ if param in self.names else "none"
         verdict = self._verdict(param, name, role, index, group)
         shape = self.host.access.shape(param)
@@ -118,29 +122,86 @@ class Router:
         if reason:
             optimizer = type(self.host.optimizer).__name__
             raise ConfigError(f"{type(method).__name__} on {optimizer} (param_groups[{index}]): {reason}")
-        found = self._block(param, name, role, index, group, method)
+        found = self._blocks(param, name, role, index, group, method)
         if isinstance(found, str):
             return f"base: {found}"
-        self.assigned[found] = method
+        self.assigned |= dict.fromkeys(found, method)
         label = f"{type(method).__name__} " if len(self.mixture.rules) > 1 else ""
-        return f"{role}: {label}{method.describe(self.host.base, group, found)}"
+        matrices = self._view(param, name).described(kernel=param in self.kernels)
+        return f"{role}{matrices}: {label}{method.describe(self.host.base, group, found[0])}"
 
     def _method(self, param: nn.Parameter) -> Method | None:
         return self.mixture.choose(self.names[param], self.holders[param])
 
-    def _block(self, param: nn.Parameter, name: str, role: str, index: int, group: dict, method: Method) -> Block | str:
-        """The block of a weight, or why there is none."""
+    def _blocks(
+        self, param: nn.Parameter, name: str, role: str, index: int, group: dict, method: Method
+    ) -> list[Block] | str:
+        """The blocks of a weight, or why there are none."""
         tap = self.tapped.get(param, "not the weight of a layer") if method.taps is Taps.ROWS else None
         vector = tap is not None and param in self.tapped  # a scale or a bias, whose layer says what it is
         shape = self.host.access.shape(param)
         unfit = None if role == "base" else self.host.access.unfit(param)
-        reason = unfit or _unsuitable(param, shape, role, vector) or (_thin(shape) if tap is None else None)
-        if reason or isinstance(tap, str):
-            return reason or str(tap)
-        block = Block(name, param, index, role, shape[0], shape.numel() // shape[0], shape)
+        view = self._view(param, name)
+        if reason := unfit or _unsuitable(param, shape, role, vector):
+            return reason
+        if tap is not None and name in self.counts:
+            raise ConfigError(
+                f"route={{'split': {{{name!r}: {self.counts[name]}}}}}: {type(method).__name__} sees the layer as a "
+                "whole: give the weight to SOAP, Shampoo or Muon by a rule of a Mixture, or take it out of 'split'."
+            )
+        if isinstance(tap, str):
+            return tap
         if tap is not None:
+            block = Block(name, param, index, role, shape[0], shape.numel() // shape[0], shape)
             self._join(block, tap, group, method)
-        return method.exclude(block) or block
+            return method.exclude(block) or [block]
+        if min(view.rows, view.cols) == 1:
+            return "a single row or column"
+        blocks = [
+            Block(
+                name if of is None else f"{name}[{of.index}]",
+                param,
+                index,
+                role,
+                view.rows,
+                view.cols,
+                view.part,
+                part=of,
+            )
+            for of in view.parts(name)
+        ]
+        return method.exclude(blocks[0]) or blocks
+
+    def _view(self, param: nn.Parameter, name: str) -> View:
+        """How a parameter is seen as matrices.
+
+        Args:
+            param: The parameter.
+            name: Its full name.
+
+        Returns:
+            The view.
+
+        Raises:
+            ConfigError: If the user wants it split in a way that is not possible.
+        """
+        shape, kernel = self.host.access.shape(param), param in self.kernels
+        if (count := self.counts.get(name)) is None:
+            return View(shape, parts.rows_of(self._whole(param), kernel=kernel))
+        if self.host.access.local:
+            raise ConfigError(
+                f"route={{'split': {{{name!r}: {count}}}}}: sharding='local' takes a rank's rows for the matrix, which "
+                "are not those of a part: use sharding='exact'."
+            )
+        return parts.split(name, shape, count, kernel=kernel)
+
+    def _whole(self, param: nn.Parameter) -> torch.Size:
+        """Shape of a parameter over all ranks."""
+        return param.shape if self.host.access.local else self.host.access.shape(param)
+
+    def _structural_role(self, param: nn.Parameter) -> str:
+        """The role of a parameter that no layer tells."""
+        return "embedding" if parts.broadcast(self._whole(param), kernel=param in self.kernels) else "hidden"
 
     def _join(self, block: Block, tap: Tap, group: dict, method: Method) -> None:
         """Where rows are needed, a bias in the same group and under the same rule is the last column; frozen, too."""
@@ -164,11 +225,4 @@ def _unsuitable(param: Tensor, shape: torch.Size, role: str, vector: bool) -> st
         return f"dtype {param.dtype}"
     if len(shape) < 2 and not vector:
         return "fewer than two dimensions"
-    return None
-
-
-def _thin(shape: torch.Size) -> str | None:
-    """The reason why a matrix has no curvature between its gradients, or None."""
-    if shape[0] == 1 or shape.numel() == shape[0]:
-        return "a single row or column"
     return None

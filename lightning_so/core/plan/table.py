@@ -42,7 +42,7 @@ class Plan:
         base: Class name of the base optimizer.
         rows: One a parameter.
         assigned: The blocks that a method works on, and the method of each.
-        costs: By block name, extra bytes held for it and the ranks that solve its units.
+        costs: By name of a parameter, extra bytes held for its blocks and the ranks that solve their units.
         layout: Where matrices are whole and what a rank sends per step; empty in one process.
     """
 
@@ -79,8 +79,9 @@ class Plan:
         kinds = self.by_type()
         width = max([len(row.name) for row in self.rows] + [len(kind) for kind in kinds] + [9])
         extra = sum(size for size, _ in self.costs.values())
+        weights = {block.parameter for block in self.blocks}
         lines = [
-            f"{self.method} on {self.base}: {len(self.blocks)} of {len(self.rows)} parameters, "
+            f"{self.method} on {self.base}: {len(weights)} of {len(self.rows)} parameters, "
             f"{100 * self.coverage:.1f} % of the elements, {megabytes(extra)} of extra state",
             *([f"  {self.layout}"] if self.layout else []),
         ]

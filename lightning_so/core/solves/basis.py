@@ -16,6 +16,7 @@ from lightning_so.core.schedule.units import Place, Units
 from lightning_so.core.solves.flight import launch
 from lightning_so.core.stacks.roster import Roster
 from lightning_so.core.stacks.stack import Stack
+from lightning_so.linalg.precision import FullPrecision
 
 #: Blocks become warm over this many steps, so that their entries do not meet on one.
 ENTRIES = 8
@@ -71,6 +72,7 @@ def entering(units: Units, roster: Roster, host: Host, step: int) -> bool:
     )
 
 
+@FullPrecision()
 def enter(units: Units, roster: Roster, host: Host, matrices: Matrices, step: int) -> None:
     """Let blocks whose basis became warm rotate from this step on: their moments move into it.
 
@@ -117,6 +119,7 @@ def rotating(roster: Roster) -> Iterator[tuple[Stack, int, Block]]:
                 yield stack, row, block
 
 
+@FullPrecision()
 def plain(stack: Stack, row: int, host: Host, states: list[dict]) -> None:
     """Move the moments in `states` out of a block's basis, in place: first exactly, second by squared overlap.
 
@@ -174,6 +177,7 @@ def depart(units: Units, roster: Roster, host: Host, matrices: Matrices) -> None
 
 
 @torch.no_grad()
+@FullPrecision()
 def settle(units: Units, roster: Roster, host: Host, matrices: Matrices, report: Report) -> None:
     """Find every basis anew from the factors alone, and move the plain moments of warm blocks into it.
 

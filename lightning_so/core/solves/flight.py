@@ -15,6 +15,7 @@ from lightning_so.contract.unit import Unit
 from lightning_so.core.schedule.units import Units
 from lightning_so.core.solves.wire import pack, result_of, unit_bytes, unpack, whole_bytes, wire_of
 from lightning_so.core.stacks.stack import Stack
+from lightning_so.linalg.precision import FullPrecision
 from lightning_so.linalg.result import Result
 
 
@@ -43,6 +44,7 @@ class Flight:
         return self.results
 
 
+@FullPrecision()
 def launch(units: Units, due: list[int], how: Callable[[Stack, Unit], Result], team: Local, lands: int) -> Flight:
     """Solve the units that this rank owns, and send the results off.
 

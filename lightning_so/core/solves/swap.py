@@ -14,12 +14,14 @@ from lightning_so.core.schedule.units import Units
 from lightning_so.core.solves.basis import cool
 from lightning_so.core.solves.flight import Flight
 from lightning_so.core.stacks.roster import Roster
+from lightning_so.linalg.precision import FullPrecision
 from lightning_so.linalg.result import Result
 
 #: A block leaves its basis after this many failed solves in a row of one of its units.
 FAILURES = 3
 
 
+@FullPrecision()
 def land(flights: list[Flight], units: Units, roster: Roster, host: Host, matrices: Matrices, report: Report) -> None:
     """Swap in, on all ranks, the results of all flights that land at this step.
 

@@ -23,7 +23,8 @@ class Cohort:
         action: What happens to its blocks.
         rows: Indices into the stack, or None for all of them.
         blocks: The blocks.
-        params: Their parameters, each weight before its bias.
+        params: Their parameters, each weight before its bias; one that several blocks are parts of comes again.
+        runs: The same, each once, and the blocks in a row that are parts of it; none of a whole one.
         saved: Where each parameter is saved.
         groups: Param group index -> positions in `blocks`.
         of_group: Param group index -> positions in `params`.
@@ -37,6 +38,7 @@ class Cohort:
     rows: list[int] | None
     blocks: list[Block]
     params: list[Tensor]
+    runs: list[tuple[Tensor, list[Block]]]
     saved: list[Tensor]
     groups: dict[int, list[int]]
     of_group: dict[int, list[int]]
@@ -74,6 +76,7 @@ def split(stack: Stack, live: list[int], actions: list[Action], absent: Collecti
                 None if len(rows) == len(stack.blocks) else rows,
                 blocks,
                 [param for block in blocks for param in block.params],
+                _runs(blocks),
                 [saved for row in rows for saved in stack.saved[row]],
                 groups,
                 of_group,
@@ -81,6 +84,19 @@ def split(stack: Stack, live: list[int], actions: list[Action], absent: Collecti
             )
         )
     return cohorts
+
+
+def _runs(blocks: list[Block]) -> list[tuple[Tensor, list[Block]]]:
+    """See `Cohort.runs`."""
+    runs: list[tuple[Tensor, list[Block]]] = []
+    for block in blocks:
+        if block.part is None:
+            runs += [(param, []) for param in block.params]
+        elif runs and runs[-1][0] is block.param:
+            runs[-1][1].append(block)
+        else:
+            runs.append((block.param, [block]))
+    return runs
 
 
 def refuse_sparse(blocks: list[Block]) -> None:
@@ -92,7 +108,9 @@ def refuse_sparse(blocks: list[Block]) -> None:
     Raises:
         ConfigError: If one of them is sparse.
     """
-    name = next((block.name for block in blocks if block.param.grad is not None and block.param.grad.is_sparse), None)
+    name = next(
+        (block.parameter for block in blocks if block.param.grad is not None and block.param.grad.is_sparse), None
+    )
     if name:
         raise ConfigError(
             f"{name} has a sparse gradient, which no matrix method can use: route it to the base, "

@@ -21,6 +21,7 @@ from lightning_so.core.statistics.layer_call import LayerCall
 from lightning_so.core.statistics.loss import LossFacts
 from lightning_so.core.statistics.observation import Observation
 from lightning_so.errors import ConfigError
+from lightning_so.linalg.precision import FullPrecision
 from lightning_so.losses import common as common
 from lightning_so.losses.curvature import Curvature
 from lightning_so.losses.graph import heads
@@ -54,23 +55,28 @@ def observe(
         units: Its stacks, whose windows grow.
         host: The training.
         loss: The loss, before its backward pass.
-        samples: Samples of the micro-batch.
+        samples: Samples of the micro-batch; of none nothing is observed.
         step: Steps made.
 
     Returns:
         The calls that the loss does not reach: another loss may.
     """
     name = f"{type(method).__name__}(fisher={method.fisher!r})"
-    passes = Passes(loss, [call.edge for call in seen.calls], samples, name)
     for (index, row), block in seen.watched.items():
         if host.access.cleared(block.param):
             # Gradients were set to none since: what is in the window belongs to them.
             method.clear(units.stacks[index].stats, row)
             seen.fired.pop(block, None)
+    if not samples:
+        for call in seen.calls:
+            if call.where is not None and call.where[:2] in seen.watched:
+                seen.fire(call.where[2])
+        return []
+    passes = Passes(loss, [call.edge for call in seen.calls], samples, name)
     seed = seed_of(step, seen.passes, host.team.rank, host.team.ranks)
     with torch.no_grad():
         drawn = passes.sampled(seed)
-        reached = [(call, g) for call, g in zip(seen.calls, drawn, strict=True) if g is not None]
+        reached = [(call, g) for call, g in zip(seen.calls, drawn, strict=True) if g is not None and g.numel()]
         if reached:
             last, g = reached[-1]
             assert last.x is not None
@@ -118,13 +124,15 @@ def _collect(
             index, row, block = call.where
             if not block.param.requires_grad:
                 continue
-            if block not in counted:
-                seen.fired[block] = (seen.fired.get(block, (0, 0))[0] + 1, seen.passes)
+            seen.fire(block)
+            if not g.numel():
+                continue
             once = 0.0 if block in counted else terms
             counted.add(block)
             g = call.rows(g).to(torch.promote_types(g.dtype, torch.float32))
             g = g * (torch.as_tensor(weight, dtype=g.dtype, device=g.device) / facts.scale).sqrt()
-            method.collect(units.stacks[index].stats, row, block, call.x, g, once, step)
+            with FullPrecision():
+                method.collect(units.stacks[index].stats, row, block, call.x, g, once, step)
 
 
 class Passes:

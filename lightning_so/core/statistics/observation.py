@@ -51,6 +51,7 @@ class Observation:
     Attributes:
         watched: Blocks whose rows this step observes.
         fired: Of those that were observed, in how many micro-batches, and in which pass last.
+        counted: Of those, in which pass loss terms were counted last: not where all calls were without samples.
         calls: Calls of hooked layers since the optimizer stepped.
         passes: Backward passes since then.
         running: Whether one is under way.
@@ -61,9 +62,15 @@ class Observation:
 
     watched: dict[Place, Block] = field(default_factory=dict)
     fired: dict[Block, tuple[int, int]] = field(default_factory=dict)
+    counted: dict[Block, int] = field(default_factory=dict)
     calls: list[LayerCall] = field(default_factory=list)
     passes: int = 0
     running: bool = False
     counts: bool = True
     terms: Tensor | float | None = None
     rows: KeptRows = field(default_factory=KeptRows)
+
+    def fire(self, block: Block) -> None:
+        """Note that a block was observed in this pass."""
+        count, last = self.fired.get(block, (0, 0))
+        self.fired[block] = (count + (last != self.passes), self.passes)

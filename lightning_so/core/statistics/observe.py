@@ -9,6 +9,7 @@ from lightning_so.core.stacks.cohort import Cohort
 from lightning_so.core.stacks.roster import Roster
 from lightning_so.core.statistics.recorder import Recorder
 from lightning_so.core.statistics.windows import Windows
+from lightning_so.linalg.precision import FullPrecision
 
 
 def fold_rows(recorders: Iterable[Recorder], windows: Windows, roster: Roster, step: int) -> None:
@@ -25,6 +26,7 @@ def fold_rows(recorders: Iterable[Recorder], windows: Windows, roster: Roster, s
         recorder.spend(roster.lives)
 
 
+@FullPrecision()
 def fold_gradients(cohorts: Iterable[Cohort], matrices: Matrices) -> None:
     """Show gradients to the methods that observe them.
 

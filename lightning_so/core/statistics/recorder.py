@@ -23,6 +23,7 @@ from lightning_so.core.statistics.layer_call import REMEMBERED, LayerCall
 from lightning_so.core.statistics.loss import LossFacts, is_mean
 from lightning_so.core.statistics.observation import Observation
 from lightning_so.errors import ConfigError, TrustError
+from lightning_so.linalg.precision import FullPrecision
 from lightning_so.losses.graph import reaches
 
 
@@ -121,10 +122,11 @@ class Recorder:
                     return
                 with torch.no_grad():
                     self._begin_pass()
-                    if self.seen.terms is None:
+                    # A batch, or an expert's part of one, may be without samples.
+                    if self.seen.terms is None and g.numel():
                         self.seen.terms = self.method.terms(tap, x, rows(g))
                     if where is not None and self.seen.counts:
-                        self._commit(*where, x.detach(), rows(g))
+                        self._commit(*where, x.detach(), rows(g) if g.numel() else None)
 
             # An in-place operation behind a view leads the gradient past it, through what it is a view of.
             behind = base is not None and base.shape.numel() == shape.numel() and base.is_contiguous()
@@ -155,9 +157,9 @@ class Recorder:
         self.facts.announced = reaches(loss.grad_fn, stops)
         if not self.facts.announced:
             return
-        samples = self.seen.calls[-1].samples
-        needed_by = self.method if self.method.needs_loss_unit(self._host.base) else None
-        self.facts.mean = is_mean(loss, stops, samples, self.facts, self._reduction, needed_by)
+        if samples := next((call.samples for call in reversed(self.seen.calls) if call.samples), 0):
+            needed_by = self.method if self.method.needs_loss_unit(self._host.base) else None
+            self.facts.mean = is_mean(loss, stops, samples, self.facts, self._reduction, needed_by)
         if not self._empirical:
             self.seen.passes += 1
             with self.ignoring():
@@ -201,24 +203,29 @@ class Recorder:
 
         torch.autograd.Variable._execution_engine.queue_callback(done)  # type: ignore[attr-defined]
 
-    def _commit(self, index: int, row: int, block: Block, x: Tensor, g: Tensor) -> None:
+    @FullPrecision()
+    def _commit(self, index: int, row: int, block: Block, x: Tensor, g: Tensor | None) -> None:
+        """Add one use of a layer to the windows, one without samples (None) in name alone."""
         if not block.param.requires_grad:
             return
-        if self._rowwise:
+        if self._rowwise and g is not None:
             self.seen.rows.keep(block, x, g)
         if (index, row) not in self.seen.watched or not self._empirical:
             return
         stats = self._units.stacks[index].stats
-        count, last = self.seen.fired.get(block, (0, 0))
+        _, last = self.seen.fired.get(block, (0, 0))
         if self._host.access.cleared(block.param) and last != self.seen.passes:
             # Gradients were set to none since: what is in the window belongs to them (another optimizer's turn).
             self.method.clear(stats, row)
-            count = 0
-        self.seen.fired[block] = (count + (last != self.seen.passes), self.seen.passes)
+            self.seen.fired.pop(block, None)
+        self.seen.fire(block)
+        if g is None:
+            return
         assert self.seen.terms is not None
         g = g * ((self.seen.terms if self.facts.mean else 1.0) / self.facts.scale)
         # Several uses in one pass are positions of the same terms.
-        terms = self.seen.terms if last != self.seen.passes else 0.0
+        terms = self.seen.terms if self.seen.counted.get(block) != self.seen.passes else 0.0
+        self.seen.counted[block] = self.seen.passes
         self.method.collect(stats, row, block, x, g, terms, self._report.step)
 
     # ---------------------------------------------------------------- at the step

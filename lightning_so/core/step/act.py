@@ -16,8 +16,10 @@ from lightning_so.core.stacks.stack import methods_of
 from lightning_so.core.step import lending, rowwise
 from lightning_so.core.step.progress import Progress
 from lightning_so.core.step.rowwise import Kept
+from lightning_so.linalg.precision import FullPrecision, Uncast
 
 
+@Uncast()
 def begin(progress: Progress, acting: Sequence[Cohort], host: Host, matrices: Matrices, kept: Kept) -> None:
     """Precondition the gradients of cohorts, or hide their parameters (and rotate gradients), before the base steps.
 
@@ -32,11 +34,7 @@ def begin(progress: Progress, acting: Sequence[Cohort], host: Host, matrices: Ma
     lending.lend(acting, host)
     try:
         matrices.transform(
-            [
-                item
-                for cohort in acting
-                for item in _items(cohort, clips[id(cohort.stack.method)], progress.clipped, host, matrices, kept)
-            ]
+            [item for cohort in acting for item in _items(cohort, clips[id(cohort.stack.method)], host, matrices, kept)]
         )
         _apply(clips.values(), matrices)
         for cohort in acting:
@@ -50,12 +48,10 @@ def begin(progress: Progress, acting: Sequence[Cohort], host: Host, matrices: Ma
         lending.take_back([cohort for cohort in acting if cohort not in progress.hidden], host)
 
 
-def _items(
-    cohort: Cohort, clip: Clip, clipped: bool, host: Host, matrices: Matrices, kept: Kept
-) -> Iterable[MatrixWork]:
+def _items(cohort: Cohort, clip: Clip, host: Host, matrices: Matrices, kept: Kept) -> Iterable[MatrixWork]:
     """The work on matrices that a cohort's gradients need before the base's step: none where it is bent."""
     stack, gradients = cohort.stack, matrices.gradients(cohort)
-    seen = stack.observer is not None and not clipped
+    seen = stack.observer is not None
     source, sink = partial(matrices.fill, cohort, gradients, 0), partial(matrices.write, cohort, gradients)
     if cohort.action is Action.PRECONDITION:
         rates = _rates(cohort, host)
@@ -64,6 +60,7 @@ def _items(
             clip.add(products, rates)
             return
 
+        @FullPrecision()
         def precondition(X: Tensor) -> Tensor:
             update = stack.method.direction(stack.stats, X, cohort.rows)
             clip.add(_products(update, X), rates)

@@ -12,8 +12,10 @@ from lightning_so.core.host import Host
 from lightning_so.core.matrices.matrices import Matrices, MatrixWork
 from lightning_so.core.stacks.cohort import Cohort
 from lightning_so.core.step import lending
+from lightning_so.linalg.precision import FullPrecision, Uncast
 
 
+@Uncast()
 def finish(hidden: list[Cohort], call: int, host: Host, matrices: Matrices) -> None:
     """Turn the updates that the base left in the hidden parameters, and write the parameters back.
 
@@ -50,6 +52,7 @@ def _last(cohort: Cohort, lengths: Tensor | None, hidden: list[Cohort], host: Ho
         turn = partial(stack.turning.turn, stack.stats, rows=cohort.rows, leave=True)
         return MatrixWork(cohort, update, turn, write)
 
+    @FullPrecision()
     def turned(X: Tensor) -> Tensor:
         return bent(stack.method.direction(stack.stats, X, cohort.rows), lengths)
 

@@ -19,13 +19,11 @@ class Progress:
 
     Attributes:
         hidden: The cohorts whose parameters are hidden now.
-        clipped: Whether raw gradients were clipped in it.
         call: Calls of the base's step that have ended.
         reference: What one block must become, where that is checked.
     """
 
     hidden: list[Cohort] = field(default_factory=list)
-    clipped: bool = False
     call: int = 0
     reference: Reference | None = None
 

@@ -66,8 +66,9 @@ class Reference:
         self._gradient = self._seen_gradient()
 
     def _double(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Parameter-shaped tensors as one matrix in float64, shape (1, rows, cols)."""
-        return torch.cat([t.detach().double().reshape(self._block.rows, -1) for t in tensors], 1)[None].clone()
+        """Parameter-shaped tensors, or what the block has of them, as one matrix in float64, shape (1, rows, cols)."""
+        own = self._host.own(self._block, [t.detach() for t in tensors])
+        return torch.cat([t.double().reshape(self._block.rows, -1) for t in own], 1)[None].clone()
 
     def _seen_gradient(self) -> Tensor:
         return self._double([torch.zeros_like(p) if p.grad is None else p.grad for p in self._block.params])
@@ -93,7 +94,7 @@ class Reference:
             self._require("its preconditioned gradient", seen, expected, expected.norm())
             return
         group = self._host.group(self._block.group)
-        if bool(self._block.param.detach().abs().max() > 0):
+        if bool(self._double(self._block.params[:1]).abs().max() > 0):
             self._fail("it is not hidden from the base")
         if not self._host.base.decoupled(group):
             hide.couple_decay([self._gradient], [self._p0], group)

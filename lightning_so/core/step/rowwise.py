@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_so.contract.block import Block
 from lightning_so.contract.method import ActsOnRows
 from lightning_so.core.stacks.cohort import Cohort
+from lightning_so.linalg.precision import FullPrecision
 
 #: Largest relative deviation of a probed gradient from its rows, in units of the precision.
 ROUNDING = 1e3
@@ -20,6 +21,7 @@ ROUNDING = 1e3
 Kept = Mapping[Block, tuple[Tensor, Tensor] | None]
 
 
+@FullPrecision()
 def precondition(cohort: Cohort, kept: Kept) -> Tensor | None:
     """`g <- P g` for a cohort from its rows, if they are there and do give the gradients.
 

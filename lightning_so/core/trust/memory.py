@@ -28,7 +28,7 @@ def held(stats: Any) -> Iterator[Tensor]:
 
 
 def costs(units: Units, ranks: int) -> dict[str, tuple[int, list[int]]]:
-    """By block name, the extra bytes held for it (work space apart) and, where there are several, its units' owners.
+    """By parameter, the extra bytes held for its blocks (work space apart) and, on several ranks, their units' owners.
 
     Args:
         units: The units of all blocks.
@@ -37,12 +37,13 @@ def costs(units: Units, ranks: int) -> dict[str, tuple[int, list[int]]]:
     Returns:
         Both; where parameters are sharded, bytes on all ranks together.
     """
-    found = {}
+    found = dict[str, tuple[int, list[int]]]()
     for index, stack in enumerate(units.stacks):
         rows, cols = stack.shape
         hidden = len(stack.blocks) * rows * cols * stack.hidden.itemsize
         size = hidden + sum(tensor.nbytes for tensor in held(stack.stats))
         for row, block in enumerate(stack.blocks):
-            owners = sorted({units.schedule.owner[number] for number in units.of_block((index, row))})
-            found[block.name] = size // len(stack.blocks), owners if ranks > 1 else []
+            owners = {units.schedule.owner[number] for number in units.of_block((index, row))} if ranks > 1 else set()
+            so_far, others = found.get(block.parameter, (0, []))
+            found[block.parameter] = so_far + size // len(stack.blocks), sorted(owners.union(others))
     return found

@@ -83,7 +83,7 @@ def check_finished(unfinished: int, host: Host, plan: Plan) -> None:
     names = ", ".join(block.name for block in plan.blocks[:3])
     raise TrustError(
         f"{PATIENCE} steps of {type(host.optimizer).__name__} in a row were prepared (hidden: {names}, ...) and never "
-        f"finished: its step_post_hook does not fire, or its step is not called after on_before_optimizer_step. The "
+        f"finished: its step_post_hook does not fire, or `engine.step()` was called and its step was not. The "
         f"weights are unchanged. Let the Trainer or `optimizer.step()` do the step, or remove SecondOrder."
     )
 

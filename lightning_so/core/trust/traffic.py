@@ -18,7 +18,7 @@ from lightning_so.core.step.guard import agreement_bytes
 from lightning_so.linalg.triangle import compact_shape
 
 
-def traffic(units: Units, host: Host, matrices: Matrices, *, warm: bool = True, clipped: bool = False) -> float:
+def traffic(units: Units, host: Host, matrices: Matrices, *, warm: bool = True) -> float:
     """Predicted bytes that this rank sends per step, padding included, averaged over a cycle of the schedule.
 
     Args:
@@ -26,7 +26,6 @@ def traffic(units: Units, host: Host, matrices: Matrices, *, warm: bool = True, 
         host: The training.
         matrices: Where matrices are whole.
         warm: With blocks that were solved; else with cold ones.
-        clipped: Whether raw gradients are clipped before they are preconditioned.
 
     Returns:
         The bytes; 0 in one process.
@@ -35,7 +34,7 @@ def traffic(units: Units, host: Host, matrices: Matrices, *, warm: bool = True, 
     if host.team.ranks == 1:
         return agreed
     sharded = isinstance(matrices, ShardedMatrices)
-    pieces = _pieces(units, host, matrices, warm=warm, clipped=clipped) if sharded else 0.0
+    pieces = _pieces(units, host, matrices, warm=warm) if sharded else 0.0
     return agreed + _solved(units, host) + _windows(units, host) + pieces
 
 
@@ -74,7 +73,7 @@ def _shared(units: Units, host: Host, matrices: Matrices, size: float, later: st
     return f"sharded over {ranks} ranks: whole matrices at owners, {size:.1f} kB a step in {often} trips{first}{later}"
 
 
-def trips(host: Host, stack: Stack, block: Block, *, warm: bool, clipped: bool = False) -> tuple[int, int]:
+def trips(host: Host, stack: Stack, block: Block, *, warm: bool) -> tuple[int, int]:
     """How often the pieces of a block travel to its owner in a step, and back, its moments' own trips apart."""
     action = stack.action(host, block, warm)
     # Cold, an observed gradient travels and nothing returns; bent, it was seen before the moment that is turned exists.
@@ -85,7 +84,7 @@ def trips(host: Host, stack: Stack, block: Block, *, warm: bool, clipped: bool =
         return look + 1, 1
     # What the owner has seen need not travel again, unless it is no longer the gradient.
     coupled = action is Action.ROTATE and any(map(host.couples_decay, stack.blocks))
-    there = 2 if look and (clipped or coupled) else 1
+    there = 2 if look and coupled else 1
     return (there, 1) if action is Action.PRECONDITION else (there + 1, 2)
 
 
@@ -122,12 +121,12 @@ def _windows(units: Units, host: Host) -> float:
 # ---------------------------------------------------------------- sharded parameters
 
 
-def _pieces(units: Units, host: Host, matrices: ShardedMatrices, *, warm: bool, clipped: bool) -> float:
+def _pieces(units: Units, host: Host, matrices: ShardedMatrices, *, warm: bool) -> float:
     """Pieces to their owners and back, and the small sums over ranks."""
     total = _sums(units, host, warm)
     for index, stack in enumerate(units.stacks):
         for row, block in enumerate(stack.blocks):
-            there, back = trips(host, stack, block, warm=warm, clipped=clipped)
+            there, back = trips(host, stack, block, warm=warm)
             to_owner, from_owner = _sizes(host, matrices, block, [stack.dtype.itemsize] * len(block.params))
             total += there * to_owner + back * from_owner
             if warm and stack.rotates:

@@ -21,6 +21,7 @@ from lightning_so.core.vector.moments import Moments
 from lightning_so.core.vector.oracle import BatchOracle
 from lightning_so.core.vector.rewound import Replays
 from lightning_so.errors import ConfigError
+from lightning_so.linalg.precision import Unrounded, rounded
 from lightning_so.probe.parameters import ParameterVector
 
 
@@ -180,6 +181,12 @@ class VectorEngine:
         if not self._seen:
             return
         self._seen = False
+        # Evaluations are not rounded: a gradient that is would be compared with them.
+        same = same and not rounded()
+        with Unrounded():
+            self._replace(replays, same, half)
+
+    def _replace(self, replays: Replays, same: bool, half: bool) -> None:
         start, gradient, _ = self._rows
         space = self.vector.space
         stepped = self.vector.stepped
@@ -202,10 +209,15 @@ class VectorEngine:
             if oracle.evaluated:
                 self.vector.forward.take()
             return
+        for part, moves in zip(space.split(taken), self._moments.stepped, strict=True):
+            if not moves:  # Directions may be random: without a gradient a parameter stays.
+                part.zero_()
         if not float(space.along(taken[None], taken[None])) < float("inf"):
             self.memory.counts.refused += 1
-            self.vector.forward.take()
-            return
+            if self.method.owns == "nothing":
+                self.vector.forward.take()
+                return
+            taken = taken.zero_()  # The base's own step, at a rate that is not for it, is none to fall back on.
         for weight, at, part in zip(stepped, self._parts[0], space.split(taken), strict=True):
             torch.add(at, part.view(at.shape), out=weight)
         self.vector.forward.take()
@@ -228,6 +240,8 @@ class VectorEngine:
         return {
             **self.method.scalars(self.state),
             "curv/evaluations": float(self.memory.counts.evaluations + self.memory.counts.forwards / 3),
+            "curv/skipped_steps": float(self.memory.counts.skipped + self.memory.counts.refused),
+            "curv/unusable": float(self.memory.counts.unusable),
         }
 
 

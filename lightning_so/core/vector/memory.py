@@ -13,7 +13,9 @@ class Counts:
     Attributes:
         steps: Steps of the base that the method saw.
         skipped: Steps that were left to the base: it moved nothing, or something was not finite.
-        refused: Answers of the method that were not finite; the base's steps were kept.
+        refused: Answers of the method that were not finite: the base's step was kept, or none was made where it is no
+            step of the method's.
+        unusable: Losses that were evaluated and were not finite, and gradients that were to say how products are taken.
         evaluations: Gradients that were computed besides the training's own; a product by double backward counts as
             two, which is about what it takes, and its graph as one.
         forwards: Forward passes without a gradient.
@@ -22,6 +24,7 @@ class Counts:
     steps: int = 0
     skipped: int = 0
     refused: int = 0
+    unusable: int = 0
     evaluations: int = 0
     forwards: int = 0
 

@@ -11,7 +11,11 @@ from lightning_so.probe.parameters import ParameterVector
 
 
 class Moments:
-    """Views of an optimizer's state and settings; nothing of it is changed."""
+    """Views of an optimizer's state and settings; nothing of it is changed.
+
+    Attributes:
+        stepped: Of each parameter, whether it had a gradient, so that it is stepped on.
+    """
 
     def __init__(self, vector: ParameterVector, optimizer: Optimizer) -> None:
         """Remember where they are.
@@ -24,11 +28,11 @@ class Moments:
         groups = vector.access.groups(optimizer)
         self._count, numbers = len(groups), {id(p): n for n, group in enumerate(groups) for p in group["params"]}
         self._groups = [numbers[id(param)] for param in vector.params]
-        self._stepped = [True] * len(vector.params)
+        self.stepped = [True] * len(vector.params)
 
     def saw(self) -> None:
         """Remember which parameters have a gradient, and so are stepped on."""
-        self._stepped = [self._vector.access.grad(param) is not None for param in self._vector.params]
+        self.stepped = [self._vector.access.grad(param) is not None for param in self._vector.params]
 
     def setting(self, name: str, place: int | None = None) -> float | Tensor:
         """A hyper-parameter: one number where all groups have the same, else one a weight, shape (n,).
@@ -54,7 +58,7 @@ class Moments:
         for group in map(self._group, range(self._count)):
             decoupled = group.get("decoupled_weight_decay", isinstance(self._optimizer, AdamW))
             found.append(float(group["lr"]) * float(group["weight_decay"]) if decoupled else 0.0)
-        return self._spread([found[n] * stepped for n, stepped in zip(self._groups, self._stepped, strict=True)])
+        return self._spread([found[n] * stepped for n, stepped in zip(self._groups, self.stepped, strict=True)])
 
     def first(self, *, corrected: bool = True) -> Tensor:
         """The first moment of an Adam after its step, zero where none was made.
@@ -67,7 +71,7 @@ class Moments:
         """
         vector, optimizer = self._vector, self._optimizer
         pieces = []
-        for param, number, stepped in zip(vector.params, self._groups, self._stepped, strict=True):
+        for param, number, stepped in zip(vector.params, self._groups, self.stepped, strict=True):
             # A parameter that never had a gradient has no state.
             state = vector.access.state(optimizer, param) if stepped else {}
             moment = state["exp_avg"] if state else None

@@ -1,5 +1,6 @@
 """What can be asked of a step's loss, answered by evaluations of its batch around the weights that it began with."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -55,6 +56,7 @@ class BatchOracle(Oracle):
         self._start, self._here, self._name = start, here, memory.name
         self._terms: tuple[Tensor, list[Term], bool] | None = None
         self._graph: Exact | None = None
+        self._how: ProductChoice | None = None  # Of this step alone, where it has not said how products are taken.
 
     @property
     def here(self) -> Tensor:
@@ -88,7 +90,9 @@ class BatchOracle(Oracle):
         """See `Oracle.loss`."""
         total = self._rewound.beside(displacement, lambda loss: loss.detach().double().reshape(1))
         self._vector.comm.sum(total)
-        return float(total) / self._vector.comm.ranks
+        found = float(total) / self._vector.comm.ranks
+        self._memory.counts.unusable += not math.isfinite(found)
+        return found
 
     def gauss_newton(self, vectors: Tensor) -> Tensor:
         """See `Oracle.gauss_newton`."""
@@ -148,17 +152,22 @@ class BatchOracle(Oracle):
 
     def _choice(self) -> ProductChoice:
         """How products are taken; by double backward there is a graph then, kept for all products of the step."""
-        memory, known = self._memory, self._memory.examined
+        memory, known = self._memory, self._memory.examined or self._how
         self._rewound.again()
-        reason = ""
+        reason, sure = "", self._how is None
         if (known is None or known.exact) and memory.product != "difference" and self._graph is None:
             reason = self._draw(probe=known is None)
+            sure = self._graph is None or self._graph.compared or known is not None
             known = None if reason else ProductChoice(0.0, False, "exact", memory.product, True)
         if known is None:
             known = choose_product(self._name, self._vector, self._rewound.gradient, self.here, self._half)
+            sure = known.sure
             why = known.why + f"; there is no double backward here, {reason}" * bool(reason)
             known = replace(known, asked=memory.product, why=why)
-        if memory.examined != known:
+        if not sure:
+            memory.counts.unusable += self._how is None
+            self._how = known
+        elif memory.examined != known:
             memory.examined = known
             memory.tell(f"{self._name}: {known}.")
         return known
@@ -219,6 +228,8 @@ class BatchOracle(Oracle):
         if memory.repeats:
             return
         one, other = self.loss(), self.loss()
+        if not math.isfinite(one - other):  # It cannot be said; the next step is asked.
+            return
         if abs(one - other) > AGAIN * abs(one):
             raise ConfigError(
                 f"{self._name}: the same training step twice, with the same batch, weights and random numbers, gave "

@@ -1,0 +1,84 @@
+"""What all ranks settle when a fit begins: whose the folder is, that it is one, and that pieces are as written."""
+
+from pathlib import Path
+
+from lightning_so.callbacks.restart import checkpoints
+from lightning_so.callbacks.restart.lock import Lock
+from lightning_so.callbacks.restart.shared import blind, told
+from lightning_so.comm import Local
+from lightning_so.errors import ConfigError, StateError
+
+
+def hold(folder: Path, comm: Local) -> Lock | None:
+    """Take the folder for this training; a collective.
+
+    Args:
+        folder: The folder, which rank 0 makes.
+        comm: How ranks talk.
+
+    Returns:
+        Rank 0's lock.
+
+    Raises:
+        ConfigError: If another training has it, on all ranks.
+    """
+    lock, holder = None, None
+    if comm.rank == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = Lock(folder)
+        holder, over = lock.take()
+        if over is not None:
+            print(f"Restartable: {folder} was held by {over}; this training takes it over.", flush=True)
+    if holder := next(filter(None, told(comm, holder)), None):
+        raise ConfigError(
+            f"Restartable(folder={str(folder)!r}): the folder is held by {holder}. Each would go on from the other's "
+            "weights: give this training another folder, or end that one first."
+        )
+    return lock
+
+
+def see_folder(folder: Path, comm: Local) -> None:
+    """Refuse a folder that is not the same one on all ranks; a collective.
+
+    Args:
+        folder: The folder.
+        comm: How ranks talk.
+
+    Raises:
+        ConfigError: If some do not see what rank 0 writes, on all ranks.
+    """
+    ranks = blind(comm, folder)
+    if ranks:
+        raise ConfigError(
+            f"Restartable(folder={str(folder)!r}): ranks {ranks} do not see what rank 0 writes there. Give a "
+            f"folder on a disk that all nodes share."
+        )
+
+
+def see_pieces(path: Path | None, comm: Local) -> None:
+    """Compare the checksums of a folder of pieces, each rank some; a collective.
+
+    A damaged one loses its name, so that the next start goes on from the one before.
+
+    Args:
+        path: The checkpoint that the training goes on from; a file has been read whole before.
+        comm: How ranks talk.
+
+    Raises:
+        StateError: If a piece is not as it was written, on all ranks.
+    """
+    wrong = None
+    if path is not None and path.is_dir():
+        try:
+            checkpoints.check(path, share=(comm.rank, comm.ranks))
+        except StateError as error:
+            wrong = str(error)
+    found = next(filter(None, told(comm, wrong)), None)
+    if found is None or path is None:
+        return
+    if comm.rank == 0:
+        checkpoints.aside(path)
+    seen = found.partition(checkpoints.MOVE)[0]
+    raise StateError(
+        f"{seen} It is {path.name}{checkpoints.DAMAGED} from now on: start again, which goes on from the one before."
+    )
