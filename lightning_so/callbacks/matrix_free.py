@@ -1,5 +1,6 @@
 """The callback of methods on the whole parameter vector: behind the optimizer's step, whatever makes it."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_so.callbacks import strategies
+from lightning_so.callbacks.following import current
 from lightning_so.callbacks.names import Callback
 from lightning_so.callbacks.replay import Replay
 from lightning_so.callbacks.standing import StandIn, ending
@@ -84,7 +86,7 @@ class MatrixFree(Callback):
             )
         check_choice("MatrixFree", "product", product, PRODUCTS)
         self.method, self.parallel, self.verbose, self.product = method, parallel, verbose, product
-        self._loaded: dict[str, Any] | None = None
+        self._forget()
         self._clear()
 
     def _clear(self) -> None:
@@ -102,6 +104,8 @@ class MatrixFree(Callback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Refuse what cannot work before anything is set up."""
+        if self._read:  # by a run that ended before it used it
+            self._forget()
         if stage != "fit":
             return
         if strategies.is_deepspeed(trainer.strategy) and not getattr(trainer.strategy, "for_second_order", False):
@@ -144,7 +148,7 @@ class MatrixFree(Callback):
             )
         if self._loaded is not None:
             engine.load_state_dict(self._loaded)
-            self._loaded = None
+            self._forget()
         engine.stand_behind(strategies.engines(trainer))
         self.engine, self._replay = engine, Replay(trainer, pl_module, engine.vector)
         if self.verbose:
@@ -153,13 +157,16 @@ class MatrixFree(Callback):
         self._wrap(trainer)
 
     def teardown(self, trainer: Any, pl_module: nn.Module, stage: str) -> None:
-        """Give back what was set up."""
+        """Give back what was set up, and forget what another stage than fit has read."""
+        if stage != "fit":
+            self._forget()
         self._unhook()
 
     # ---------------------------------------------------------------- one step
 
     def on_train_batch_start(self, trainer: Any, pl_module: nn.Module, batch: Any, batch_idx: int) -> None:
         """Remember what a step that evaluates is about."""
+        self._catch_up(trainer, pl_module)
         probes = self.engine is not None and self.engine.probes()
         self._batch = batch, batch_idx, random_state() if probes else None
 
@@ -172,6 +179,19 @@ class MatrixFree(Callback):
         """Keep what is not finite from the optimizer, after all who change gradients."""
         if self.engine is not None and strategies.steps_now(trainer):
             self.engine.admit()
+
+    def _catch_up(self, trainer: Any, pl_module: nn.Module) -> None:
+        """Between steps: begin anew for another optimizer or other parameters."""
+        if (
+            self.engine is not None
+            and self._standing
+            and (current(trainer) != [self.engine.optimizer] or not self.engine.fits)
+        ):
+            warnings.warn(
+                f"the optimizer or its parameters were replaced or added to: {type(self.method).__name__} begins anew.",
+                stacklevel=2,
+            )
+            self.on_train_start(trainer, pl_module)
 
     def _wrap(self, trainer: Any) -> None:
         """Stand around the step, and around `SecondOrder`, whose hooks are in it."""
@@ -230,12 +250,23 @@ class MatrixFree(Callback):
         return {"engine": self.engine.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep it until training starts."""
+        """Keep it until training starts; while it runs, go on from it."""
         self._loaded = state_dict["engine"]
+        if self._standing and self.engine is not None:
+            self.engine.load_state_dict(state_dict["engine"])
+            self._forget()
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
+        """Note that a Trainer reads a state, for its own run."""
+        self._read = True
+
+    def _forget(self) -> None:
+        self._loaded: dict[str, Any] | None = None
+        self._read = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to a running fit, so that the callback can be pickled and copied."""
-        return {name: self.__dict__[name] for name in ("method", "parallel", "verbose", "product", "_loaded")}
+        return {name: self.__dict__[name] for name in ("method", "parallel", "verbose", "product", "_loaded", "_read")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy is not part of the fit."""

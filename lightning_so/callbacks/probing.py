@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from operator import is_
 from typing import Any
 
 import torch
@@ -109,10 +110,21 @@ class CurvatureProbe(Callback, ABC):
     def on_train_start(self, trainer: Any, pl_module: nn.Module) -> None:
         """Say what the whole vector is: the parameters that are trained."""
         self._clear()
+        self._begin(trainer, pl_module)
+
+    def _begin(self, trainer: Any, pl_module: nn.Module) -> None:
         self._vector = ParameterVector.of(
             pl_module.named_parameters(), trainer.strategy.model, strategies.deepspeed_engine(trainer)
         )
         self._replay = Replay(trainer, pl_module, self._vector)
+
+    def _follow(self, trainer: Any, pl_module: nn.Module) -> None:
+        """Look at the parameters that are trained now, where tensors were replaced, frozen or thawed: a collective."""
+        params = [param for param in pl_module.parameters() if param.requires_grad]
+        if len(params) != len(self.vector.params) or not all(map(is_, params, self.vector.params)):
+            self.vector.comm.close()
+            self._exact = None
+            self._begin(trainer, pl_module)
 
     def teardown(self, trainer: Any, pl_module: nn.Module, stage: str) -> None:
         """Give back what was set up."""
@@ -134,6 +146,7 @@ class CurvatureProbe(Callback, ABC):
         if step % self.every or step == self._looked or self._random is None or self._replay is None:
             return
         self._looked = step
+        self._follow(trainer, pl_module)
         if not self.wants(trainer):
             return
         recorders = [recorder for engine in strategies.engines(trainer) for recorder in engine.recorders]

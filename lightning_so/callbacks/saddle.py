@@ -103,13 +103,15 @@ class SaddleEscape(CurvatureProbe):
         # Of each half: the sum of the losses, and how many they are.
         self._sums: Tensor = torch.zeros(2, 2, dtype=torch.float64)
         self._absent: list[bool] = []
-        self._loaded: dict[str, Any] | None = None
+        self._forget()
 
     # ---------------------------------------------------------------- when
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Refuse what cannot be moved."""
         super().setup(trainer, pl_module, stage)
+        if self._read:  # by a run that ended before it used it
+            self._forget()
         if stage == "fit" and strategies.is_deepspeed(trainer.strategy):
             raise ConfigError(
                 "SaddleEscape: DeepSpeed keeps the weights that it steps on apart from those of the forward pass, and "
@@ -119,6 +121,10 @@ class SaddleEscape(CurvatureProbe):
     def on_train_start(self, trainer: Any, pl_module: nn.Module) -> None:
         """Begin a window, or go on with that of a checkpoint."""
         super().on_train_start(trainer, pl_module)
+        self._take()
+
+    def _take(self) -> None:
+        """Begin a window, or go on with that of a state that was read."""
         self._sums = torch.zeros(2, 2, dtype=torch.float64, device=self.vector.space.device)
         if self._loaded is not None:
             for name in KEPT:
@@ -127,7 +133,13 @@ class SaddleEscape(CurvatureProbe):
             self._examined = None if how is None else ProductChoice(**how)
             if self.vector.comm.rank == 0:  # They are sums over ranks.
                 self._sums += self._sums.new_tensor(self._loaded["sums"])
-        self._loaded = None
+        self._forget()
+
+    def teardown(self, trainer: Any, pl_module: nn.Module, stage: str) -> None:
+        """See `CurvatureProbe.teardown`; what another stage than fit has read is forgotten."""
+        super().teardown(trainer, pl_module, stage)
+        if stage != "fit":
+            self._forget()
 
     def on_train_batch_start(self, trainer: Any, pl_module: nn.Module, batch: Any, batch_idx: int) -> None:
         """Know in which half of the window this micro-batch is: afterwards the step may have been counted."""
@@ -253,5 +265,15 @@ class SaddleEscape(CurvatureProbe):
         return {"sums": sums, "examined": how, **{name: getattr(self, name) for name in KEPT}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Keep it until training starts."""
+        """Keep it until training starts; while it runs, go on from it."""
         self._loaded = state
+        if self._vector is not None:
+            self._take()
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
+        """Note that a Trainer reads a state, for its own run."""
+        self._read = True
+
+    def _forget(self) -> None:
+        self._loaded: dict[str, Any] | None = None
+        self._read = False

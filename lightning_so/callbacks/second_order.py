@@ -1,6 +1,7 @@
 """The callback: one line in a Trainer."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_only
@@ -9,25 +10,21 @@ from torch.optim import Optimizer
 
 from lightning_so.callbacks import saving, strategies, zero_step
 from lightning_so.callbacks.first_steps import FirstSteps
+from lightning_so.callbacks.following import Following, before, current, take_over
+from lightning_so.callbacks.logged import log
 from lightning_so.callbacks.names import Callback
+from lightning_so.callbacks.signals import inside_handler
 from lightning_so.callbacks.standing import StandIn, ending
 from lightning_so.comm import SHARDINGS, Local, ambient
 from lightning_so.contract.method import Method
-from lightning_so.core.attach.hooks import hooks, innermost
 from lightning_so.core.checkpoint import checkpoint, stamp
+from lightning_so.core.checkpoint.resting import rest
 from lightning_so.core.engine import Engine
 from lightning_so.core.host import Host
 from lightning_so.core.options import Checks, Options
 from lightning_so.core.plan.mixture import Mixture
 from lightning_so.core.telemetry import Telemetry, summary
-from lightning_so.errors import ConfigError, StateError, check_choice, check_range
-
-#: How a run goes on from each kind of state.
-RESUMED = {
-    "full": "exactly as if it had not stopped",
-    "compact": "with bases found again from the factors",
-    "rebuild": "with cold blocks",
-}
+from lightning_so.errors import ConfigError, check_choice, check_range
 
 
 class SecondOrder(Callback):
@@ -81,17 +78,16 @@ class SecondOrder(Callback):
         check_choice("SecondOrder", "sharding", sharding, SHARDINGS)
         self.state, self.checks = state, Checks(verify_every, compare_every)
         self.reduction, self.lag, self.sharding = reduction, lag, sharding
-        self._loaded: list[dict[str, Any]] | None = None
-        self._stamped = False
+        self._forget()
         self._clear()
 
     def _clear(self) -> None:
         """Everything that belongs to a running fit."""
-        self.engines, self._telemetry, self._hooks = list[Engine](), list[Telemetry](), list[Any]()
+        self.engines, self._telemetry = list[Engine](), list[Telemetry]()
+        self._following: Following | None = None
         self._alive: FirstSteps | None = None
         self._standing = list[StandIn]()
         self._comm: Local | None = None
-        self._around = list[list[Any]]()
         self._told = False
 
     @property
@@ -107,27 +103,33 @@ class SecondOrder(Callback):
         if len(twins) > 1:
             raise ConfigError(f"SecondOrder is in the Trainer's callbacks {len(twins)} times; keep one.")
         strategies.check(trainer)
+        if self._read:  # by a run that ended before it used it
+            self._forget()
 
     def on_fit_start(self, trainer: Any, pl_module: nn.Module) -> None:
         """Make one engine an optimizer, print the plans, hook in."""
         self._unhook()
-        optimizers = [strategies.client(optimizer) for optimizer in trainer.optimizers]
-        accesses = [strategies.access(trainer, optimizer, self.sharding) for optimizer in optimizers]
-        mixture = Mixture.of(self.method)
-        options = Options(mixture, self.route, self.min_coverage, self.checks, self.reduction, self.lag)
-        self._comm, self._told = ambient(sharded=any(access.sharded for access in accesses)), False
-        self.engines = [
-            Engine(Host.of(pl_module, optimizer, access=access, world=self._comm), options)
-            for optimizer, access in zip(optimizers, accesses, strict=True)
-        ]
-        for engine in self.engines:
-            if self.print_plan:
-                engine.tell = rank_zero_only(print)
+        optimizers = current(trainer)
+        sharded = [strategies.access(trainer, optimizer, self.sharding).sharded for optimizer in optimizers]
+        self._comm, self._told = ambient(sharded=any(sharded)), False
+        self.engines = [self._engine(self._host(trainer, pl_module, optimizer)) for optimizer in optimizers]
         for index, engine in enumerate(self.engines):
             if self.print_plan and len(self.engines) > 1:
                 rank_zero_only(print)(f"Optimizer {index} of configure_optimizers:")
             engine.tell(engine.plan)
         self._wrap(trainer)
+
+    def _host(self, trainer: Any, pl_module: nn.Module, optimizer: Optimizer) -> Host:
+        access = strategies.access(trainer, optimizer, self.sharding)
+        return Host.of(pl_module, optimizer, access=access, world=self._comm)
+
+    def _engine(self, host: Host) -> Engine:
+        mixture = Mixture.of(self.method)
+        options = Options(mixture, self.route, self.min_coverage, self.checks, self.reduction, self.lag)
+        engine = Engine(host, options)
+        if self.print_plan:
+            engine.tell = rank_zero_only(print)
+        return engine
 
     def on_train_start(self, trainer: Any, pl_module: nn.Module) -> None:
         """Load what the checkpoint held: here the optimizers have their state under every strategy."""
@@ -136,26 +138,26 @@ class SecondOrder(Callback):
         if self._loaded is None:
             for engine in self.engines:
                 stamp.check_stamp(engine.optimizer, self._stamped)
-        elif len(self._loaded) != len(self.engines):
-            raise StateError(f"the checkpoint has {len(self._loaded)} optimizers, this run {len(self.engines)}.")
         else:
-            for engine, state in zip(self.engines, self._loaded, strict=True):
-                checkpoint.read(engine.parts, state, cold=self.state == "rebuild")
-        self._loaded, self._stamped = None, False
+            take_over(self.engines, self._loaded, cold=self.state == "rebuild")
+        self._forget()
+        # Not before: torch makes the state of FSDP2's optimizers by a step of zeros, into which it loads.
+        self._following = Following(trainer, self.engines, partial(self._host, trainer, pl_module), self._engine)
         for engine in self.engines:
-            # Not before: torch makes the state of FSDP2's optimizers by a step of zeros, into which it loads.
-            self._around.append(hooks(engine))
-            self._hooks += self._around[-1]
             engine.arm()
-        self._hooks += strategies.overlap(trainer, self.engines)
         self._telemetry = [Telemetry(engine) for engine in self.engines]
         self._alive = FirstSteps(self.engines, trainer)
 
     def on_train_end(self, trainer: Any, pl_module: nn.Module) -> None:
-        """Say what was done; give every rank the factors, so that `curvature` works when the ranks have parted."""
+        """Say what was done; give every rank the factors, so that `curvature` works when the ranks have parted.
+
+        The optimizers are left with plain moments: they can go on without us.
+        """
+        self._catch_up()
         for engine in self.engines:
             engine.share_factors()
             engine.tell(summary(engine))
+            rest(engine.parts)
 
     def on_exception(self, trainer: Any, pl_module: nn.Module, exception: BaseException) -> None:
         """Leave no weight hidden; what callbacks after us need to save a checkpoint stays until `_wrap` undoes it."""
@@ -164,14 +166,16 @@ class SecondOrder(Callback):
             engine.disarm()
 
     def teardown(self, trainer: Any, pl_module: nn.Module, stage: str) -> None:
-        """Take the hooks back."""
+        """Take the hooks back, and forget what another stage than fit has read."""
+        if stage != "fit":
+            self._forget()
         self._unhook()
 
     # ---------------------------------------------------------------- one step
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: nn.Module, optimizer: Optimizer) -> None:
         """Have gradients unscaled; what else is ours comes in the optimizer's own step, after all code of the user."""
-        engine = self._before(optimizer)
+        engine = before(self.engines, optimizer)
         if engine is None:
             return
         scaler = getattr(trainer.precision_plugin, "scaler", None)
@@ -182,6 +186,7 @@ class SecondOrder(Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Tell taps by what the loss is multiplied and divided."""
+        self._catch_up()
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         divided = trainer.accumulate_grad_batches if pl_module.automatic_optimization else None
         for engine in self.engines:
@@ -198,13 +203,7 @@ class SecondOrder(Callback):
         """Log the report."""
         if self._alive is not None and self._alive.check(trainer):
             self._alive = None
-        if not trainer.log_every_n_steps or trainer.global_step % trainer.log_every_n_steps:
-            return
-        for index, telemetry in enumerate(self._telemetry):
-            suffix = f"/{index}" if len(self.engines) > 1 else ""
-            values = telemetry.scalars()
-            pl_module.log_dict({f"{name}{suffix}": value for name, value in values.items()})
-            pl_module.log(f"so%{suffix}", 100 * values["so/overhead_frac"], prog_bar=True, logger=False)
+        log(trainer, pl_module, self._telemetry)
 
     # ---------------------------------------------------------------- state
 
@@ -212,36 +211,31 @@ class SecondOrder(Callback):
         """One state an optimizer; before training starts, what a checkpoint has brought."""
         if not self.engines and self._loaded is not None:
             return {"engines": self._loaded}
+        self._catch_up()
         return {"engines": [checkpoint.write(engine.parts, saving.kind(engine, self.state)) for engine in self.engines]}
 
     def on_save_checkpoint(self, trainer: Any, pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
         """Write moments in plain coordinates."""
-        saving.write(self.engines, checkpoint)
+        saving.write(self.engines, checkpoint, current(trainer))
         for engine in self.engines if checkpoint.get("optimizer_states") else ():
-            self._warn_of_leaving(engine)
-
-    def _warn_of_leaving(self, engine: Engine) -> None:
-        """Say once what going on without us, or from a state that is not full, would change."""
-        if self._told or (bump := saving.leaving(engine)) is None:
-            return
-        self._told = True
-        rank_zero_only(print)(
-            f"SecondOrder: a run that resumes from this checkpoint goes on {RESUMED[self.state]}. Without SecondOrder "
-            f"it starts with an update at cosine {bump.cosine:.2f} to ours and {bump.length:.2f} of its length."
-        )
+            self._told = self._told or saving.warn_of_leaving(engine, self.state)
 
     def on_load_checkpoint(self, trainer: Any, pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
         """See whether the file is one of ours."""
-        self._stamped = stamp.STAMP in checkpoint
+        self._stamped, self._read = stamp.STAMP in checkpoint, True
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Keep it until training starts."""
+        """Keep it until training starts, or the next step: the optimizers load theirs later."""
         self._loaded = state["engines"] or None
+
+    def _forget(self) -> None:
+        self._loaded: list[dict[str, Any]] | None = None
+        self._stamped = self._read = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to a running fit, so that the callback can be pickled and copied."""
         kept = ("method", "route", "min_coverage", "print_plan", "state", "checks", "reduction", "lag", "sharding")
-        return {name: self.__dict__[name] for name in (*kept, "_loaded", "_stamped")}
+        return {name: self.__dict__[name] for name in (*kept, "_loaded", "_stamped", "_read")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy is not part of the fit."""
@@ -250,19 +244,32 @@ class SecondOrder(Callback):
 
     # ---------------------------------------------------------------- inside
 
-    def _before(self, optimizer: Any) -> Engine | None:
-        """The engine before an optimizer."""
-        base = strategies.client(optimizer)
-        return next((engine for engine in self.engines if engine.optimizer is base), None)
+    def _catch_up(self, *, late: bool = False) -> None:
+        """Between steps: go to optimizers that were put in the place of ours, and load what was read in mid-training.
+
+        Not inside a signal's handler, where ranks are at different lines; `late`, after the pass, nothing is observed.
+        """
+        following = self._following
+        if following is None or not (following.behind or self._loaded is not None) or inside_handler():
+            return
+        if following.behind:
+            following.catch_up()
+            self._telemetry = [Telemetry(engine) for engine in self.engines]
+        if self._loaded is not None:
+            take_over(self.engines, self._loaded, cold=self.state == "rebuild")
+            self._forget()
+        for engine in self.engines if not late else ():
+            engine.arm()
 
     def _wrap(self, trainer: Any) -> None:
         """Undo a failed step at once, since nobody may see a hidden weight, and notice one that a scaler left out."""
 
         def step(original: Callable[..., Any]) -> Callable[..., Any]:
             def optimizer_step(optimizer: Any, *args: Any, **kwargs: Any) -> Any:
-                for handles in self._around:
-                    innermost(handles)
-                engine = self._before(optimizer)
+                self._catch_up(late=not trainer.lightning_module.automatic_optimization)
+                if self._following is not None:
+                    self._following.close_in()
+                engine = before(self.engines, optimizer)
                 tried = engine and engine.report.tried
                 try:
                     found = original(optimizer, *args, **kwargs)
@@ -277,14 +284,14 @@ class SecondOrder(Callback):
 
         ours = [StandIn(trainer.strategy, "optimizer_step", step), ending(trainer.strategy, self._unhook)]
         ours += zero_step.wrap(trainer, self.engines)
-        self._standing = [*ours, *saving.wrap(trainer.strategy, self.engines)]
+        self._standing = [*ours, *saving.wrap(trainer.strategy, self.engines, self._catch_up)]
 
     def _unhook(self) -> None:
         for engine in self.engines:
             engine.disarm()
-        for handle in self._hooks:
-            handle.remove()
-        self._hooks, self._around = [], []
+        if self._following is not None:
+            self._following.end()
+            self._following = None
         for standing in self._standing:
             standing.release()
         self._standing = []

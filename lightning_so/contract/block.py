@@ -37,12 +37,14 @@ class Part:
         index: Which it is.
         count: How many there are.
         at: Index of its numbers in a tensor like the whole parameter.
+        whole: Shape of the whole parameter.
     """
 
     parameter: str
     index: int
     count: int
     at: tuple[int | slice, ...]
+    whole: torch.Size
 
 
 @dataclass(eq=False)

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field, replace
 
+from torch import Tensor
+
 from lightning_so.contract.method import Method, ObservesRows
 from lightning_so.core.host import Host
 from lightning_so.core.matrices.choose import matrices_of
@@ -32,7 +34,8 @@ class Parts:
     Attributes:
         host: The training.
         report: What was done.
-        sizes: How many parameters each group had when it was made.
+        params: The optimizer's parameters when it was made, in its order.
+        sizes: How many of them each group had.
         calls: How many calls make one step of the optimizer.
         plan: Where every parameter went.
         matrices: Where matrices are whole.
@@ -46,6 +49,7 @@ class Parts:
 
     host: Host
     report: Report
+    params: list[Tensor]
     sizes: list[int]
     calls: int
     plan: Plan
@@ -100,6 +104,7 @@ def assemble(host: Host, options: Options, report: Report) -> Parts:
     return Parts(
         host,
         report,
+        host.params,
         host.sizes,
         host.calls,
         plan,

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from lightning_so.contract.method import Action
 from lightning_so.core.assembly import assemble
-from lightning_so.core.checkpoint.portable import state_dict, take_over
+from lightning_so.core.checkpoint.reassembly import fits, reassembled
 from lightning_so.core.host import Host
 from lightning_so.core.options import Options
 from lightning_so.core.plan.table import Plan
@@ -98,19 +98,17 @@ class Engine:
         """The cohorts whose parameters are hidden now."""
         return [] if self.current is None else self.current.hidden
 
-    def follow(self) -> None:
-        """Take in parameters that were added to the optimizer since; what is known of the others stays.
+    def follow(self, host: Host | None = None) -> None:
+        """Take in parameters that were added to the optimizer or replaced since, or be in front of another optimizer.
 
-        The interval starts from its smallest again, and new blocks start cold.
+        What is known of tensors that stay goes on; see `checkpoint.reassembly`.
         """
-        if self.parts.sizes == self.host.sizes:
+        host = host or self.host
+        if fits(self.parts, host):
             return
         self.disarm()
-        old = state_dict(self.parts)
-        parts = assemble(self.host, self.options, self.report)
-        take_over(parts, old)
-        parts.units.schedule.restart(self.report.step)
-        self.parts = parts
+        self.parts = reassembled(self.parts, host, self.options)
+        self.host, self.guard = host, Guard(host.world, host.access)
         self.tell(self.plan)
 
     # ---------------------------------------------------------------- forward and backward
@@ -219,7 +217,7 @@ class Engine:
                 report.solved_here += flight.here
                 parts.flights.append(flight)
                 swap.land(parts.flights, units, roster, host, matrices, report)
-            basis.enter(units, roster, host, matrices, step)
+            basis.enter(units, roster, host, matrices, report)
         cohorts = list(roster)
         acting = [cohort for cohort in cohorts if cohort.action is not Action.BASE]
         waiting = [cohort for cohort in cohorts if act.waiting(cohort, host)]

@@ -20,6 +20,7 @@ class Report:
         cooled: Blocks that left their basis because its solves kept failing.
         verified: Updates compared with a float64 reference.
         deviation: Largest deviation from it so far, relative to the update.
+        foreign: States that the base was given between two steps, by a load, without what belongs to them here.
         rotated: Blocks rotated at the last step.
         bent: Blocks bent at the last step.
         preconditioned: Blocks whose gradients were preconditioned at the last step.
@@ -38,6 +39,7 @@ class Report:
     cooled: int = 0
     verified: int = 0
     deviation: float = 0.0
+    foreign: int = 0
     rotated: int = 0
     bent: int = 0
     preconditioned: int = 0
@@ -59,5 +61,5 @@ class Report:
         return (
             f"{self.step} steps, {self.skipped} skipped, {self.undone} undone; at the last one {self.rotated} blocks "
             f"rotated{first} and {self.bent} bent; {self.solves} solves{shared}, {self.retries} retried, "
-            f"{self.failures} failed"
+            f"{self.failures} failed" + (f"; {self.foreign} foreign states of the optimizer" if self.foreign else "")
         )

@@ -65,7 +65,7 @@ class Shampoo:
     with g_(i) the unfolding of the gradient along dimension i, of k. Under SGD the result has the gradient's own
     length, block by block (SGD grafting), so that learning rate, momentum and decay keep their meaning; Adam is bent
     along P m at its own length, where p = k was better than the published 2 k. Until its first solve a block is on the
-    base. `beta=1` is a sum and no average.
+    base. `beta=1` is a sum and no average. Of a stack of matrices each is a tensor of its own.
 
     With `whiten` it is KL-Shampoo: F_i is that of the gradient multiplied along all other dimensions by the roots that
     are in force, S_j = F_j^(-1/p), or I before their first solve; sides that keep a diagonal have none. This is the

@@ -52,8 +52,9 @@ class SOAP:
 
         g' = Q_L' g Q_R;    d = base(g');    p <- p0 (1 - lr wd) + Q_L d Q_R'
 
-    All parameters of two or more dimensions take part; convolutions are folded to matrices. The factors are not
-    debiased: neither a basis nor the start of the second moment depends on their scale.
+    All parameters of two or more dimensions take part; convolutions are folded to matrices, and stacks of matrices are
+    taken one by one. The factors are not debiased: neither a basis nor the start of the second moment depends on their
+    scale.
 
     Source: Vyas et al. 2024, arXiv 2409.11321, algorithm 3; the bent start, the second moment from the factors, the
     tie-breaking ridge and the age-proportional staggered schedule are this project's.

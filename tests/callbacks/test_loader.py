@@ -1,4 +1,8 @@
-"""`ResumableLoader`: a training goes on with the batch that comes next, and the epochs after are whole."""
+"""`ResumableLoader`: a training goes on with the batch that comes next, and the epochs after are whole.
+
+Asked for in Lightning-AI/pytorch-lightning#19764 and ecmwf/anemoi-training#200; epochs that are cut or dropped after a
+resumption: meta-pytorch/data#1437, KempnerInstitute/KempnerForge#57.
+"""
 
 import os
 import signal

@@ -1,4 +1,7 @@
-"""`Restartable`'s files: whole or not at all, and read only if they are as they were written."""
+"""`Restartable`'s files: whole or not at all, and read only if they are as they were written.
+
+Files that are not, cut short or damaged: Lightning-AI/pytorch-lightning#21431, open-mmlab/mmdetection#4835.
+"""
 
 import os
 import pickle
@@ -110,10 +113,6 @@ def test_damage_that_zipfile_names_in_its_own_ways_is_named_by_us(tmp_path, make
         begin = file.start_dir if place == "directory" else file.infolist()[1].header_offset
     raw[begin + at] ^= 1 << bit
     path.write_bytes(raw)
-    if make is saved and place == "record":
-        # Nobody reads this field: what is loaded is right.
-        assert torch.equal(torch.load(path)["weight"], torch.arange(1000.0))
-        return
     with pytest.raises(StateError, match=r"step=8.ckpt is not whole: .* Move it away: mv "):
         Restartable(tmp_path).newest()
 

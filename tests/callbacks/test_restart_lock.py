@@ -1,4 +1,7 @@
-"""`Restartable`'s hold on its folder: one training at a time, and a dead one's is taken over."""
+"""`Restartable`'s hold on its folder: one training at a time, and a dead one's is taken over.
+
+Two jobs that go on from each other's checkpoints: Lightning-AI/pytorch-lightning#12369.
+"""
 
 import json
 import os
@@ -216,6 +219,12 @@ def test_a_fit_that_raises_gives_the_folder_back(tmp_path, where):
     with pytest.raises(ArithmeticError):
         train("one", *PLAIN, steps=4, callbacks=[Restartable(tmp_path), Broken(where)])
     assert not (tmp_path / lock.NAME).exists()
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path):
+    # Not even root can write there.
+    with pytest.raises(ConfigError, match=r"Restartable\(folder='/proc/runs'\): nothing can be written there"):
+        train("one", *PLAIN, steps=2, callbacks=[Restartable("/proc/runs")])
 
 
 def told(folder):

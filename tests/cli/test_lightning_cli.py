@@ -83,6 +83,16 @@ def test_command_line_flags():
     assert callback.method == SOAP(period=8)
 
 
+def test_a_route_with_counts_from_yaml(tmp_path):
+    text = (CONFIGS / "soap_byte_lm.yaml").read_text()
+    method = "        method:\n"
+    assert method in text
+    split = f'        route: {{split: {{"*.qkv.weight": 3}}, base: ["*.lora_*"]}}\n{method}'
+    (tmp_path / "c.yaml").write_text(text.replace(method, split))
+    callback, _ = parse("--config", str(tmp_path / "c.yaml"))
+    assert callback.route == {"split": {"*.qkv.weight": 3}, "base": ["*.lora_*"]}
+
+
 def test_a_bad_value_is_named(capsys):
     with pytest.raises((SystemExit, ValueError)) as caught:
         parse("--trainer.callbacks+=lightning_so.SecondOrder", "--trainer.callbacks.method=lightning_so.SOAP",

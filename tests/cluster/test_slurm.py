@@ -170,8 +170,8 @@ BAD = {
     "no --ntasks-per-node": ("-N2 -n2", "--devices 1", "#SBATCH --ntasks-per-node=1"),
     "job name": ("-N1 -n1 --job-name=bash", "", "#SBATCH --job-name=train"),
     "port": ("-N2 -n2 --ntasks-per-node=1 --export=ALL,MASTER_PORT={port}", "", "export MASTER_PORT="),
-    "folder": ("-N2 -n2 --ntasks-per-node=1", "--folder {folder}/nowhere", "mkdir -p '{folder}/nowhere'"),
-    "checkpoint": ("-N1 -n1", "--checkpoint {folder}/step=2.ckpt", "mv '{folder}/step=2.ckpt'"),
+    "folder": ("-N2 -n2 --ntasks-per-node=1", "--folder {folder}/nowhere", "mkdir -p {folder}/nowhere"),
+    "checkpoint": ("-N1 -n1", "--checkpoint {folder}/step=2.ckpt", "mv {folder}/step=2.ckpt"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Process groups of ours end where we say so, in order, and not with Python."""
+"""Process groups of ours end where we say so, in order, and not with Python (pytorch/pytorch#179291)."""
 
 import weakref
 
@@ -55,7 +55,10 @@ def test_after_a_fit_its_group_is_gone(two, tmp_path):
 
 @pytest.mark.slow
 def test_ranks_that_trained_with_restartable_end(tmp_path):
-    """On torch 2.5 and 2.6 some hung at their end."""
+    """On torch 2.5 and 2.6 some hung at their end: a group's threads and its end waited for each other.
+
+    pytorch/pytorch#56297, and pytorch/pytorch#154976, by which its end gives Python's lock back.
+    """
     line = ("examples.restart", "--width", "16", "--steps", "6", "--every", "2", "--devices", "2")
     process = Started(tmp_path / "said", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", *line,
                       "--folder", tmp_path / "run")  # fmt: skip

@@ -1,6 +1,7 @@
 """Into which matrices parameters fall, by themselves and as users say; what is refused; files of other versions."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from torch.nn.utils.parametrizations import weight_norm
 from lightning_so import SOAP, ConfigError, Mixture, Muon, StateError, attach
 from lightning_so.comm.pieces import Pieces, within
 from lightning_so.contract.block import parts
+from lightning_so.core.telemetry import summary
+from tests.support.page import blocks
 from tests.support.stacked import SPLIT, loop, made
 
 #: Shape of a parameter that no layer of torch holds -> verdict of Muon.
@@ -71,12 +74,12 @@ def test_positions_of_a_vision_transformer_are_one_matrix_that_soap_rotates():
 @pytest.mark.parametrize("wrap", [lambda conv: conv, weight_norm], ids=["plain", "parametrized"])
 def test_weights_of_convolutions_are_one_matrix_whatever_their_kernel(wrap):
     net = nn.ModuleDict(
-        {"long": wrap(nn.Conv1d(4, 8, 15)), "up": nn.ConvTranspose2d(4, 8, 9), "own": nn.Bilinear(9, 10, 4)}
+        {"long": wrap(nn.Conv1d(9, 8, 15)), "up": nn.ConvTranspose2d(4, 8, 9), "own": nn.Bilinear(9, 10, 4)}
     )
     engine = attached(net)
     found = {block.parameter: (block.rows, block.cols) for block in engine.plan.blocks}
     convolutions = [shape for name, shape in found.items() if name.startswith(("long", "up"))]
-    assert convolutions == [(8, 60), (4, 8 * 81)]
+    assert convolutions == [(8, 135), (4, 8 * 81)]
     assert verdicts(engine)["own.weight"] == "hidden, 4 matrices of 9x10: bend"
 
 
@@ -92,11 +95,11 @@ def test_a_weight_is_split_as_the_user_says():
         "point": "hidden, 3 matrices of 4x4: bend",
     }
     whole = torch.arange(4 * 20 * 8.0).view(4, 20, 8)
-    blocks = [block for block in engine.plan.blocks if block.parameter == "gate_up"]
+    sixteen = [block for block in engine.plan.blocks if block.parameter == "gate_up"]
     expected = whole.view(8, 10, 8)
     for tensor in (whole, whole.transpose(1, 2).contiguous().transpose(1, 2)):
-        assert torch.equal(torch.stack(parts(tensor, blocks)), expected)
-        for block in blocks:
+        assert torch.equal(torch.stack(parts(tensor, sixteen)), expected)
+        for block in sixteen:
             (part,) = parts(tensor, [block])
             assert part._base is not None  # a view
             assert torch.equal(part.flatten(), whole.flatten()[slice(*block.span)])
@@ -152,6 +155,16 @@ def test_pieces_of_ranks_within_a_part():
     assert within([(0, 7), (7, 9)], 8, 9) == ((0, 0), (0, 1))
 
 
+def test_the_example_of_the_page_says_what_the_page_says(capsys):
+    page = Path(__file__).parents[2] / "docs" / "plan.md"
+    (example,) = blocks(page.read_text(encoding="utf-8"))
+    exec(compile(example.code, str(page), "exec"), {})
+    plan = capsys.readouterr().out
+    for matrices in ("3 matrices of 32x32", "8 matrices of 32x64", "16 matrices of 64x32"):
+        assert f"hidden, {matrices}: bend until step 50, then rotate" in plan
+        assert matrices in page.read_text(encoding="utf-8")
+
+
 # ---------------------------------------------------------------- states
 
 
@@ -195,8 +208,6 @@ def test_a_state_that_lacks_a_parameter_says_how_to_leave_it_alone():
 
 
 def test_one_without_gradients_is_told_once_and_by_the_parameters_name():
-    from lightning_so.core.telemetry import summary
-
     holder = holding(w=(8, 8), experts=(4, 8, 8))
     optimizer = torch.optim.AdamW(holder.parameters())
     engine = attach(holder, optimizer, Muon())

@@ -39,7 +39,7 @@ def trained(case, *, apart, steps=STEPS, model=None, **how):
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=() if c in EVERYDAY else pytest.mark.slow) for c in CASES])
 def test_stacked_experts_and_a_fused_projection_equal_weights_of_their_own(case):
-    """marin#7512, lerobot PR#4658, xtuner PR#2030: each expert and each of Q, K and V is a matrix."""
+    """marin#7512, lerobot PR#4658, xtuner PR#2030: each expert, and each of Q, K and V, is a matrix."""
     found = []
     for apart in (False, True):
         model, optimizer, engine = trained(case, apart=apart)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 #: What users of these extras get; the others bring nothing that our code imports.
 EXTRAS = ("cli", "plots", "progress", "slurm")
 #: What the tests themselves need.
-TOOLS = ("pytest", "hypothesis", "numpy")
+TOOLS = ("pytest", "hypothesis", "numpy", "scikit-learn")
 #: Every strategy of one machine, both import names, files, resuming, and the command line.
 SAMPLE = (
     "tests/callbacks", "tests/cli", "tests/core", "tests/strategies", "tests/together/test_ddp.py",
@@ -74,6 +74,8 @@ def made(folder: Path, project: dict) -> Path:
     # By itself first, so that a local CPU build is taken where pip is set up with one.
     subprocess.run([*pip, *index, wanted["torch"]], check=True)
     subprocess.run([*pip, *wanted.values(), *TOOLS], check=True)
+    # Its metadata alone are read from here.
+    subprocess.run([*pip, "--no-deps", "-e", str(ROOT)], check=True)
     ready.write_text(said)
     return python
 

@@ -49,7 +49,7 @@ def one(method):
 
 @pytest.mark.parametrize(("strategy", "method"), ROWS)
 def test_two_ranks_equal_one_process(two, strategy, method):
-    """DeepSpeed#8367 and Megatron-LM#5533: matrices that ranks hold in pieces, cut through as FSDP1 and ZeRO cut."""
+    """torchtitan#2494, Megatron-LM#5533: ranks hold pieces of matrices, cut through as FSDP1 and ZeRO cut them."""
     found, alone = two.run(trained, strategy, method, accumulate=2, clip=0.3), one(method)
     for name, value in alone.weights.items():
         assert torch.equal(found[0].weights[name], found[1].weights[name]), f"ranks differ in {name}"
@@ -153,6 +153,20 @@ def test_where_ranks_take_their_rows_experts_stay_whole(two):
     assert verdicts[0].startswith("hidden, 3 matrices of 12x17: bend")
     assert verdicts[1].startswith("hidden, 2 matrices of 12x17: bend")
     assert all(finite for *_, finite in found)
+
+
+def an_expert_a_rank():
+    holder = torch.nn.Module()
+    holder.w, holder.places = (torch.nn.Parameter(torch.randn(n, 12, 16)) for n in (2, 1))
+    fully_shard(holder, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    engine = attach(holder, torch.optim.AdamW(holder.parameters()), Muon(), sharding="local")
+    return [row.verdict for row in engine.plan.rows]
+
+
+def test_one_expert_on_a_rank_is_not_taken_for_places(two):
+    first, second = two.run(an_expert_a_rank)
+    assert first == ["hidden, one matrix of 12x16: bend", "base: embedding: Muon bends hidden matrices only"]
+    assert second == ["hidden, one matrix of 12x16: bend", "base: no rows of it on this rank"]
 
 
 def refused():

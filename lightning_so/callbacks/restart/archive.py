@@ -5,6 +5,9 @@ from pathlib import Path
 
 import torch
 
+#: Where the header of a record has its flags, of two bytes, before two of the method, which is 0.
+FLAGS = 6
+
 
 def damage(file: Path, contents: bool) -> str | None:
     """What is wrong with a file of torch.save, a zip archive.
@@ -21,10 +24,14 @@ def damage(file: Path, contents: bool) -> str | None:
         In words; None if no fault was found.
     """
     try:
-        with zipfile.ZipFile(file) as archive:
+        with zipfile.ZipFile(file) as archive, file.open("rb") as raw:
             for record in archive.infolist():
                 if record.external_attr or record.compress_type or record.compress_size != record.file_size:
                     return f"the directory's entry of {record.filename!r} is not what torch.save writes"
+                # The record's own header says the same of how it is stored.
+                raw.seek(record.header_offset + FLAGS)
+                if int.from_bytes(raw.read(4), "little") != record.flag_bits:
+                    return f"the header of {record.filename!r} is not what the directory says"
             damaged = archive.testzip() if contents else None
         if damaged is None and contents:
             # By torch's own reader, which sees other fields than zipfile does; nothing is unpickled.

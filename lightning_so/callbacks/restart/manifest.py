@@ -1,11 +1,11 @@
 """The manifest of a checkpoint: size and checksum of every file, so that what is read is what was written.
 
-A file's lies beside it, `step=8.ckpt.json`, a folder's in it, `manifest.json`. Checksums are SHA-256 of the file's
-bytes (`sha256sum step=8.ckpt` shows it), some 2 GB/s where the processor has instructions for it.
+A file's lies beside it, `step=8.ckpt.json`, a folder's in it, `manifest.json`. Checksums are CRC-32 of the file's
+bytes: against damage, not against forgery, and several times as fast as SHA-256, which takes as long as torch.save.
 """
 
-import hashlib
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ Entry = dict[str, Any]
 #: By its name in the folder ("" for a checkpoint that is one file): the versions of it that may be there. There are
 #: two while one takes the other's place at the same step.
 Manifest = dict[str, list[Entry]]
+#: Bytes that are read at once.
+BLOCK = 1 << 22
 #: As many as restarts at the same step could leave behind.
 VERSIONS = 8
 #: In a checkpoint that is a folder.
@@ -42,8 +44,11 @@ def inner(checkpoint: Path, file: Path) -> str:
 
 def entry(file: Path) -> Entry:
     """Size and checksum of a file, for which all of it is read."""
-    with file.open("rb") as content:
-        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(content, "sha256").hexdigest()}
+    block, length, checksum = memoryview(bytearray(BLOCK)), 0, 0
+    with file.open("rb", buffering=0) as content:
+        while count := content.readinto(block):
+            length, checksum = length + count, zlib.crc32(block[:count], checksum)
+    return {"bytes": length, "crc32": f"{checksum:08x}"}
 
 
 def entries(checkpoint: Path, rank: int = 0, ranks: int = 1) -> dict[str, Entry]:
@@ -77,7 +82,7 @@ def read(checkpoint: Path) -> Manifest | None:
         return None
     try:
         found = json.loads(path.read_bytes())
-        return {str(name): [{"bytes": e["bytes"], "sha256": e["sha256"]} for e in each] for name, each in found.items()}
+        return {str(name): [{"bytes": e["bytes"], "crc32": e["crc32"]} for e in each] for name, each in found.items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"its manifest {path.name} cannot be read ({error})") from error
 

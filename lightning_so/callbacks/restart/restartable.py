@@ -134,7 +134,7 @@ class Restartable(Callback):
         start.see_folder(self.folder, self._comm)
         start.see_pieces(self._chosen, self._comm)
         if trainer.is_global_zero:
-            for path in self._damaged:
+            for path in filter(Path.exists, self._damaged):
                 checkpoints.aside(path)
             checkpoints.tidy(self.folder, self.keep)
             (self.folder / ASKED).unlink(missing_ok=True)

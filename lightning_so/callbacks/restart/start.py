@@ -20,21 +20,30 @@ def hold(folder: Path, comm: Local) -> Lock | None:
         Rank 0's lock.
 
     Raises:
-        ConfigError: If another training has it, on all ranks.
+        ConfigError: If another training has it, or nothing can be written there; on all ranks.
     """
-    lock, holder = None, None
-    if comm.rank == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = Lock(folder)
-        holder, over = lock.take()
-        if over is not None:
-            print(f"Restartable: {folder} was held by {over}; this training takes it over.", flush=True)
-    if holder := next(filter(None, told(comm, holder)), None):
-        raise ConfigError(
-            f"Restartable(folder={str(folder)!r}): the folder is held by {holder}. Each would go on from the other's "
-            "weights: give this training another folder, or end that one first."
-        )
+    lock = Lock(folder) if comm.rank == 0 else None
+    wrong = None if lock is None else _taken(lock, folder)
+    if wrong := next(filter(None, told(comm, wrong)), None):
+        raise ConfigError(f"Restartable(folder={str(folder)!r}): {wrong}")
     return lock
+
+
+def _taken(lock: Lock, folder: Path) -> str | None:
+    """Take the folder on rank 0; why it is not to be had, in words."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        holder, over = lock.take()
+    except OSError as error:
+        return f"nothing can be written there ({error}). Give a folder of yours on a disk that has room."
+    if holder is not None:
+        return (
+            f"the folder is held by {holder}. Each would go on from the other's weights: give this training another "
+            "folder, or end that one first."
+        )
+    if over is not None:
+        print(f"Restartable: {folder} was held by {over}; this training takes it over.", flush=True)
+    return None
 
 
 def see_folder(folder: Path, comm: Local) -> None:

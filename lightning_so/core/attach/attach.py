@@ -1,5 +1,7 @@
 """The engine for a plain torch loop: hooks on the optimizer, and nothing else changes."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, overload
 
@@ -11,8 +13,9 @@ from lightning_so.contract.method import Method
 from lightning_so.contract.vector_method import VectorMethod
 from lightning_so.core.attach.hooks import guarded, hooks
 from lightning_so.core.attach.replaced import ReplacedStep
+from lightning_so.core.attach.states import States
 from lightning_so.core.attach.vector import AttachedVector
-from lightning_so.core.checkpoint import ranks_apart
+from lightning_so.core.checkpoint import exact_moments, plain_moments, ranks_apart
 from lightning_so.core.checkpoint.header import check_header
 from lightning_so.core.checkpoint.portable import FORMAT, load_state_dict, state_dict
 from lightning_so.core.engine import Engine
@@ -30,8 +33,9 @@ class Attached(Engine):
     def __init__(self, host: Host, options: Options) -> None:
         """See `Engine`; hooks itself in."""
         super().__init__(host, options)
-        self._hooks = hooks(self)
-        self._step = ReplacedStep(self.optimizer, "_lightning_so", self, partial(guarded, self, self._hooks))
+        handles = hooks(self)
+        self._hooks = [*handles, States(self)]
+        self._step = ReplacedStep(self.optimizer, "_lightning_so", self, partial(guarded, self, handles))
         self.arm()
 
     def detach(self) -> None:
@@ -43,21 +47,44 @@ class Attached(Engine):
         self.depart()
         self.host.world.close()
 
+    @contextmanager
+    def plain(self) -> Iterator[None]:
+        """Have the optimizer's moments in plain coordinates inside the context, where ranks hold pieces of them.
+
+        A collective: enter it on every rank, and take the optimizer's state inside. Elsewhere
+        `optimizer.state_dict()` is plain without.
+        """
+        with plain_moments.plainly(self.parts):
+            self.aside = True
+            try:
+                yield
+            finally:
+                self.aside = False
+
     def state_dict(self) -> dict[str, Any]:
-        """See `checkpoint.portable.state_dict`; save it beside the optimizer's own.
+        """See `checkpoint.portable.state_dict`, with the exact moments of blocks that rotate; a collective as that is.
+
+        Save it beside the optimizer's own, which is plain.
 
         Returns:
             The state; where ranks work apart it is one of all.
         """
-        return ranks_apart.together(self.parts, state_dict(self.parts))
+        state = {**state_dict(self.parts), "moments": exact_moments.moments(self.parts)}
+        return ranks_apart.together(self.parts, state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `checkpoint.portable.load_state_dict`; load the optimizer's own first."""
+        """See `checkpoint.portable.load_state_dict`; load the optimizer's own first.
+
+        A state without moments is one of before they were in it: then those of the optimizer are the exact ones.
+        """
         self.follow()
         check_header(state, FORMAT, self.plan.method)
         own = ranks_apart.own(self.parts, state)
+        self.arm()  # What was observed since the last step goes with what is loaded over.
         with ranks_apart.refused_together(self.host):
             load_state_dict(self.parts, own)
+            if "moments" in own:
+                exact_moments.restore_moments(self.parts, own["moments"])
         # What the coming step watches hangs on its number, which has changed.
         self.arm()
 

@@ -109,6 +109,7 @@ def _step(engine: AttachedVector, original: Any) -> Any:
                 f"{type(engine.method).__name__} evaluates the loss again: call `optimizer.step(closure)`, where the "
                 f"closure zeroes the gradients, computes the loss, calls `backward()` and returns the loss."
             )
+        engine.check_fits()
         state = random_state() if engine.probes() else None
         with torch.enable_grad():
             loss = closure()

@@ -15,6 +15,7 @@ from lightning_so.core.checkpoint.portable import (
     load_state_dict,
     state_dict,
 )
+from lightning_so.core.checkpoint.resting import forget_stale
 from lightning_so.core.solves import basis
 from lightning_so.core.stacks.stack import Stack
 from lightning_so.linalg.triangle import compact, expanded
@@ -38,6 +39,7 @@ def write(parts: Parts, kind: str) -> dict[str, Any]:
     if kind == "rebuild":
         state = {"format": FORMAT, "method": parts.plan.method, "report": parts.report.portable()}
     else:
+        forget_stale(parts)
         state = state_dict(parts)
         if kind == "full":
             state["moments"] = exact_moments.moments(parts)

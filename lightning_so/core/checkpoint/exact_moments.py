@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_so.contract.block import Block
 from lightning_so.core.assembly import Parts
+from lightning_so.core.checkpoint.resting import written
 from lightning_so.core.host import Host
 from lightning_so.core.matrices.matrices import MomentChange
 from lightning_so.core.solves import basis
@@ -28,7 +29,7 @@ def moments(parts: Parts) -> dict[str, dict[str, Tensor]]:
     Returns:
         By block, whole tensors by key; those of a bias are called "bias." and the key.
     """
-    changes = of_rotating(parts.roster, parts.host, lambda *_: None)
+    changes = written(parts, lambda *_: None)
     found = dict[str, dict[str, Tensor]]()
     for change, states in zip(changes, parts.matrices.whole(changes), strict=True):
         named = zip(PREFIXES, states, strict=False)

@@ -16,6 +16,7 @@ from torch import Tensor
 from lightning_so.comm import filled
 from lightning_so.core.assembly import Parts
 from lightning_so.core.checkpoint.exact_moments import of_rotating
+from lightning_so.core.checkpoint.resting import written
 from lightning_so.core.checkpoint.stamp import MARK, STAMP
 from lightning_so.core.host import Host
 from lightning_so.core.matrices.matrices import MomentChange
@@ -65,9 +66,17 @@ def plainly(parts: Parts, *, alone: bool = False) -> Iterator[None]:
                 live.copy_(exact)
 
 
-@torch.no_grad()
 def plain_optimizer_state(parts: Parts, state_dict: dict[str, Any], *, alone: bool = False) -> dict[str, Any]:
-    """An optimizer's state dict as a file should hold it; neither the live state nor the argument changes.
+    """An optimizer's state dict as a file should hold it: see `plain_state`; its groups are stamped."""
+    found = plain_state(parts, state_dict, alone=alone)
+    if "param_groups" not in found:
+        return found
+    return {**found, "param_groups": [{**group, STAMP: MARK} for group in found["param_groups"]]}
+
+
+@torch.no_grad()
+def plain_state(parts: Parts, state_dict: dict[str, Any], *, alone: bool = False) -> dict[str, Any]:
+    """An optimizer's state dict with plain moments; neither the live state nor the argument changes.
 
     A collective where parameters are sharded.
 
@@ -79,27 +88,27 @@ def plain_optimizer_state(parts: Parts, state_dict: dict[str, Any], *, alone: bo
             pieces: those of blocks that rotate start anew, as on the first step.
 
     Returns:
-        The state dict with plain moments and stamped groups.
+        The state dict with plain moments.
     """
     if parts.host.access.local:
         found = {}  # What the strategy collected was plain: see `collected`.
     elif alone and parts.matrices.sharded:
         found = {param: None for _, _, block in basis.rotating(parts.roster) for param in block.params}
     else:
-        found = _plain_moments(parts)
+        found = plain_moments(parts)
     if "param_groups" not in state_dict:
         return state_dict
-    groups = [{**group, STAMP: MARK} for group in state_dict["param_groups"]]
-    index_of = dict(zip(parts.host.params, [i for group in groups for i in group["params"]], strict=True))
+    numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+    index_of = dict(zip(parts.host.params, numbers, strict=True))
     state = dict(state_dict["state"])
     for param, whole in found.items():
         if (index := index_of[param]) in state:
             new = whole if whole is not None else _first(state[index], parts.host.access.shape(param))
             state[index] = {**state[index], **{k: filled(state[index][k], v) for k, v in new.items()}}
-    return {**state_dict, "state": state, "param_groups": groups}
+    return {**state_dict, "state": state}
 
 
-def _plain_moments(parts: Parts) -> dict[Tensor, dict[str, Tensor] | None]:
+def plain_moments(parts: Parts) -> dict[Tensor, dict[str, Tensor] | None]:
     """By parameter of a block that rotates, copies of its whole moments in plain coordinates.
 
     Of a parameter that is several blocks some may rotate and others not: what those have is plain as it is.
@@ -180,7 +189,7 @@ def leaving(parts: Parts) -> Leaving | None:
             basis.plain(stack, row, host, plain)
             bumps.append(_bump(stack, row, host, states, plain))
 
-    changes = of_rotating(parts.roster, parts.host, measure)
+    changes = written(parts, measure)
     if not changes:
         return None
     copies = [[{k: v.clone() for k, v in s.items() if torch.is_tensor(v)} for s in change.states] for change in changes]

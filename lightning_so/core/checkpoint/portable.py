@@ -68,8 +68,10 @@ def load_blocks(parts: Parts, state: dict[str, Any]) -> None:
     take_over(parts, state)
     load_report(parts.report, state["report"], parts.plan.coverage)
     parts.units.schedule.origin = state["origin"]
-    if state["placed"]:  # Else what is due is still to move to the slots of the first packing.
+    if state["placed"]:
         parts.units.schedule.place(state["placed"])
+    else:
+        parts.units.schedule.unplace()  # What is due is still to move to the slots of the first packing.
 
 
 def check_blocks(units: Units, state: dict[str, Any], mine: dict[str, dict[str, Tensor]]) -> None:
@@ -101,6 +103,7 @@ def check_blocks(units: Units, state: dict[str, Any], mine: dict[str, dict[str, 
 
 def take_over(parts: Parts, state: dict[str, Any]) -> None:
     """Load the blocks and units that parts and a state of the same method have in common, unchecked."""
+    parts.roster.regroup_all()  # What is counted so far is forgotten with it.
     for index, stack in enumerate(parts.stacks):
         for row, block in enumerate(stack.blocks):
             if block.name in state["blocks"]:
@@ -114,6 +117,7 @@ def take_over(parts: Parts, state: dict[str, Any]) -> None:
     for number in range(len(parts.units)):
         if (key := parts.units.key(number)) in state["units"]:
             parts.units.schedule.recall(number, state["units"][key])
+    parts.roster.foreign = False
     parts.flights[:] = [_recalled(parts.units, flight) for flight in state["flights"]]
     parts.roster.regroup_all()
 
@@ -191,7 +195,8 @@ def block_facts(parts: Parts) -> dict[str, dict[str, Any]]:
     for index, stack in enumerate(parts.stacks):
         counts = parts.roster.done(index)
         for row, block in enumerate(stack.blocks):
-            facts[block.name] = {"warm": parts.roster.warm[index][row], "work": counts[row]}
+            rests = parts.roster.away.get((index, row)) is not None
+            facts[block.name] = {"warm": parts.roster.warm[index][row] or rests, "work": counts[row]}
     return facts
 
 

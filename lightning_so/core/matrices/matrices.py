@@ -71,25 +71,25 @@ class Matrices:
     # ---------------------------------------------------------------- this rank's numbers
 
     def weights(self, cohort: Cohort) -> list[Tensor]:
-        """What the base steps on, one tensor a parameter of a block."""
+        """What the base steps on, one tensor for each of `cohort.params`."""
         return self._numbers(cohort, self.host.access.weight)
 
     def gradients(self, cohort: Cohort) -> list[Tensor]:
-        """The gradients of a cohort, one tensor a parameter of a block."""
+        """The gradients of a cohort, one tensor for each of `cohort.params`."""
         return self._numbers(cohort, lambda p: self._piece(p, self.host.access.grad(p)))
 
     def moments(self, cohort: Cohort, key: str) -> list[Tensor]:
-        """A moment of a cohort, one tensor a parameter of a block."""
+        """A moment of a cohort, one tensor for each of `cohort.params`."""
         return self._numbers(cohort, lambda p: self._piece(p, self.host.access.state(self.host.optimizer, p).get(key)))
 
     def _numbers(self, cohort: Cohort, of: Callable[[Tensor], Tensor]) -> list[Tensor]:
-        """What a function gives of each parameter, cut into blocks where they are parts."""
+        """What a function gives of each parameter, cut into blocks where not all parts of it are in the cohort."""
         found = list[Tensor]()
-        for param, blocks in cohort.runs:
-            if blocks:
-                found += self.host.parts(of(param), blocks)
+        for run in cohort.runs:
+            if run.whole:
+                found.append(of(run.param))
             else:
-                found.append(of(param))
+                found += self.host.parts(of(run.param), run.blocks)
         return found
 
     def _piece(self, param: Tensor, piece: Tensor | None) -> Tensor:
@@ -109,17 +109,22 @@ class Matrices:
         return self.scratch.batch(cohort.stack, len(cohort.blocks), slot)
 
     def fill(self, cohort: Cohort, tensors: Sequence[Tensor], slot: int) -> Tensor:
-        """A buffer with this rank's numbers of a cohort's parameters, gradients or moments, one tensor a parameter."""
+        """A buffer with this rank's numbers of a cohort, given for each of `cohort.params`."""
         buffer = self.room(cohort, slot)
         torch._foreach_copy_(self.parts(cohort, buffer), list(tensors))
         return buffer
 
     def parts(self, cohort: Cohort, buffer: Tensor) -> list[Tensor]:
-        """A buffer as views, each in the shape of its parameter on this rank."""
-        return views(buffer, cohort.blocks[0].shapes)
+        """A buffer as views, one for each of `cohort.params` in its shape on this rank."""
+        if not cohort.joined:
+            return views(buffer, cohort.blocks[0].shapes)
+        found = list[Tensor]()
+        for run, part in zip(cohort.runs, buffer.split([len(run.blocks) for run in cohort.runs]), strict=True):
+            found += [part.view(run.saved[0].shape)] if run.joined else views(part, cohort.blocks[0].shapes)
+        return found
 
     def write(self, cohort: Cohort, tensors: list[Tensor], buffer: Tensor) -> None:
-        """Write a buffer into one tensor a parameter, rounding once to their dtype."""
+        """Write a buffer into tensors, one for each of `cohort.params`, rounding once to their dtype."""
         torch._foreach_copy_(tensors, self.parts(cohort, buffer))
 
     def saved(self, cohort: Cohort) -> Tensor:
@@ -135,12 +140,25 @@ class Matrices:
 
         Args:
             cohort: The cohort.
-            tensors: One a parameter.
+            tensors: One for each of `cohort.params`.
 
         Returns:
             The sums, in the stack's dtype.
         """
-        return self.counted(cohort.params, tensors, cohort.stack.dtype).view(len(cohort.blocks), -1).sum(1)
+        params, pieces = self._apart(cohort, tensors)
+        return self.counted(params, pieces, cohort.stack.dtype).view(len(cohort.blocks), -1).sum(1)
+
+    def _apart(self, cohort: Cohort, tensors: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Parameters and tensors of each block by itself, where one of `cohort.params` serves several."""
+        if not cohort.joined:
+            return cohort.params, tensors
+        params, pieces, given = list[Tensor](), list[Tensor](), iter(tensors)
+        for run in cohort.runs:
+            of_run = [next(given) for _ in run.saved]
+            of_run = self.host.parts(of_run[0], run.blocks) if run.joined else of_run
+            params += [run.param] * len(of_run)
+            pieces += of_run
+        return params, pieces
 
     def counted(self, params: Sequence[Tensor], tensors: list[Tensor], dtype: torch.dtype) -> Tensor:
         """The sum of squares of each tensor, one a parameter, over the numbers that this rank counts; see `total`."""

@@ -71,7 +71,7 @@ class View:
         places = product(product(*map(range, self.shape[: self.dim])), edges)
         for index, (leading, edge) in enumerate(places):
             at = (*leading, edge) if isinstance(edge, slice) else leading
-            yield Part(name, index, self.count, at)
+            yield Part(name, index, self.count, at, self.shape)
 
     def described(self, *, kernel: bool) -> str:
         """How a plan names it, where that does not go without saying; `kernel` as of `by_itself`."""

@@ -123,6 +123,11 @@ class Schedule:
         if every != self.every:
             self.every, self.slot = every, pack([unit.cost for unit in self.units], self._slots(every))
 
+    def unplace(self) -> None:
+        """Be as before the first packing."""
+        count = len(self.units)
+        self.placed, self.every, self.slot = 0, [0] * count, [0] * count
+
     def restart(self, step: int) -> None:
         """Count the interval from this step: it starts from its smallest again, and every unit is due within it."""
         self.origin = step

@@ -1,7 +1,7 @@
 """The life of a block's basis: entered when it is warm, left for good. The base's moments move with it."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import torch
@@ -73,28 +73,53 @@ def entering(units: Units, roster: Roster, host: Host, step: int) -> bool:
 
 
 @FullPrecision()
-def enter(units: Units, roster: Roster, host: Host, matrices: Matrices, step: int) -> None:
+def enter(units: Units, roster: Roster, host: Host, matrices: Matrices, report: Report) -> None:
     """Let blocks whose basis became warm rotate from this step on: their moments move into it.
+
+    Those of blocks that are away move in again. That the base has a foreign state is said once.
 
     Args:
         units: How often each was solved.
         roster: Who is warm; changed.
         host: The training.
         matrices: Where moments are whole.
-        step: The step.
+        report: Tells the step, and counts foreign states.
     """
-    changes = list[MomentChange]()
+    changes, returned = list[MomentChange](), list[str]()
     for index, stack in enumerate(units.stacks):
         rows = range(len(stack.blocks)) if roster.live[index] else ()
         places = [(index, row) for row in rows if (index, row) not in roster.alone]
-        new = [place[1] for place in places if ready(place, units, roster, host, step)]
+        new = [place[1] for place in places if ready(place, units, roster, host, report.step)]
         for row in new:
             roster.warm[index][row] = True
+            if (index, row) in roster.away:
+                roster.away.pop((index, row))
+                returned.append(stack.blocks[row].name)
             if stack.rotates:
                 changes.append(_entry(stack, row, host))
         if new:
             roster.regroup(index)
     matrices.change_moments(changes)
+    if roster.foreign:
+        roster.foreign = False
+        report.foreign += 1
+        _say_foreign(returned, report)
+
+
+def _say_foreign(returned: list[str], report: Report) -> None:
+    """Say, the first time, that the base's state was changed and ours was not."""
+    if report.foreign > 1:
+        return
+    moments = ""
+    if returned:
+        names = ", ".join(returned[:3]) + (", ..." if returned[3:] else "")
+        moments = f" First moments of {len(returned)} blocks ({names}) are exact, second ones start from the factors."
+    warnings.warn(
+        f"the optimizer's state was changed between steps {report.step - 1} and {report.step}, and what is known of "
+        f"curvature was not.{moments} To go back exactly load a whole checkpoint of the Trainer, or the optimizer's "
+        f"state and then the engine's.",
+        stacklevel=2,
+    )
 
 
 def _entry(stack: Stack, row: int, host: Host) -> MomentChange:
@@ -113,10 +138,8 @@ def _entry(stack: Stack, row: int, host: Host) -> MomentChange:
 
 def rotating(roster: Roster) -> Iterator[tuple[Stack, int, Block]]:
     """Stack, row and block of all that rotate."""
-    for index, stack in enumerate(roster.stacks):
-        for row, block in enumerate(stack.blocks):
-            if stack.rotates and roster.warm[index][row]:
-                yield stack, row, block
+    for index, row in places(roster):
+        yield roster.stacks[index], row, roster.stacks[index].blocks[row]
 
 
 @FullPrecision()
@@ -160,6 +183,30 @@ def cool(place: Place, units: Units, roster: Roster, host: Host, matrices: Matri
     roster.regroup(index)
 
 
+def leave(roster: Roster, left: Iterable[Place]) -> None:
+    """Note that moments of blocks that rotated are plain now: they are away, until the next step.
+
+    Args:
+        roster: Who is warm.
+        left: The blocks.
+    """
+    for index, row in left:
+        roster.foreign = True
+        roster.warm[index][row] = False
+        roster.away[index, row] = None
+    roster.regroup_all()
+
+
+def places(roster: Roster) -> list[Place]:
+    """All blocks that rotate."""
+    return [
+        (index, row)
+        for index, stack in enumerate(roster.stacks)
+        for row, warm in enumerate(roster.warm[index])
+        if stack.rotates and warm
+    ]
+
+
 @torch.no_grad()
 def depart(units: Units, roster: Roster, host: Host, matrices: Matrices) -> None:
     """Take the moments of all blocks back to plain coordinates, so that the base can go on alone.
@@ -170,10 +217,8 @@ def depart(units: Units, roster: Roster, host: Host, matrices: Matrices) -> None
         host: The training.
         matrices: Where moments are whole.
     """
-    for index, stack in enumerate(roster.stacks):
-        for row in range(len(stack.blocks)):
-            if stack.rotates and roster.warm[index][row]:
-                cool((index, row), units, roster, host, matrices)
+    for place in places(roster):
+        cool(place, units, roster, host, matrices)
 
 
 @torch.no_grad()

@@ -1,15 +1,18 @@
 """The blocks of one stack that share an action at a step, with the lists that batched calls need."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_so.contract.block import Block
 from lightning_so.contract.method import Action
+from lightning_so.core.host import Host
+from lightning_so.core.stacks.runs import Run, runs
 from lightning_so.core.stacks.stack import Stack
-from lightning_so.errors import ConfigError
+from lightning_so.errors import ConfigError, TrustError
 
 
 @dataclass(eq=False)
@@ -23,9 +26,10 @@ class Cohort:
         action: What happens to its blocks.
         rows: Indices into the stack, or None for all of them.
         blocks: The blocks.
-        params: Their parameters, each weight before its bias; one that several blocks are parts of comes again.
-        runs: The same, each once, and the blocks in a row that are parts of it; none of a whole one.
-        saved: Where each parameter is saved.
+        runs: Where they lie in parameters.
+        params: The parameter of each tensor that they are number by number: each weight before its bias; all parts of a
+            parameter in one, or each in its own.
+        saved: Where each of these is saved.
         groups: Param group index -> positions in `blocks`.
         of_group: Param group index -> positions in `params`.
         lent: Its biases without a gradient, and the one that each is lent for a step; see `step.lending`.
@@ -37,14 +41,19 @@ class Cohort:
     action: Action
     rows: list[int] | None
     blocks: list[Block]
+    runs: list[Run]
     params: list[Tensor]
-    runs: list[tuple[Tensor, list[Block]]]
     saved: list[Tensor]
     groups: dict[int, list[int]]
     of_group: dict[int, list[int]]
     lent: dict[Tensor, Tensor]
     observed: int = 0
     applied: int = 0
+
+    @property
+    def joined(self) -> bool:
+        """Whether one of `params` is several blocks."""
+        return len(self.params) < len(self.blocks)
 
 
 def split(stack: Stack, live: list[int], actions: list[Action], absent: Collection[Tensor]) -> list[Cohort]:
@@ -65,38 +74,31 @@ def split(stack: Stack, live: list[int], actions: list[Action], absent: Collecti
         if not rows:
             continue
         blocks = [stack.blocks[row] for row in rows]
-        parts, groups = stack.parts, dict[int, list[int]]()
-        for position, block in enumerate(blocks):
-            groups.setdefault(block.group, []).append(position)
-        of_group = {g: [parts * at + part for at in found for part in range(parts)] for g, found in groups.items()}
+        found = runs(stack, rows)
+        tensors = [(run.param, saved, run.blocks[0].group) for run in found for saved in run.saved]
         cohorts.append(
             Cohort(
                 stack,
                 action,
                 None if len(rows) == len(stack.blocks) else rows,
                 blocks,
-                [param for block in blocks for param in block.params],
-                _runs(blocks),
-                [saved for row in rows for saved in stack.saved[row]],
-                groups,
-                of_group,
+                found,
+                [param for param, *_ in tensors],
+                [saved for _, saved, _ in tensors],
+                _by_group(block.group for block in blocks),
+                _by_group(group for *_, group in tensors),
                 {b.bias: torch.zeros_like(b.bias) for b in blocks if b.bias is not None and b.bias in absent},
             )
         )
     return cohorts
 
 
-def _runs(blocks: list[Block]) -> list[tuple[Tensor, list[Block]]]:
-    """See `Cohort.runs`."""
-    runs: list[tuple[Tensor, list[Block]]] = []
-    for block in blocks:
-        if block.part is None:
-            runs += [(param, []) for param in block.params]
-        elif runs and runs[-1][0] is block.param:
-            runs[-1][1].append(block)
-        else:
-            runs.append((block.param, [block]))
-    return runs
+def _by_group(groups: Iterable[int]) -> dict[int, list[int]]:
+    """Positions by param group, of the group at each position."""
+    found: dict[int, list[int]] = {}
+    for position, group in enumerate(groups):
+        found.setdefault(group, []).append(position)
+    return found
 
 
 def refuse_sparse(blocks: list[Block]) -> None:
@@ -116,3 +118,36 @@ def refuse_sparse(blocks: list[Block]) -> None:
             f"{name} has a sparse gradient, which no matrix method can use: route it to the base, "
             f"route={{'base': [{name!r}]}}."
         )
+
+
+def _parameter(model: nn.Module, name: str) -> Tensor | None:
+    """What a model has under a name; None if that is no parameter, as where wrappers were stripped from it."""
+    found: Any = model
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found if isinstance(found, nn.Parameter) else None
+
+
+def refuse_replaced(blocks: list[Block], host: Host) -> None:
+    """Refuse blocks in whose place the model trains another parameter, which no optimizer step reaches.
+
+    Args:
+        blocks: Blocks that have lost their gradient.
+        host: The training; where ranks hold pieces, its parameters are not looked at.
+
+    Raises:
+        TrustError: If there is one.
+    """
+    if host.access.sharded or host.access.local:
+        return
+    for block in blocks:
+        now = _parameter(host.model, block.parameter)
+        if now is None or now is block.param or not now.requires_grad:
+            continue
+        tied = {id(param) for param in host.model.parameters()}
+        if id(block.param) not in tied and not any(now is param for param in host.params):
+            raise TrustError(
+                f"{block.parameter} was replaced in mid-training: {type(host.optimizer).__name__} has the old tensor, "
+                f"which gets no gradient any more, and nothing trains the new one. Put the new one into its groups "
+                f"(optimizer.param_groups[{block.group}]['params']), or change the old one in place."
+            )

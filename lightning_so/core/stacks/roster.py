@@ -1,17 +1,31 @@
 """How each block takes part in a step: whether it has a gradient, whether it is warm, and in which cohort it acts."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from lightning_so.contract.block import Block
 from lightning_so.contract.method import Action
 from lightning_so.core.host import Host
-from lightning_so.core.stacks.cohort import Cohort, refuse_sparse, split
+from lightning_so.core.stacks.cohort import Cohort, refuse_replaced, refuse_sparse, split
 from lightning_so.core.stacks.stack import Stack
 
 #: In this order they are counted, behind the steps observed.
 ACTIONS = (Action.BEND, Action.ROTATE, Action.PRECONDITION)
+
+
+@dataclass(frozen=True)
+class Exact:
+    """The exact rotated moments of a block whose moments were made plain.
+
+    Attributes:
+        states: Of each of its parameters, this rank's pieces by key, on the CPU.
+        plain: Fingerprints of the plain ones, in the same order: they tell whether the optimizer has them still.
+    """
+
+    states: list[dict[str, Tensor]]
+    plain: list[int]
 
 
 class Roster:
@@ -25,6 +39,9 @@ class Roster:
         cohorts: By stack, the blocks of these rows, split by action.
         alone: Stack and row of blocks whose bias has a gradient and whose weight has none: the base steps on that bias.
         told: Names of blocks of which that was said.
+        away: By stack and row, blocks that have left their basis with its solves kept, because the base's moments were
+            made plain or are others; with the exact moments where they are kept, else None.
+        foreign: Whether the base's state is another than it was after the last step.
     """
 
     def __init__(self, stacks: list[Stack], host: Host) -> None:
@@ -35,6 +52,7 @@ class Roster:
         self.live: list[list[int]] = [[] for _ in stacks]
         self._still: list[list[int]] = [[] for _ in stacks]
         self.cohorts: list[list[Cohort]] = [[] for _ in stacks]
+        self.away, self.foreign = dict[tuple[int, int], Exact | None](), False
         # By stack and row: steps observed, bent, rotated and preconditioned, in cohorts that are no more.
         self._done = [[[0, 0, 0, 0] for _ in stack.blocks] for stack in stacks]
 
@@ -51,12 +69,14 @@ class Roster:
 
         Raises:
             ConfigError: If a gradient is sparse.
+            TrustError: If a block has lost it because the model has another parameter now.
         """
         for index, stack in enumerate(self.stacks):
             live = [row for row, block in enumerate(stack.blocks) if self.lives(block)]
             still = [row for row in live if stack.blocks[row].bias in self.absent]
             if live != self.live[index] or still != self._still[index]:
                 refuse_sparse([stack.blocks[row] for row in live])
+                refuse_replaced([stack.blocks[row] for row in self.live[index] if row not in live], self._host)
                 self.live[index], self._still[index] = live, still
                 self.regroup(index)
         self.alone = {
@@ -91,5 +111,6 @@ class Roster:
         return counts
 
     def recall(self, index: int, row: int, *, warm: bool, done: list[int]) -> None:
-        """Load what a file says of a block; `regroup_all` is called when all have been."""
+        """Load what a file says of a block; `regroup_all` is called before the first and after the last."""
         self.warm[index][row], self._done[index][row] = warm, list(done)
+        self.away.pop((index, row), None)

@@ -67,6 +67,11 @@ class Stack(StackSpec):
         )
 
     @property
+    def whole(self) -> bool:
+        """Whether this rank has whole matrices, so that `hidden` is a batch of them."""
+        return self.hidden.ndim == 3
+
+    @property
     def observing(self) -> ObservesGradients:
         """The method of a stack that is shown gradients."""
         return self._known(self.observer, "observes no gradients")

@@ -56,6 +56,7 @@ class Observation:
         passes: Backward passes since then.
         running: Whether one is under way.
         counts: Whether it is one of a loss, whose rows count.
+        shown: Whether any was; None before the first.
         terms: Its loss terms, once a layer has told them.
         rows: Rows of this step, kept where gradients are preconditioned through them.
     """
@@ -67,6 +68,7 @@ class Observation:
     passes: int = 0
     running: bool = False
     counts: bool = True
+    shown: bool | None = None
     terms: Tensor | float | None = None
     rows: KeptRows = field(default_factory=KeptRows)
 

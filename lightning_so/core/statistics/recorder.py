@@ -89,6 +89,11 @@ class Recorder:
         if self._output is not None and self._output not in taps:
             self._hook(self._output, None)
 
+    def look_away(self) -> None:
+        """Watch nothing more at this step."""
+        self.disarm()
+        self.seen = Observation(counts=self.seen.counts)
+
     def disarm(self) -> None:
         """Take all hooks back."""
         for handle in self._handles:
@@ -194,6 +199,7 @@ class Recorder:
             return
         self.seen.running, self.seen.terms = True, None
         self.seen.counts = self.facts.announced is not False  # Once losses are shown, other passes are none of theirs.
+        self.seen.shown = bool(self.seen.shown) or self.seen.counts
         self.seen.passes += self._empirical
 
         def done() -> None:
@@ -247,7 +253,8 @@ class Recorder:
                 f"`engine.before_backward(loss)` before `loss.backward()` (in a LightningModule: "
                 f"`self.manual_backward(loss)`), or use fisher='empirical'."
             )
-        for block in self.seen.watched.values():
+        # Where no pass was one of a loss, as in a search for a rate, nobody's rows were looked at.
+        for block in self.seen.watched.values() if self.seen.shown is not False else ():
             if lives(block) and block not in self.seen.fired and block.name not in self.silent:
                 self.silent.add(block.name)
                 warnings.warn(

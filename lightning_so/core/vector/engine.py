@@ -4,6 +4,7 @@ begin | the base optimizer steps | finish: evaluate at the weights before, ask t
 """
 
 from collections.abc import Iterable, Sequence
+from operator import is_
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from lightning_so.core.vector.memory import Memory
 from lightning_so.core.vector.moments import Moments
 from lightning_so.core.vector.oracle import BatchOracle
 from lightning_so.core.vector.rewound import Replays
-from lightning_so.errors import ConfigError
+from lightning_so.errors import ConfigError, TrustError
 from lightning_so.linalg.precision import Unrounded, rounded
 from lightning_so.probe.parameters import ParameterVector
 
@@ -69,7 +70,8 @@ class VectorEngine:
             )
         named = list(named)
         groups = access_of((param for _, param in named), model, deepspeed).groups(optimizer)
-        known = {id(param) for group in groups for param in group["params"]}
+        self._params = [param for group in groups for param in group["params"]]
+        known = {id(param) for param in self._params}
         self.method, self.model, self.optimizer = method, model, optimizer
         self.memory = Memory(type(method).__name__, product, parallel)
         self.vector = ParameterVector.of(
@@ -134,6 +136,25 @@ class VectorEngine:
     def recorders(self) -> list[Recorder]:
         """The recorders of methods on layers, which must not observe what this engine evaluates."""
         return [recorder for engine in self.layerwise for recorder in engine.recorders]
+
+    @property
+    def fits(self) -> bool:
+        """Whether the optimizer has the parameters that it had when this was made."""
+        now = [param for group in self.vector.access.groups(self.optimizer) for param in group["params"]]
+        return len(now) == len(self._params) and all(map(is_, now, self._params))
+
+    def check_fits(self) -> None:
+        """Stop a training whose parameters have become others.
+
+        Raises:
+            TrustError: If the optimizer has others.
+        """
+        if not self.fits:
+            raise TrustError(
+                f"{type(self.method).__name__} works on the {len(self._params)} parameters that "
+                f"{type(self.optimizer).__name__} had when it began, and some were added or replaced since: it would "
+                f"leave them alone. Call engine.detach(), and attach it again."
+            )
 
     def probes(self) -> bool:
         """Whether the coming step evaluates anything besides."""
