@@ -11,6 +11,7 @@ ADAMW = (torch.optim.AdamW, {"lr": 3e-3, "weight_decay": 0.1})
 SGD = (torch.optim.SGD, {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01})
 SOAP4 = (SOAP(start=4, period=4), *ADAMW)
 KFAC4 = (KFAC(period=4), *SGD)
+EKFAC4 = (EKFAC(start=4, period=4), *ADAMW)
 SLOW = pytest.mark.slow
 EACH = pytest.mark.parametrize("how", [SOAP4, pytest.param(KFAC4, marks=SLOW)], ids=["soap", "kfac"])
 
@@ -49,11 +50,25 @@ def test_a_gradient_that_one_rank_lacks_is_withheld_on_all(pool, how):
         pytest.param(SOAP4, "up.weight", marks=SLOW),
     ],
 )
+@pytest.mark.filterwarnings("ignore:.*while the bias has one")
 def test_a_frozen_parameter_stays_as_it_is(two, how, name):
     many, _ = equal(two, how, frozen=name)
     model, *_ = shards.made()
     for other, value in model.named_parameters():
         assert torch.equal(many[0].weights[other], value) is (other == name)
+
+
+@pytest.mark.filterwarnings("ignore:.*while the bias has one")
+@pytest.mark.parametrize("event", [shards.still, shards.alone])
+@pytest.mark.parametrize(
+    "how",
+    [EKFAC4, pytest.param((EKFAC(period=4), *SGD), marks=SLOW), pytest.param(KFAC4, marks=SLOW)],
+    ids=["ekfac", "preconditioned", "kfac"],
+)
+def test_biases_that_stand_still_or_live_alone(two, how, event):
+    many, one = equal(two, how, event=event)
+    for rank in many:
+        assert (rank.report.rotated, rank.report.failures) == (one.report.rotated, 0)
 
 
 @pytest.mark.thread("Lightning-AI/pytorch-lightning#6891")

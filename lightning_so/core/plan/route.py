@@ -219,9 +219,9 @@ class Router:
         return "embedding" if parts.broadcast(self._whole(param), kernel=param in self.kernels) else "hidden"
 
     def _join(self, block: Block, tap: Tap, group: dict, method: Method) -> None:
-        """Where rows are needed, a bias in the same group and under the same rule is the last column."""
+        """Where rows are needed, a bias in the same group and under the same rule is the last column; frozen, too."""
         block.tap, bias = tap, tap.bias
-        if bias is None or not bias.requires_grad or not any(bias is p for p in group["params"]):
+        if bias is None or not any(bias is p for p in group["params"]):
             return
         if self._method(bias) is method and self.overrides.get(self.names[bias]) != "base":
             block.bias = bias
