@@ -9,7 +9,7 @@ PYTEST := OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/.ci/start $(BIN)/python -m pyte
 .DEFAULT_GOAL := help
 FLOORS ?= .venv/floors
 
-.PHONY: help demo test fast test-cluster test-image floors faults matrix licences lint format bench clean
+.PHONY: help demo test fast test-cluster test-image floors faults matrix clients licences lint format bench clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 12
@@ -28,6 +28,9 @@ DEEPSPEED := deepspeed==0.19.8 annotated-types einops hjson msgpack ninja psutil
 	typing-inspection
 # The reference for curvature, the same way: what it needs to be imported, no more.
 CURVLINOPS := curvlinops-for-pytorch==3.0.1 linear_operator einops einconv opt_einsum
+# Physics-informed networks, whose inputs are a class of tensors of their own; torch and Lightning are there.
+PINA := pina-mathlab==0.3.2.post2610 torch_geometric==2.8.1 requests==2.34.2 urllib3==2.8.0 charset_normalizer==3.5.3 \
+	certifi idna xxhash==4.1.0 psutil
 .venv/.peers: $(READY)
 	@echo "Setting up .venv/peers (once)"
 	@$(PIP) --target .venv/peers transformers==5.24.0 || echo "transformers cannot be had: its layers are not tested"
@@ -35,6 +38,7 @@ CURVLINOPS := curvlinops-for-pytorch==3.0.1 linear_operator einops einconv opt_e
 		|| echo "deepspeed cannot be had: its strategy is not tested"
 	@$(PIP) --target .venv/peers --no-deps $(CURVLINOPS) \
 		|| echo "curvlinops cannot be had: curvature is not compared with it"
+	@$(PIP) --target .venv/peers --no-deps $(PINA) || echo "pina cannot be had: its trainings are not tested"
 	@touch $@
 
 demo: $(READY) ## Train one model with AdamW, SOAP and Muon, and plot the curves
@@ -67,6 +71,20 @@ faults: $(READY) .venv/.peers ## Have every fault happen, and write docs/faults.
 matrix: $(READY) .venv/.peers ## Run the tests and write docs/compatibility.md from what they have trained
 	@$(BIN)/python -m tests.support.compatibility
 	@$(PYTEST) -p tests.support.recording $(or $(TESTS),tests)
+
+# Packages that are built on Lightning, in an environment of their own that sees the project's.
+CLIENTS := pina-mathlab==0.3.2.post2610 monai==1.6.1 transformers==5.24.0 timm==1.0.31 chemprop==2.3.1 \
+	torch-geometric==2.8.1 pytorch-forecasting==1.8.0 lightly==1.6.0 segmentation-models-pytorch==0.6.0
+.venv/clients/.ready: $(READY)
+	@echo "Setting up .venv/clients (once)"
+	@$(BIN)/python -m venv .venv/clients
+	@$(BIN)/python -c "import site; print(*site.getsitepackages(), sep='\n')" \
+		> "$$(.venv/clients/bin/python -c 'import site; print(site.getsitepackages()[0])')/environment.pth"
+	@.venv/clients/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt $(CLIENTS)
+	@touch $@
+
+clients: .venv/clients/.ready ## Train with client packages, and write docs/tested-with.md
+	@OMP_NUM_THREADS=1 .venv/clients/bin/python -m benchmarks.clients.train
 
 licences: $(READY) ## Write docs/licences.md from the metadata of what is installed
 	@$(BIN)/python -m tests.support.licences

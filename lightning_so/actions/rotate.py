@@ -188,16 +188,22 @@ def _keep_possible(blocks: Sequence[States], least: Sequence[float]) -> None:
 def _matrix(states: States, key: str, shape: tuple[int, int, int]) -> Iterator[Tensor | None]:
     """One moment of a block's parameters as matrices of its groups, written back at the end; None if there is none.
 
-    A bias is the last column.
+    A bias is the last column: zeros that are not kept, where it has had no gradient yet.
     """
-    tensors = [state[key] for state in states if state.get(key) is not None]
-    if len(tensors) < len(states):
+    tensors = [state.get(key) for state in states]
+    found = next((tensor for tensor in tensors if tensor is not None), None)
+    if found is None:
         yield None
         return
     rows = shape[0] * shape[1]
-    parts = [tensor.reshape(rows, -1) for tensor in tensors]
+    widths = [shape[2] - (len(states) - 1), *[1] * (len(states) - 1)]
+    parts = [
+        found.new_zeros(rows, width) if tensor is None else tensor.reshape(rows, width)
+        for tensor, width in zip(tensors, widths, strict=True)
+    ]
     matrix = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
     yield matrix.view(shape)
-    if matrix.data_ptr() != tensors[0].data_ptr() or not tensors[0].is_contiguous():
-        for tensor, part in zip(tensors, matrix.split([part.shape[1] for part in parts], 1), strict=True):
-            tensor.copy_(part.reshape(tensor.shape))
+    if matrix.data_ptr() != found.data_ptr() or not found.is_contiguous():
+        for tensor, part in zip(tensors, matrix.split(widths, 1), strict=True):
+            if tensor is not None:
+                tensor.copy_(part.reshape(tensor.shape))

@@ -108,6 +108,11 @@ class Block:
         return [self.param] if self.bias is None else [self.param, self.bias]
 
     @property
+    def one(self) -> float | None:
+        """What the bias' input is: one, and zero while the bias is frozen; None without a bias."""
+        return None if self.bias is None else float(self.bias.requires_grad)
+
+    @property
     def grouped(self) -> tuple[int, int, int]:
         """Groups, rows of each, columns."""
         groups = self.tap.groups if self.tap else 1

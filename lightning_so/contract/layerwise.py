@@ -161,8 +161,8 @@ class Layerwise:
         tap, (inputs, outputs) = block.tap, stats.sides
         assert tap is not None
         x, g, share = self.thinned(block, x, g, step)
-        bias, reduce = block.bias is not None, self.sharing == "reduce"
-        found = factor_rows(tap.layer, tap.module, x, g, bias=bias, reduce=reduce, dtype=inputs.dtype)
+        reduce = self.sharing == "reduce"
+        found = factor_rows(tap.layer, tap.module, x, g, one=block.one, reduce=reduce, dtype=inputs.dtype)
         inputs.add(row, found.a, 1 / share)
         outputs.add(row, found.g, 1 / share)
         stats.counts[row, 0] += found.count / share

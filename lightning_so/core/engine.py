@@ -204,7 +204,7 @@ class Engine:
     def _prepare(self, current: Progress) -> None:
         parts, host, report, step = self.parts, self.host, self.report, self.report.step
         units, roster, matrices = parts.units, parts.roster, parts.matrices
-        roster.refresh()
+        basis.follow(units, roster, host, matrices)
         entering = basis.entering(units, roster, host, step)
         due = budget.due(units, roster, host, parts.budget, step, entering=entering)
         with self.stopwatch.stage("observe"):
@@ -276,12 +276,12 @@ class Engine:
     @torch.no_grad()
     def restore(self) -> None:
         """Undo whatever is still hidden or withheld, after a step that was skipped or failed; otherwise nothing."""
-        self.guard.give_back()
         if self.hidden:
             self.report.undone += 1
             self.unfinished += 1
         self.parts.matrices.forget()
         put_back(self.hidden, self.parts.matrices)
+        self.guard.give_back()
         self.current = None
 
     def depart(self) -> None:

@@ -34,7 +34,7 @@ class FactorRows:
 
 
 def factor_rows(
-    layer: Layer, module: nn.Module, x: Tensor, g: Tensor, *, bias: bool, reduce: bool, dtype: torch.dtype
+    layer: Layer, module: nn.Module, x: Tensor, g: Tensor, *, one: float | None, reduce: bool, dtype: torch.dtype
 ) -> FactorRows:
     """The rows of one use of a layer on both sides.
 
@@ -43,21 +43,19 @@ def factor_rows(
         module: The layer.
         x: Its input.
         g: Gradient of the loss in its output.
-        bias: Whether a column of ones belongs to the input.
+        one: What the bias' column holds, zero where it is frozen; None without a bias.
         reduce: Whether positions of a sample share one term (reduce) or have one each (expand).
         dtype: Precision of the sums.
 
     Returns:
         The rows.
     """
-    g_QNTO = (layer.outputs(module, g, x) if layer.joint else layer.outputs(module, g)).to(dtype)
-    if layer.joint:
-        g_QNTO = g_QNTO[..., : 1 + bias]  # A shift that is frozen, or of another group, is not in the block.
+    g_QNTO = output_rows(layer, module, x, g, one=one, dtype=dtype)
     if layer.indices:
         return _chosen(layer, module, x, g_QNTO)
     a_QNTI = layer.inputs(module, x).to(dtype)
-    if bias and layer.input_side:
-        a_QNTI = F.pad(a_QNTI, (0, 1), value=1.0)
+    if one is not None and layer.input_side:
+        a_QNTI = F.pad(a_QNTI, (0, 1), value=one)
     if reduce:
         a_QNI, g_QNO = a_QNTI.mean(2), g_QNTO.sum(2)
         return FactorRows(a_QNI, g_QNO, torch.as_tensor(float(a_QNI.shape[1]), device=g.device))
@@ -67,6 +65,18 @@ def factor_rows(
     # Positions without a gradient are padding: they are no samples of the input either.
     real = (g_QPO != 0).any(-1, keepdim=True)
     return FactorRows(a_QPI * real, g_QPO, real.sum().to(dtype))
+
+
+def output_rows(
+    layer: Layer, module: nn.Module, x: Tensor, g: Tensor, *, one: float | None, dtype: torch.dtype
+) -> Tensor:
+    """Rows of the output side, (Q, N, T, O); see `factor_rows`."""
+    if not layer.joint:
+        return layer.outputs(module, g).to(dtype)
+    g_QNTO = layer.outputs(module, g, x).to(dtype)
+    if one is None:
+        return g_QNTO[..., :1]  # A shift of another group is not in the block.
+    return g_QNTO if one else F.pad(g_QNTO[..., :1], (0, 1))
 
 
 def _chosen(layer: Layer, module: nn.Module, x: Tensor, g_QNTO: Tensor) -> FactorRows:

@@ -81,9 +81,15 @@ def lookup(module: nn.Module) -> tuple[Layer, ...]:
 
 def refusal(module: nn.Module) -> str:
     """Why a module without descriptions has no rows."""
-    reasons = (_REFUSED.get(_name(kind)) for kind in type(module).__mro__)
-    known = ", ".join(sorted(name.rpartition(".")[2] for name in _KNOWN))
-    return next(filter(None, reasons), f"no rows for {type(module).__name__}; known: {known}")
+    kinds = type(module).__mro__
+    if reason := next(filter(None, (_REFUSED.get(_name(kind)) for kind in kinds)), None):
+        return reason
+    if parent := next((kind.__name__ for kind in kinds if _name(kind) in _KNOWN), None):
+        own = _name(kinds[0])
+        return f"no rows for {own}: its forward pass is not that of {parent}; register('{own}', ...) says what it is"
+    known, name = sorted(name.rpartition(".")[2] for name in _KNOWN), kinds[0].__name__
+    # Others have classes of the same names (torch_geometric's Linear).
+    return f"no rows for {_name(kinds[0]) if name in known else name}; known: {', '.join(known)}"
 
 
 def _name(kind: type | str) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_so.layers.factor_rows import output_rows
 from lightning_so.layers.registry import Layer
 
 #: Numbers of single samples' gradients that are held at once.
@@ -26,7 +27,7 @@ def squares(
     x: Tensor,
     g: Tensor,
     *,
-    bias: bool,
+    one: float | None,
     dtype: torch.dtype,
     inputs: Turn,
     outputs: Turn,
@@ -38,7 +39,7 @@ def squares(
         module: The layer.
         x: Its input.
         g: Gradient of the loss in its output.
-        bias: Whether a column of ones belongs to the input.
+        one: What the bias' column holds, zero where it is frozen; None without a bias.
         dtype: Precision of the sums.
         inputs: Turns rows of the input, (Q, P, I), into the basis Q_A.
         outputs: Turns rows of the output, (Q, P, O), into the basis Q_G.
@@ -46,13 +47,12 @@ def squares(
     Returns:
         s, shape (Q, O, I); of a layer whose input side is the rows of its weight, (Q, I, O).
     """
-    g_QNTO = (layer.outputs(module, g, x) if layer.joint else layer.outputs(module, g)).to(dtype)
-    g_QNTO = _turned(g_QNTO, outputs)
+    g_QNTO = _turned(output_rows(layer, module, x, g, one=one, dtype=dtype), outputs)
     if layer.indices:
         return _of_chosen(layer.inputs(module, x), g_QNTO[0], module)
     a_QNTI = layer.inputs(module, x).to(dtype)
-    if bias and layer.input_side:
-        a_QNTI = F.pad(a_QNTI, (0, 1), value=1.0)
+    if one is not None and layer.input_side:
+        a_QNTI = F.pad(a_QNTI, (0, 1), value=one)
     a_QNTI = _turned(a_QNTI, inputs)
     a_QNTI = a_QNTI.expand(-1, g_QNTO.shape[1], -1, -1)  # a constant input is one row
     found = _summed(g_QNTO, a_QNTI)

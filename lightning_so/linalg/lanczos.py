@@ -12,8 +12,9 @@ from torch import Tensor
 from lightning_so.linalg.vectors import Space
 
 Product = Callable[[Tensor], Tensor]
-#: A step that leaves less than this share of the largest entry has found an invariant subspace.
-NOTHING = 1e-10
+#: A step that leaves less than this share of the largest entry has found an invariant subspace; or less than so many
+#: times the rounding of the vectors: what is left is then rounding itself, and not orthogonal to those before.
+NOTHING, ROUNDING = 1e-10, 16.0
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ def lanczos(product: Product, start: Tensor, steps: int, space: Space) -> Tridia
     Returns:
         The tridiagonal matrix.
     """
+    nothing = max(NOTHING, ROUNDING * torch.finfo(start.dtype).eps)
     basis = (start / space.norm(start))[None]
     diagonal, beside, rest = [], [], 0.0
     while len(diagonal) < steps:
@@ -83,7 +85,7 @@ def lanczos(product: Product, start: Tensor, steps: int, space: Space) -> Tridia
         w = w - coefficients.to(w) @ basis
         w = w - space.gram(basis, w[None])[:, 0].to(w) @ basis
         rest = space.norm(w)
-        if rest <= NOTHING * max(map(abs, (*diagonal, *beside))):
+        if rest <= nothing * max(map(abs, (*diagonal, *beside))):
             rest = 0.0
             break
         beside.append(rest)

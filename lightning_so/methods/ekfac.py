@@ -171,8 +171,8 @@ class EKFAC(Layerwise):
             return
         x, g, share = self.thinned(block, x, g, step)
         inputs, outputs = (partial(basis.rows, row) for basis in stats.bases)
-        bias, dtype = block.bias is not None, stats.moments.mean.dtype
-        found = squares(tap.layer, tap.module, x, g, bias=bias, dtype=dtype, inputs=inputs, outputs=outputs)
+        one, dtype = block.one, stats.moments.mean.dtype
+        found = squares(tap.layer, tap.module, x, g, one=one, dtype=dtype, inputs=inputs, outputs=outputs)
         stats.moments.window[row].add_(found, alpha=1 / share)
         stats.moments.terms[row] += terms
 

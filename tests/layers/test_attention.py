@@ -360,7 +360,7 @@ def test_what_is_no_part_of_a_matrix_is_named():
     verdicts = {row.name: row.verdict for row in engine.plan.rows}
     for name in ("in_proj_bias", "bias_k", "bias_v"):
         assert verdicts[f"a.{name}"] == f"base: {name} of MultiheadAttention is not a column of its matrix"
-    assert verdicts["b.in_proj_weight"].startswith("base: no rows for Own; known: ")
+    assert verdicts["b.in_proj_weight"].startswith(f"base: no rows for {__name__}.Own: its forward pass is ")
     assert "MultiheadAttention" in verdicts["b.in_proj_weight"]
     for name in ("q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight"):
         assert verdicts[f"a.{name}"].startswith("hidden: ")

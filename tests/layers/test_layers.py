@@ -376,6 +376,36 @@ def test_a_bias_that_is_no_column_is_named_with_the_reason():
     assert found["own.weight"].startswith("base: no rows for Bilinear; known: BatchNorm1d, ")
 
 
+class OwnLinear(nn.Linear):
+    """As timm.layers.Linear: a linear layer's name and weights, and a forward pass of its own."""
+
+    def forward(self, input):
+        return super().forward(input)
+
+
+def test_a_layer_whose_forward_pass_is_its_own_is_named_with_what_to_do():
+    name = f"{__name__}.OwnLinear"
+    reason = (
+        f"base: no rows for {name}: its forward pass is not that of Linear; register('{name}', ...) says what it is"
+    )
+    assert verdicts({"own": OwnLinear(2, 2)})["own.weight"] == reason
+
+
+def test_a_layer_of_another_package_is_named_in_full_where_ours_has_its_name():
+    linear = type("Linear", (nn.Module,), {"__module__": "other", "forward": lambda self, x: x @ self.weight})()
+    linear.weight = nn.Parameter(torch.ones(2, 2))
+    assert verdicts({"own": linear})["own.weight"].startswith("base: no rows for other.Linear; known: BatchNorm1d, ")
+
+
+def test_a_bias_in_a_group_without_decay_is_named_with_its_weight():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    groups = [{"params": [model[0].weight, model[1].weight, model[1].bias]}, {"params": [model[0].bias]}]
+    plan = attach(model, torch.optim.SGD(groups, lr=1e-3), KFAC()).plan
+    found = {row.name: row.verdict for row in plan.rows}
+    assert found["0.bias"] == "base: no column of 0.weight, which is in another param group"
+    assert found["1.bias"] == "with 1.weight"
+
+
 def test_what_is_tied_is_named_with_both_layers():
     model = {name: nn.Linear(3, 3) for name in ("one", "two", "three", "four")}
     model["two"].weight, model["four"].bias = model["one"].weight, model["three"].bias

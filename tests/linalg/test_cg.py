@@ -9,6 +9,7 @@ from lightning_so.linalg.backtrack import armijo, backtracked
 from lightning_so.linalg.cg import Iterate, cg, stalled
 from lightning_so.linalg.nystrom import nystrom
 from lightning_so.linalg.vectors import Piece, Space
+from tests.support.spectra import EVERY, PRECISIONS, factor
 
 
 def space(n, dtype=torch.float64):
@@ -160,6 +161,28 @@ def test_a_product_that_is_not_finite_ends_it(at, warm):
     broken = cg(lambda v: v * float("nan"), b, space(8), steps=8, start=b)
     assert not broken.ok
     assert torch.equal(broken.value, b)
+
+
+@EVERY
+@PRECISIONS
+@pytest.mark.parametrize("damping", [0.0, 1e-4, 1e-2])
+def test_spectra_that_fall_are_solved_to_the_tolerance(spectrum, dtype, damping):
+    A = (factor(64, spectrum)[0] + damping * torch.eye(64)).to(dtype)
+    x = space(64, dtype).normal(3)
+    b = (A.double() @ x.double()).to(dtype)  # of the range, where there is a null space
+    tolerance = 1e-5 if dtype is torch.float32 else 1e-12
+    found = cg(lambda v: A @ v, b, space(64, dtype), steps=400, tolerance=tolerance, progress=False)
+    assert found.why == "residual"
+    rest = b.double() - A.double() @ found.value.double()
+    assert float(rest.norm() / b.double().norm()) < 1.5 * tolerance
+    # The recursion has not run away from the truth, and the model is as low as it is at the solution.
+    assert float((rest - found.rest.double()).norm()) < 20 * torch.finfo(dtype).eps * float(b.norm())
+
+    def q(y):
+        return float(y @ A.double() @ y / 2 - b.double() @ y)
+
+    assert q(found.value.double()) - q(x.double()) < 1e-7 * abs(q(x.double()))
+    assert found.change == pytest.approx(q(found.value.double()), rel=1e-5)
 
 
 def test_iterates_are_kept_ever_farther_apart():

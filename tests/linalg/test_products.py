@@ -10,6 +10,7 @@ from torch import nn
 from lightning_so.linalg.lanczos import lanczos
 from lightning_so.linalg.products import STEPS, DoubleBackward, FiniteDifference, GaussNewton, moved
 from lightning_so.linalg.vectors import Piece, Space
+from tests.support.spectra import EVERY, PRECISIONS, factor
 
 
 class Problem:
@@ -102,6 +103,20 @@ def test_of_a_quadratic_every_step_is_exact():
         for central in (False, True):
             product = FiniteDifference([w], lambda: A @ w, space, step=step, central=central)
             torch.testing.assert_close(product(v), A @ v, rtol=1e-10, atol=1e-10)
+
+
+@EVERY
+@PRECISIONS
+@pytest.mark.parametrize("central", [False, True])
+def test_of_spectra_that_fall_a_difference_loses_what_its_step_does(central, dtype, spectrum):
+    A, w = factor(40, spectrum)[0].to(dtype), torch.randn(40).to(dtype)
+    space = Space((Piece("w", 0, 40, 40),), dtype=dtype)
+    product = FiniteDifference([w], lambda: A @ w, space, step=STEPS[dtype], central=central)
+    for stream in range(3):
+        v = space.normal(0, stream)
+        error = (product(v).double() - A.double() @ v.double()).norm() / v.double().norm()
+        # Gradients of length |A w| are subtracted, whose rounding is divided by the step; the largest of A is one.
+        assert float(error) < 2 * torch.finfo(dtype).eps / STEPS[dtype]
 
 
 @pytest.mark.parametrize(("central", "limit"), [(False, 3e-3), (True, 1e-3)])

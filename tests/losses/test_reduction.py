@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_so import KFAC, ConfigError, Relative, attach
-from lightning_so.losses.graph import joined
+from lightning_so.losses.reduction import joined
 from tests.methods.test_kfac import close, data, factors, linears, matrix, net
 
 N = 12

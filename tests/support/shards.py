@@ -240,6 +240,20 @@ def drop(step, rank, ranks, model, optimizer):
         model.up.weight.grad = None
 
 
+def still(step, rank, ranks, model, optimizer):
+    """From step 7 to 11 biases have no gradient."""
+    if 7 <= step < 12:
+        for layer in (model.conv, model.norm, model.up):
+            layer.bias.grad = None
+
+
+def alone(step, rank, ranks, model, optimizer):
+    """From step 7 to 11 biases have gradients, and weights have none."""
+    if 7 <= step < 12:
+        for layer in (model.conv, model.norm, model.up):
+            layer.weight.grad = None
+
+
 @contextmanager
 def broken(optimizer):
     # What the base calls first, after the parameters were hidden.

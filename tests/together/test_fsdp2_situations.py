@@ -11,6 +11,7 @@ ADAMW = (torch.optim.AdamW, {"lr": 3e-3, "weight_decay": 0.1})
 SGD = (torch.optim.SGD, {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01})
 SOAP4 = (SOAP(start=4, period=4), *ADAMW)
 KFAC4 = (KFAC(period=4), *SGD)
+EKFAC4 = (EKFAC(start=4, period=4), *ADAMW)
 SLOW = pytest.mark.slow
 EACH = pytest.mark.parametrize("how", [SOAP4, pytest.param(KFAC4, marks=SLOW)], ids=["soap", "kfac"])
 
@@ -21,6 +22,7 @@ def equal(pool, how, **more):
     return many, alone
 
 
+@pytest.mark.thread("microsoft/dion#79")
 @EACH
 def test_a_gradient_that_is_not_finite_on_one_rank_skips_the_step_on_all(pool, how):
     many, alone = equal(pool, how, event=shards.poison)
@@ -30,6 +32,7 @@ def test_a_gradient_that_is_not_finite_on_one_rank_skips_the_step_on_all(pool, h
         assert [step for step, change in enumerate(rank.changes) if change == 0] == [12]
 
 
+@pytest.mark.thread("facebookresearch/optimizers#149")
 @EACH
 def test_a_gradient_that_one_rank_lacks_is_withheld_on_all(pool, how):
     many, _ = equal(pool, how, event=shards.drop)
@@ -37,6 +40,7 @@ def test_a_gradient_that_one_rank_lacks_is_withheld_on_all(pool, how):
     assert all(rank.report.skipped == 0 for rank in many)
 
 
+@pytest.mark.thread("facebookresearch/optimizers#271")
 @pytest.mark.parametrize(
     ("how", "name"),
     [
@@ -46,6 +50,7 @@ def test_a_gradient_that_one_rank_lacks_is_withheld_on_all(pool, how):
         pytest.param(SOAP4, "up.weight", marks=SLOW),
     ],
 )
+@pytest.mark.filterwarnings("ignore:.*while the bias has one")
 def test_a_frozen_parameter_stays_as_it_is(two, how, name):
     many, _ = equal(two, how, frozen=name)
     model, *_ = shards.made()
@@ -53,6 +58,20 @@ def test_a_frozen_parameter_stays_as_it_is(two, how, name):
         assert torch.equal(many[0].weights[other], value) is (other == name)
 
 
+@pytest.mark.filterwarnings("ignore:.*while the bias has one")
+@pytest.mark.parametrize("event", [shards.still, shards.alone])
+@pytest.mark.parametrize(
+    "how",
+    [EKFAC4, pytest.param((EKFAC(period=4), *SGD), marks=SLOW), pytest.param(KFAC4, marks=SLOW)],
+    ids=["ekfac", "preconditioned", "kfac"],
+)
+def test_biases_that_stand_still_or_live_alone(two, how, event):
+    many, one = equal(two, how, event=event)
+    for rank in many:
+        assert (rank.report.rotated, rank.report.failures) == (one.report.rotated, 0)
+
+
+@pytest.mark.thread("Lightning-AI/pytorch-lightning#6891")
 @pytest.mark.parametrize(
     ("how", "name"),
     [
@@ -68,6 +87,7 @@ def test_a_parameter_may_join_the_optimizer_later(two, how, name):
     assert name in many[0].plan
 
 
+@pytest.mark.thread("own")
 @pytest.mark.parametrize(
     "how", [SOAP4, pytest.param((EKFAC(start=4, period=4), *ADAMW), marks=SLOW)], ids=["soap", "ekfac"]
 )
@@ -78,6 +98,7 @@ def test_a_solve_that_fails_at_its_owner_is_counted_by_all(pool, how):
         assert (rank.report.failures, rank.report.cooled) == (alone.report.failures, alone.report.cooled)
 
 
+@pytest.mark.thread("own")
 @EACH
 def test_an_exception_within_the_bases_step_leaves_the_weights_as_they_were(pool, how):
     many, _ = equal(pool, how, event=shards.breaks)
@@ -87,6 +108,7 @@ def test_an_exception_within_the_bases_step_leaves_the_weights_as_they_were(pool
         assert rank.report.undone == (how is SOAP4)
 
 
+@pytest.mark.thread("own")
 @pytest.mark.parametrize("check", ["verify_every", "compare_every"])
 def test_checks_that_need_whole_weights_are_refused_by_name(two, check):
     for told in two.run(shards.refused, *SOAP4, **{check: 3}):
@@ -95,6 +117,7 @@ def test_checks_that_need_whole_weights_are_refused_by_name(two, check):
     noted.refused(told, strategy="FSDP2", option=check)
 
 
+@pytest.mark.thread("facebookresearch/optimizers#149")
 @pytest.mark.parametrize(
     ("how", "event"),
     [

@@ -30,6 +30,7 @@ class Checkpointed(Net):
         )
 
 
+@pytest.mark.thread("pytorch/pytorch#81296")
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_gradient_checkpointing_changes_nothing(reentrant):
     model, ours, plain = Plain(), SecondOrder(METHOD), Plain()
@@ -47,6 +48,7 @@ def compiled(parameters):
     return optimizer
 
 
+@pytest.mark.thread("own")
 def test_a_compiled_optimizer_step_is_ours():
     model, ours = Plain(compiled), SecondOrder(METHOD)
     fit(model, [ours])
@@ -91,6 +93,7 @@ def odd_loss(model, number):
     return nn.functional.cross_entropy(model(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
 
 
+@pytest.mark.thread("own")
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize(("method", "names"), [(METHOD, ["embed", "twice", "strided"]), (Muon(), ["twice", "strided"])])
 def test_shared_tied_and_strided_weights(method, names, fused):
@@ -110,6 +113,7 @@ def test_shared_tied_and_strided_weights(method, names, fused):
 
 
 # ------------------------------------------------------------------ models that are made late or grow
+@pytest.mark.thread("own")
 def test_configure_model_makes_the_parameters_late():
     class Late(Plain):
         def __init__(self):
@@ -139,6 +143,7 @@ def grown_by_hand(method, at, steps):
     return hand, engine
 
 
+@pytest.mark.thread("Lightning-AI/pytorch-lightning#6891")
 @pytest.mark.parametrize("method", [SOAP(start=6, period=4), Muon()], ids=["soap", "muon"])
 def test_parameters_added_later_are_taken_in(method):
     _, engine = grown_by_hand(method, 10, 11)
@@ -167,6 +172,7 @@ class Thawing(Plain):
         return adamw([p for p in self.parameters() if p.requires_grad])
 
 
+@pytest.mark.thread("Lightning-AI/pytorch-lightning#21901")
 @pytest.mark.parametrize("first", [True, False])
 def test_finetuning_callbacks(first, capsys):
     model, ours, thaw = Thawing(), SecondOrder(METHOD), Unfreeze()
@@ -177,6 +183,7 @@ def test_finetuning_callbacks(first, capsys):
     assert capsys.readouterr().out.count("tall.weight") == 1  # the plan is printed again with the new parameter
 
 
+@pytest.mark.thread("Lightning-AI/pytorch-lightning#8502")
 def test_resuming_a_grown_optimizer_is_exact():
     method = SOAP(start=6, period=4)
     straight, engine = grown_by_hand(method, 10, 20)
@@ -210,6 +217,7 @@ class Failing(pytorch_lightning.Callback):
         setattr(self, hook, fail)
 
 
+@pytest.mark.thread("own")
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize(
     "hook",
@@ -224,6 +232,7 @@ def test_an_exception_at_any_hook_leaves_the_model_as_without_us(hook, error):
     assert ours._hooks == []
 
 
+@pytest.mark.thread("own")
 def test_early_stopping_and_fitting_again():
     class Stopping(Plain):
         def training_step(self, data, index):

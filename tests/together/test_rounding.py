@@ -108,6 +108,8 @@ def same(one, other):
 def test_what_is_observed_and_solved_is_that_of_full_precision(case):
     # At a rate of zero gradients are the same, whatever is done to them.
     expected, found = (trained(case, setting, TensorCores(ours_alone=True)) for setting in ("highest", "medium"))
+    for _, saved, _ in (expected, found):
+        saved.pop("moments")  # of gradients that were rotated
     assert same(found[1], expected[1])
 
 

@@ -62,6 +62,7 @@ class Plain(pytorch_lightning.LightningModule):
 
 
 # ------------------------------------------------------------------ fp16 and its scaler
+@pytest.mark.thread("Lightning-AI/pytorch-lightning#15501")
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("overflow", [None, 9])
 def test_16_mixed_equals_the_hand_loop_and_skips_overflows(fused, overflow):
@@ -92,6 +93,7 @@ def test_16_mixed_equals_the_hand_loop_and_skips_overflows(fused, overflow):
     assert report.rotated == 3
 
 
+@pytest.mark.thread("own")
 def test_attach_refuses_scaled_gradients():
     model = net()
     optimizer, scaler = torch.optim.AdamW(model.parameters(), fused=True), torch.amp.GradScaler("cpu")
@@ -134,6 +136,7 @@ class GAN(pytorch_lightning.LightningModule):
         ]
 
 
+@pytest.mark.thread("Lightning-AI/pytorch-lightning#17958")
 def test_a_gan_in_manual_optimization_equals_the_hand_loop():
     model, ours = GAN(), SecondOrder(METHOD)
     fit(model, [ours])
@@ -152,6 +155,7 @@ def test_a_gan_in_manual_optimization_equals_the_hand_loop():
 
 
 # ------------------------------------------------------------------ clipping, missing gradients, frozen modules
+@pytest.mark.thread("own")
 def test_clipping_by_value_acts_on_the_gradient_before_us():
     model = Plain()
     fit(model, [SecondOrder(METHOD)], gradient_clip_val=0.01, gradient_clip_algorithm="value")
@@ -163,6 +167,7 @@ def test_clipping_by_value_acts_on_the_gradient_before_us():
     same(model.net, by_hand(16, clipped))
 
 
+@pytest.mark.thread("Lightning-AI/pytorch-lightning#4653")
 def test_a_short_last_accumulation_group_is_a_step():
     model, ours = Plain(), SecondOrder(METHOD)
     fit(model, [ours], length=11, accumulate_grad_batches=2)
@@ -175,6 +180,7 @@ def test_a_short_last_accumulation_group_is_a_step():
     assert ours.engines[0].report.step == 6
 
 
+@pytest.mark.thread("Lightning-AI/pytorch-lightning#3491")
 def test_a_training_step_without_loss_is_no_step_of_ours_and_harms_nothing():
     model, ours = Plain(loss=lambda net, n: None if n == 7 else loss_of(net, n)), SecondOrder(METHOD)
     fit(model, [ours])
@@ -182,6 +188,7 @@ def test_a_training_step_without_loss_is_no_step_of_ours_and_harms_nothing():
     assert ours.engines[0].report.failures == 0
 
 
+@pytest.mark.thread("Lightning-AI/pytorch-lightning#21901")
 @pytest.mark.parametrize("method", [METHOD, Muon()], ids=["soap", "muon"])
 def test_modules_frozen_and_unfrozen_while_training(method):
     def switch(network, number):
@@ -198,6 +205,7 @@ def test_modules_frozen_and_unfrozen_while_training(method):
     assert ours.engines[0].report.failures == 0
 
 
+@pytest.mark.thread("facebookresearch/optimizers#271")
 def test_an_unused_module_stays_as_it_is():
     model, ours = Plain(), SecondOrder(METHOD)
     model.unused = nn.Linear(4, 4)
@@ -209,6 +217,7 @@ def test_an_unused_module_stays_as_it_is():
 
 
 # ------------------------------------------------------------------ beside other callbacks and loops
+@pytest.mark.thread("Lightning-AI/pytorch-lightning#8106")
 @pytest.mark.parametrize("first", [True, False])
 def test_weight_averaging_beside_us(first):
     alone = Plain()
@@ -222,6 +231,7 @@ def test_weight_averaging_beside_us(first):
     assert ours.engines[0].report.rotated == 3
 
 
+@pytest.mark.thread("own")
 def test_validation_in_between_and_the_plan_change_nothing():
     class Validated(Plain):
         def validation_step(self, data, index):
@@ -242,6 +252,7 @@ def test_validation_in_between_and_the_plan_change_nothing():
     same(model.net, plain.net)
 
 
+@pytest.mark.thread("Lightning-AI/pytorch-lightning#12591")
 def test_bf16_true_trains():
     model, ours = module(), SecondOrder(SOAP(start=4, period=4))
 
@@ -256,6 +267,7 @@ def test_bf16_true_trains():
     assert all(bool(p.isfinite().all()) for p in model.parameters())
 
 
+@pytest.mark.thread("Lightning-AI/pytorch-lightning#20233")
 def test_a_compiled_submodule_keeps_its_names():
     model, ours = Plain(), SecondOrder(METHOD)
     model.net.compile(backend="eager")

@@ -75,6 +75,7 @@ def weights(module):
     return torch.cat([p.detach().flatten() for p in module.net.parameters()])
 
 
+@pytest.mark.thread("Project-MONAI/MONAI#4699")
 @pytest.mark.parametrize(("method", "base"), LAYERS + VECTOR, ids=str)
 def test_a_trainer(method, base):
     found = []
@@ -86,6 +87,7 @@ def test_a_trainer(method, base):
     assert torch.equal(*found)
 
 
+@pytest.mark.thread("Project-MONAI/MONAI#4699")
 @pytest.mark.parametrize(("method", "base"), LAYERS + VECTOR, ids=str)
 def test_a_loop(method, base):
     found = []

@@ -37,6 +37,7 @@ def poisoned(strategy, how):
     return train(strategy, *how, steps=STEPS, callbacks=[Poison()], compare_every=int(strategy == "ddp"))
 
 
+@pytest.mark.thread("microsoft/dion#79")
 @pytest.mark.slow
 @pytest.mark.fault("a NaN gradient on one rank")
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
@@ -70,6 +71,7 @@ def failing(strategy, how):
         torch.linalg.cholesky_ex, torch.linalg.eigh, torch.linalg.qr = made
 
 
+@pytest.mark.thread("own")
 @pytest.mark.slow
 @pytest.mark.fault("solves that fail on one rank only")
 @pytest.mark.parametrize("method", HOW)
@@ -103,6 +105,7 @@ def late(strategy, how):
         time.time, time.perf_counter, time.monotonic = clocks
 
 
+@pytest.mark.thread("own")
 @pytest.mark.slow
 @pytest.mark.fault("a slow rank whose clock is an hour off")
 def test_a_slow_rank_with_a_wrong_clock(two, seen):
@@ -152,6 +155,7 @@ def check_whole(folder, whole):
         assert torch.equal(value, whole[name]), name
 
 
+@pytest.mark.thread("own")
 @pytest.mark.slow
 @pytest.mark.fault("kill -9 of one rank under torchrun --max-restarts")
 def test_torchrun_restarts_from_the_last_checkpoint(whole, seen, tmp_path):
@@ -171,6 +175,7 @@ def test_torchrun_restarts_from_the_last_checkpoint(whole, seen, tmp_path):
     seen(f"torchrun starts both ranks again, they go on from step {step}, and end bit for bit as if nothing had been")
 
 
+@pytest.mark.thread("Lightning-AI/pytorch-lightning#21406")
 @pytest.mark.slow
 @pytest.mark.fault("a signal to the one process that Lightning has started the others from")
 def test_a_signal_to_the_first_process_alone(whole, seen, tmp_path):
@@ -186,6 +191,7 @@ def test_a_signal_to_the_first_process_alone(whole, seen, tmp_path):
     seen("both save at the same step, exit status 143; run again, it ends bit for bit as if nothing had been")
 
 
+@pytest.mark.thread("Lightning-AI/pytorch-lightning#688")
 @pytest.mark.slow
 @pytest.mark.fault("a full disk while saving")
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")

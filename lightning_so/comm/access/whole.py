@@ -70,6 +70,15 @@ class Access:
         """Undo `withhold`."""
         param.grad = withheld
 
+    def lend(self, param: Tensor, gradient: Tensor) -> None:
+        """Give the optimizer's coming step a gradient of a parameter that has none; like the parameter itself."""
+        param.grad = gradient
+
+    def take_back(self, param: Tensor, gradient: Tensor) -> None:
+        """Undo `lend`; nothing if it was not done."""
+        if param.grad is gradient:
+            param.grad = None
+
     def groups(self, optimizer: Optimizer) -> list[dict[str, Any]]:
         """The optimizer's param groups, with the model's parameters in them."""
         return optimizer.param_groups

@@ -16,6 +16,9 @@ from lightning_so.core.plan.roles import Route, overrides, structural_roles
 from lightning_so.core.plan.table import Plan, PlanRow
 from lightning_so.errors import ConfigError
 
+#: Of a vector that is no column either.
+THIN = "base: fewer than two dimensions"
+
 
 def refuse_layers(mixture: Mixture, host: Host) -> None:
     """Refuse methods whose curvature is of whole layers.
@@ -61,6 +64,8 @@ def route(host: Host, mixture: Mixture, wanted: Route | None = None) -> Plan:
     # A bias may come before its weight in the optimizer's order.
     joined = {router.names[block.bias]: block.name for block in router.assigned if block.bias is not None}
     rows = [replace(row, verdict=f"with {joined[row.name]}") if row.name in joined else row for row in rows]
+    apart = router.apart()
+    rows = [replace(row, verdict=apart[row.name]) if row.verdict == THIN and row.name in apart else row for row in rows]
     for position, block in enumerate(router.assigned):
         block.position = position
     return Plan(str(mixture), type(host.optimizer).__name__, rows, router.assigned)
@@ -129,6 +134,16 @@ class Router:
         label = f"{type(method).__name__} " if len(self.mixture.rules) > 1 else ""
         matrices = self._view(param, name).described(kernel=param in self.kernels)
         return f"{role}{matrices}: {label}{method.describe(self.host.base, group, found[0])}"
+
+    def apart(self) -> dict[str, str]:
+        """Why a bias is no column of its weight's matrix, by its name, where the optimizer has them in two groups."""
+        found = {}
+        for block in self.assigned:
+            bias = None if block.tap is None else block.tap.bias
+            group = self.host.groups[block.group]["params"]
+            if bias is not None and not any(bias is param for param in group):
+                found[self.names[bias]] = f"base: no column of {block.name}, which is in another param group"
+        return found
 
     def _method(self, param: nn.Parameter) -> Method | None:
         return self.mixture.choose(self.names[param], self.holders[param])
@@ -204,9 +219,9 @@ class Router:
         return "embedding" if parts.broadcast(self._whole(param), kernel=param in self.kernels) else "hidden"
 
     def _join(self, block: Block, tap: Tap, group: dict, method: Method) -> None:
-        """Where rows are needed, a bias in the same group and under the same rule is the last column."""
+        """Where rows are needed, a bias in the same group and under the same rule is the last column; frozen, too."""
         block.tap, bias = tap, tap.bias
-        if bias is None or not bias.requires_grad or not any(bias is p for p in group["params"]):
+        if bias is None or not any(bias is p for p in group["params"]):
             return
         if self._method(bias) is method and self.overrides.get(self.names[bias]) != "base":
             block.bias = bias
@@ -224,5 +239,5 @@ def _unsuitable(param: Tensor, shape: torch.Size, role: str, vector: bool) -> st
     if not param.is_floating_point():
         return f"dtype {param.dtype}"
     if len(shape) < 2 and not vector:
-        return "fewer than two dimensions"
+        return THIN.removeprefix("base: ")
     return None

@@ -33,6 +33,35 @@ def ready(place: Place, units: Units, roster: Roster, host: Host, step: int) -> 
     return stack.method.ready(host.base, age, solved)
 
 
+def follow(units: Units, roster: Roster, host: Host, matrices: Matrices) -> None:
+    """Regroup blocks by what has a gradient at this step, and say which have a bias with one and a weight without.
+
+    Their biases are the base's alone: blocks that rotate leave their basis first, and enter again once it is solved
+    anew.
+
+    Args:
+        units: See `cool`.
+        roster: Who has a gradient, and who is warm; changed.
+        host: The training.
+        matrices: Where moments are whole.
+    """
+    roster.refresh()
+    names = []
+    for index, row in sorted(roster.alone):
+        stack, name = roster.stacks[index], roster.stacks[index].blocks[row].name
+        if stack.rotates and roster.warm[index][row]:
+            cool((index, row), units, roster, host, matrices)
+        if name not in roster.told:
+            roster.told.add(name)
+            names.append(name)
+    if names:
+        warnings.warn(
+            f"{', '.join(names)}: without a gradient, while the bias has one (a frozen weight: BitFit). The optimizer "
+            f"steps on these biases alone, without curvature, until the weights have gradients again.",
+            stacklevel=2,
+        )
+
+
 def entering(units: Units, roster: Roster, host: Host, step: int) -> bool:
     """Whether the moments of any block will move into its basis at this step."""
     return any(
@@ -59,7 +88,8 @@ def enter(units: Units, roster: Roster, host: Host, matrices: Matrices, report: 
     changes, returned = list[MomentChange](), list[str]()
     for index, stack in enumerate(units.stacks):
         rows = range(len(stack.blocks)) if roster.live[index] else ()
-        new = [row for row in rows if ready((index, row), units, roster, host, report.step)]
+        places = [(index, row) for row in rows if (index, row) not in roster.alone]
+        new = [place[1] for place in places if ready(place, units, roster, host, report.step)]
         for row in new:
             roster.warm[index][row] = True
             if (index, row) in roster.away:

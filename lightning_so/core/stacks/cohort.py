@@ -1,9 +1,10 @@
 """The blocks of one stack that share an action at a step, with the lists that batched calls need."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lightning_so.contract.block import Block
@@ -31,6 +32,7 @@ class Cohort:
         saved: Where each of these is saved.
         groups: Param group index -> positions in `blocks`.
         of_group: Param group index -> positions in `params`.
+        lent: Its biases without a gradient, and the one that each is lent for a step; see `step.lending`.
         observed: Steps at which the gradients were seen.
         applied: Steps at which the action was finished.
     """
@@ -44,6 +46,7 @@ class Cohort:
     saved: list[Tensor]
     groups: dict[int, list[int]]
     of_group: dict[int, list[int]]
+    lent: dict[Tensor, Tensor]
     observed: int = 0
     applied: int = 0
 
@@ -53,13 +56,14 @@ class Cohort:
         return len(self.params) < len(self.blocks)
 
 
-def split(stack: Stack, live: list[int], actions: list[Action]) -> list[Cohort]:
+def split(stack: Stack, live: list[int], actions: list[Action], absent: Collection[Tensor]) -> list[Cohort]:
     """Split the live rows of a stack by action.
 
     Args:
         stack: The stack.
-        live: Rows that have a gradient.
+        live: Rows whose weight has a gradient.
         actions: Action of each live row.
+        absent: Parameters without a gradient.
 
     Returns:
         One cohort an action that occurs.
@@ -83,6 +87,7 @@ def split(stack: Stack, live: list[int], actions: list[Action]) -> list[Cohort]:
                 [saved for _, saved, _ in tensors],
                 _by_group(block.group for block in blocks),
                 _by_group(group for *_, group in tensors),
+                {b.bias: torch.zeros_like(b.bias) for b in blocks if b.bias is not None and b.bias in absent},
             )
         )
     return cohorts

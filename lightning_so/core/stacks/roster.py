@@ -35,8 +35,10 @@ class Roster:
         stacks: The stacks.
         absent: Parameters of which a rank lacks its part of the gradient, at this step.
         warm: By stack and row, whether the block has been let into its basis, or onto its curvature.
-        live: By stack, the rows that have a gradient.
-        cohorts: By stack, the blocks that have a gradient, split by action.
+        live: By stack, the rows whose weight has a gradient.
+        cohorts: By stack, the blocks of these rows, split by action.
+        alone: Stack and row of blocks whose bias has a gradient and whose weight has none: the base steps on that bias.
+        told: Names of blocks of which that was said.
         away: By stack and row, blocks that have left their basis with its solves kept, because the base's moments were
             made plain or are others; with the exact moments where they are kept, else None.
         foreign: Whether the base's state is another than it was after the last step.
@@ -45,9 +47,10 @@ class Roster:
     def __init__(self, stacks: list[Stack], host: Host) -> None:
         """All blocks are cold, and none has been seen with a gradient."""
         self.stacks, self._host = stacks, host
-        self.absent = set[Tensor]()
+        self.absent, self.alone, self.told = set[Tensor](), set[tuple[int, int]](), set[str]()
         self.warm = [[False] * len(stack.blocks) for stack in stacks]
         self.live: list[list[int]] = [[] for _ in stacks]
+        self._still: list[list[int]] = [[] for _ in stacks]
         self.cohorts: list[list[Cohort]] = [[] for _ in stacks]
         self.away, self.foreign = dict[tuple[int, int], Exact | None](), False
         # By stack and row: steps observed, bent, rotated and preconditioned, in cohorts that are no more.
@@ -58,11 +61,11 @@ class Roster:
         return (cohort for cohorts in self.cohorts for cohort in cohorts)
 
     def lives(self, block: Block) -> bool:
-        """Whether all of a block has a gradient, on every rank that has a part of it."""
-        return not any(param in self.absent for param in block.params)
+        """Whether a block's weight has a gradient, on every rank that has a part of it: then the block acts."""
+        return block.param not in self.absent
 
     def refresh(self) -> None:
-        """Regroup the stacks of which a block has lost or found its gradient.
+        """Regroup the stacks of which a block has lost or found its gradient, or that of its bias.
 
         Raises:
             ConfigError: If a gradient is sparse.
@@ -70,18 +73,26 @@ class Roster:
         """
         for index, stack in enumerate(self.stacks):
             live = [row for row, block in enumerate(stack.blocks) if self.lives(block)]
-            if live != self.live[index]:
+            still = [row for row in live if stack.blocks[row].bias in self.absent]
+            if live != self.live[index] or still != self._still[index]:
                 refuse_sparse([stack.blocks[row] for row in live])
                 refuse_replaced([stack.blocks[row] for row in self.live[index] if row not in live], self._host)
-                self.live[index] = live
+                self.live[index], self._still[index] = live, still
                 self.regroup(index)
+        self.alone = {
+            (index, row)
+            for index, stack in enumerate(self.stacks)
+            if len(self.live[index]) < len(stack.blocks)
+            for row, block in enumerate(stack.blocks)
+            if block.bias is not None and not self.lives(block) and block.bias not in self.absent
+        }
 
     def regroup(self, index: int) -> None:
         """Make a stack's cohorts anew, after a block has become warm or cold."""
         stack, live = self.stacks[index], self.live[index]
         self._done[index] = self.done(index)
         actions = [stack.action(self._host, stack.blocks[row], self.warm[index][row]) for row in live]
-        self.cohorts[index] = split(stack, live, actions)
+        self.cohorts[index] = split(stack, live, actions, self.absent)
 
     def regroup_all(self) -> None:
         """Make all cohorts anew, after warm blocks were loaded."""

@@ -7,7 +7,7 @@ from torch.autograd.graph import Node
 
 from lightning_so.contract.method import ObservesRows
 from lightning_so.errors import ConfigError
-from lightning_so.losses.graph import joined
+from lightning_so.losses.reduction import joined
 
 
 @dataclass

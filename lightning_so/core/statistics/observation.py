@@ -39,7 +39,7 @@ class KeptRows:
             return
         a = tap.layer.inputs(tap.module, x).flatten(0, 2)
         self.kept[block] = (
-            F.pad(a, (0, block.cols - a.shape[1]), value=1.0),
+            F.pad(a, (0, block.cols - a.shape[1]), value=block.one or 0.0),
             tap.layer.outputs(tap.module, g).flatten(0, 2),
         )
 

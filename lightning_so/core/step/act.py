@@ -13,7 +13,7 @@ from lightning_so.core.host import Host
 from lightning_so.core.matrices.matrices import Matrices, MatrixWork
 from lightning_so.core.stacks.cohort import Cohort
 from lightning_so.core.stacks.stack import methods_of
-from lightning_so.core.step import rowwise
+from lightning_so.core.step import lending, rowwise
 from lightning_so.core.step.progress import Progress
 from lightning_so.core.step.rowwise import Kept
 from lightning_so.linalg.precision import FullPrecision, Uncast
@@ -31,17 +31,21 @@ def begin(progress: Progress, acting: Sequence[Cohort], host: Host, matrices: Ma
         kept: Rows of layers that made gradients.
     """
     clips = _clips(acting)
-    matrices.transform(
-        [item for cohort in acting for item in _items(cohort, clips[id(cohort.stack.method)], host, matrices, kept)]
-    )
-    _apply(clips.values(), matrices)
-    for cohort in acting:
-        if cohort.action is not Action.PRECONDITION:
-            weights = matrices.weights(cohort)
-            hide.save(weights, cohort.saved)
-            # Listed before it is hidden: an interrupt between the two lines must not lose a weight.
-            progress.hidden.append(cohort)
-            hide.hide(weights)
+    lending.lend(acting, host)
+    try:
+        matrices.transform(
+            [item for cohort in acting for item in _items(cohort, clips[id(cohort.stack.method)], host, matrices, kept)]
+        )
+        _apply(clips.values(), matrices)
+        for cohort in acting:
+            if cohort.action is not Action.PRECONDITION:
+                weights = matrices.weights(cohort)
+                hide.save(weights, cohort.saved)
+                # Listed before it is hidden: an interrupt between the two lines must not lose a weight.
+                progress.hidden.append(cohort)
+                hide.hide(weights)
+    finally:
+        lending.take_back([cohort for cohort in acting if cohort not in progress.hidden], host)
 
 
 def _items(cohort: Cohort, clip: Clip, host: Host, matrices: Matrices, kept: Kept) -> Iterable[MatrixWork]:
@@ -106,10 +110,12 @@ def bound(cohorts: Sequence[Cohort], host: Host, matrices: Matrices) -> None:
         matrices: Where their gradients are.
     """
     clips = _clips(cohorts)
+    lending.lend(cohorts, host)
     for cohort in cohorts:
         clip, gradients = clips[id(cohort.stack.method)], matrices.gradients(cohort)
         clip.hold(gradients)
         clip.add(matrices.squares(cohort, gradients), _rates(cohort, host))
+    lending.take_back(cohorts, host)
     _apply(clips.values(), matrices)
 
 

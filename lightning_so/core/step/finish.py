@@ -11,6 +11,7 @@ from lightning_so.contract.method import Action
 from lightning_so.core.host import Host
 from lightning_so.core.matrices.matrices import Matrices, MatrixWork
 from lightning_so.core.stacks.cohort import Cohort
+from lightning_so.core.step import lending
 from lightning_so.linalg.precision import FullPrecision, Uncast
 
 
@@ -42,6 +43,8 @@ def _last(cohort: Cohort, lengths: Tensor | None, hidden: list[Cohort], host: Ho
         factors = [hide.shrink(group, decoupled=host.base.decoupled(group)) for group in groups]
         room, per_block = matrices.room(cohort, 1), partial(matrices.per_block, cohort)
         matrices.write(cohort, weights, hide.combine(matrices.saved(cohort), buffer, factors, room, per_block))
+        lending.stay(cohort, host)
+        lending.take_back([cohort], host)
         hidden.remove(cohort)
         cohort.applied += 1
 

@@ -9,6 +9,7 @@ import torch
 from lightning_so.actions import hide
 from lightning_so.core.matrices.matrices import Matrices
 from lightning_so.core.stacks.cohort import Cohort
+from lightning_so.core.step import lending
 from lightning_so.core.step.reference import Reference
 
 
@@ -39,6 +40,7 @@ def put_back(hidden: list[Cohort], matrices: Matrices) -> None:
     while hidden:
         cohort = hidden.pop()
         hide.restore(matrices.weights(cohort), cohort.saved)
+        lending.take_back([cohort], matrices.host)
 
 
 @contextmanager

@@ -60,6 +60,9 @@ class Reference:
         self._block = cohort.blocks[position]
         self._row = position if cohort.rows is None else cohort.rows[position]
         self._p0 = self._double(self._block.params)
+        bias = self._block.bias
+        #: The column of a bias without a gradient: it stays.
+        self._still = slice(-1, None) if bias is not None and bias.grad is None else slice(0, 0)
         self._gradient = self._seen_gradient()
 
     def _double(self, tensors: Sequence[Tensor]) -> Tensor:
@@ -68,7 +71,7 @@ class Reference:
         return torch.cat([t.double().reshape(self._block.rows, -1) for t in own], 1)[None].clone()
 
     def _seen_gradient(self) -> Tensor:
-        return self._double([p.grad for p in self._block.params if p.grad is not None])
+        return self._double([torch.zeros_like(p) if p.grad is None else p.grad for p in self._block.params])
 
     def _statistics(self) -> Any:
         """The block's statistics in float64, as those of a stack of its own."""
@@ -85,6 +88,7 @@ class Reference:
         if self._cohort.action is Action.PRECONDITION:
             expected = stack.method.direction(self._statistics(), self._gradient, None)
             seen = self._seen_gradient()
+            expected[..., self._still] = 0
             # The clip of all blocks together scales it; what is left is its direction.
             expected = expected * (seen.norm() / expected.norm().clamp_min(1e-300))
             self._require("its preconditioned gradient", seen, expected, expected.norm())
@@ -113,6 +117,7 @@ class Reference:
             change = -update.norm() / direction.norm() * direction if bool(direction.norm() > 0) else update
         self._change = change
         self._expected = self._p0 * hide.shrink(group, decoupled=host.base.decoupled(group)) + change
+        self._expected[..., self._still] = self._p0[..., self._still]
 
     def finished(self) -> None:
         """Compare what the parameter has become."""

@@ -1,0 +1,78 @@
+"""Sides of Kronecker products from rows whose singular values fall, against dense matrices in float64."""
+
+import pytest
+import torch
+
+from lightning_so.linalg import kron, tiles
+from tests.support.spectra import EVERY, PRECISIONS, SHAPES, apart, cosine, matrix, units
+
+CAPS = pytest.mark.parametrize("cap", [64, 20])
+CPU = torch.device("cpu")
+
+
+def side(X, cap):
+    """A side that has seen the rows of X, and the dense factor of each of its tiles in float64."""
+    shape = kron.shape(X.shape[1], 1, cap, diagonal=False)
+    made = kron.statistics(shape, 1, X.dtype, CPU, CPU)
+    one = torch.ones((), dtype=X.dtype)
+    for part in X.split(10):  # as micro-batches come
+        made.add(0, part[None])
+    made.fold(0, one, one)
+    dense = X.double().mT @ X.double()
+    return made, [dense[cut, cut] for cut in shape.cuts]
+
+
+@EVERY
+@PRECISIONS
+@SHAPES
+@CAPS
+def test_a_window_is_the_gram_matrix_of_its_rows(spectrum, dtype, shape, cap):
+    made, dense = side(matrix(*shape, spectrum).to(dtype), cap)
+    for F, expected in zip(made.factors, dense, strict=True):
+        assert units(apart(F[0], expected[None]), dtype) < 10
+        # Nothing is negative beyond rounding, where the rows have a null space.
+        assert units(-torch.linalg.eigvalsh(F[0, 0].double()).min() / expected.norm(), dtype) < 10
+
+
+@EVERY
+@PRECISIONS
+@SHAPES
+@CAPS
+def test_solves_of_a_side_are_those_of_its_tiles(spectrum, dtype, shape, cap):
+    made, dense = side(matrix(*shape, spectrum).to(dtype), cap)
+    one, damping = torch.ones((), dtype=dtype), 1e-3 * made.mean(0)
+    inverses = kron.inverses(made.shape, 1, dtype, CPU)
+    found = made.inverse(0, one, damping)
+    assert found.ok
+    kron.fill([tensor[0] for tensor in inverses.tensors], found.value)
+    X = matrix(shape[0], shape[1], spectrum, seed=1).to(dtype)
+    damped = torch.block_diag(*(F + float(damping) * torch.eye(len(F)) for F in dense))
+    expected = torch.linalg.solve(damped, X.double().mT).mT
+    assert cosine(inverses.right(X[None], None)[0], expected) > 0.9999
+    # In eigenbases: `Q [(Q' X') / (values + d)]`.
+    found = made.eigen(0, one)
+    assert found.ok
+    bases, count = kron.bases(made.shape, 1, dtype, CPU), shape[1]
+    kron.fill([tensor[0] for tensor in bases.tensors], found.value[:-count])
+    turned = bases.right(X[None], None) / (found.value[-count:] + damping)
+    assert cosine(bases.right(turned, None, transpose=True)[0], expected) > 0.9999
+
+
+@EVERY
+@PRECISIONS
+@SHAPES
+@pytest.mark.parametrize("column", [False, True])
+def test_gradients_fold_and_turn_there_and_back(spectrum, dtype, shape, column):
+    G = matrix(*shape, spectrum).to(dtype)[None]
+    cuts = tiles.tiles(shape[int(column)], 20)
+    factors = [torch.zeros(1, cut.stop - cut.start, cut.stop - cut.start, dtype=dtype) for cut in cuts]
+    tiles.fold(factors, cuts, G, 1.0, column=column)
+    X = G.double().mT if column else G.double()
+    for F, cut in zip(factors, cuts, strict=True):
+        assert units(apart(F, X[:, cut] @ X[:, cut].mT), dtype) < 10
+    bases = [torch.linalg.eigh(F.double())[1].to(dtype) for F in factors]
+    there = tiles.turn(bases, cuts, G, column=column, leave=False)
+    assert units(abs(float(there.double().norm() / G.double().norm()) - 1), dtype) < 10
+    assert units(apart(tiles.turn(bases, cuts, there, column=column, leave=True), G), dtype) < 10
+    exact = torch.cat([torch.linalg.eigvalsh(F.double()).clamp_min(0) for F in factors], 1)
+    assert units((tiles.eigenvalues(factors, bases).double() - exact).abs().max() / exact.max(), dtype) < 20
