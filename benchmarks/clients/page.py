@@ -24,7 +24,7 @@ lightning {lightning}, torchmetrics {torchmetrics}, one core.
 
 Every training is the package's own way: its modules, its data loaders, its optimizer, its Trainer where it has one.
 What is added is `callbacks=[SecondOrder(SOAP())]`, or `KFAC()`. No rate was chosen for it: both sides have the same
-rate, the same random numbers and {steps} steps, and which is ahead changes with the rate. The losses are means over the
+rate, the same random numbers and {steps} steps. The losses are means over the
 last ten steps and {seeds} seeds. They say that it works there, not how much it helps: for that both sides need rates of
 their own ([benchmarks](../benchmarks/README.md)).
 

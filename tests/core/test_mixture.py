@@ -84,15 +84,20 @@ def test_a_bias_joins_its_layer_wherever_it_stands_in_the_optimizer():
     assert verdicts(engine)["4.bias"] == "with 4.weight"
 
 
-@pytest.mark.parametrize("apart", ["group", "frozen"])
-def test_a_bias_that_is_stepped_otherwise_stays_apart(apart):
+def test_a_bias_of_another_group_stays_apart():
     model = net()
-    model[4].bias.requires_grad_(apart == "group")
     rest = [p for p in model.parameters() if p is not model[4].bias]
-    groups = [{"params": rest}, {"params": [model[4].bias]}] if apart == "group" else model.parameters()
-    engine = attach(model, torch.optim.SGD(groups, lr=1e-2), KFAC())
+    engine = attach(model, torch.optim.SGD([{"params": rest}, {"params": [model[4].bias]}], lr=1e-2), KFAC())
     assert {block.name for block in engine.plan.blocks if block.bias is None} == {"4.weight"}
     assert verdicts(engine)["4.bias"].startswith("base: ")
+
+
+def test_a_frozen_bias_has_its_place_in_its_block():
+    model = net()
+    model[4].bias.requires_grad_(False)
+    engine = attach(model, torch.optim.SGD(model.parameters(), lr=1e-2), KFAC())
+    assert not [block.name for block in engine.plan.blocks if block.bias is None]
+    assert verdicts(engine)["4.bias"] == "with 4.weight"
 
 
 def test_the_plan_counts_by_type_of_layer():

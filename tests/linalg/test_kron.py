@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from lightning_so.linalg import kron, tiles
+from lightning_so.linalg import kron, sides, tiles
+from lightning_so.linalg.sides import Gathered
 from tests.support.spectra import EVERY, PRECISIONS, SHAPES, apart, cosine, matrix, units
 
 CAPS = pytest.mark.parametrize("cap", [64, 20])
@@ -13,13 +14,20 @@ CPU = torch.device("cpu")
 def side(X, cap):
     """A side that has seen the rows of X, and the dense factor of each of its tiles in float64."""
     shape = kron.shape(X.shape[1], 1, cap, diagonal=False)
-    made = kron.statistics(shape, 1, X.dtype, CPU, CPU)
-    one = torch.ones((), dtype=X.dtype)
+    made = sides.statistics(shape, 1, X.dtype, CPU, CPU)
+    one = torch.ones(1, dtype=X.dtype)
     for part in X.split(10):  # as micro-batches come
         made.add(0, part[None])
-    made.fold(0, one, one)
+    made.fold([0], made.gathered([0]), one, one)
     dense = X.double().mT @ X.double()
     return made, [dense[cut, cut] for cut in shape.cuts]
+
+
+def fill(tiles, values):
+    """Write flat solutions of one block into its tiles."""
+    parts = values[0].split([tensor.numel() for tensor in tiles.tensors])
+    for tensor, part in zip(tiles.tensors, parts, strict=True):
+        tensor.copy_(part.view(tensor.shape))
 
 
 @EVERY
@@ -40,21 +48,22 @@ def test_a_window_is_the_gram_matrix_of_its_rows(spectrum, dtype, shape, cap):
 @CAPS
 def test_solves_of_a_side_are_those_of_its_tiles(spectrum, dtype, shape, cap):
     made, dense = side(matrix(*shape, spectrum).to(dtype), cap)
-    one, damping = torch.ones((), dtype=dtype), 1e-3 * made.mean(0)
+    gathered = Gathered.of([(made, 0)])
+    damping = 1e-3 * gathered.mean()
     inverses = kron.inverses(made.shape, 1, dtype, CPU)
-    found = made.inverse(0, one, damping)
-    assert found.ok
-    kron.fill([tensor[0] for tensor in inverses.tensors], found.value)
+    found = gathered.inverse(damping)
+    assert found.good.all()
+    fill(inverses, found.value)
     X = matrix(shape[0], shape[1], spectrum, seed=1).to(dtype)
     damped = torch.block_diag(*(F + float(damping) * torch.eye(len(F)) for F in dense))
     expected = torch.linalg.solve(damped, X.double().mT).mT
     assert cosine(inverses.right(X[None], None)[0], expected) > 0.9999
     # In eigenbases: `Q [(Q' X') / (values + d)]`.
-    found = made.eigen(0, one)
-    assert found.ok
+    found = gathered.eigen()
+    assert found.good.all()
     bases, count = kron.bases(made.shape, 1, dtype, CPU), shape[1]
-    kron.fill([tensor[0] for tensor in bases.tensors], found.value[:-count])
-    turned = bases.right(X[None], None) / (found.value[-count:] + damping)
+    fill(bases, found.value[:, :-count])
+    turned = bases.right(X[None], None) / (found.value[0, -count:] + damping)
     assert cosine(bases.right(turned, None, transpose=True)[0], expected) > 0.9999
 
 

@@ -58,6 +58,7 @@ def test_a_frozen_parameter_stays_as_it_is(two, how, name):
         assert torch.equal(many[0].weights[other], value) is (other == name)
 
 
+@pytest.mark.thread("own")
 @pytest.mark.filterwarnings("ignore:.*while the bias has one")
 @pytest.mark.parametrize("event", [shards.still, shards.alone])
 @pytest.mark.parametrize(
