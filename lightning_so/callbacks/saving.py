@@ -4,7 +4,7 @@ Every rank saves, and takes part in the exchanges that bring sharded state toget
 may begin one: the others may be at another line of ours.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -28,15 +28,15 @@ def kind(engine: Engine, asked: str) -> str:
     return "rebuild" if engine.host.world.ranks > 1 and several and inside_handler() else asked
 
 
-def write(engines: Sequence[Engine], checkpoint: dict[str, Any]) -> None:
+def write(engines: Mapping[int, Engine], checkpoint: dict[str, Any]) -> None:
     """Have the optimizers' states in a checkpoint hold plain moments, and stamp it.
 
     Args:
-        engines: The engines, one an optimizer.
+        engines: The engines, by the number of their optimizer.
         checkpoint: What the Trainer has collected on this rank; changed in place.
     """
     states = checkpoint.get("optimizer_states") or []
-    for number, engine in enumerate(engines[: len(states)]):
+    for number, engine in engines.items() if states else ():
         states[number] = plain_moments.plain_optimizer_state(engine.parts, states[number], alone=inside_handler())
         # Folders of pieces are read group by group, by the keys that a new optimizer's groups have: no stamp there.
         checkpoint[stamp.STAMP] = stamp.MARK

@@ -7,7 +7,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_so.callbacks import saving, strategies, zero_step
+from lightning_so.callbacks import engines, saving, strategies, zero_step
 from lightning_so.callbacks.first_steps import FirstSteps
 from lightning_so.callbacks.names import Callback
 from lightning_so.callbacks.standing import StandIn, ending
@@ -16,7 +16,6 @@ from lightning_so.contract.method import Method
 from lightning_so.core.attach.hooks import hooks, innermost
 from lightning_so.core.checkpoint import checkpoint, stamp
 from lightning_so.core.engine import Engine
-from lightning_so.core.host import Host
 from lightning_so.core.options import Checks, Options
 from lightning_so.core.plan.mixture import Mixture
 from lightning_so.core.telemetry import Telemetry, summary
@@ -108,24 +107,14 @@ class SecondOrder(Callback):
         strategies.check(trainer)
 
     def on_fit_start(self, trainer: Any, pl_module: nn.Module) -> None:
-        """Make one engine an optimizer, print the plans, hook in."""
+        """Make one engine an optimizer, but for those before which no method can work; print the plans, hook in."""
         self._unhook()
         optimizers = [strategies.client(optimizer) for optimizer in trainer.optimizers]
         accesses = [strategies.access(trainer, optimizer, self.sharding) for optimizer in optimizers]
         mixture = Mixture.of(self.method)
         options = Options(mixture, self.route, self.min_coverage, self.checks, self.reduction, self.lag)
         self._comm, self._told = ambient(sharded=any(access.sharded for access in accesses)), False
-        self.engines = [
-            Engine(Host.of(pl_module, optimizer, access=access, world=self._comm), options)
-            for optimizer, access in zip(optimizers, accesses, strict=True)
-        ]
-        for engine in self.engines:
-            if self.print_plan:
-                engine.tell = rank_zero_only(print)
-        for index, engine in enumerate(self.engines):
-            if self.print_plan and len(self.engines) > 1:
-                rank_zero_only(print)(f"Optimizer {index} of configure_optimizers:")
-            engine.tell(engine.plan)
+        self.engines = engines.make(pl_module, optimizers, accesses, self._comm, options, printed=self.print_plan)
         self._wrap(trainer)
 
     def on_train_start(self, trainer: Any, pl_module: nn.Module) -> None:
@@ -215,7 +204,7 @@ class SecondOrder(Callback):
 
     def on_save_checkpoint(self, trainer: Any, pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
         """Write moments in plain coordinates."""
-        saving.write(self.engines, checkpoint)
+        saving.write({engines.number(engine, trainer): engine for engine in self.engines}, checkpoint)
         for engine in self.engines if checkpoint.get("optimizer_states") else ():
             self._warn_of_leaving(engine)
 
