@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from lightning_utilities.core.rank_zero import rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_only, rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -105,11 +105,16 @@ class SecondOrder(Callback):
         if len(twins) > 1:
             raise ConfigError(f"SecondOrder is in the Trainer's callbacks {len(twins)} times; keep one.")
         strategies.check(trainer)
+        for name in strategies.finders(trainer) if stage == "fit" else ():
+            rank_zero_warn(
+                f"{name} searches without SecondOrder, since Lightning takes all callbacks away meanwhile: a learning "
+                f"rate is that of the optimizer alone, and a batch size leaves no room for curvature."
+            )
 
     def on_fit_start(self, trainer: Any, pl_module: nn.Module) -> None:
         """Make one engine an optimizer, but for those before which no method can work; print the plans, hook in."""
         self._unhook()
-        optimizers = [strategies.client(optimizer) for optimizer in trainer.optimizers]
+        optimizers = strategies.optimizers(trainer, "SecondOrder")
         accesses = [strategies.access(trainer, optimizer, self.sharding) for optimizer in optimizers]
         mixture = Mixture.of(self.method)
         options = Options(mixture, self.route, self.min_coverage, self.checks, self.reduction, self.lag)

@@ -53,6 +53,7 @@ class Observation:
         fired: Of those that were observed, in how many micro-batches, and in which pass last.
         calls: Calls of hooked layers since the optimizer stepped.
         passes: Backward passes since then.
+        losses: Losses that were shown since then.
         running: Whether one is under way.
         counts: Whether it is one of a loss, whose rows count.
         terms: Its loss terms, once a layer has told them.
@@ -63,6 +64,7 @@ class Observation:
     fired: dict[Block, tuple[int, int]] = field(default_factory=dict)
     calls: list[LayerCall] = field(default_factory=list)
     passes: int = 0
+    losses: int = 0
     running: bool = False
     counts: bool = True
     terms: Tensor | float | None = None

@@ -150,6 +150,7 @@ class Recorder:
         Raises:
             ConfigError: If what the method must know cannot be read.
         """
+        self.seen.losses += 1
         # Another optimizer's loss is none of ours.
         stops = {call.edge.node for call in self.seen.calls}
         self.facts.announced = reaches(loss.grad_fn, stops)
@@ -240,6 +241,8 @@ class Recorder:
                 f"`engine.before_backward(loss)` before `loss.backward()` (in a LightningModule: "
                 f"`self.manual_backward(loss)`), or use fisher='empirical'."
             )
+        if self.facts.announced is not None and not self.seen.losses:
+            return  # No loss went backward since the last step: gradients are those of then.
         for block in self.seen.watched.values():
             if lives(block) and block not in self.seen.fired and block.name not in self.silent:
                 self.silent.add(block.name)
