@@ -9,6 +9,10 @@ class MissingError(ConfigError, ImportError):
     """What was asked for needs an optional package that is not installed; says how to install it."""
 
 
+class UnusableError(ConfigError):
+    """An optimizer before which no method can work; others beside it may be fit."""
+
+
 class StateError(ValueError):
     """A state dict of another model, configuration or format; names the keys and shapes."""
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch.optim import Optimizer
 
-from lightning_so.errors import ConfigError
+from lightning_so.errors import UnusableError
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def lookup(optimizer: Optimizer) -> Base:
         The entry of its class, or of the nearest parent whose `step` it inherits.
 
     Raises:
-        ConfigError: If neither is registered.
+        UnusableError: If neither is registered.
     """
     for cls in type(optimizer).__mro__:
         if cls in _KNOWN:
@@ -125,7 +125,7 @@ def lookup(optimizer: Optimizer) -> Base:
                 return _KNOWN[cls]
             break
     known = ", ".join(sorted(c.__name__ for c in _KNOWN))
-    raise ConfigError(
+    raise UnusableError(
         f"optimizer {type(optimizer).__name__} is not in the registry, so its moments cannot be rotated or bent. "
         f"Known: {known}, and subclasses that inherit `step`. Use one of these, or describe it with "
         f"`lightning_so.actions.moments.register(...)` if it is elementwise, never reads the parameter and calls its "

@@ -49,7 +49,11 @@ class Following:
     """Engines that are hooked into the optimizers of a running fit, and follow where these are replaced."""
 
     def __init__(
-        self, trainer: Any, engines: list[Engine], host: Callable[[Optimizer], Host], make: Callable[[Host], Engine]
+        self,
+        trainer: Any,
+        engines: list[Engine],
+        host: Callable[[Optimizer], Host],
+        make: Callable[[Optimizer], Engine],
     ) -> None:
         """Hook in, but for the layers.
 
@@ -57,7 +61,7 @@ class Following:
             trainer: The Trainer.
             engines: Its engines; changed in place where optimizers are replaced.
             host: Gives the training of an optimizer.
-            make: Gives a new engine.
+            make: Gives a new engine of one.
         """
         self._trainer, self._engines, self._host, self._make = trainer, engines, host, make
         self._hooks, self._states = list[Any](), list[States]()
@@ -116,9 +120,11 @@ class Following:
             states.remove()
         self._states = []
         known = {id(engine.optimizer): engine for engine in self._engines}
+        alone = [optimizer for optimizer in self._optimizers if id(optimizer) not in known]
         free = [engine for engine in self._engines if not any(engine.optimizer is here for here in optimizers)]
         try:
-            found = [known.get(id(optimizer)) or self._engine(optimizer, free) for optimizer in optimizers]
+            followed = [here for here in optimizers if not any(here is one for one in alone)]
+            found = [known.get(id(optimizer)) or self._engine(optimizer, free) for optimizer in followed]
         except ConfigError as error:
             raise ConfigError(f"the Trainer's optimizers were replaced in mid-training: {error}") from error
         for engine in free:
@@ -129,12 +135,11 @@ class Following:
 
     def _engine(self, optimizer: Optimizer, free: list[Engine]) -> Engine:
         """One of those that have no optimizer any more, or a new one."""
-        host = self._host(optimizer)
         if not free:
-            engine = self._make(host)
+            engine = self._make(optimizer)
             engine.tell(engine.plan)
             return engine
-        engine = free.pop(0)
+        host, engine = self._host(optimizer), free.pop(0)
         engine.restore()
         engine.follow(host)
         return engine

@@ -126,11 +126,10 @@ class MatrixFree(Callback):
         self._unhook()
         if self.engine is not None:
             self.engine.vector.comm.close()
-        if len(trainer.optimizers) != 1:
-            raise ConfigError(
-                f"MatrixFree works with one optimizer; configure_optimizers gave {len(trainer.optimizers)}."
-            )
-        optimizer, deepspeed = strategies.client(trainer.optimizers[0]), strategies.deepspeed_engine(trainer)
+        optimizers = strategies.optimizers(trainer, "MatrixFree")
+        if len(optimizers) != 1:
+            raise ConfigError(f"MatrixFree works with one optimizer; configure_optimizers gave {len(optimizers)}.")
+        optimizer, deepspeed = optimizers[0], strategies.deepspeed_engine(trainer)
         engine = VectorEngine(
             trainer.strategy.model,
             pl_module.named_parameters(),

@@ -109,6 +109,7 @@ class CurvatureProbe(Callback, ABC):
 
     def on_train_start(self, trainer: Any, pl_module: nn.Module) -> None:
         """Say what the whole vector is: the parameters that are trained."""
+        strategies.optimizers(trainer, self._name)
         self._clear()
         self._begin(trainer, pl_module)
 

@@ -41,14 +41,15 @@ def write(engines: Sequence[Engine], checkpoint: dict[str, Any], optimizers: Seq
     """Have the optimizers' states in a checkpoint hold plain moments, and stamp it.
 
     Args:
-        engines: The engines, one an optimizer.
+        engines: The engines; optimizers that are left alone have none.
         checkpoint: What the Trainer has collected on this rank; changed in place.
         optimizers: Those that the Trainer has now.
     """
     states = checkpoint.get("optimizer_states") or []
-    for number, (engine, optimizer) in enumerate(zip(engines[: len(states)], optimizers, strict=False)):
-        if engine.optimizer is not optimizer:
-            continue  # Replaced, and not followed yet.
+    for number, optimizer in enumerate(optimizers[: len(states)]):
+        engine = next((engine for engine in engines if engine.optimizer is optimizer), None)
+        if engine is None:
+            continue  # Left alone, or replaced and not followed yet.
         states[number] = plain_moments.plain_optimizer_state(engine.parts, states[number], alone=inside_handler())
         # Folders of pieces are read group by group, by the keys that a new optimizer's groups have: no stamp there.
         checkpoint[stamp.STAMP] = stamp.MARK

@@ -8,7 +8,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_so.callbacks import saving, strategies, zero_step
+from lightning_so.callbacks import engines, saving, strategies, zero_step
 from lightning_so.callbacks.first_steps import FirstSteps
 from lightning_so.callbacks.following import Following, before, current, take_over
 from lightning_so.callbacks.logged import log
@@ -103,30 +103,28 @@ class SecondOrder(Callback):
         if len(twins) > 1:
             raise ConfigError(f"SecondOrder is in the Trainer's callbacks {len(twins)} times; keep one.")
         strategies.check(trainer)
+        strategies.warn_of_finders(trainer, stage)
         if self._read:  # by a run that ended before it used it
             self._forget()
 
     def on_fit_start(self, trainer: Any, pl_module: nn.Module) -> None:
-        """Make one engine an optimizer, print the plans, hook in."""
+        """Make one engine an optimizer, but where no method can work; print the plans, hook in."""
         self._unhook()
-        optimizers = current(trainer)
+        optimizers = strategies.optimizers(trainer, "SecondOrder")
         sharded = [strategies.access(trainer, optimizer, self.sharding).sharded for optimizer in optimizers]
         self._comm, self._told = ambient(sharded=any(sharded)), False
-        self.engines = [self._engine(self._host(trainer, pl_module, optimizer)) for optimizer in optimizers]
-        for index, engine in enumerate(self.engines):
-            if self.print_plan and len(self.engines) > 1:
-                rank_zero_only(print)(f"Optimizer {index} of configure_optimizers:")
-            engine.tell(engine.plan)
+        engine = partial(self._engine, trainer, pl_module)
+        self.engines = engines.make(optimizers, engine, least=self.min_coverage, printed=self.print_plan)
         self._wrap(trainer)
 
     def _host(self, trainer: Any, pl_module: nn.Module, optimizer: Optimizer) -> Host:
         access = strategies.access(trainer, optimizer, self.sharding)
         return Host.of(pl_module, optimizer, access=access, world=self._comm)
 
-    def _engine(self, host: Host) -> Engine:
+    def _engine(self, trainer: Any, pl_module: nn.Module, optimizer: Optimizer) -> Engine:
         mixture = Mixture.of(self.method)
         options = Options(mixture, self.route, self.min_coverage, self.checks, self.reduction, self.lag)
-        engine = Engine(host, options)
+        engine = Engine(self._host(trainer, pl_module, optimizer), options)
         if self.print_plan:
             engine.tell = rank_zero_only(print)
         return engine
@@ -142,7 +140,8 @@ class SecondOrder(Callback):
             take_over(self.engines, self._loaded, cold=self.state == "rebuild")
         self._forget()
         # Not before: torch makes the state of FSDP2's optimizers by a step of zeros, into which it loads.
-        self._following = Following(trainer, self.engines, partial(self._host, trainer, pl_module), self._engine)
+        host = partial(self._host, trainer, pl_module)
+        self._following = Following(trainer, self.engines, host, partial(self._engine, trainer, pl_module))
         for engine in self.engines:
             engine.arm()
         self._telemetry = [Telemetry(engine) for engine in self.engines]

@@ -83,7 +83,7 @@ class SharpnessGuard(CurvatureProbe):
         """See whether the optimizer's limit is known."""
         super().on_train_start(trainer, pl_module)
         self._forget()
-        optimizers = [strategies.client(optimizer) for optimizer in trainer.optimizers]
+        optimizers = strategies.optimizers(trainer, "SharpnessGuard")
         if len(optimizers) != 1 or not isinstance(optimizers[0], (*ADAM, SGD)):
             names = ", ".join(type(optimizer).__name__ for optimizer in optimizers)
             raise ConfigError(

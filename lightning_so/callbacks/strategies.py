@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -60,6 +61,48 @@ def client(optimizer: Any) -> Optimizer:
     while hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
     return optimizer
+
+
+def optimizers(trainer: Any, owner: str) -> list[Optimizer]:
+    """The optimizers of a Trainer, without wrappers.
+
+    Args:
+        trainer: The Trainer, once they are set up.
+        owner: Who needs one.
+
+    Returns:
+        The optimizers.
+
+    Raises:
+        ConfigError: If `configure_optimizers` gave none, for which Lightning puts a stand-in.
+    """
+    found = [client(optimizer) for optimizer in trainer.optimizers]
+    if not found or any(type(optimizer).__name__ == "_MockOptimizer" for optimizer in found):
+        raise ConfigError(
+            f"{owner}: configure_optimizers of {type(trainer.lightning_module).__name__} gave no optimizer (None), so "
+            f"that there are no steps. Return one, such as torch.optim.AdamW(self.parameters()), or leave {owner} out."
+        )
+    return found
+
+
+#: Lightning's callbacks that try steps out before the training.
+FINDERS = ("LearningRateFinder", "BatchSizeFinder")
+
+
+def finders(trainer: Any) -> list[str]:
+    """Names of the Trainer's callbacks that search before the training, and take all callbacks away meanwhile."""
+    # Subclasses that search at another time find our hooks on the optimizer.
+    kinds = [type(callback) for callback in trainer.callbacks]
+    return [kind.__name__ for kind in kinds if kind.on_fit_start.__qualname__.split(".")[0] in FINDERS]
+
+
+def warn_of_finders(trainer: Any, stage: str) -> None:
+    """Tell of callbacks that search before a fit, which run without us."""
+    for name in finders(trainer) if stage == "fit" else ():
+        rank_zero_warn(
+            f"{name} searches without SecondOrder, since Lightning takes all callbacks away meanwhile: a learning "
+            f"rate is that of the optimizer alone, and a batch size leaves no room for curvature."
+        )
 
 
 def access(trainer: Any, optimizer: Optimizer, sharding: str) -> Access:

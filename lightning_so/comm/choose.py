@@ -6,6 +6,7 @@ from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
 from lightning_so.comm.access.whole import Access
@@ -45,13 +46,15 @@ def access_of(
         The access.
 
     Raises:
-        ConfigError: If the parameters are sharded in a way that is not supported, or what says how is not given.
+        ConfigError: If the parameters are sharded in a way that is not supported, what says how is not given, or one
+            has no shape yet.
 
     Example:
         >>> access_of(nn.Linear(3, 2).parameters()).sharded
         False
     """
     params, local = list(params), sharding == "local"
+    _refuse_lazy(params, model)
     if engine is not None:
         if isinstance(engine.optimizer, Optimizer):  # Stage 0 in fp32; others put their own in front.
             return _whole(local=local)
@@ -85,6 +88,18 @@ def access_of(
 
         return LocalAccess() if local else DTensorAccess()
     return _whole(local=local)
+
+
+def _refuse_lazy(params: Sequence[Tensor], model: nn.Module | None) -> None:
+    """Refuse parameters of lazy layers, whose shape the first forward pass gives."""
+    lazy = {param for param in params if isinstance(param, UninitializedParameter)}
+    if lazy:
+        names = [name for name, param in model.named_parameters() if param in lazy] if model is not None else []
+        raise ConfigError(
+            f"{len(lazy)} parameters of lazy layers have no shape before the first forward pass"
+            f"{': ' if names else ''}{', '.join(names[:3])}. Call the model once on a batch before training starts, as "
+            f"in the module's __init__ or configure_model, or give the layers their sizes."
+        )
 
 
 def _whole(*, local: bool) -> Access:

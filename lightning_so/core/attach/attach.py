@@ -163,6 +163,11 @@ def attach(
         >>> engine.plan.blocks[0].name
         'weight'
     """
+    if isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        raise ConfigError(
+            f"attach: {type(optimizer).__name__} is a wrapper, as Fabric and Lightning make them, around the "
+            f"{type(inner).__name__} in it, which steps: attach to that, `attach(model, optimizer.optimizer, ...)`."
+        )
     whole = isinstance(method, VectorMethod)
     if getattr(optimizer, "_lightning_so_vector" if whole else "_lightning_so", None) is not None:
         raise ConfigError("attach: this optimizer already has a method attached; call `engine.detach()` first.")

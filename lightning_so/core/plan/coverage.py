@@ -4,7 +4,7 @@ import torch
 
 from lightning_so.core.host import Host
 from lightning_so.core.plan.table import Plan
-from lightning_so.errors import ConfigError
+from lightning_so.errors import ConfigError, UnusableError
 
 
 def require(plan: Plan, host: Host, least: float) -> None:
@@ -16,11 +16,12 @@ def require(plan: Plan, host: Host, least: float) -> None:
         least: Smallest share of the elements.
 
     Raises:
+        UnusableError: If nothing is.
         ConfigError: If less is covered.
     """
     share = covered(plan, host)
     if share == 0:
-        raise ConfigError(
+        raise UnusableError(
             f"coverage is 0: {plan.method} works on none of the {len(plan.rows)} parameters of {plan.base}. "
             f"Remove the callback, or route parameters to it.\n{plan}"
         )

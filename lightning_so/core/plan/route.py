@@ -14,7 +14,7 @@ from lightning_so.core.plan.mixture import Mixture
 from lightning_so.core.plan.parts import View
 from lightning_so.core.plan.roles import Route, overrides, structural_roles
 from lightning_so.core.plan.table import Plan, PlanRow
-from lightning_so.errors import ConfigError
+from lightning_so.errors import ConfigError, UnusableError
 
 #: Of a vector that is no column either.
 THIN = "base: fewer than two dimensions"
@@ -107,7 +107,7 @@ class Router:
             Its row in the plan; of a bias, as if it joined no weight.
 
         Raises:
-            ConfigError: If its method cannot use the base.
+            UnusableError: If its method cannot use the base.
         """
         name = self.names.get(param, fallback)
         role = self.overrides.get(name) or self.roles.get(param) or self._structural_role(param)
@@ -123,13 +123,12 @@ class Router:
         if method is None:
             key = self.mixture.key(name, self.holders[param])
             return "base: no rule matches it" if key is None else f"base: rule {key!r}"
-        reason = method.refuse(self.host.base, group)
-        if reason:
-            optimizer = type(self.host.optimizer).__name__
-            raise ConfigError(f"{type(method).__name__} on {optimizer} (param_groups[{index}]): {reason}")
         found = self._blocks(param, name, role, index, group, method)
         if isinstance(found, str):
             return f"base: {found}"
+        if reason := method.refuse(self.host.base, group):
+            optimizer = type(self.host.optimizer).__name__
+            raise UnusableError(f"{type(method).__name__} on {optimizer} (param_groups[{index}]): {reason}")
         self.assigned |= dict.fromkeys(found, method)
         label = f"{type(method).__name__} " if len(self.mixture.rules) > 1 else ""
         matrices = self._view(param, name).described(kernel=param in self.kernels)

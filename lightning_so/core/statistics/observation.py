@@ -54,9 +54,9 @@ class Observation:
         counted: Of those, in which pass loss terms were counted last: not where all calls were without samples.
         calls: Calls of hooked layers since the optimizer stepped.
         passes: Backward passes since then.
+        losses: Losses that were shown since then.
         running: Whether one is under way.
         counts: Whether it is one of a loss, whose rows count.
-        shown: Whether any was; None before the first.
         terms: Its loss terms, once a layer has told them.
         rows: Rows of this step, kept where gradients are preconditioned through them.
     """
@@ -66,9 +66,9 @@ class Observation:
     counted: dict[Block, int] = field(default_factory=dict)
     calls: list[LayerCall] = field(default_factory=list)
     passes: int = 0
+    losses: int = 0
     running: bool = False
     counts: bool = True
-    shown: bool | None = None
     terms: Tensor | float | None = None
     rows: KeptRows = field(default_factory=KeptRows)
 

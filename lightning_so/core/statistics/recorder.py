@@ -157,6 +157,7 @@ class Recorder:
         Raises:
             ConfigError: If what the method must know cannot be read.
         """
+        self.seen.losses += 1
         # Another optimizer's loss is none of ours.
         stops = {call.edge.node for call in self.seen.calls}
         self.facts.announced = reaches(loss.grad_fn, stops)
@@ -199,7 +200,6 @@ class Recorder:
             return
         self.seen.running, self.seen.terms = True, None
         self.seen.counts = self.facts.announced is not False  # Once losses are shown, other passes are none of theirs.
-        self.seen.shown = bool(self.seen.shown) or self.seen.counts
         self.seen.passes += self._empirical
 
         def done() -> None:
@@ -253,8 +253,9 @@ class Recorder:
                 f"`engine.before_backward(loss)` before `loss.backward()` (in a LightningModule: "
                 f"`self.manual_backward(loss)`), or use fisher='empirical'."
             )
-        # Where no pass was one of a loss, as in a search for a rate, nobody's rows were looked at.
-        for block in self.seen.watched.values() if self.seen.shown is not False else ():
+        if self.facts.announced is not None and not self.seen.losses:
+            return  # No loss of ours went backward: gradients are older, or of a search for a rate.
+        for block in self.seen.watched.values():
             if lives(block) and block not in self.seen.fired and block.name not in self.silent:
                 self.silent.add(block.name)
                 warnings.warn(
