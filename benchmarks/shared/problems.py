@@ -25,6 +25,7 @@ class Problem:
         steps: Steps of a usual run.
         loss_name: What the validation loss is called in tables and plots.
         device: Where models and batches are.
+        score: The validation loss of a batch, where it is another than the training loss.
     """
 
     name: str
@@ -35,12 +36,14 @@ class Problem:
     steps: int
     loss_name: str
     device: str = "cpu"
+    score: Callable[..., Tensor] | None = None
 
     @torch.no_grad()
     def validation(self, model: nn.Module) -> float:
         """Mean loss over the validation batches, in evaluation mode."""
         model.eval()
-        loss = sum(self.loss(model, batch).item() for batch in self.held) / len(self.held)
+        score = self.score or self.loss
+        loss = sum(score(model, batch).item() for batch in self.held) / len(self.held)
         model.train()
         return loss
 
@@ -102,6 +105,20 @@ def squared_error(model: nn.Module, batch: Batch, reduction: str = "mean") -> Te
     """Squared error summed over an image's pixels, averaged over images."""
     images, _ = batch
     losses = (model(images) - images.flatten(1)).square().sum(1)
+    return losses.mean() if reduction == "mean" else losses.sum()
+
+
+def bernoulli(model: nn.Module, batch: Batch, reduction: str = "mean") -> Tensor:
+    """Cross-entropy of pixels that are on or off, the outputs their logits, summed over an image's pixels."""
+    images, _ = batch
+    losses = F.binary_cross_entropy_with_logits(model(images), images.flatten(1), reduction="none").sum(1)
+    return losses.mean() if reduction == "mean" else losses.sum()
+
+
+def squared_error_of_logits(model: nn.Module, batch: Batch, reduction: str = "mean") -> Tensor:
+    """Squared error of the pixels that logits tell, summed over an image's, averaged over images."""
+    images, _ = batch
+    losses = (model(images).sigmoid() - images.flatten(1)).square().sum(1)
     return losses.mean() if reduction == "mean" else losses.sum()
 
 
@@ -175,6 +192,12 @@ def autoencoder_on(name: str, data: Callable[[], Images], batch_size: int = 256)
     return image_problem(name, data, batch_size, 200, autoencoder, squared_error, "squared error per image")
 
 
+def bernoulli_on(name: str, data: Callable[[], Images], batch_size: int = 256) -> Problem:
+    """The deep autoencoder of pixels that are on or off, scored by the squared error."""
+    made = image_problem(name, data, batch_size, 200, autoencoder, bernoulli, "squared error per image")
+    return replace(made, score=squared_error_of_logits)
+
+
 def cnn_on(name: str, data: Callable[[], Images], batch_size: int = 128) -> Problem:
     """The convolutional problem on one data set."""
     return image_problem(name, data, batch_size, 120, resnet, classification, "cross-entropy")
@@ -203,6 +226,7 @@ PROBLEMS: dict[str, Callable[..., Problem]] = {
     "autoencoder": partial(autoencoder_on, data=digits),
     "autoencoder_mnist": partial(autoencoder_on, data=mnist),
     "autoencoder_fashion": partial(autoencoder_on, data=fashion),
+    "autoencoder_bernoulli_mnist": partial(bernoulli_on, data=mnist),
     "autoencoder_wide_mnist": partial(wide_on, data=mnist),
     "resnet20": partial(resnet20_on, data=digits),
     "regression": partial(regression_on, data=digits),

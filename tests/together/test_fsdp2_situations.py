@@ -32,6 +32,7 @@ def test_a_gradient_that_is_not_finite_on_one_rank_skips_the_step_on_all(pool, h
         assert [step for step, change in enumerate(rank.changes) if change == 0] == [12]
 
 
+@pytest.mark.filterwarnings("ignore:.*while the bias has one")  # the weight's is withheld
 @pytest.mark.thread("facebookresearch/optimizers#149")
 @EACH
 def test_a_gradient_that_one_rank_lacks_is_withheld_on_all(pool, how):
