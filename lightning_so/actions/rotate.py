@@ -60,9 +60,9 @@ def carry(
 
     for keys, change in ((base.first, turned), (base.second, moved)):
         for key in keys:
-            chosen = [at for at, states in enumerate(blocks) if all(state.get(key) is not None for state in states)]
+            chosen = [at for at, states in enumerate(blocks) if any(state.get(key) is not None for state in states)]
             if chosen:
-                with _tiles([[state[key] for state in blocks[at]] for at in chosen], shape, cut, side) as parts:
+                with _tiles([[state.get(key) for state in blocks[at]] for at in chosen], shape, cut, side) as parts:
                     tile = torch.stack([part[0] if len(part) == 1 else torch.cat(part, 2) for part in parts])
                     _fill(parts, change(tile.flatten(0, 1), chosen).view(tile.shape))
     _keep_possible(blocks, least)
@@ -129,13 +129,14 @@ def depart(
 
 @contextmanager
 def _tiles(
-    blocks: list[list[Tensor]], shape: tuple[int, int, int], cut: slice, side: int
+    blocks: list[list[Tensor | None]], shape: tuple[int, int, int], cut: slice, side: int
 ) -> Iterator[list[list[Tensor]]]:
     """A tile of one moment of every block, (Q, T, N) or (Q, M, T), as views of its parameters' parts of it.
 
-    A bias is the last column. What has another layout in memory is written back at the end.
+    A bias is the last column; one without a moment is a column of zeros. What has another layout in memory is written
+    back at the end.
     """
-    wide = [[(tensor, tensor.reshape(*shape[:2], -1)) for tensor in tensors] for tensors in blocks]
+    wide = [list(zip(tensors, _columns(tensors, shape), strict=True)) for tensors in blocks]
     found = []
     for matrices in wide:
         parts, begin = list[Tensor](), 0
@@ -147,7 +148,7 @@ def _tiles(
         found.append(parts)
     yield found
     for tensor, matrix in (pair for matrices in wide for pair in matrices):
-        if matrix.data_ptr() != tensor.data_ptr() or not tensor.is_contiguous():
+        if tensor is not None and (matrix.data_ptr() != tensor.data_ptr() or not tensor.is_contiguous()):
             tensor.copy_(matrix.reshape(tensor.shape))
 
 
@@ -195,15 +196,20 @@ def _matrix(states: States, key: str, shape: tuple[int, int, int]) -> Iterator[T
     if found is None:
         yield None
         return
-    rows = shape[0] * shape[1]
-    widths = [shape[2] - (len(states) - 1), *[1] * (len(states) - 1)]
-    parts = [
-        found.new_zeros(rows, width) if tensor is None else tensor.reshape(rows, width)
-        for tensor, width in zip(tensors, widths, strict=True)
-    ]
-    matrix = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-    yield matrix.view(shape)
+    parts = _columns(tensors, shape)
+    matrix = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+    yield matrix
     if matrix.data_ptr() != found.data_ptr() or not found.is_contiguous():
-        for tensor, part in zip(tensors, matrix.split(widths, 1), strict=True):
+        for tensor, part in zip(tensors, matrix.split([part.shape[2] for part in parts], 2), strict=True):
             if tensor is not None:
                 tensor.copy_(part.reshape(tensor.shape))
+
+
+def _columns(tensors: Sequence[Tensor | None], shape: tuple[int, int, int]) -> list[Tensor]:
+    """Columns (Q, M, .) of a block's matrix, of the weight and of its bias; zeros where one has no moment."""
+    found = next(tensor for tensor in tensors if tensor is not None)
+    widths = [shape[2] - (len(tensors) - 1), *[1] * (len(tensors) - 1)]
+    return [
+        found.new_zeros(*shape[:2], width) if tensor is None else tensor.reshape(*shape[:2], width)
+        for tensor, width in zip(tensors, widths, strict=True)
+    ]

@@ -208,7 +208,8 @@ class Solves(Method, Protocol):
     def solve(self, asked: Sequence[Asked]) -> Solved:
         """Solve units of one kind in one go from their last values: slow, the owner alone, pure.
 
-        The host must not wait for it: what fails is marked. How many are solved together must not change a result.
+        The host must not wait for it: what fails is marked. How many are solved together changes a result by rounding
+        alone.
         """
         ...
 

@@ -287,7 +287,9 @@ class Engine:
     def depart(self) -> None:
         """Take the moments of all blocks back to plain coordinates, so that the base can go on alone."""
         self.restore()
-        basis.depart(self.parts.units, self.parts.roster, self.host, self.parts.matrices)
+        parts = self.parts
+        swap.catch_up(parts.unread, parts.units, parts.roster, self.host, parts.matrices, self.report)
+        basis.depart(parts.units, parts.roster, self.host, parts.matrices)
 
     def share_factors(self) -> None:
         """Give every rank the owners' factors: a collective, so that they are there when the ranks have parted."""

@@ -45,7 +45,7 @@ class Diagonal:
         self.folded.numpy()[rows] = step
         window, terms = some(self.window, rows), some(self.terms, rows)[:, 0]
         fired = ((terms > 0) & window.sum((1, 2, 3)).isfinite()).to(self.weight.dtype)
-        added = fired * (lost[0] if len({*lost}) == 1 else torch.tensor(lost).to(fired))
+        added = fired * (lost[0] if len({*lost}) == 1 else torch.tensor(lost, dtype=fired.dtype, device=fired.device))
         put(self.weight, rows, some(self.weight, rows) * (1 - added) + added)
         shape = (-1, 1, 1, 1)
         found = window * (added * scale / terms.clamp_min(1)).view(shape)

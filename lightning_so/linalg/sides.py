@@ -87,7 +87,7 @@ class Side:
 
     def mean(self, row: int) -> Tensor:
         """`tr F / dim F` of a block over all tiles and groups."""
-        return Gathered.of([(self, row)]).mean()[0]
+        return means([(self, row)])[0]
 
 
 @dataclass(frozen=True)
@@ -157,6 +157,14 @@ class Gathered:
         vectors = [vectors.reshape(count, -1) for _, vectors, _ in found]
         good = torch.stack([good.view(count, -1).all(1) for _, _, good in found]).all(0)
         return Solved(torch.cat([*vectors, values.flatten(1)], 1), good)
+
+
+def means(sides: Sequence[tuple[Side, int]]) -> Tensor:
+    """`tr F / dim F` of sides, and the rows of the blocks in their stacks, over all tiles and groups, shape (k,)."""
+    rows = [[F[row] for F in side.factors] for side, row in sides]
+    diagonals = [[F if F.ndim == 2 else F.diagonal(dim1=1, dim2=2) for F in of_row] for of_row in rows]
+    shape = sides[0][0].shape
+    return traces([torch.stack(tile) for tile in zip(*diagonals, strict=True)]) / (shape.length * shape.groups)
 
 
 def traces(factors: Sequence[Tensor]) -> Tensor:

@@ -27,7 +27,7 @@ from lightning_so.linalg.diagonal import Diagonal, diagonal
 from lightning_so.linalg.kron import Tiles
 from lightning_so.linalg.polar import polar, polar_cost
 from lightning_so.linalg.result import Result, Solved
-from lightning_so.linalg.sides import Gathered
+from lightning_so.linalg.sides import means
 
 #: Damping of preconditioned gradients where none is given.
 DAMPING = 0.002
@@ -222,14 +222,14 @@ class EKFAC(Layerwise):
         return Result(found.value[0], bool(found.good), None if found.order is None else found.order[0])
 
     def _solve(self, asked: Sequence[Asked], how: Callable[..., Solved]) -> Solved:
-        gathered = Gathered.of([(stats.oriented(stats.sides)[unit.side], unit.row) for stats, unit in asked])
-        F, shape = gathered.factors[asked[0][1].tile], gathered.shape
+        sides = [(stats.oriented(stats.sides)[unit.side], unit.row) for stats, unit in asked]
+        F, shape = torch.stack([side.factors[asked[0][1].tile][row] for side, row in sides]), sides[0][0].shape
         weight = torch.stack([stats.weight[unit.row] for stats, unit in asked]).clamp_min(torch.finfo(F.dtype).tiny)
         if not shape.cuts:
             good = (F.amax((1, 2)) > 0) & (F.abs().amax((1, 2)) < torch.inf)
             return Solved((F / weight[:, None, None]).flatten(1), good)
         # A tile that is rounding beside the others (keys' gradients sum to zero) must have axes that are no accident.
-        floor = (torch.finfo(F.dtype).eps * gathered.mean()).repeat_interleave(shape.groups)
+        floor = (torch.finfo(F.dtype).eps * means(sides)).repeat_interleave(shape.groups)
         bases = [stats.oriented(stats.bases)[unit.side].tensors[unit.tile][unit.row] for stats, unit in asked]
         found = how(F.flatten(0, 1), torch.stack(bases).flatten(0, 1), strength=RIDGE, floor_B=floor)
         Q, order = found.value.view(F.shape), found.order

@@ -44,7 +44,7 @@ def write(parts: Parts, kind: str) -> dict[str, Any]:
         if kind == "full":
             state["moments"] = exact_moments.moments(parts)
         else:
-            state["flights"] = []  # They turn bases that will not be there.
+            state["flights"], state["unread"] = [], {}  # They turn bases that will not be there.
             for name, factors in _factors(parts.stacks).items():
                 tensors = state["blocks"][name]["tensors"]
                 state["blocks"][name]["tensors"] = {key: compact(tensors[key]) for key in factors}

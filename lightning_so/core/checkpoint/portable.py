@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lightning_so.comm import replicated_tensors
@@ -34,7 +35,6 @@ def state_dict(parts: Parts) -> dict[str, Any]:
     Returns:
         Copies: a later step does not change them.
     """
-    swap.catch_up(parts.unread, parts.units, parts.roster, parts.host, parts.matrices, parts.report)
     tensors = gathered(parts)
     blocks = {name: {**facts, "tensors": tensors[name]} for name, facts in block_facts(parts).items()}
     units, schedule = parts.units, parts.units.schedule
@@ -44,6 +44,7 @@ def state_dict(parts: Parts) -> dict[str, Any]:
         "blocks": blocks,
         "units": {units.key(number): schedule.history(number) for number in range(len(units))},
         "flights": _flights(parts),
+        "unread": _unread(parts),
         "origin": schedule.origin,
         "placed": schedule.placed,
         "report": parts.report.portable(),
@@ -120,7 +121,7 @@ def take_over(parts: Parts, state: dict[str, Any]) -> None:
         if (key := parts.units.key(number)) in state["units"]:
             parts.units.schedule.recall(number, state["units"][key])
     parts.roster.foreign = False
-    parts.unread.clear()
+    _recall_unread(parts, state.get("unread", {}))
     parts.flights[:] = [_recalled(parts.units, flight) for flight in state["flights"]]
     parts.roster.regroup_all()
 
@@ -134,7 +135,8 @@ def _flights(parts: Parts) -> list[dict[str, Any]]:
             solved, good = batch.solved, batch.solved.good.tolist()
             for at, number in enumerate(batch.numbers):
                 order = None if solved.order is None else solved.order[at].clone()
-                results[parts.units.key(number)] = {"value": solved.value[at].clone(), "order": order, "ok": good[at]}
+                saved = {"value": solved.value[at].clone(), "order": order, "ok": good[at], "afresh": batch.afresh}
+                results[parts.units.key(number)] = saved
         found.append({"lands": flight.lands, "results": results})
     return found
 
@@ -148,8 +150,25 @@ def _recalled(units: Units, state: dict[str, Any]) -> Flight:
             stack = units.stack(known[key])
             order = None if saved["order"] is None else saved["order"].to(stack.device)
             result = Result(saved["value"].to(stack.device, stack.dtype), saved["ok"], order)
-            batches.append(Batch([known[key]], Solved.of([result])))
+            batches.append(Batch([known[key]], Solved.of([result]), saved.get("afresh", False)))
     return Flight(state["lands"], batches)
+
+
+def _unread(parts: Parts) -> dict[str, list[bool]]:
+    """Verdicts that wait for the next step, by unit: whether it is good, and was solved afresh. Nothing is judged."""
+    found = {}
+    for some, flags in zip(parts.unread, swap.read(parts.unread), strict=True):
+        found |= {parts.units.key(n): [ok, some.afresh] for n, ok in zip(some.numbers, flags, strict=True)}
+    return found
+
+
+def _recall_unread(parts: Parts, saved: dict[str, list[bool]]) -> None:
+    """Have the next step learn of verdicts of `_unread`, of the units that are here."""
+    parts.unread.clear()
+    for number in range(len(parts.units)):
+        if (found := saved.get(parts.units.key(number))) is not None:
+            good = torch.tensor([found[0]], device=parts.units.stack(number).device)
+            parts.unread.append(swap.Unread([number], good, found[1]))
 
 
 def load_report(report: Report, counts: dict[str, Any], coverage: float) -> None:

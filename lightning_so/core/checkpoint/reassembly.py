@@ -111,6 +111,7 @@ def _of(state: dict[str, Any], names: set[str]) -> dict[str, Any]:
         **state,
         "blocks": {name: block for name, block in state["blocks"].items() if name in names},
         "units": kept(state["units"]),
+        "unread": kept(state["unread"]),
         "flights": [
             {**flight, "results": results} for flight in state["flights"] if (results := kept(flight["results"]))
         ],

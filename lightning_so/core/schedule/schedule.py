@@ -136,16 +136,21 @@ class Schedule:
         self.origin = step
         self.next = [min(due, step + 1) for due in self.next]
 
-    def record(self, unit: int, *, good: bool) -> None:
-        """Note how the last solve of a unit has ended, before it is due again.
+    def record(self, unit: int, *, good: bool, afresh: bool = False) -> None:
+        """Note how a solve of a unit has ended.
 
         A plain solve that has failed is no failure yet: the unit is due at once, to be solved afresh.
+
+        Args:
+            unit: The unit.
+            good: Whether it was good.
+            afresh: Whether it was solved afresh.
         """
         if good:
             self.last[unit] = self.tried[unit]
             self.solved[unit] += 1
             self.failed[unit] = self.broken[unit] = 0
-        elif self.broken[unit]:
+        elif afresh:
             self.failed[unit] += 1
         else:
             self.broken[unit], self.next[unit] = 1, self.tried[unit] + 1

@@ -1,7 +1,8 @@
 """Solve each unit on its owner and share the results: one padded exchange a step, sizes known to all beforehand.
 
 An exchange may travel while the training goes on: a *flight* lands `lag` steps after it started, on every rank and in
-one process alike, so that weights depend neither on the number of ranks nor on how fast the exchange was.
+one process alike, so that weights depend neither on the number of ranks nor on how fast the exchange was. Units of one
+kind that a rank owns are one call: their number is felt in the last bits, as libraries align matrices of a batch.
 """
 
 from collections.abc import Callable
@@ -24,10 +25,12 @@ class Batch:
     Attributes:
         numbers: Their numbers.
         solved: What came of it; of units that others own it may be the verdict alone.
+        afresh: Whether they were solved afresh.
     """
 
     numbers: list[int]
     solved: Solved
+    afresh: bool = False
 
 
 @dataclass
@@ -88,11 +91,16 @@ def launch(units: Units, due: list[int], how: Callable[[Units, list[int]], Solve
     Returns:
         The flight; each unit was solved by its owner alone.
     """
-    batches = list(_owned(units, due, team.ranks))
-    mine = {at: how(units, numbers) for at, (rank, numbers) in enumerate(batches) if rank == team.rank}
-    here = sum(len(batches[at][1]) for at in mine)
+    batches = _owned(units, due, team.ranks)
+    afresh = [bool(units.schedule.broken[numbers[0]]) for _, numbers in batches]
+    mine = {
+        at: Batch(numbers, how(units, numbers), afresh[at])
+        for at, (rank, numbers) in enumerate(batches)
+        if rank == team.rank
+    }
+    here = sum(len(batch.numbers) for batch in mine.values())
     if team.ranks == 1 or not due:
-        return Flight(lands, [Batch(batches[at][1], solved) for at, solved in mine.items()], here=here)
+        return Flight(lands, list(mine.values()), here=here)
 
     def example(numbers: list[int]) -> tuple:
         return units.stack(numbers[0]), units[numbers[0]]
@@ -101,7 +109,7 @@ def launch(units: Units, due: list[int], how: Callable[[Units, list[int]], Solve
     for rank, numbers in batches:
         sizes[rank] += len(numbers) * unit_bytes(*example(numbers))
     nothing = torch.empty(0, dtype=torch.uint8, device=units.stack(due[0]).device)
-    sent = [wire_of(solved, *example(batches[at][1])).flatten() for at, solved in mine.items()]
+    sent = [wire_of(batch.solved, *example(batch.numbers)).flatten() for batch in mine.values()]
     arrived = team.start_gather(torch.cat([nothing, *sent]), sizes)
 
     def arrive() -> list[Batch]:
@@ -111,7 +119,7 @@ def launch(units: Units, due: list[int], how: Callable[[Units, list[int]], Solve
             wire = wires[rank][offsets[rank] : offsets[rank] + size].view(len(numbers), -1)
             offsets[rank] += size
             # The owner keeps its own: where blocks are worked on by their owners alone, the others have the verdict.
-            found.append(Batch(numbers, mine[at] if at in mine else solved_of(wire, *example(numbers))))
+            found.append(mine[at] if at in mine else Batch(numbers, solved_of(wire, *example(numbers)), afresh[at]))
         return found
 
     return Flight(lands, arrive=arrive, here=here)
@@ -149,7 +157,8 @@ def complete(flight: Flight, units: Units, team: Local, *, sharded: bool) -> lis
         outline = torch.empty(len(batch.numbers), size, dtype=torch.uint8, device="meta")
         wires[rank].append(pack(batch.solved, size) if rank == team.rank else outline)
     arrived = [iter(of_rank) for of_rank in replicated_tensors(team, wires)]
-    return [
-        Batch(batch.numbers, unpack(next(arrived[rank]), units[batch.numbers[0]], units.stack(batch.numbers[0]).dtype))
-        for batch, rank in zip(batches, owners, strict=True)
-    ]
+    found = []
+    for batch, rank in zip(batches, owners, strict=True):
+        unit, stack = units[batch.numbers[0]], units.stack(batch.numbers[0])
+        found.append(Batch(batch.numbers, unpack(next(arrived[rank]), unit, stack.dtype), batch.afresh))
+    return found

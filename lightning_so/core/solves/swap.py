@@ -33,10 +33,12 @@ class Unread:
     Attributes:
         numbers: Units that were swapped in.
         good: Which of them are good, on their device.
+        afresh: Whether they were solved afresh.
     """
 
     numbers: list[int]
     good: Tensor
+    afresh: bool = False
 
 
 @dataclass
@@ -77,7 +79,7 @@ def land(
     while flights and flights[0].lands <= report.step:
         batches = flights.pop(0).arrived()
         warm = all(roster.warm[units[n].stack][units[n].row] for batch in batches for n in batch.numbers)
-        found = [Unread(batch.numbers, batch.solved.good) for batch in batches]
+        found = [Unread(batch.numbers, batch.solved.good, batch.afresh) for batch in batches]
         good = [[True] * len(batch.numbers) for batch in batches] if warm else read(found)
         _swap(batches, good, units, roster, host, matrices, report)
         if warm:
@@ -96,16 +98,18 @@ def learn(
     report: Report,
 ) -> None:
     """Judge what was not read, by what has been read of `together`; see `judge`."""
-    judge(unread, apart(unread, flags), units, roster, host, matrices, report)
+    # Taken out first: a signal's handler may look at them in the middle.
+    known = unread[:]
     unread.clear()
+    judge(known, apart(known, flags), units, roster, host, matrices, report)
 
 
 def catch_up(
     unread: list[Unread], units: Units, roster: Roster, host: Host, matrices: Matrices, report: Report
 ) -> None:
-    """Read and judge what the host does not know yet, on all ranks: before something is saved or reported."""
-    judge(unread, read(unread), units, roster, host, matrices, report)
-    unread.clear()
+    """Read and judge what the host does not know yet, between steps of all ranks: before something is reported."""
+    flags = [flag for some in read(unread) for flag in some]
+    learn(flags, unread, units, roster, host, matrices, report)
 
 
 def read(unread: Sequence[Unread]) -> list[list[bool]]:
@@ -148,9 +152,9 @@ def judge(
     schedule = units.schedule
     for some, flags in zip(unread, good, strict=True):
         for number, ok in zip(some.numbers, flags, strict=True):
-            report.retries += schedule.broken[number]
-            report.failures += bool(schedule.broken[number]) and not ok
-            schedule.record(number, good=ok)
+            report.retries += some.afresh
+            report.failures += some.afresh and not ok
+            schedule.record(number, good=ok, afresh=some.afresh)
             place = units[number].stack, units[number].row
             if schedule.failed[number] >= FAILURES and roster.warm[place[0]][place[1]]:
                 report.cooled += 1
