@@ -58,10 +58,10 @@ def refresh(F_BTT: Tensor, Q_BTT: Tensor, *, strength: float, floor_B: Tensor | 
     Q, R = torch.linalg.qr(FQ.gather(2, order[:, None].expand(FQ.shape)))
     sizes = R.diagonal(dim1=1, dim2=2)
     Q = fix_signs(Q, sizes)
-    # A factor of zeros leaves R = 0 and Q arbitrary but orthogonal: the last basis stays. The largest is NaN where any
-    # entry is, and of a factor that is not finite an entry of R is not.
-    size = torch.linalg.vector_norm(sizes, torch.inf, dim=1)
-    good = (size > 0) & (size * torch.linalg.vector_norm(Q, torch.inf, dim=(1, 2)) < torch.inf)
+    # A factor of zeros leaves R = 0 and Q arbitrary but orthogonal: the last basis stays. Norms are NaN where an entry
+    # is, and of a factor that is not finite an entry of R is not. Squares of small ones would be zero in float32.
+    size = torch.linalg.vector_norm(sizes, dim=1, dtype=torch.float64)
+    good = (size > 0) & (size * torch.linalg.vector_norm(Q, dim=(1, 2)) < torch.inf)
     if maybe(dark):
         columns, found = columns_of(Q_BTT, dark)
         pin(Q, dark, order.argsort(1).gather(1, columns))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_so.linalg.kron import permuted
 from lightning_so.linalg.rows import put, some
+from lightning_so.linalg.unseen import maybe
 
 
 @dataclass
@@ -49,7 +50,8 @@ class Diagonal:
         put(self.weight, rows, some(self.weight, rows) * (1 - added) + added)
         shape = (-1, 1, 1, 1)
         found = window * (added * scale / terms.clamp_min(1)).view(shape)
-        found.masked_fill_((fired == 0).view(shape), 0)
+        if maybe(nothing := fired == 0):
+            found.masked_fill_(nothing.view(shape), 0)
         put(self.mean, rows, some(self.mean, rows) * (1 - added).view(shape) + found)
         self.spend(rows)
 

@@ -13,6 +13,7 @@ from lightning_so.linalg import psd
 from lightning_so.linalg.kron import Shape, zeros
 from lightning_so.linalg.result import Solved
 from lightning_so.linalg.rows import put, some, together
+from lightning_so.linalg.unseen import maybe
 
 
 @dataclass
@@ -74,9 +75,13 @@ class Side:
             keep_k: What stays of their factors.
             weight_k: What of the windows is added.
         """
+        nothing = weight_k == 0
         for factor, window in zip(self.factors, windows, strict=True):
-            keep, weight = (number.view(-1, *[1] * (factor.ndim - 1)) for number in (keep_k, weight_k))
-            part = some(factor, rows).mul_(keep).add_(window.mul_(weight).masked_fill_(weight == 0, 0))
+            keep, weight, none = (x.view(-1, *[1] * (factor.ndim - 1)) for x in (keep_k, weight_k, nothing))
+            added = window.mul_(weight)
+            if maybe(nothing):
+                added.masked_fill_(none, 0)
+            part = some(factor, rows).mul_(keep).add_(added)
             if not together(rows):
                 put(factor, rows, part)
 

@@ -14,9 +14,9 @@ def unseen(F_TT: Tensor) -> Tensor:
     return (F_TT.amax(-1) == 0) & (F_TT.amin(-1) == 0)
 
 
-def maybe(unseen_T: Tensor) -> bool:
-    """Whether there may be such axes: a CPU tells, another device is not waited for."""
-    return unseen_T.device.type != "cpu" or bool(unseen_T.numpy().any())
+def maybe(flags: Tensor) -> bool:
+    """Whether any flag may be set: a CPU tells, another device is not waited for."""
+    return flags.device.type != "cpu" or bool(flags.numpy().any())
 
 
 def columns_of(Q_TT: Tensor, unseen_T: Tensor) -> tuple[Tensor, Tensor]:

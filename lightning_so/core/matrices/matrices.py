@@ -154,7 +154,8 @@ class Matrices:
             The sums, in the stack's dtype.
         """
         params, pieces = self._apart(cohort, tensors)
-        return self.counted(params, pieces, cohort.stack.dtype).view(len(cohort.blocks), -1).sum(1)
+        counted = self.counted(params, pieces, cohort.stack.dtype)
+        return counted if len(counted) == len(cohort.blocks) else counted.view(len(cohort.blocks), -1).sum(1)
 
     def _apart(self, cohort: Cohort, tensors: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Parameters and tensors of each block by itself, where one of `cohort.params` serves several."""
