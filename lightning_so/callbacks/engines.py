@@ -46,7 +46,6 @@ def make(
     for index, (each, optimizer) in enumerate(zip(found, optimizers, strict=True)):
         title = f"Optimizer {index} of configure_optimizers:"
         if isinstance(each, Engine):
-            each.tell = tell
             if several:
                 tell(title)
             tell(each.plan)

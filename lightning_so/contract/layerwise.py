@@ -17,7 +17,7 @@ from lightning_so.errors import check_choice, check_count, check_range
 from lightning_so.layers.factor_rows import factor_rows, loss_terms, thin
 from lightning_so.linalg import kron, sides, tiles
 from lightning_so.linalg.damping import Relative
-from lightning_so.linalg.rows import put, some
+from lightning_so.linalg.rows import each, put, some
 from lightning_so.linalg.sides import Side, traces
 
 #: Decay of the factors' moving average a step.
@@ -193,7 +193,7 @@ class Layerwise:
         # A layer that did not fire keeps what it has.
         sound = torch.stack([traces(of_side) for of_side in windows]).isfinite().all(0)
         fired = ((counts > 0).all(1) & sound).to(stats.weight.dtype)
-        added = fired * (lost[0] if len({*lost}) == 1 else torch.tensor(lost, dtype=fired.dtype, device=fired.device))
+        added = fired * each(lost, fired)
         kept, (positions, terms) = 1 - added, counts.clamp_min(1).unbind(1)
         put(stats.weight, rows, some(stats.weight, rows) * kept + added)
         stats.sides[0].fold(rows, windows[0], kept, added / positions)

@@ -218,7 +218,7 @@ class Solves(Method, Protocol):
         ...
 
     def swap_in(self, asked: Sequence[Asked], solved: Solved) -> Turned | None:
-        """Swap in what is good of a solve; of bases, what was and what is."""
+        """Swap in what is good of a solve, the others of which permute nothing; of bases, what was and what is."""
         ...
 
     def factors(self, stats: Any) -> Iterator[tuple[str, Tensor]]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_so.linalg.kron import permuted
-from lightning_so.linalg.rows import put, some
+from lightning_so.linalg.rows import each, put, some
 from lightning_so.linalg.unseen import maybe
 
 
@@ -46,7 +46,7 @@ class Diagonal:
         self.folded.numpy()[rows] = step
         window, terms = some(self.window, rows), some(self.terms, rows)[:, 0]
         fired = ((terms > 0) & window.sum((1, 2, 3)).isfinite()).to(self.weight.dtype)
-        added = fired * (lost[0] if len({*lost}) == 1 else torch.tensor(lost, dtype=fired.dtype, device=fired.device))
+        added = fired * each(lost, fired)
         put(self.weight, rows, some(self.weight, rows) * (1 - added) + added)
         shape = (-1, 1, 1, 1)
         found = window * (added * scale / terms.clamp_min(1)).view(shape)

@@ -65,9 +65,15 @@ def inverted(F_QTT: Tensor) -> tuple[Tensor, Tensor]:
     L, info = torch.linalg.cholesky_ex(F_QTT)
     whole = (info == 0) & (L.abs().amax((1, 2)) < torch.inf)
     # An unfinished decomposition must not go on: inverting it raises.
-    L = torch.where(whole[:, None, None], L, torch.eye(L.shape[-1], dtype=L.dtype, device=L.device))
-    value = torch.cholesky_inverse(L)
+    value = torch.cholesky_inverse(or_identity(L, whole))
     return value, whole & (value.abs().amax((1, 2)) < torch.inf)
+
+
+def or_identity(F_QTT: Tensor, sound_Q: Tensor) -> Tensor:
+    """The matrices that are sound, and the identity in the place of the others: one must not end the others."""
+    return torch.where(
+        sound_Q[:, None, None], F_QTT, torch.eye(F_QTT.shape[-1], dtype=F_QTT.dtype, device=F_QTT.device)
+    )
 
 
 def _small(F_QTT: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,9 +96,8 @@ def eigenbasis(F_QTT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         The values (Q, T), not below zero, the vectors (Q, T, T), and which are finite, shape (Q,).
     """
     F = F_QTT.double()
-    # One that is not finite must not end the others.
     finite = F.abs().amax((1, 2)) < torch.inf
-    F = torch.where(finite[:, None, None], F, torch.eye(F.shape[-1], dtype=F.dtype, device=F.device))
+    F = or_identity(F, finite)
     try:
         values, vectors = eigh(F, unseen(F_QTT))
     except torch.linalg.LinAlgError:

@@ -1,7 +1,7 @@
 """The outcome of a solve: numerical failure is data, never an exception."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -77,7 +77,9 @@ class Solved:
         torch._foreach_copy_(list(places), list(now.unbind(0)))
         return before, now
 
-    def kept_order(self) -> Tensor:
-        """The permutations, of those that failed the one that changes nothing."""
-        assert self.order is not None
-        return torch.where(self.good[:, None], self.order, torch.arange(self.order.shape[1], device=self.order.device))
+    def kept(self) -> "Solved":
+        """The same, where those that failed permute nothing."""
+        if self.order is None:
+            return self
+        same = torch.arange(self.order.shape[1], device=self.order.device)
+        return replace(self, order=torch.where(self.good[:, None], self.order, same))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_so.errors import ConfigError
-from lightning_so.linalg.psd import ladder
+from lightning_so.linalg.psd import ladder, or_identity
 from lightning_so.linalg.result import Result
 from lightning_so.linalg.unseen import apart, maybe, unseen
 
@@ -125,11 +125,9 @@ def eigenroots(F_QTT: Tensor, damping_Q: Tensor, p: float) -> tuple[Tensor, Tens
         The roots, and which are sound, shape (Q,).
     """
     F = F_QTT + torch.diag_embed(damping_Q[:, None].expand(F_QTT.shape[:2]))
-    # One that is not finite must not end the others.
     finite = F.abs().amax((1, 2)) < torch.inf
-    F = torch.where(finite[:, None, None], F, torch.eye(F.shape[-1], dtype=F.dtype, device=F.device))
     try:
-        value, kept, residual = _by_eigenvalues(F, p, 0.0)
+        value, kept, residual = _by_eigenvalues(or_identity(F, finite), p, 0.0)
     except torch.linalg.LinAlgError:
         return F_QTT, torch.zeros_like(finite)
     sound = (residual <= DECOMPOSED) & kept.all(1) & (value.abs().amax((1, 2)) < torch.inf)

@@ -1,5 +1,6 @@
 """Some rows of a batch: in place where they lie together, else copies that are put back."""
 
+import torch
 from torch import Tensor
 
 
@@ -19,6 +20,11 @@ def some(batch: Tensor, rows: list[int]) -> Tensor:
         The rows, shape (k, ...).
     """
     return batch[rows[0] : rows[-1] + 1] if together(rows) else batch[rows]
+
+
+def each(numbers: list[float], like: Tensor) -> Tensor | float:
+    """A number for each row, to multiply with: the number itself where all are equal, which waits for no copy."""
+    return numbers[0] if len({*numbers}) == 1 else torch.tensor(numbers, dtype=like.dtype, device=like.device)
 
 
 def put(batch: Tensor, rows: list[int], values: Tensor | float) -> None:

@@ -251,7 +251,7 @@ class EKFAC(Layerwise):
         old, new = solved.replace(places, solved.value[:, : places[0].numel()])
         solved.replace([value[:, cut] for value in values], solved.value[:, places[0].numel() :])
         if solved.order is not None:
-            for (stats, unit), order in zip(asked, solved.kept_order().unbind(0), strict=True):
+            for (stats, unit), order in zip(asked, solved.order.unbind(0), strict=True):
                 if stats.moments is not None:
                     stats.moments.permute(unit.row, cut, unit.side, order.view(old.shape[1], -1))
         return Turned([cut] * len(asked), old, new)

@@ -157,7 +157,8 @@ def _recalled(units: Units, state: dict[str, Any]) -> Flight:
 def _unread(parts: Parts) -> dict[str, list[bool]]:
     """Verdicts that wait for the next step, by unit: whether it is good, and was solved afresh. Nothing is judged."""
     found = {}
-    for some, flags in zip(parts.unread, swap.read(parts.unread), strict=True):
+    good = swap.apart(parts.unread, swap.read(parts.unread))
+    for some, flags in zip(parts.unread, good, strict=True):
         found |= {parts.units.key(n): [ok, some.afresh] for n, ok in zip(some.numbers, flags, strict=True)}
     return found
 

@@ -92,9 +92,9 @@ def launch(units: Units, due: list[int], how: Callable[[Units, list[int]], Solve
         The flight; each unit was solved by its owner alone.
     """
     batches = _owned(units, due, team.ranks)
-    afresh = [bool(units.schedule.broken[numbers[0]]) for _, numbers in batches]
+    again = [bool(units.schedule.broken[numbers[0]]) for _, numbers in batches]
     mine = {
-        at: Batch(numbers, how(units, numbers), afresh[at])
+        at: Batch(numbers, how(units, numbers), again[at])
         for at, (rank, numbers) in enumerate(batches)
         if rank == team.rank
     }
@@ -119,7 +119,7 @@ def launch(units: Units, due: list[int], how: Callable[[Units, list[int]], Solve
             wire = wires[rank][offsets[rank] : offsets[rank] + size].view(len(numbers), -1)
             offsets[rank] += size
             # The owner keeps its own: where blocks are worked on by their owners alone, the others have the verdict.
-            found.append(mine[at] if at in mine else Batch(numbers, solved_of(wire, *example(numbers)), afresh[at]))
+            found.append(mine[at] if at in mine else Batch(numbers, solved_of(wire, *example(numbers)), again[at]))
         return found
 
     return Flight(lands, arrive=arrive, here=here)

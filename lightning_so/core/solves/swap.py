@@ -80,12 +80,12 @@ def land(
         batches = flights.pop(0).arrived()
         warm = all(roster.warm[units[n].stack][units[n].row] for batch in batches for n in batch.numbers)
         found = [Unread(batch.numbers, batch.solved.good, batch.afresh) for batch in batches]
-        good = [[True] * len(batch.numbers) for batch in batches] if warm else read(found)
-        _swap(batches, good, units, roster, host, matrices, report)
+        flags = [True] * sum(len(some.numbers) for some in found) if warm else read(found)
+        _swap(batches, apart(found, flags), units, roster, host, matrices, report)
         if warm:
             unread += found
         else:
-            judge(found, good, units, roster, host, matrices, report)
+            judge(found, flags, units, roster, host, matrices, report)
 
 
 def learn(
@@ -101,21 +101,20 @@ def learn(
     # Taken out first: a signal's handler may look at them in the middle.
     known = unread[:]
     unread.clear()
-    judge(known, apart(known, flags), units, roster, host, matrices, report)
+    judge(known, flags, units, roster, host, matrices, report)
 
 
 def catch_up(
     unread: list[Unread], units: Units, roster: Roster, host: Host, matrices: Matrices, report: Report
 ) -> None:
     """Read and judge what the host does not know yet, between steps of all ranks: before something is reported."""
-    flags = [flag for some in read(unread) for flag in some]
-    learn(flags, unread, units, roster, host, matrices, report)
+    learn(read(unread), unread, units, roster, host, matrices, report)
 
 
-def read(unread: Sequence[Unread]) -> list[list[bool]]:
-    """The verdicts: the host waits for them, once."""
+def read(unread: Sequence[Unread]) -> list[bool]:
+    """The verdicts of `together`: the host waits for them, once."""
     flags = together(unread)
-    return [] if flags is None else apart(unread, flags.tolist())
+    return [] if flags is None else flags.tolist()
 
 
 def together(unread: Sequence[Unread]) -> Tensor | None:
@@ -131,7 +130,7 @@ def apart(unread: Sequence[Unread], flags: list[bool]) -> list[list[bool]]:
 
 def judge(
     unread: Sequence[Unread],
-    good: Sequence[Sequence[bool]],
+    flags: list[bool],
     units: Units,
     roster: Roster,
     host: Host,
@@ -142,7 +141,7 @@ def judge(
 
     Args:
         unread: The units.
-        good: Which of them are good, equal on all ranks.
+        flags: Which of them are good, as `together` has them; equal on all ranks.
         units: Their histories; changed.
         roster: Who is warm; changed.
         host: The training.
@@ -150,8 +149,8 @@ def judge(
         report: Counts.
     """
     schedule = units.schedule
-    for some, flags in zip(unread, good, strict=True):
-        for number, ok in zip(some.numbers, flags, strict=True):
+    for some, good in zip(unread, apart(unread, flags), strict=True):
+        for number, ok in zip(some.numbers, good, strict=True):
             report.retries += some.afresh
             report.failures += some.afresh and not ok
             schedule.record(number, good=ok, afresh=some.afresh)
@@ -187,16 +186,17 @@ def _swap(
 def _swap_alike(numbers: list[int], solved: Solved, units: Units, roster: Roster) -> list[_Move]:
     """Swap in units of one kind; the moves that moments must make with them."""
     asked, stack = units.asked(numbers), units.stack(numbers[0])
-    turned = stack.solving.swap_in(asked, solved) if stack.here or stack.shared else None
-    orders = None if turned is None or solved.order is None else solved.kept_order()
+    here = stack.here or stack.shared
+    solved = solved.kept() if here else solved
+    turned = stack.solving.swap_in(asked, solved) if here else None
     moves = []
     for at, (_, unit) in enumerate(asked):
         if not (unit.columns and units.stacks[unit.stack].rotates and roster.warm[unit.stack][unit.row]):
             continue
-        if turned is None or orders is None:
+        if turned is None or solved.order is None:
             moves.append(_Move(unit))
         else:
-            order = orders[at].view(turned.old.shape[1], -1)
+            order = solved.order[at].view(turned.old.shape[1], -1)
             moves.append(_Move(unit, (turned.cuts[at], turned.old[at], turned.new[at], order)))
     return moves
 
