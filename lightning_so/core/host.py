@@ -125,6 +125,10 @@ class Host:
             found.append(flat[begin:end])
         return found
 
+    def moments(self, state: dict[str, Any]) -> dict[str, Tensor]:
+        """The moments in the optimizer's state of a parameter."""
+        return {key: state[key] for key in self.keys if torch.is_tensor(state.get(key))}
+
     def least_variance(self, block: Block) -> float:
         """See `moments.Base.least_variance`."""
         return self.base.least_variance(self.group(block.group))

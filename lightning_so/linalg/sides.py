@@ -90,10 +90,6 @@ class Side:
         for row in rows:
             self.windows.pop(row, None)
 
-    def mean(self, row: int) -> Tensor:
-        """`tr F / dim F` of a block over all tiles and groups."""
-        return means([(self, row)])[0]
-
 
 @dataclass(frozen=True)
 class Gathered:

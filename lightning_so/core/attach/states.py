@@ -121,8 +121,7 @@ class States:
     def _moments(self, param: Tensor) -> dict[str, Tensor]:
         """This rank's pieces of the moments of a parameter."""
         host = self._engine.host
-        state = host.access.state(self._optimizer, param)
-        return {key: state[key] for key in host.keys if torch.is_tensor(state.get(key))}
+        return host.moments(host.access.state(self._optimizer, param))
 
     def _same(self, given: dict[Tensor, dict[str, Tensor] | None]) -> bool:
         """Whether the optimizer has these moments, bit for bit."""

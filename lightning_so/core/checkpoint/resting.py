@@ -33,7 +33,7 @@ def rest(parts: Parts) -> None:
         stack = parts.stacks[index]
         states = parts.host.states(stack.blocks[row])
         # On the CPU, where a Trainer takes the optimizer's own.
-        kept.append([{k: v.to("cpu", copy=True) for k, v in _moments(parts, state).items()} for state in states])
+        kept.append([{k: v.to("cpu", copy=True) for k, v in parts.host.moments(state).items()} for state in states])
         changes.append(MomentChange.of_one(stack.blocks[row], states, partial(basis.plain, stack, row, parts.host)))
     parts.matrices.change_moments(changes)
     basis.leave(parts.roster, places)
@@ -90,12 +90,7 @@ def forget_stale(parts: Parts) -> None:
             parts.roster.away[place] = None
 
 
-def _moments(parts: Parts, state: dict[str, Any]) -> dict[str, Tensor]:
-    """The moments in the optimizer's state of a parameter."""
-    return {key: state[key] for key in parts.host.keys if torch.is_tensor(state.get(key))}
-
-
 def _fingerprints(parts: Parts, states: list[dict[str, Any]]) -> list[int]:
     """One number a moment: the sum of its bits, which any step changes; the same on any device."""
-    found = [value for state in states for value in _moments(parts, state).values()]
+    found = [value for state in states for value in parts.host.moments(state).values()]
     return [int(value.contiguous().view(INTEGERS[value.itemsize]).sum(dtype=torch.int64)) for value in found]

@@ -208,7 +208,7 @@ class Matrices:
 
     def kept(self, blocks: Sequence[Block]) -> list[list[list[str]]]:
         """By block and parameter, the keys of the moments that the base keeps; the same on every rank."""
-        return [[_tensors(self.host.keys, state) for state in self.host.states(block)] for block in blocks]
+        return [[list(self.host.moments(state)) for state in self.host.states(block)] for block in blocks]
 
     def whole(self, changes: Sequence[MomentChange]) -> list[list[dict[str, Tensor]]]:
         """Copies of moments, whole and on every rank, to which the changes were made.
@@ -219,9 +219,12 @@ class Matrices:
         Returns:
             By block and parameter, the moments by key.
         """
-        keys, found = self.host.keys, list[States]()
+        found = list[States]()
         for change in changes:
-            copies = [[{key: s[key].clone() for key in _tensors(keys, s)} for s in states] for states in change.states]
+            copies = [
+                [{key: value.clone() for key, value in self.host.moments(state).items()} for state in states]
+                for states in change.states
+            ]
             change.apply(copies)
             found += copies
         return found
@@ -229,7 +232,3 @@ class Matrices:
     def cut(self, block: Block, number: int, whole: Tensor) -> Tensor:
         """What this rank has of a tensor like the block's parameter of that number, in row-major order."""
         return whole
-
-
-def _tensors(keys: Sequence[str], state: dict[str, Any]) -> list[str]:
-    return [key for key in keys if torch.is_tensor(state.get(key))]
