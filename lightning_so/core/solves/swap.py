@@ -15,6 +15,7 @@ from lightning_so.contract.unit import Unit
 from lightning_so.core.host import Host
 from lightning_so.core.matrices.matrices import Matrices, MomentChange
 from lightning_so.core.report import Report
+from lightning_so.core.schedule.schedule import Rung
 from lightning_so.core.schedule.units import Units
 from lightning_so.core.solves.basis import cool
 from lightning_so.core.solves.flight import Batch, Flight
@@ -33,12 +34,12 @@ class Unread:
     Attributes:
         numbers: Units that were swapped in.
         good: Which of them are good, on their device.
-        afresh: Whether they were solved afresh.
+        rung: On which they were solved.
     """
 
     numbers: list[int]
     good: Tensor
-    afresh: bool = False
+    rung: Rung
 
 
 @dataclass
@@ -79,7 +80,7 @@ def land(
     while flights and flights[0].lands <= report.step:
         batches = flights.pop(0).arrived()
         warm = all(roster.warm[units[n].stack][units[n].row] for batch in batches for n in batch.numbers)
-        found = [Unread(batch.numbers, batch.solved.good, batch.afresh) for batch in batches]
+        found = [Unread(batch.numbers, batch.solved.good, batch.rung) for batch in batches]
         flags = [True] * sum(len(some.numbers) for some in found) if warm else read(found)
         _swap(batches, apart(found, flags), units, roster, host, matrices, report)
         if warm:
@@ -151,9 +152,9 @@ def judge(
     schedule = units.schedule
     for some, good in zip(unread, apart(unread, flags), strict=True):
         for number, ok in zip(some.numbers, good, strict=True):
-            report.retries += some.afresh
-            report.failures += some.afresh and not ok
-            schedule.record(number, good=ok, afresh=some.afresh)
+            report.retries += some.rung is Rung.AFRESH or (some.rung is Rung.QUICK and not ok)
+            report.failures += some.rung is Rung.AFRESH and not ok
+            schedule.record(number, good=ok, rung=some.rung)
             place = units[number].stack, units[number].row
             if schedule.failed[number] >= FAILURES and roster.warm[place[0]][place[1]]:
                 report.cooled += 1
