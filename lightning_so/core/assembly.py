@@ -18,6 +18,7 @@ from lightning_so.core.report import Report
 from lightning_so.core.schedule.budget import Budget, budget_of
 from lightning_so.core.schedule.units import Units
 from lightning_so.core.solves.flight import Flight
+from lightning_so.core.solves.landing import Landing
 from lightning_so.core.solves.swap import Unread
 from lightning_so.core.stacks.roster import Roster
 from lightning_so.core.stacks.stack import Stack, methods_of, stack_blocks
@@ -71,6 +72,11 @@ class Parts:
     def stacks(self) -> list[Stack]:
         """Blocks that one batched call can serve."""
         return self.units.stacks
+
+    @property
+    def landing(self) -> Landing:
+        """Where solves land."""
+        return Landing(self.units, self.roster, self.host, self.matrices, self.report)
 
     @property
     def methods(self) -> list[Method]:

@@ -181,7 +181,7 @@ class Engine:
         with self.stopwatch.stage("guard"):
             verdict = self.guard.admit(self.host.params, swap.together(self.parts.unread))
         parts, roster = self.parts, self.parts.roster
-        swap.learn(verdict.read, parts.unread, parts.units, roster, self.host, parts.matrices, self.report)
+        swap.learn(verdict.read, parts.unread, parts.landing)
         roster.absent = verdict.absent
         for recorder in self.recorders:
             recorder.name_silent(roster.lives)
@@ -203,21 +203,21 @@ class Engine:
 
     def _prepare(self, current: Progress) -> None:
         parts, host, report, step = self.parts, self.host, self.report, self.report.step
-        units, roster, matrices = parts.units, parts.roster, parts.matrices
-        basis.follow(units, roster, host, matrices)
+        units, roster, matrices, landing = parts.units, parts.roster, parts.matrices, parts.landing
+        basis.follow(landing)
         entering = basis.entering(units, roster, host, step)
         due = budget.due(units, roster, host, parts.budget, step, entering=entering)
         with self.stopwatch.stage("observe"):
             fold_rows(parts.recorders, parts.windows, roster, step)
             fold_gradients(roster, matrices)
         with self.stopwatch.stage("solve"):
-            swap.land(parts.flights, parts.unread, units, roster, host, matrices, report)
+            swap.land(parts.flights, parts.unread, landing)
             if due:
                 flight = launch(units, due, solve, host.team, step + self.options.lag)
                 report.solved_here += flight.here
                 parts.flights.append(flight)
-                swap.land(parts.flights, parts.unread, units, roster, host, matrices, report)
-            basis.enter(units, roster, host, matrices, report)
+                swap.land(parts.flights, parts.unread, landing)
+            basis.enter(landing)
         cohorts = list(roster)
         acting = [cohort for cohort in cohorts if cohort.action is not Action.BASE]
         waiting = [cohort for cohort in cohorts if act.waiting(cohort, host)]
@@ -288,12 +288,10 @@ class Engine:
     def depart(self) -> None:
         """Take the moments of all blocks back to plain coordinates, so that the base can go on alone."""
         self.restore()
-        parts = self.parts
-        swap.catch_up(parts.unread, parts.units, parts.roster, self.host, parts.matrices, self.report)
-        basis.depart(parts.units, parts.roster, self.host, parts.matrices)
+        swap.catch_up(self.parts.unread, self.parts.landing)
+        basis.depart(self.parts.landing)
 
     def share_factors(self) -> None:
         """Give every rank the owners' factors: a collective, so that they are there when the ranks have parted."""
-        parts = self.parts
-        swap.catch_up(parts.unread, parts.units, parts.roster, self.host, parts.matrices, self.report)
-        share_factors(parts.units, self.host.team)
+        swap.catch_up(self.parts.unread, self.parts.landing)
+        share_factors(self.parts.units, self.host.team)

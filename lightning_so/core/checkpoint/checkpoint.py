@@ -87,7 +87,7 @@ def _load(parts: Parts, state: dict[str, Any]) -> None:
                 "tensors": {k: expanded(packed[k], tensor) for k, tensor in tensors.items()},
             }
         load_blocks(parts, {**state, "blocks": blocks})
-        basis.settle(parts.units, parts.roster, parts.host, parts.matrices, parts.report)
+        basis.settle(parts.landing)
     else:
         load_state_dict(parts, state)
         exact_moments.restore_moments(parts, state.get("moments", {}))

@@ -10,10 +10,11 @@ from torch import Tensor
 from lightning_so.actions import rotate
 from lightning_so.contract.block import Block
 from lightning_so.core.host import Host
-from lightning_so.core.matrices.matrices import Matrices, MomentChange
+from lightning_so.core.matrices.matrices import MomentChange
 from lightning_so.core.report import Report
 from lightning_so.core.schedule.units import Place, Units
 from lightning_so.core.solves.flight import afresh, launch
+from lightning_so.core.solves.landing import Landing
 from lightning_so.core.stacks.roster import Roster
 from lightning_so.core.stacks.stack import Stack
 from lightning_so.linalg.precision import FullPrecision
@@ -33,24 +34,21 @@ def ready(place: Place, units: Units, roster: Roster, host: Host, step: int) -> 
     return stack.method.ready(host.base, age, solved)
 
 
-def follow(units: Units, roster: Roster, host: Host, matrices: Matrices) -> None:
+def follow(at: Landing) -> None:
     """Regroup blocks by what has a gradient at this step, and say which have a bias with one and a weight without.
 
     Their biases are the base's alone: blocks that rotate leave their basis first, and enter again once it is solved
     anew.
 
     Args:
-        units: See `cool`.
-        roster: Who has a gradient, and who is warm; changed.
-        host: The training.
-        matrices: Where moments are whole.
+        at: Whose blocks.
     """
+    roster, names = at.roster, []
     roster.refresh()
-    names = []
     for index, row in sorted(roster.alone):
         stack, name = roster.stacks[index], roster.stacks[index].blocks[row].name
         if stack.rotates and roster.warm[index][row]:
-            cool((index, row), units, roster, host, matrices)
+            cool((index, row), at)
         if name not in roster.told:
             roster.told.add(name)
             names.append(name)
@@ -73,18 +71,15 @@ def entering(units: Units, roster: Roster, host: Host, step: int) -> bool:
 
 
 @FullPrecision()
-def enter(units: Units, roster: Roster, host: Host, matrices: Matrices, report: Report) -> None:
+def enter(at: Landing) -> None:
     """Let blocks whose basis became warm rotate from this step on: their moments move into it.
 
     Those of blocks that are away move in again. That the base has a foreign state is said once.
 
     Args:
-        units: How often each was solved.
-        roster: Who is warm; changed.
-        host: The training.
-        matrices: Where moments are whole.
-        report: Tells the step, and counts foreign states.
+        at: Whose blocks.
     """
+    units, roster, host, report = at.units, at.roster, at.host, at.report
     changes, returned = list[MomentChange](), list[str]()
     for index, stack in enumerate(units.stacks):
         rows = range(len(stack.blocks)) if roster.live[index] else ()
@@ -99,7 +94,7 @@ def enter(units: Units, roster: Roster, host: Host, matrices: Matrices, report: 
                 changes.append(_entry(stack, row, host))
         if new:
             roster.regroup(index)
-    matrices.change_moments(changes)
+    at.matrices.change_moments(changes)
     if roster.foreign:
         roster.foreign = False
         report.foreign += 1
@@ -162,25 +157,22 @@ def plain(stack: Stack, row: int, host: Host, states: list[dict]) -> None:
     rotate.depart(host.base, states, shape, lambda x: turn(x, False), lambda x: turn(x, True), least)
 
 
-def cool(place: Place, units: Units, roster: Roster, host: Host, matrices: Matrices) -> None:
+def cool(place: Place, at: Landing) -> None:
     """Take one block out of its basis: it is cold, and enters again once all its units are solved anew.
 
     Args:
         place: The block.
-        units: Forget that its units were solved.
-        roster: Who is warm; changed.
-        host: The training.
-        matrices: Where moments are whole.
+        at: Where its solves have landed; that they did is forgotten.
     """
     index, row = place
-    stack = units.stacks[index]
+    stack, host = at.units.stacks[index], at.host
     if stack.rotates:
         block = stack.blocks[row]
-        matrices.change_moments([MomentChange.of_one(block, host.states(block), partial(plain, stack, row, host))])
-    roster.warm[index][row] = False
-    for unit in units.of_block(place):
-        units.schedule.solved[unit] = 0
-    roster.regroup(index)
+        at.matrices.change_moments([MomentChange.of_one(block, host.states(block), partial(plain, stack, row, host))])
+    at.roster.warm[index][row] = False
+    for unit in at.units.of_block(place):
+        at.units.schedule.solved[unit] = 0
+    at.roster.regroup(index)
 
 
 def leave(roster: Roster, left: Iterable[Place]) -> None:
@@ -208,31 +200,25 @@ def places(roster: Roster) -> list[Place]:
 
 
 @torch.no_grad()
-def depart(units: Units, roster: Roster, host: Host, matrices: Matrices) -> None:
+def depart(at: Landing) -> None:
     """Take the moments of all blocks back to plain coordinates, so that the base can go on alone.
 
     Args:
-        units: See `cool`.
-        roster: Who is warm: afterwards no block that rotated.
-        host: The training.
-        matrices: Where moments are whole.
+        at: Whose blocks: afterwards none that rotated is warm.
     """
-    for place in places(roster):
-        cool(place, units, roster, host, matrices)
+    for place in places(at.roster):
+        cool(place, at)
 
 
 @torch.no_grad()
 @FullPrecision()
-def settle(units: Units, roster: Roster, host: Host, matrices: Matrices, report: Report) -> None:
+def settle(at: Landing) -> None:
     """Find every basis anew from the factors alone, and move the plain moments of warm blocks into it.
 
     Args:
-        units: Their factors and histories were loaded.
-        roster: Who is warm, as loaded.
-        host: The training.
-        matrices: Where moments are whole.
-        report: Counts what was solved and what failed.
+        at: Whose factors and histories were loaded, and who is warm.
     """
+    units, roster, host, report = at.units, at.roster, at.host, at.report
     numbers = [number for number in range(len(units)) if units.schedule.solved[number] > 0]
     flight = launch(units, numbers, afresh, host.team, report.step)
     report.solved_here += flight.here
@@ -246,5 +232,5 @@ def settle(units: Units, roster: Roster, host: Host, matrices: Matrices, report:
                 report.failures += 1
                 roster.warm[units[number].stack][units[number].row] = False
                 units.schedule.solved[number] = 0
-    matrices.change_moments([_entry(stack, row, host) for stack, row, _ in rotating(roster)])
+    at.matrices.change_moments([_entry(stack, row, host) for stack, row, _ in rotating(roster)])
     roster.regroup_all()

@@ -12,14 +12,11 @@ from torch import Tensor
 
 from lightning_so.actions import rotate
 from lightning_so.contract.unit import Unit
-from lightning_so.core.host import Host
-from lightning_so.core.matrices.matrices import Matrices, MomentChange
-from lightning_so.core.report import Report
+from lightning_so.core.matrices.matrices import MomentChange
 from lightning_so.core.schedule.schedule import Rung
-from lightning_so.core.schedule.units import Units
 from lightning_so.core.solves.basis import cool
 from lightning_so.core.solves.flight import Batch, Flight
-from lightning_so.core.stacks.roster import Roster
+from lightning_so.core.solves.landing import Landing
 from lightning_so.linalg.precision import FullPrecision
 from lightning_so.linalg.result import Solved
 
@@ -57,59 +54,38 @@ class _Move:
 
 
 @FullPrecision()
-def land(
-    flights: list[Flight],
-    unread: list[Unread],
-    units: Units,
-    roster: Roster,
-    host: Host,
-    matrices: Matrices,
-    report: Report,
-) -> None:
+def land(flights: list[Flight], unread: list[Unread], at: Landing) -> None:
     """Swap in, on all ranks, the results of all flights that land at this step.
 
     Args:
         flights: Those that have not, oldest first; the landed ones are taken out.
         unread: Gets the verdicts.
-        units: Their histories; changed.
-        roster: Who is warm; changed.
-        host: The training.
-        matrices: Where moments are whole.
-        report: Tells the step, and counts.
+        at: Where they land.
     """
-    while flights and flights[0].lands <= report.step:
+    units, warm_rows = at.units, at.roster.warm
+    while flights and flights[0].lands <= at.report.step:
         batches = flights.pop(0).arrived()
-        warm = all(roster.warm[units[n].stack][units[n].row] for batch in batches for n in batch.numbers)
+        warm = all(warm_rows[units[n].stack][units[n].row] for batch in batches for n in batch.numbers)
         found = [Unread(batch.numbers, batch.solved.good, batch.rung) for batch in batches]
         flags = [True] * sum(len(some.numbers) for some in found) if warm else read(found)
-        _swap(batches, apart(found, flags), units, roster, host, matrices, report)
+        _swap(batches, apart(found, flags), at)
         if warm:
             unread += found
         else:
-            judge(found, flags, units, roster, host, matrices, report)
+            judge(found, flags, at)
 
 
-def learn(
-    flags: list[bool],
-    unread: list[Unread],
-    units: Units,
-    roster: Roster,
-    host: Host,
-    matrices: Matrices,
-    report: Report,
-) -> None:
+def learn(flags: list[bool], unread: list[Unread], at: Landing) -> None:
     """Judge what was not read, by what has been read of `together`; see `judge`."""
     # Taken out first: a signal's handler may look at them in the middle.
     known = unread[:]
     unread.clear()
-    judge(known, flags, units, roster, host, matrices, report)
+    judge(known, flags, at)
 
 
-def catch_up(
-    unread: list[Unread], units: Units, roster: Roster, host: Host, matrices: Matrices, report: Report
-) -> None:
+def catch_up(unread: list[Unread], at: Landing) -> None:
     """Read and judge what the host does not know yet, between steps of all ranks: before something is reported."""
-    learn(read(unread), unread, units, roster, host, matrices, report)
+    learn(read(unread), unread, at)
 
 
 def read(unread: Sequence[Unread]) -> list[bool]:
@@ -129,82 +105,62 @@ def apart(unread: Sequence[Unread], flags: list[bool]) -> list[list[bool]]:
     return [[bool(next(found)) for _ in some.numbers] for some in unread]
 
 
-def judge(
-    unread: Sequence[Unread],
-    flags: list[bool],
-    units: Units,
-    roster: Roster,
-    host: Host,
-    matrices: Matrices,
-    report: Report,
-) -> None:
+def judge(unread: Sequence[Unread], flags: list[bool], at: Landing) -> None:
     """Note how solves have ended. A unit that goes on failing takes its block back to where cold blocks are.
 
     Args:
         unread: The units.
         flags: Which of them are good, as `together` has them; equal on all ranks.
-        units: Their histories; changed.
-        roster: Who is warm; changed.
-        host: The training.
-        matrices: Where moments are whole.
-        report: Counts.
+        at: Where they have landed.
     """
-    schedule = units.schedule
+    schedule, report = at.units.schedule, at.report
     for some, good in zip(unread, apart(unread, flags), strict=True):
         for number, ok in zip(some.numbers, good, strict=True):
             report.retries += some.rung is Rung.AFRESH or (some.rung is Rung.QUICK and not ok)
             report.failures += some.rung is Rung.AFRESH and not ok
             schedule.record(number, good=ok, rung=some.rung)
-            place = units[number].stack, units[number].row
-            if schedule.failed[number] >= FAILURES and roster.warm[place[0]][place[1]]:
+            place = at.units[number].stack, at.units[number].row
+            if schedule.failed[number] >= FAILURES and at.roster.warm[place[0]][place[1]]:
                 report.cooled += 1
-                cool(place, units, roster, host, matrices)
+                cool(place, at)
 
 
-def _swap(
-    batches: list[Batch],
-    good: list[list[bool]],
-    units: Units,
-    roster: Roster,
-    host: Host,
-    matrices: Matrices,
-    report: Report,
-) -> None:
+def _swap(batches: list[Batch], good: list[list[bool]], at: Landing) -> None:
     """Swap in the results of a flight: what is known to be bad, or is not good on the device, changes nothing."""
     moves = list[_Move]()
     for batch, flags in zip(batches, good, strict=True):
-        report.solves += len(batch.numbers)
+        at.report.solves += len(batch.numbers)
         numbers = [number for number, ok in zip(batch.numbers, flags, strict=True) if ok]
         if numbers:
-            moves += _swap_alike(numbers, batch.solved.some(flags), units, roster)
+            moves += _swap_alike(numbers, batch.solved.some(flags), at)
     alike: dict[tuple[int, int, int], list[_Move]] = {}
     # One side after the other, whoever has solved them: the order decides how moments are rounded.
     for move in sorted(moves, key=lambda move: (move.unit.side, move.unit.tile, move.unit.stack, move.unit.row)):
         alike.setdefault((move.unit.side, move.unit.tile, move.unit.stack), []).append(move)
-    matrices.change_moments([_change(some, units, host) for some in alike.values()])
+    at.matrices.change_moments([_change(some, at) for some in alike.values()])
 
 
-def _swap_alike(numbers: list[int], solved: Solved, units: Units, roster: Roster) -> list[_Move]:
+def _swap_alike(numbers: list[int], solved: Solved, at: Landing) -> list[_Move]:
     """Swap in units of one kind; the moves that moments must make with them."""
-    asked, stack = units.asked(numbers), units.stack(numbers[0])
+    asked, stack = at.units.asked(numbers), at.units.stack(numbers[0])
     here = stack.here or stack.shared
     solved = solved.kept() if here else solved
     turned = stack.solving.swap_in(asked, solved) if here else None
     moves = []
-    for at, (_, unit) in enumerate(asked):
-        if not (unit.columns and units.stacks[unit.stack].rotates and roster.warm[unit.stack][unit.row]):
+    for position, (_, unit) in enumerate(asked):
+        if not (unit.columns and at.units.stacks[unit.stack].rotates and at.roster.warm[unit.stack][unit.row]):
             continue
         if turned is None or solved.order is None:
             moves.append(_Move(unit))
         else:
-            order = solved.order[at].view(turned.old.shape[1], -1)
-            moves.append(_Move(unit, (turned.cuts[at], turned.old[at], turned.new[at], order)))
+            order = solved.order[position].view(turned.old.shape[1], -1)
+            moves.append(_Move(unit, (turned.cuts[position], turned.old[position], turned.new[position], order)))
     return moves
 
 
-def _change(moves: list[_Move], units: Units, host: Host) -> MomentChange:
+def _change(moves: list[_Move], at: Landing) -> MomentChange:
     """Moves the moments of blocks of one stack along with one tile of one of their sides."""
-    blocks = [units.stacks[move.unit.stack].blocks[move.unit.row] for move in moves]
+    blocks, host = [at.units.stacks[move.unit.stack].blocks[move.unit.row] for move in moves], at.host
 
     def carry(states: list[list[dict]]) -> None:
         turned = [(*move.turn, *of) for move, *of in zip(moves, blocks, states, strict=True) if move.turn is not None]
