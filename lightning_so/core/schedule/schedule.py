@@ -68,6 +68,7 @@ class Schedule:
         self.tried, self.last, self.solved, self.failed, self.rung = ([0] * count for _ in range(5))
         self.every, self.slot = [0] * count, [0] * count
         self.next = [1] * count
+        self._of_period = {unit.period: unit for unit in self.units}
         costs, slots = [unit.cost for unit in self.units], self._slots([unit.final for unit in self.units])
         self.final_slot = pack(costs, slots)
         self.owner = self.given or owners(self.units, self.final_slot, slots, self.ranks)
@@ -99,9 +100,7 @@ class Schedule:
         """
         self._repack(step)
         room, chosen = budget, []
-        for unit in sorted(
-            (u for u in range(len(self.units)) if self.next[u] <= step), key=lambda u: (self.next[u], u)
-        ):
+        for _, unit in sorted((due, unit) for unit, due in enumerate(self.next) if due <= step):
             if self.units[unit].staggered and len(chosen) >= least and self.units[unit].cost > room:
                 continue
             room -= self.units[unit].cost
@@ -126,6 +125,8 @@ class Schedule:
     def _repack(self, step: int) -> None:
         before = self.every
         self.place(step)
+        if self.every is before:
+            return
         for unit, (was, every, due) in enumerate(zip(before, self.every, self.next, strict=True)):
             # A unit that is overdue keeps its place in the queue; the others move to their new slot.
             if every != was and due >= step:
@@ -134,7 +135,8 @@ class Schedule:
     def place(self, step: int) -> None:
         """Pack the units for the intervals of a step, without moving what is due."""
         self.placed = step
-        every = [unit.every(step - self.origin) for unit in self.units]
+        intervals = {period: unit.every(step - self.origin) for period, unit in self._of_period.items()}
+        every = [intervals[unit.period] for unit in self.units]
         if every != self.every:
             self.every, self.slot = every, pack([unit.cost for unit in self.units], self._slots(every))
 
@@ -182,6 +184,8 @@ class Schedule:
 
     def overdue(self, step: int) -> list[int]:
         """Units that were not tried within the bound; there are none unless the schedule is broken."""
+        if step - max(min(self.tried, default=step), self.origin) <= 2 * len(self.units):
+            return []  # No bound is as low.
         return [unit for unit, tried in enumerate(self.tried) if step - max(tried, self.origin) > self.bound(unit)]
 
     def history(self, unit: int) -> list[int]:
