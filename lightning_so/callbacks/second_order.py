@@ -13,6 +13,7 @@ from lightning_so.callbacks.first_steps import FirstSteps
 from lightning_so.callbacks.following import Following, before, current, take_over
 from lightning_so.callbacks.logged import log
 from lightning_so.callbacks.names import Callback
+from lightning_so.callbacks.one_step import tell_scale, undoing, unscale
 from lightning_so.callbacks.signals import inside_handler
 from lightning_so.callbacks.standing import StandIn, ending
 from lightning_so.comm import SHARDINGS, Local, ambient
@@ -21,7 +22,7 @@ from lightning_so.core.checkpoint import checkpoint, stamp
 from lightning_so.core.checkpoint.resting import rest
 from lightning_so.core.engine import Engine
 from lightning_so.core.host import Host
-from lightning_so.core.options import Checks, Options
+from lightning_so.core.options import Checks, Options, Overhead
 from lightning_so.core.plan.mixture import Mixture
 from lightning_so.core.telemetry import Telemetry, summary
 from lightning_so.errors import ConfigError, check_choice, check_range
@@ -45,6 +46,8 @@ class SecondOrder(Callback):
         reduction: Whether the loss is a "mean" or a "sum" over samples, where its graph does not tell (K-FAC).
         lag: Steps between a solve and its use, 0 or 1: at 1 its exchange travels behind a forward and backward pass.
         sharding: What a matrix is where ranks hold pieces: "exact", the whole, or "local", each rank's rows (FSDP2).
+        max_overhead: What all of it may cost, as a share of the training's own step, which is measured; or
+            `Overhead(0.1, strict=True)`. None leaves the schedule a function of the step alone.
 
     Raises:
         ConfigError: If an argument is out of range.
@@ -67,6 +70,7 @@ class SecondOrder(Callback):
         reduction: str | None = None,
         lag: int = 0,
         sharding: str = "exact",
+        max_overhead: float | Overhead | None = None,
     ) -> None:
         """Check the arguments; everything else happens when training starts."""
         Mixture.of(method)
@@ -78,6 +82,7 @@ class SecondOrder(Callback):
         check_choice("SecondOrder", "sharding", sharding, SHARDINGS)
         self.state, self.checks = state, Checks(verify_every, compare_every)
         self.reduction, self.lag, self.sharding = reduction, lag, sharding
+        self.max_overhead = Overhead.of(max_overhead)
         self._forget()
         self._clear()
 
@@ -123,7 +128,8 @@ class SecondOrder(Callback):
 
     def _engine(self, trainer: Any, pl_module: nn.Module, optimizer: Optimizer) -> Engine:
         mixture = Mixture.of(self.method)
-        options = Options(mixture, self.route, self.min_coverage, self.checks, self.reduction, self.lag)
+        asked = self.reduction, self.lag, self.max_overhead
+        options = Options(mixture, self.route, self.min_coverage, self.checks, *asked)
         engine = Engine(self._host(trainer, pl_module, optimizer), options)
         if self.print_plan:
             engine.tell = rank_zero_only(print)
@@ -146,6 +152,7 @@ class SecondOrder(Callback):
             engine.arm()
         self._telemetry = [Telemetry(engine) for engine in self.engines]
         self._alive = FirstSteps(self.engines, trainer)
+        engines.together(self.engines)
 
     def on_train_end(self, trainer: Any, pl_module: nn.Module) -> None:
         """Say what was done; give every rank the factors, so that `curvature` works when the ranks have parted.
@@ -175,23 +182,23 @@ class SecondOrder(Callback):
     def on_before_optimizer_step(self, trainer: Any, pl_module: nn.Module, optimizer: Optimizer) -> None:
         """Have gradients unscaled; what else is ours comes in the optimizer's own step, after all code of the user."""
         engine = before(self.engines, optimizer)
-        if engine is None:
-            return
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
-        fused = getattr(engine.optimizer, "_step_supports_amp_scaling", False)
-        if scaler is not None and fused and any(p.grad is not None for p in engine.host.params):
-            # Lightning leaves the scale to a fused step; unscaled here, the step is the same and statistics are right.
-            scaler.unscale_(engine.optimizer)
+        if engine is not None:
+            unscale(trainer, engine)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Tell taps by what the loss is multiplied and divided."""
         self._catch_up()
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
-        divided = trainer.accumulate_grad_batches if pl_module.automatic_optimization else None
+        tell_scale(trainer, pl_module, self.engines)
+
+    def on_validation_start(self, trainer: Any, pl_module: nn.Module) -> None:
+        """Leave what comes now out of the time of a step."""
         for engine in self.engines:
-            if engine.recorders:  # Reading the scale waits for the device.
-                scale = scaler.get_scale() if scaler is not None else 1.0
-                engine.loss_is(divided=divided, scale=scale, shown=pl_module.automatic_optimization)
+            engine.stopwatch.leave()
+
+    def on_validation_end(self, trainer: Any, pl_module: nn.Module) -> None:
+        """Go on with the step."""
+        for engine in self.engines:
+            engine.stopwatch.come_back()
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
         """Show the loss to the engines that observe layers."""
@@ -234,7 +241,7 @@ class SecondOrder(Callback):
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to a running fit, so that the callback can be pickled and copied."""
         kept = ("method", "route", "min_coverage", "print_plan", "state", "checks", "reduction", "lag", "sharding")
-        return {name: self.__dict__[name] for name in (*kept, "_loaded", "_stamped", "_read")}
+        return {name: self.__dict__[name] for name in (*kept, "max_overhead", "_loaded", "_stamped", "_read")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy is not part of the fit."""
@@ -254,6 +261,7 @@ class SecondOrder(Callback):
         if following.behind:
             following.catch_up()
             self._telemetry = [Telemetry(engine) for engine in self.engines]
+            engines.together(self.engines)
         if self._loaded is not None:
             take_over(self.engines, self._loaded, cold=self.state == "rebuild")
             self._forget()
@@ -261,25 +269,15 @@ class SecondOrder(Callback):
             engine.arm()
 
     def _wrap(self, trainer: Any) -> None:
-        """Undo a failed step at once, since nobody may see a hidden weight, and notice one that a scaler left out."""
+        """Stand around the strategy's own functions; see `undoing`."""
+
+        def prepare() -> None:
+            self._catch_up(late=not trainer.lightning_module.automatic_optimization)
+            if self._following is not None:
+                self._following.close_in()
 
         def step(original: Callable[..., Any]) -> Callable[..., Any]:
-            def optimizer_step(optimizer: Any, *args: Any, **kwargs: Any) -> Any:
-                self._catch_up(late=not trainer.lightning_module.automatic_optimization)
-                if self._following is not None:
-                    self._following.close_in()
-                engine = before(self.engines, optimizer)
-                tried = engine and engine.report.tried
-                try:
-                    found = original(optimizer, *args, **kwargs)
-                finally:
-                    for each in self.engines:
-                        each.restore()
-                if engine is not None and engine.report.tried == tried and strategies.left_out(trainer, engine):
-                    engine.skip()
-                return found
-
-            return optimizer_step
+            return undoing(original, trainer, self.engines, prepare)
 
         ours = [StandIn(trainer.strategy, "optimizer_step", step), ending(trainer.strategy, self._unhook)]
         ours += zero_step.wrap(trainer, self.engines)

@@ -9,6 +9,7 @@ from lightning_so.core.host import Host
 from lightning_so.core.matrices.choose import matrices_of
 from lightning_so.core.matrices.matrices import Matrices
 from lightning_so.core.options import Options
+from lightning_so.core.overhead.controller import Controller
 from lightning_so.core.plan import coverage
 from lightning_so.core.plan.owners import appoint, number_calls
 from lightning_so.core.plan.route import refuse_layers, route
@@ -46,6 +47,7 @@ class Parts:
         budget: What the solves of a step may cost.
         windows: Rows that are on their way to the owners of factors.
         recorders: One for each method that observes rows.
+        overhead: What buys intervals for a share of time; None where none was asked for.
         flights: Solves whose results have not been swapped in, oldest first.
         unread: Verdicts on those that were, which the host does not know yet.
     """
@@ -62,6 +64,7 @@ class Parts:
     budget: Budget
     windows: Windows
     recorders: list[Recorder]
+    overhead: Controller | None = None
     flights: list[Flight] = field(default_factory=list)
     unread: list[Unread] = field(default_factory=list)
 
@@ -127,4 +130,5 @@ def assemble(host: Host, options: Options, report: Report) -> Parts:
             for m in methods_of(stacks)
             if isinstance(m, ObservesRows)
         ],
+        Controller(options.overhead, units, host, report.step) if options.overhead is not None else None,
     )

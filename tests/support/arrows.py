@@ -32,7 +32,7 @@ FLOORS = (
     ("stacks",),
     ("plan", "schedule", "matrices"),
     ("options", "statistics", "solves", "step"),
-    ("trust",),
+    ("trust", "overhead"),
     ("assembly",),
     ("checkpoint",),
     ("engine",),

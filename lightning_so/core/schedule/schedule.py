@@ -6,6 +6,7 @@ A pure function of (step, units, ranks): every rank computes the same answer wit
 from dataclasses import dataclass, field
 
 from lightning_so.contract.unit import Unit
+from lightning_so.core.schedule.bought import Bought
 from lightning_so.core.schedule.packing import owners, pack
 
 #: How often rows are observed between two solves of a unit, where a method observes rows.
@@ -32,6 +33,7 @@ class Schedule:
         slot: The slot of each unit in it.
         final_slot: The slot of each unit in its largest interval.
         owner: The rank that solves each unit, from the packing over the largest interval; it never changes.
+        bought: What a share of time has bought, where one is asked for and was measured; None without.
     """
 
     units: list[Unit]
@@ -49,6 +51,7 @@ class Schedule:
     slot: list[int] = field(default_factory=list, init=False)
     final_slot: list[int] = field(default_factory=list, init=False)
     owner: list[int] = field(default_factory=list, init=False)
+    bought: Bought | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         """Fill the lists of a new schedule."""
@@ -69,6 +72,11 @@ class Schedule:
         """The steps of the cycle at which a unit is solved, at the largest interval."""
         return range(self.final_slot[number], self.cycle, self.units[number].final)
 
+    @property
+    def costs(self) -> list[float]:
+        """What a solve of each unit costs: seconds where they are bought, else by the model."""
+        return [unit.cost for unit in self.units] if self.bought is None else self.bought.costs
+
     def _slots(self, every: list[int]) -> list[int]:
         return [steps if unit.staggered else 1 for steps, unit in zip(every, self.units, strict=True)]
 
@@ -79,20 +87,22 @@ class Schedule:
 
         Args:
             step: The step, counted from 1.
-            budget: Cost that solves may use at this step, over all ranks; infinite for no bound.
+            budget: Cost that solves may use at this step, over all ranks, or on each where it is bought; infinite for
+                no bound.
             least: How many are solved whatever they cost.
 
         Returns:
             Indices into `units`.
         """
         self._repack(step)
-        room, chosen = budget, []
+        costs, chosen, rooms = self.costs, [], [budget] * (1 if self.bought is None else self.ranks)
         for unit in sorted(
             (u for u in range(len(self.units)) if self.next[u] <= step), key=lambda u: (self.next[u], u)
         ):
-            if self.units[unit].staggered and len(chosen) >= least and self.units[unit].cost > room:
+            rank = self.owner[unit] % len(rooms)
+            if self.units[unit].staggered and len(chosen) >= least and costs[unit] > rooms[rank]:
                 continue
-            room -= self.units[unit].cost
+            rooms[rank] -= costs[unit]
             chosen.append(unit)
         for unit in chosen:
             self.tried[unit] = step
@@ -122,9 +132,9 @@ class Schedule:
     def place(self, step: int) -> None:
         """Pack the units for the intervals of a step, without moving what is due."""
         self.placed = step
-        every = [unit.every(step - self.origin) for unit in self.units]
+        every = [unit.every(step - self.origin) for unit in self.units] if self.bought is None else self.bought.every
         if every != self.every:
-            self.every, self.slot = every, pack([unit.cost for unit in self.units], self._slots(every))
+            self.every, self.slot = every, pack(self.costs, self._slots(every))
 
     def unplace(self) -> None:
         """Be as before the first packing."""
@@ -169,7 +179,8 @@ class Schedule:
 
     def overdue(self, step: int) -> list[int]:
         """Units that were not tried within the bound; there are none unless the schedule is broken."""
-        return [unit for unit, tried in enumerate(self.tried) if step - max(tried, self.origin) > self.bound(unit)]
+        since = max(self.origin, 0 if self.bought is None else self.bought.since)
+        return [unit for unit, tried in enumerate(self.tried) if step - max(tried, since) > self.bound(unit)]
 
     def history(self, unit: int) -> list[int]:
         """What resuming needs of a unit."""

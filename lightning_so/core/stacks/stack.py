@@ -8,7 +8,16 @@ import torch
 from torch import Tensor
 
 from lightning_so.contract.block import Block, StackSpec
-from lightning_so.contract.method import Action, Method, ObservesGradients, ObservesRows, Rotates, Solves, TakesDamping
+from lightning_so.contract.method import (
+    Action,
+    Method,
+    ObservesGradients,
+    ObservesRows,
+    Rotates,
+    Solves,
+    TakesDamping,
+    TakesThinning,
+)
 from lightning_so.core.host import Host
 
 
@@ -25,6 +34,7 @@ class Stack(StackSpec):
         solver: The method, if it has units.
         rotator: The method, if it rotates.
         damped: The method, if its damping can be set.
+        thinner: The method, if it can take fewer rows.
         rotates: Whether the moments of its warm blocks are in its bases: those of preconditioned gradients stay plain.
         stats: What the method keeps, opaque to the engine.
         hidden: Room for the saved parameters p0, or for this rank's pieces of them; see `Matrices.make_room`.
@@ -37,6 +47,7 @@ class Stack(StackSpec):
     solver: Solves | None
     rotator: Rotates | None
     damped: TakesDamping | None
+    thinner: TakesThinning | None
     rotates: bool
     stats: Any = None
     hidden: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -63,6 +74,7 @@ class Stack(StackSpec):
             solver=method if isinstance(method, Solves) else None,
             rotator=rotator,
             damped=method if isinstance(method, TakesDamping) else None,
+            thinner=method if isinstance(method, TakesThinning) else None,
             rotates=rotator is not None and not host.base.linear,
         )
 
