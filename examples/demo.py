@@ -5,6 +5,7 @@ Seconds are wall seconds of training steps on all cores; validation is left out.
 """
 
 import argparse
+import gc
 import logging
 import time
 import warnings
@@ -152,10 +153,16 @@ def busy(curve: Curve) -> bool:
 
 
 def warm_up() -> None:
-    """One step of AdamW that nobody measures: torch imports a second's worth of modules at the first."""
+    """One step of AdamW that nobody measures: torch imports a second's worth of modules at the first.
+
+    What they have made stays: Python's collector, which looks at all there is once in a while, would take a third of a
+    second for it, in the middle of a step of one of the runs.
+    """
     model = ByteLM()
     model(torch.zeros(1, 8, dtype=torch.long)).sum().backward()
     torch.optim.AdamW(model.parameters()).step()
+    gc.collect()
+    gc.freeze()
 
 
 def plot(curves: list[Curve], path: Path) -> None:

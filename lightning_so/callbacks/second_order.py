@@ -18,6 +18,7 @@ from lightning_so.callbacks.signals import inside_handler
 from lightning_so.callbacks.standing import StandIn, ending
 from lightning_so.comm import SHARDINGS, Local, ambient
 from lightning_so.contract.method import Method
+from lightning_so.contract.ways import Ways
 from lightning_so.core.checkpoint import checkpoint, stamp
 from lightning_so.core.checkpoint.resting import rest
 from lightning_so.core.engine import Engine
@@ -48,6 +49,7 @@ class SecondOrder(Callback):
         sharding: What a matrix is where ranks hold pieces: "exact", the whole, or "local", each rank's rows (FSDP2).
         max_overhead: What all of it may cost, as a share of the training's own step, which is measured; or
             `Overhead(0.1, strict=True)`. None leaves the schedule a function of the step alone.
+        ways: How bases, polar factors and rotations are computed; what it leaves open is measured, but on a CPU.
 
     Raises:
         ConfigError: If an argument is out of range.
@@ -71,18 +73,18 @@ class SecondOrder(Callback):
         lag: int = 0,
         sharding: str = "exact",
         max_overhead: float | Overhead | None = None,
+        ways: Ways | None = None,
     ) -> None:
         """Check the arguments; everything else happens when training starts."""
-        Mixture.of(method)
+        mixture = Mixture.of(method)
         check_range("SecondOrder", "min_coverage", min_coverage, 0.0, 1.0)
         check_choice("SecondOrder", "state", state, checkpoint.KINDS)
-        self.method, self.route, self.min_coverage, self.print_plan = method, route, min_coverage, print_plan
         check_choice("SecondOrder", "reduction", reduction, (None, "mean", "sum"))
         check_choice("SecondOrder", "lag", lag, (0, 1))
         check_choice("SecondOrder", "sharding", sharding, SHARDINGS)
-        self.state, self.checks = state, Checks(verify_every, compare_every)
-        self.reduction, self.lag, self.sharding = reduction, lag, sharding
-        self.max_overhead = Overhead.of(max_overhead)
+        checks, overhead = Checks(verify_every, compare_every), Overhead.of(max_overhead)
+        self.options = Options(mixture, route, min_coverage, checks, reduction, lag, ways or Ways(), overhead)
+        self.method, self.print_plan, self.state, self.sharding = method, print_plan, state, sharding
         self._forget()
         self._clear()
 
@@ -119,7 +121,7 @@ class SecondOrder(Callback):
         sharded = [strategies.access(trainer, optimizer, self.sharding).sharded for optimizer in optimizers]
         self._comm, self._told = ambient(sharded=any(sharded)), False
         engine = partial(self._engine, trainer, pl_module)
-        self.engines = engines.make(optimizers, engine, least=self.min_coverage, printed=self.print_plan)
+        self.engines = engines.make(optimizers, engine, least=self.options.min_coverage, printed=self.print_plan)
         self._wrap(trainer)
 
     def _host(self, trainer: Any, pl_module: nn.Module, optimizer: Optimizer) -> Host:
@@ -127,10 +129,7 @@ class SecondOrder(Callback):
         return Host.of(pl_module, optimizer, access=access, world=self._comm)
 
     def _engine(self, trainer: Any, pl_module: nn.Module, optimizer: Optimizer) -> Engine:
-        mixture = Mixture.of(self.method)
-        asked = self.reduction, self.lag, self.max_overhead
-        options = Options(mixture, self.route, self.min_coverage, self.checks, *asked)
-        engine = Engine(self._host(trainer, pl_module, optimizer), options)
+        engine = Engine(self._host(trainer, pl_module, optimizer), self.options)
         if self.print_plan:
             engine.tell = rank_zero_only(print)
         return engine
@@ -240,8 +239,8 @@ class SecondOrder(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to a running fit, so that the callback can be pickled and copied."""
-        kept = ("method", "route", "min_coverage", "print_plan", "state", "checks", "reduction", "lag", "sharding")
-        return {name: self.__dict__[name] for name in (*kept, "max_overhead", "_loaded", "_stamped", "_read")}
+        kept = ("method", "options", "print_plan", "state", "sharding", "_loaded", "_stamped", "_read")
+        return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy is not part of the fit."""

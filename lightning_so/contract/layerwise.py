@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_so.actions.moments import Base
 from lightning_so.contract.block import Block, StackSpec, Tap
 from lightning_so.contract.method import Taps
+from lightning_so.contract.spread import Spread, Staggered
 from lightning_so.errors import check_choice, check_count, check_range
 from lightning_so.layers.factor_rows import factor_rows, loss_terms, thin
 from lightning_so.linalg import kron, sides, tiles
@@ -69,12 +70,16 @@ class Layerwise:
     Attributes:
         fisher: Whose g: "empirical", "sampled" or "exact", see `core.statistics.fisher`.
         sharing: "expand": every position is a sample; "reduce": positions of a sample are summed first.
+        clip: Bound of `lr^2 <P g, g>` where gradients are preconditioned; None for none.
+        period: Largest interval between two solves of one unit, in steps.
         rows: Most rows of a micro-batch that build a factor.
         cap: Largest tile of a side; None takes 1024.
     """
 
     fisher: str
     sharing: str
+    clip: float | None
+    period: int
     rows: int
     cap: int | None
 
@@ -102,6 +107,15 @@ class Layerwise:
             check_range(name, "clip", clip, 1e-12, 1e12)
         if self.cap is not None:
             check_count(name, "cap", self.cap, 2, 65_536)
+
+    @property
+    def step_bound(self) -> float | None:
+        """See `contract.method.Method`."""
+        return self.clip
+
+    def pace(self) -> tuple[int, Spread]:
+        """See `contract.method.Method.pace`."""
+        return self.period, Staggered()
 
     def shapes(self, block: Block) -> tuple[kron.Shape, kron.Shape]:
         """Input side and output side of a block."""

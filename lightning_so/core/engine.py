@@ -60,11 +60,10 @@ class Engine:
             ConfigError: If the optimizer, the method and the model do not fit together.
         """
         self.host, self.options = host, options
-        self.report, self.guard = Report(), Guard(host.world, host.access)
-        self.stopwatch = stopwatch_of(host, metered=options.overhead is not None)
+        self.report, self.stopwatch = Report(), stopwatch_of(host, metered=options.overhead is not None)
         self.parts = assemble(host, options, self.report)
         self.current: Progress | None = None
-        self.unfinished, self.aside = 0, False
+        self.guard, self.unfinished, self.aside = Guard(host.world, host.access), 0, False
         self.tell: Callable[[object], None] = lambda _: None
 
     # ---------------------------------------------------------------- what others ask of it
@@ -230,7 +229,7 @@ class Engine:
             for cohort in cohorts:
                 cohort.observed += 1
             kept = {block: rows for recorder in parts.recorders for block, rows in recorder.seen.rows.kept.items()}
-            act.begin(current, acting, host, matrices, kept)
+            act.begin(current, acting, host, matrices, kept, parts.chosen.ways.rotation)
             act.bound(waiting, host, matrices)
         if current.reference is not None:
             current.reference.entered()
@@ -255,7 +254,8 @@ class Engine:
             if current.reference is not None:
                 current.reference.stepped()
             with self.stopwatch.stage("finish"):
-                finish.finish(current.hidden, current.call, self.host, self.parts.matrices)
+                parts = self.parts
+                finish.finish(current.hidden, current.call, self.host, parts.matrices, parts.chosen.ways.rotation)
             current.call += 1
             if current.call == self.parts.calls:
                 self._end(current)

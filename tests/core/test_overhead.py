@@ -302,7 +302,7 @@ def test_a_file_without_timings_is_measured_from_its_step_on(patch):
 
 def test_the_callback_takes_it(patch):
     callback = SecondOrder(SOAP(), max_overhead=0.1)
-    assert copy.deepcopy(callback).max_overhead == Overhead(0.1)
+    assert copy.deepcopy(callback).options.overhead == Overhead(0.1)
     engines = callback.engines = [SimpleNamespace(stopwatch=Meter(Machine()))]
     meter, clock = engines[0].stopwatch, engines[0].stopwatch.timer
     meter.lap()
