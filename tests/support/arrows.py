@@ -32,7 +32,7 @@ FLOORS = (
     ("stacks",),
     ("plan", "schedule", "matrices"),
     ("options", "device", "statistics", "solves", "step"),
-    ("trust",),
+    ("trust", "overhead"),
     ("assembly",),
     ("checkpoint",),
     ("engine",),
