@@ -207,8 +207,11 @@ class SOAP(ByDevice):
     def swap_in(self, asked: Sequence[Asked], solved: Solved) -> Turned:
         """See `contract.method.Solves.swap_in`."""
         sides = [(stats.sides[unit.side], unit) for stats, unit in asked]
-        old, new = solved.replace([side.bases[unit.tile][unit.row] for side, unit in sides])
-        return Turned([side.cuts[unit.tile] for side, unit in sides], old[:, None], new[:, None])
+        old, new = (
+            Q.view(solved.value.shape)[:, None]
+            for Q in solved.replace([[side.bases[unit.tile][unit.row]] for side, unit in sides])
+        )
+        return Turned([side.cuts[unit.tile] for side, unit in sides], old, new)
 
     def ready(self, base: Base, step: int, solved: list[int]) -> bool:
         """See `contract.method.Method.ready`: past the start, every basis solved, and there is a basis at all."""

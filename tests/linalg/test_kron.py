@@ -48,18 +48,17 @@ def test_a_window_is_the_gram_matrix_of_its_rows(spectrum, dtype, shape, cap):
 @CAPS
 def test_solves_of_a_side_are_those_of_its_tiles(spectrum, dtype, shape, cap):
     made, dense = side(matrix(*shape, spectrum).to(dtype), cap)
-    gathered = Gathered.of([(made, 0)])
-    damping = 1e-3 * gathered.mean()
+    damping = 1e-3 * Gathered.of([(made, 0)]).mean()
     inverses = kron.inverses(made.shape, 1, dtype, CPU)
-    found = gathered.inverse(damping)
-    assert found.good.all()
-    fill(inverses, found.value)
+    found = Gathered.of([(made, 0)]).inverses(damping)
+    assert sides.positive([sides.traces([tile]) for tile in found]).all()
+    fill(inverses, sides.joined(found, [damping > 0]).value)
     X = matrix(shape[0], shape[1], spectrum, seed=1).to(dtype)
     damped = torch.block_diag(*(F + float(damping) * torch.eye(len(F)) for F in dense))
     expected = torch.linalg.solve(damped, X.double().mT).mT
     assert cosine(inverses.right(X[None], None)[0], expected) > 0.9999
     # In eigenbases: `Q [(Q' X') / (values + d)]`.
-    found = gathered.eigen()
+    found = Gathered.of([(made, 0)]).eigen()
     assert found.good.all()
     bases, count = kron.bases(made.shape, 1, dtype, CPU), shape[1]
     fill(bases, found.value[:, :-count])
