@@ -13,6 +13,7 @@ from lightning_so.callbacks.second_order import SecondOrder as SecondOrder
 from lightning_so.callbacks.sharpness import SharpnessGuard as SharpnessGuard
 from lightning_so.contract.spread import Staggered as Staggered
 from lightning_so.contract.spread import Synchronous as Synchronous
+from lightning_so.contract.ways import Ways as Ways
 from lightning_so.core.attach.attach import attach as attach
 from lightning_so.core.export import LayerCurvature as LayerCurvature
 from lightning_so.core.export import curvature as curvature
@@ -75,6 +76,7 @@ __all__ = [
     "Stopped",
     "Synchronous",
     "TrustError",
+    "Ways",
     "attach",
     "curvature",
     "resume_check",

@@ -17,6 +17,7 @@ from lightning_so.callbacks.signals import inside_handler
 from lightning_so.callbacks.standing import StandIn, ending
 from lightning_so.comm import SHARDINGS, Local, ambient
 from lightning_so.contract.method import Method
+from lightning_so.contract.ways import Ways
 from lightning_so.core.checkpoint import checkpoint, stamp
 from lightning_so.core.checkpoint.resting import rest
 from lightning_so.core.engine import Engine
@@ -45,6 +46,7 @@ class SecondOrder(Callback):
         reduction: Whether the loss is a "mean" or a "sum" over samples, where its graph does not tell (K-FAC).
         lag: Steps between a solve and its use, 0 or 1: at 1 its exchange travels behind a forward and backward pass.
         sharding: What a matrix is where ranks hold pieces: "exact", the whole, or "local", each rank's rows (FSDP2).
+        ways: How bases, polar factors and rotations are computed; what it leaves open is measured, but on a CPU.
 
     Raises:
         ConfigError: If an argument is out of range.
@@ -67,17 +69,18 @@ class SecondOrder(Callback):
         reduction: str | None = None,
         lag: int = 0,
         sharding: str = "exact",
+        ways: Ways | None = None,
     ) -> None:
         """Check the arguments; everything else happens when training starts."""
-        Mixture.of(method)
+        mixture = Mixture.of(method)
         check_range("SecondOrder", "min_coverage", min_coverage, 0.0, 1.0)
         check_choice("SecondOrder", "state", state, checkpoint.KINDS)
-        self.method, self.route, self.min_coverage, self.print_plan = method, route, min_coverage, print_plan
         check_choice("SecondOrder", "reduction", reduction, (None, "mean", "sum"))
         check_choice("SecondOrder", "lag", lag, (0, 1))
         check_choice("SecondOrder", "sharding", sharding, SHARDINGS)
-        self.state, self.checks = state, Checks(verify_every, compare_every)
-        self.reduction, self.lag, self.sharding = reduction, lag, sharding
+        checks = Checks(verify_every, compare_every)
+        self.options = Options(mixture, route, min_coverage, checks, reduction, lag, ways or Ways())
+        self.method, self.print_plan, self.state, self.sharding = method, print_plan, state, sharding
         self._forget()
         self._clear()
 
@@ -114,7 +117,7 @@ class SecondOrder(Callback):
         sharded = [strategies.access(trainer, optimizer, self.sharding).sharded for optimizer in optimizers]
         self._comm, self._told = ambient(sharded=any(sharded)), False
         engine = partial(self._engine, trainer, pl_module)
-        self.engines = engines.make(optimizers, engine, least=self.min_coverage, printed=self.print_plan)
+        self.engines = engines.make(optimizers, engine, least=self.options.min_coverage, printed=self.print_plan)
         self._wrap(trainer)
 
     def _host(self, trainer: Any, pl_module: nn.Module, optimizer: Optimizer) -> Host:
@@ -122,9 +125,7 @@ class SecondOrder(Callback):
         return Host.of(pl_module, optimizer, access=access, world=self._comm)
 
     def _engine(self, trainer: Any, pl_module: nn.Module, optimizer: Optimizer) -> Engine:
-        mixture = Mixture.of(self.method)
-        options = Options(mixture, self.route, self.min_coverage, self.checks, self.reduction, self.lag)
-        engine = Engine(self._host(trainer, pl_module, optimizer), options)
+        engine = Engine(self._host(trainer, pl_module, optimizer), self.options)
         if self.print_plan:
             engine.tell = rank_zero_only(print)
         return engine
@@ -233,8 +234,8 @@ class SecondOrder(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to a running fit, so that the callback can be pickled and copied."""
-        kept = ("method", "route", "min_coverage", "print_plan", "state", "checks", "reduction", "lag", "sharding")
-        return {name: self.__dict__[name] for name in (*kept, "_loaded", "_stamped", "_read")}
+        kept = ("method", "options", "print_plan", "state", "sharding", "_loaded", "_stamped", "_read")
+        return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy is not part of the fit."""

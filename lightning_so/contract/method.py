@@ -16,10 +16,13 @@ from lightning_so.actions.moments import Base
 from lightning_so.contract.block import Block, StackSpec, Tap
 from lightning_so.contract.spread import Spread
 from lightning_so.contract.unit import Unit
+from lightning_so.contract.ways import Ways
 from lightning_so.linalg.result import Result, Solved
 
 #: A unit and the statistics of its stack.
 Asked = tuple[Any, Unit]
+#: The statistics of a stack and rows of its blocks, rising.
+Chosen = tuple[Any, list[int]]
 
 
 class Taps(Enum):
@@ -174,8 +177,11 @@ class ObservesRows(Method, Protocol):
         """Shapes of those tensors, of the stack's dtype, whether they are there or not."""
         ...
 
-    def fold(self, stats: Any, rows: list[int], step: int, scale: float) -> None:
-        """Fold the windows of blocks into their moving averages; `scale` is K^2 over micro-batches. The owner alone."""
+    def fold(self, chosen: Sequence[Chosen], step: int, scale: float) -> None:
+        """Fold the windows of blocks into their moving averages; `scale` is K^2 over micro-batches. The owner alone.
+
+        All stacks have one dtype and device, so that what is small is computed for all of their blocks at once.
+        """
         ...
 
     def shared_windows(self, stats: Any, row: int) -> list[Tensor]:
@@ -236,6 +242,28 @@ class Rotates(Solves, Protocol):
 
     def spectrum(self, stats: Any, row: int) -> tuple[Tensor, Tensor]:
         """Eigenvalue estimates of one block's row and column factors, shapes (Q, M) and (Q, N)."""
+        ...
+
+
+@runtime_checkable
+class SolvesQuickly(Solves, Protocol):
+    """A method with a faster way to solve what was solved before. A unit that it fails on is for `solve`, next time."""
+
+    def quick(self, stats: Any) -> bool:
+        """Whether it is to be used for a stack; the same on every rank."""
+        ...
+
+    def solve_quickly(self, asked: Sequence[Asked]) -> Solved:
+        """As `solve`, from last values that were good."""
+        ...
+
+
+@runtime_checkable
+class TakesWays(Method, Protocol):
+    """A method that computes something in one of several ways; see `contract.ways.ByDevice`."""
+
+    def choose(self, stats: Any, ways: Ways) -> None:
+        """Compute in these ways from now on."""
         ...
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from lightning_so.contract.method import Method, ObservesRows
+from lightning_so.core.device.choose import Chosen, choose
 from lightning_so.core.host import Host
 from lightning_so.core.matrices.choose import matrices_of
 from lightning_so.core.matrices.matrices import Matrices
@@ -44,6 +45,7 @@ class Parts:
         units: What is solved on its own, and when.
         roster: How each block takes part in a step.
         budget: What the solves of a step may cost.
+        chosen: How what can be computed in several ways is.
         windows: Rows that are on their way to the owners of factors.
         recorders: One for each method that observes rows.
         flights: Solves whose results have not been swapped in, oldest first.
@@ -60,6 +62,7 @@ class Parts:
     units: Units
     roster: Roster
     budget: Budget
+    chosen: Chosen
     windows: Windows
     recorders: list[Recorder]
     flights: list[Flight] = field(default_factory=list)
@@ -81,13 +84,14 @@ class Parts:
         return methods_of(self.stacks)
 
 
-def assemble(host: Host, options: Options, report: Report) -> Parts:
+def assemble(host: Host, options: Options, report: Report, chosen: Chosen | None = None) -> Parts:
     """Route the parameters and create all state that depends on which there are: a collective.
 
     Args:
         host: The training.
         options: What was asked for.
         report: Notes what is covered.
+        chosen: In which ways to go on computing; None to find out.
 
     Returns:
         The parts, of which nothing is armed.
@@ -109,8 +113,9 @@ def assemble(host: Host, options: Options, report: Report) -> Parts:
         stack.shared = stack.shared or (stack.tapped is not None and stack.tapped.needed_by_all(host.base))
         stack.stats = stack.method.init(stack, host.base)
     units = Units.of(stacks, host.team.ranks, owned=matrices.sharded)
+    chosen = chosen or choose(units, host, options.ways)
     plan = replace(plan, costs=costs(units, host.team.ranks), layout=described(units, host, matrices, options.lag))
-    return Parts(
+    parts = Parts(
         host,
         report,
         host.params,
@@ -121,6 +126,7 @@ def assemble(host: Host, options: Options, report: Report) -> Parts:
         units,
         Roster(stacks, host),
         budget_of(units, host),
+        chosen,
         Windows(units, host.team),
         [
             Recorder(m, units, host, report, options.reduction)
@@ -128,3 +134,18 @@ def assemble(host: Host, options: Options, report: Report) -> Parts:
             if isinstance(m, ObservesRows)
         ],
     )
+    compute(parts, chosen)
+    return parts
+
+
+def compute(parts: Parts, chosen: Chosen) -> None:
+    """Compute in these ways from now on.
+
+    Args:
+        parts: Told, their plan and their methods too.
+        chosen: The ways.
+    """
+    parts.chosen, parts.plan = chosen, replace(parts.plan, ways=str(chosen))
+    for stack in parts.stacks:
+        if stack.versatile is not None:
+            stack.versatile.choose(stack.stats, chosen.ways)

@@ -226,7 +226,7 @@ class Engine:
             for cohort in cohorts:
                 cohort.observed += 1
             kept = {block: rows for recorder in parts.recorders for block, rows in recorder.seen.rows.kept.items()}
-            act.begin(current, acting, host, matrices, kept)
+            act.begin(current, acting, host, matrices, kept, parts.chosen.ways.rotation)
             act.bound(waiting, host, matrices)
         if current.reference is not None:
             current.reference.entered()
@@ -253,7 +253,8 @@ class Engine:
             if current.reference is not None:
                 current.reference.stepped()
             with self.stopwatch.stage("finish"):
-                finish.finish(current.hidden, current.call, self.host, self.parts.matrices)
+                parts = self.parts
+                finish.finish(current.hidden, current.call, self.host, parts.matrices, parts.chosen.ways.rotation)
             current.call += 1
             if current.call == self.parts.calls:
                 self._end(current)

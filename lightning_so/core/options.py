@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from lightning_so.contract.ways import Ways
 from lightning_so.core.plan.mixture import Mixture
 from lightning_so.core.plan.roles import Route
 from lightning_so.errors import check_count
@@ -41,6 +42,7 @@ class Options:
         checks: Optional checks of the running engine.
         reduction: Whether the loss is a "mean" or a "sum" over samples; None where its graph tells.
         lag: Steps between a solve and its use, 0 or 1.
+        ways: How what can be computed in several ways is; what it leaves open is measured.
     """
 
     mixture: Mixture
@@ -49,3 +51,4 @@ class Options:
     checks: Checks = field(default_factory=Checks)
     reduction: str | None = None
     lag: int = 0
+    ways: Ways = field(default_factory=Ways)

@@ -3,6 +3,8 @@
 Legend: B factors of one side; T side of a tile; F factor, Q basis (columns, sorted by falling eigenvalue).
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,10 @@ from lightning_so.linalg.unseen import columns_of, eigh, maybe, pin, unseen
 
 #: What the calls of a solve cost at any size, in multiply-adds of a matrix product.
 CALLS = 1e7
+#: Largest entry of Q' Q - I of a basis that `by_cholesky` found: it squares where the iteration has lost its digits.
+DEVIATION = {torch.float32: 1e-4, torch.float64: 1e-12}
+#: From F Q, Q and the order of the columns: the orthogonal factor, and which are good.
+Factorisation = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def ridge(F_TT: Tensor, strength: float) -> Tensor:
@@ -35,17 +41,87 @@ def fix_signs(Q_TT: Tensor, signs_T: Tensor) -> Tensor:
     return Q_TT * torch.ones_like(signs_T).copysign(signs_T).to(Q_TT.dtype)[..., None, :]
 
 
-def refresh(F_BTT: Tensor, Q_BTT: Tensor, *, strength: float, floor_B: Tensor | None = None) -> Solved:
+def by_householder(FQ_BTT: Tensor, Q_BTT: Tensor, order_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """The orthogonal Q+ of `F Q P = Q+ R` with diag R > 0, by Householder's reflections.
+
+    Args:
+        FQ_BTT: F Q, shape (B, T, T).
+        Q_BTT: Q, shape (B, T, T).
+        order_BT: P, as the number of the column that each place gets.
+
+    Returns:
+        Q+, and which of them are good, shape (B,): a factor of zeros has none, nor one that is not finite.
+    """
+    Q, R = torch.linalg.qr(_ordered(FQ_BTT, order_BT))
+    sizes = R.diagonal(dim1=1, dim2=2)
+    Q = fix_signs(Q, sizes)
+    # A factor of zeros leaves R = 0 and Q arbitrary but orthogonal: the last basis stays. Norms are NaN where an entry
+    # is, and of a factor that is not finite an entry of R is not. Squares of small ones would be zero in float32.
+    size = torch.linalg.vector_norm(sizes, dim=1, dtype=torch.float64)
+    return Q, (size > 0) & (size * torch.linalg.vector_norm(Q, dim=(1, 2)) < torch.inf)
+
+
+def by_cholesky(FQ_BTT: Tensor, Q_BTT: Tensor, order_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """The same Q+ by two Cholesky factorisations, where F is positive definite and Q orthogonal.
+
+        A = F Q P;   (Q P)' A = R1' R1;   A2 = A R1^-1;   A2' A2 = R2' R2;   Q+ = A2 R2^-1
+
+    The first has the condition of F, not that of A' A, and A2 has its root. Where that is too much for the precision
+    the result is finite and not orthogonal.
+
+    Source: Su 2025, kexue.fm 11697.
+
+    Args:
+        FQ_BTT: F Q, shape (B, T, T), in float32 or float64; products are to be made in it, see
+            `precision.FullPrecision`.
+        Q_BTT: Q, shape (B, T, T).
+        order_BT: P, as of `by_householder`.
+
+    Returns:
+        Q+, and which of them are good, shape (B,): those with both factors, and `max |Q+' Q+ - I|` below `DEVIATION`.
+    """
+    A, Q = _ordered(FQ_BTT, order_BT), _ordered(Q_BTT, order_BT)
+    # Of no scale: the squares of a small factor would be below the least number.
+    A = A / A.abs().amax((1, 2), keepdim=True)
+    A, failed = _over_root(A, torch.bmm(Q.mT, A))
+    Q, failed_again = _over_root(A, torch.bmm(A.mT, A))
+    apart = torch.bmm(Q.mT, Q)
+    apart.diagonal(dim1=1, dim2=2).sub_(1)
+    return Q, (apart.abs().amax((1, 2)) < DEVIATION[Q.dtype]) & (failed + failed_again == 0)
+
+
+def _ordered(X_BTT: Tensor, order_BT: Tensor) -> Tensor:
+    """Columns in an order."""
+    return X_BTT.gather(2, order_BT[:, None].expand(X_BTT.shape))
+
+
+def _over_root(A_BTT: Tensor, S_BTT: Tensor) -> tuple[Tensor, Tensor]:
+    """`A R^-1` of S = R' R, of which the lower half is read, and 0 where there is one; the host waits for nothing."""
+    L, failed = torch.linalg.cholesky_ex(S_BTT)
+    return torch.linalg.solve_triangular(L.mT, A_BTT, upper=True, left=False), failed
+
+
+def refresh(
+    F_BTT: Tensor,
+    Q_BTT: Tensor,
+    *,
+    strength: float,
+    floor_B: Tensor | None = None,
+    how: Factorisation = by_householder,
+) -> Solved:
     """One orthogonal iteration of every basis: Q~ = qr((F + ridge) Q P), P sorting by diag(Q' F Q).
 
-    The first rung of the ladder. A factor that is zero or not finite, or whose basis is not finite, is marked; the next
-    rung is `decompose`. Axes of which F has seen nothing stay columns, exactly.
+    The first rungs of the ladder. A factor that is zero or not finite, or whose basis is not finite, is marked; what
+    `by_cholesky` leaves is for `by_householder`, and what that leaves for `decompose`. Axes of which F has seen nothing
+    stay columns, exactly.
 
     Args:
         F_BTT: The factors, symmetric positive semi-definite, shape (B, T, T).
         Q_BTT: The last bases, orthogonal, shape (B, T, T).
         strength: Relative size of the tie-breaking ridge.
         floor_B: Added to the diagonals, shape (B,).
+        how: What finds the orthogonal factor: `by_householder`, or for warm bases `by_cholesky`, which differs by
+            rounding.
 
     Returns:
         The new bases and the permutations `order`: column j of a new basis continues column `order[b, j]` of the last.
@@ -55,13 +131,7 @@ def refresh(F_BTT: Tensor, Q_BTT: Tensor, *, strength: float, floor_B: Tensor | 
     ridged = ridge(F, strength) if strength else dark * F_BTT.diagonal(dim1=1, dim2=2).amax(1, keepdim=True)
     FQ = torch.bmm(F, Q_BTT).addcmul_(ridged[..., None], Q_BTT)
     order = (Q_BTT * FQ).sum(1).argsort(dim=1, descending=True, stable=True)
-    Q, R = torch.linalg.qr(FQ.gather(2, order[:, None].expand(FQ.shape)))
-    sizes = R.diagonal(dim1=1, dim2=2)
-    Q = fix_signs(Q, sizes)
-    # A factor of zeros leaves R = 0 and Q arbitrary but orthogonal: the last basis stays. Norms are NaN where an entry
-    # is, and of a factor that is not finite an entry of R is not. Squares of small ones would be zero in float32.
-    size = torch.linalg.vector_norm(sizes, dim=1, dtype=torch.float64)
-    good = (size > 0) & (size * torch.linalg.vector_norm(Q, dim=(1, 2)) < torch.inf)
+    Q, good = how(FQ, Q_BTT, order)
     if maybe(dark):
         columns, found = columns_of(Q_BTT, dark)
         pin(Q, dark, order.argsort(1).gather(1, columns))

@@ -54,6 +54,17 @@ def _unround() -> Callable[[], None] | None:
     return put_back
 
 
+def _round() -> Callable[[], None] | None:
+    """Have float32 products of an accelerator made of rounded factors."""
+    if _get is None:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high")
+        return partial(torch.set_float32_matmul_precision, before)
+    own = _own("cuda")
+    _tell({"cuda": ROUNDED[0]})
+    return partial(_tell, {"cuda": own})
+
+
 def _own(backend: str) -> str:
     """What a backend was told of its products; "none" where it does as all its operations, or all backends, do."""
     # What is taken over can be told from what is its own only by taking it away for a moment.
@@ -127,6 +138,12 @@ class Unrounded(_Changed):
     """
 
     changes = (_unround,)
+
+
+class Rounded(_Changed):
+    """Float32 products of an accelerator may be made of factors rounded to 11 bits inside (TF32), whatever is set."""
+
+    changes = (_round,)
 
 
 class Uncast(_Changed):

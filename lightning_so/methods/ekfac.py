@@ -4,7 +4,7 @@ Legend: B blocks of a stack, Q groups, T side of a tile, M rows and N columns of
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -16,12 +16,12 @@ from lightning_so.contract.known import known
 from lightning_so.contract.layerwise import BETA, SIDES, Factors, Layerwise
 from lightning_so.contract.method import Action, Asked, Turned
 from lightning_so.contract.pairing import all_solved
-from lightning_so.contract.spread import Spread, Staggered
 from lightning_so.contract.unit import Unit
+from lightning_so.contract.ways import ByDevice, Ways
 from lightning_so.errors import check_count
 from lightning_so.layers.squares import squares
 from lightning_so.linalg import kron
-from lightning_so.linalg.basis import CALLS, decomposed, refresh, refresh_cost
+from lightning_so.linalg.basis import CALLS, by_cholesky, decomposed, refresh, refresh_cost
 from lightning_so.linalg.damping import Relative, added
 from lightning_so.linalg.diagonal import Diagonal, diagonal
 from lightning_so.linalg.kron import Tiles
@@ -44,17 +44,19 @@ class Stats(Factors):
         values: Eigenvalue estimates of both, (B, Q, length).
         solved: Which units have been solved, (B, units), on the CPU.
         moments: Second moments, under a base that has none.
+        ways: How it is computed.
     """
 
     bases: tuple[Tiles, Tiles]
     values: tuple[Tensor, Tensor]
     solved: Tensor
     moments: Diagonal | None
+    ways: Ways = field(default_factory=Ways)
 
 
 @known
 @dataclass(frozen=True)
-class EKFAC(Layerwise):
+class EKFAC(Layerwise, ByDevice):
     """Run Adam in K-FAC's eigenbases (rotate), or divide SGD's gradients there by fresh second moments (precondition).
 
         A = E[a a'] = Q_A diag(r) Q_A',   G = E[g g'] = Q_G diag(l) Q_G'
@@ -100,11 +102,6 @@ class EKFAC(Layerwise):
         """Check the arguments."""
         self.check_statistics(self.damping, self.clip, self.period)
         check_count("EKFAC", "start", self.start, 0, 1_000_000)
-
-    @property
-    def step_bound(self) -> float | None:
-        """See `contract.method.Method`."""
-        return self.clip
 
     # ---------------------------------------------------------------- which blocks, which action
 
@@ -200,10 +197,6 @@ class EKFAC(Layerwise):
                     found.append(replace(unit, together=True))
         return found
 
-    def pace(self) -> tuple[int, Spread]:
-        """See `contract.method.Method.pace`."""
-        return self.period, Staggered()
-
     def step_cost(self, stack: StackSpec, action: Action) -> float:
         """See `contract.method.Method.step_cost`."""
         m, n = stack.shape
@@ -215,6 +208,10 @@ class EKFAC(Layerwise):
     def solve(self, asked: Sequence[Asked]) -> Solved:
         """See `contract.method.Solves.solve`."""
         return self._solve(asked, refresh)
+
+    def solve_quickly(self, asked: Sequence[Asked]) -> Solved:
+        """See `contract.method.SolvesQuickly.solve_quickly`."""
+        return self._solve(asked, partial(refresh, how=by_cholesky))
 
     def solve_afresh(self, stats: Stats, unit: Unit) -> Result:
         """See `contract.method.Solves.solve_afresh`."""
@@ -261,7 +258,7 @@ class EKFAC(Layerwise):
     def direction(self, stats: Stats, X: Tensor, rows: list[int] | None) -> Tensor:
         """See `contract.method.Method.direction`: P X; on a base with second moments the polar factor, while cold."""
         if stats.moments is None:
-            return polar(X)
+            return polar(X, precision=stats.ways.products(X.dtype))
         chosen = slice(None) if rows is None else rows
         values = [values[chosen] for values in stats.oriented(stats.values)]
         s = stats.moments.estimate(kron.product(*values), chosen) + added(stats.rule, values)

@@ -15,7 +15,6 @@ from lightning_so.contract.known import known
 from lightning_so.contract.layerwise import SIDES, Factors, Layerwise
 from lightning_so.contract.method import Action, Asked
 from lightning_so.contract.pairing import all_solved, on_curvature, refuse_momentless
-from lightning_so.contract.spread import Spread, Staggered
 from lightning_so.contract.unit import Unit
 from lightning_so.linalg import kron, psd
 from lightning_so.linalg.damping import Relative, split, strength
@@ -90,11 +89,6 @@ class KFAC(Layerwise):
         """Check the arguments."""
         self.check_statistics(self.damping, self.clip, self.period)
 
-    @property
-    def step_bound(self) -> float | None:
-        """See `contract.method.Method`."""
-        return self.clip
-
     # ---------------------------------------------------------------- which blocks, which action
 
     def refuse(self, base: Base, group: dict) -> str | None:
@@ -150,10 +144,6 @@ class KFAC(Layerwise):
             size += shape.groups * shape.length if self.exact else 0
         kind = self.shapes(stack.blocks[0])
         return [Unit(index, row, 0, 0, cost, (size,), kind=kind) for row in range(len(stack.blocks))]
-
-    def pace(self) -> tuple[int, Spread]:
-        """See `contract.method.Method.pace`."""
-        return self.period, Staggered()
 
     def step_cost(self, stack: StackSpec, action: Action) -> float:
         """See `contract.method.Method.step_cost`."""

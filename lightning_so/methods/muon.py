@@ -1,7 +1,7 @@
 """Muon: the base optimizer's own step length, along the orthogonalised first moment. No state of its own."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -13,15 +13,23 @@ from lightning_so.contract.known import known
 from lightning_so.contract.method import Action, Taps
 from lightning_so.contract.spread import Spread, Staggered
 from lightning_so.contract.unit import Unit
+from lightning_so.contract.ways import ByDevice, Ways
 from lightning_so.errors import ConfigError, check_count
 from lightning_so.linalg.polar import polar, polar_cost
 
-_PRECISION = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+_PRECISION = {"auto": None, "fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass
+class Stats:
+    """What Muon keeps of a stack: how its polar factors are computed."""
+
+    ways: Ways = field(default_factory=Ways)
 
 
 @known
 @dataclass(frozen=True)
-class Muon:
+class Muon(ByDevice):
     """Bend every hidden matrix by the polar factor of its look-ahead first moment.
 
         p <- p0 (1 - lr wd) - |u| O / |O|,    O = polar(b1 m + (1 - b1) g),    u the base's update
@@ -33,7 +41,8 @@ class Muon:
 
     Attributes:
         steps: Newton-Schulz steps.
-        precision: Of products: "fp32"; "fp16" where the hardware multiplies it fast, nearer to it than "bf16".
+        precision: Of products: "auto" takes "fp16" where the device is faster so, and "fp32" elsewhere; "fp16" is
+            nearer to that than "bf16".
 
     Example:
         >>> Muon().steps
@@ -41,7 +50,7 @@ class Muon:
     """
 
     steps: int = 5
-    precision: str = "fp32"
+    precision: str = "auto"
 
     taps: ClassVar[Taps] = Taps.NONE
     step_bound: ClassVar[float | None] = None
@@ -71,8 +80,9 @@ class Muon:
         """See `contract.method.Method.action`."""
         return Action.BEND
 
-    def init(self, stack: StackSpec, base: Base) -> None:
+    def init(self, stack: StackSpec, base: Base) -> Stats:
         """No statistics."""
+        return Stats()
 
     def units(self, index: int, stack: StackSpec) -> list[Unit]:
         """Nothing to solve."""
@@ -86,7 +96,7 @@ class Muon:
         """See `contract.method.Method.step_cost`."""
         return polar_cost(stack.shape, self.steps, _PRECISION[self.precision] or stack.dtype)
 
-    def tensors(self, stats: None) -> Iterator[tuple[str, Tensor]]:
+    def tensors(self, stats: Stats) -> Iterator[tuple[str, Tensor]]:
         """Nothing to save."""
         return iter(())
 
@@ -94,6 +104,8 @@ class Muon:
         """Never warm: there is no basis."""
         return False
 
-    def direction(self, stats: None, X: Tensor, rows: list[int] | None) -> Tensor:
+    def direction(self, stats: Stats, X: Tensor, rows: list[int] | None) -> Tensor:
         """See `contract.method.Method.direction`."""
-        return polar(X, steps=self.steps, precision=_PRECISION[self.precision])
+        auto = self.precision == "auto"
+        precision = stats.ways.products(X.dtype) if auto else _PRECISION[self.precision]
+        return polar(X, steps=self.steps, precision=precision)

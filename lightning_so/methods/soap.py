@@ -14,9 +14,18 @@ from lightning_so.contract.method import Action, Asked, Taps, Turned
 from lightning_so.contract.pairing import all_solved
 from lightning_so.contract.spread import Spread, Staggered
 from lightning_so.contract.unit import Unit
+from lightning_so.contract.ways import ByDevice, Ways
 from lightning_so.errors import ConfigError, check_count, check_range
 from lightning_so.linalg import tiles
-from lightning_so.linalg.basis import CALLS, decompose, refresh, refresh_cost
+from lightning_so.linalg.basis import (
+    CALLS,
+    Factorisation,
+    by_cholesky,
+    by_householder,
+    decompose,
+    refresh,
+    refresh_cost,
+)
 from lightning_so.linalg.polar import polar, polar_cost
 from lightning_so.linalg.result import Result, Solved
 
@@ -40,14 +49,20 @@ class Side:
 
 @dataclass
 class Stats:
-    """What SOAP keeps of a stack: its row side and its column side."""
+    """What SOAP keeps of a stack.
+
+    Attributes:
+        sides: Its row side and its column side.
+        ways: How it is computed.
+    """
 
     sides: tuple[Side, Side]
+    ways: Ways = field(default_factory=Ways)
 
 
 @known
 @dataclass(frozen=True)
-class SOAP:
+class SOAP(ByDevice):
     """Run the base optimizer in the eigenbasis of L = EMA(G G') and R = EMA(G' G), bent until that basis is warm.
 
         g' = Q_L' g Q_R;    d = base(g');    p <- p0 (1 - lr wd) + Q_L d Q_R'
@@ -168,10 +183,21 @@ class SOAP:
 
     def solve(self, asked: Sequence[Asked]) -> Solved:
         """See `contract.method.Solves.solve`."""
+        return self._solve(asked, by_householder)
+
+    def quick(self, stats: Stats) -> bool:
+        """See `contract.method.SolvesQuickly.quick`: a null space without a ridge has no Cholesky factorisation."""
+        return self.ridge > 0 and super().quick(stats)
+
+    def solve_quickly(self, asked: Sequence[Asked]) -> Solved:
+        """See `contract.method.SolvesQuickly.solve_quickly`."""
+        return self._solve(asked, by_cholesky)
+
+    def _solve(self, asked: Sequence[Asked], how: Factorisation) -> Solved:
         sides = [(stats.sides[unit.side], unit) for stats, unit in asked]
         factors = torch.stack([side.factors[unit.tile][unit.row] for side, unit in sides])
         bases = torch.stack([side.bases[unit.tile][unit.row] for side, unit in sides])
-        return refresh(factors, bases, strength=self.ridge)
+        return refresh(factors, bases, strength=self.ridge, how=how)
 
     def solve_afresh(self, stats: Stats, unit: Unit) -> Result:
         """See `contract.method.Solves.solve_afresh`."""
@@ -203,7 +229,7 @@ class SOAP:
 
     def direction(self, stats: Stats, X: Tensor, rows: list[int] | None) -> Tensor:
         """See `contract.method.Method.direction`: the polar factor, while the bases are cold."""
-        return polar(X)
+        return polar(X, precision=stats.ways.products(X.dtype))
 
     def turn(self, stats: Stats, X: Tensor, rows: list[int] | None, *, leave: bool, square: bool = False) -> Tensor:
         """Rotate a batch into the basis, `Q_L' X Q_R`, or out of it; `square` uses the squared bases.

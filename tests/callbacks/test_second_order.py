@@ -253,6 +253,6 @@ def test_the_callback_can_be_pickled_before_and_while_it_runs():
     pickles = Pickles()
     fit(module(), [ours, pickles])
     for twin in (pickle.loads(pickle.dumps(ours)), pickles.twin):
-        assert (twin.method, twin.checks, twin.engines) == (ours.method, ours.checks, [])
+        assert (twin.method, twin.options, twin.engines) == (ours.method, ours.options, [])
         fit(module(), [twin])
         assert twin.engines[0].report.rotated == 3

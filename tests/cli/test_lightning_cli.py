@@ -90,7 +90,7 @@ def test_a_route_with_counts_from_yaml(tmp_path):
     split = f'        route: {{split: {{"*.qkv.weight": 3}}, base: ["*.lora_*"]}}\n{method}'
     (tmp_path / "c.yaml").write_text(text.replace(method, split))
     callback, _ = parse("--config", str(tmp_path / "c.yaml"))
-    assert callback.route == {"split": {"*.qkv.weight": 3}, "base": ["*.lora_*"]}
+    assert callback.options.route == {"split": {"*.qkv.weight": 3}, "base": ["*.lora_*"]}
 
 
 def test_a_bad_value_is_named(capsys):

@@ -79,10 +79,28 @@ def test_polar_by_the_gram_matrix_equals_the_plain_iteration():
         torch.testing.assert_close(polar(M.mT[None])[0], X.mT, rtol=0, atol=tolerance)
 
 
-def test_polar_of_extremes():
-    assert not polar(torch.zeros(1, 4, 3)).any()
-    tiny, huge = torch.randn(1, 4, 3) * 1e-30, torch.randn(1, 4, 3) * 1e30
-    assert bool(polar(tiny).isfinite().all())
-    assert float(polar(tiny).norm()) > 1
-    assert bool(polar(huge).isfinite().all())
-    assert float(polar(huge).norm()) > 1
+@pytest.mark.parametrize("precision", COSINES, ids=str)
+@pytest.mark.parametrize("shape", [(4, 3), (24, 96), (96, 24)], ids=str)
+def test_polar_has_no_scale(shape, precision):
+    assert not polar(torch.zeros(1, *shape), precision=precision).any()
+    X = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+    right = polar(X, precision=precision)
+    # Of one batch: the largest does not decide what is left of the others.
+    found = polar(torch.cat([X * 1e-30, torch.zeros_like(X), X * 1e30]), precision=precision)
+    assert not found[1].any()
+    for scaled in found[[0, 2]]:
+        assert cosine(scaled, right[0]) > COSINES[precision]
+        assert 0.9 < float(scaled.norm() / right.norm()) < 1.1
+
+
+@EVERY
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_in_fp16_singular_vectors_are_those_of_the_matrix(shape, spectrum):
+    """Of what 5 steps lift: singular values above 1/100 of the largest, and so of half of them at 1/k^2 and less."""
+    M = matrix(*shape, spectrum)
+    found = polar(M.float()[None], precision=torch.float16)[0].double()
+    U, S, V = torch.linalg.svd(M, full_matrices=False)
+    kept = S > 1e-2 * S[0]
+    aligned = (U.mT @ found @ V.mT)[kept][:, kept]
+    assert float(aligned.diagonal().min()) > 0.4
+    assert float((aligned - aligned.diagonal().diag()).abs().max()) < 0.02

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightning_so.linalg import precision
-from lightning_so.linalg.precision import FullPrecision, Uncast, Unrounded, rounded
+from lightning_so.linalg.precision import FullPrecision, Rounded, Uncast, Unrounded, rounded
 
 NEW = hasattr(torch._C, "_get_fp32_precision_getter")
 newer = pytest.mark.skipif(not NEW, reason="these settings are there since torch 2.9")
@@ -121,6 +121,31 @@ def test_nothing_is_rounded_inside_and_the_settings_are_back_outside(settings, h
             raised(how)
         how()(plain)()
     assert state() == expected
+
+
+@EVERY
+def test_an_accelerator_rounds_inside_and_does_outside_as_it_was_told(settings):
+    for tell in settings:
+        tell()
+    expected = state()
+    for tell in settings:
+        tell()
+    with Rounded():
+        assert rounded()
+        if NEW:
+            assert torch._C._get_fp32_precision_getter("cuda", "matmul") == "tf32"
+        with FullPrecision():
+            plain()
+        assert rounded()
+    assert state() == expected
+
+
+def test_an_accelerator_that_is_told_nothing_rounds_inside_alone(monkeypatch):
+    for getter in (precision._get, None):
+        monkeypatch.setattr(precision, "_get", getter)
+        with Rounded():
+            assert rounded()
+        plain()
 
 
 @pytest.mark.parametrize("setting", ["high", "medium", "allow_tf32"])

@@ -31,7 +31,7 @@ FLOORS = (
     ("host", "report", "stopwatch"),
     ("stacks",),
     ("plan", "schedule", "matrices"),
-    ("options", "statistics", "solves", "step"),
+    ("options", "device", "statistics", "solves", "step"),
     ("trust",),
     ("assembly",),
     ("checkpoint",),

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from lightning_so.comm import SHARDINGS, access_of, ambient, unwrapped
 from lightning_so.contract.method import Method
 from lightning_so.contract.vector_method import VectorMethod
+from lightning_so.contract.ways import Ways
 from lightning_so.core.attach.hooks import guarded, hooks
 from lightning_so.core.attach.replaced import ReplacedStep
 from lightning_so.core.attach.states import States
@@ -108,6 +109,7 @@ def attach(
     compare_every: int = 0,
     lag: int = 0,
     sharding: str = "exact",
+    ways: Ways | None = None,
 ) -> Attached: ...
 
 
@@ -123,6 +125,7 @@ def attach(
     compare_every: int = 0,
     lag: int = 0,
     sharding: str = "exact",
+    ways: Ways | None = None,
     product: str = "difference",
 ) -> Attached | AttachedVector:
     """Put a method in front of an optimizer in a plain torch loop.
@@ -146,6 +149,7 @@ def attach(
             pass. One process waits as long, so that the weights do not depend on the number of ranks.
         sharding: What a matrix is where ranks hold pieces: "exact", the whole, which its owner works on; "local", each
             rank's rows (FSDP2), so that nothing travels and results depend on the number of ranks.
+        ways: How bases, polar factors and rotations are computed; what it leaves open is measured, but on a CPU.
         product: How a method on the whole vector has its products: by "difference" of gradients, "exact", by double
             backward, or "auto", by double backward where there is one.
 
@@ -172,8 +176,8 @@ def attach(
     if getattr(optimizer, "_lightning_so_vector" if whole else "_lightning_so", None) is not None:
         raise ConfigError("attach: this optimizer already has a method attached; call `engine.detach()` first.")
     if whole:
-        options = route, min_coverage, reduction, verify_every, compare_every, lag, sharding
-        if options != (None, 0, None, 0, 0, 0, "exact"):
+        options = route, min_coverage, reduction, verify_every, compare_every, lag, sharding, ways
+        if options != (None, 0, None, 0, 0, 0, "exact", None):
             raise ConfigError(
                 f"attach: {type(method).__name__} is one method on all parameters: it takes no options but product."
             )
@@ -192,4 +196,4 @@ def attach(
     checks = Checks(verify_every, compare_every)
     access = access_of((p for group in optimizer.param_groups for p in group["params"]), model, sharding=sharding)
     host = Host.of(unwrapped(model), optimizer, access=access, world=ambient(sharded=access.sharded))
-    return Attached(host, Options(Mixture.of(method), route, min_coverage, checks, reduction, lag))
+    return Attached(host, Options(Mixture.of(method), route, min_coverage, checks, reduction, lag, ways or Ways()))

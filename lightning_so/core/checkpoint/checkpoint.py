@@ -11,7 +11,7 @@ from lightning_so.core.checkpoint.portable import (
     FORMAT,
     check_blocks,
     load_blocks,
-    load_report,
+    load_facts,
     load_state_dict,
     state_dict,
 )
@@ -38,6 +38,7 @@ def write(parts: Parts, kind: str) -> dict[str, Any]:
     """
     if kind == "rebuild":
         state = {"format": FORMAT, "method": parts.plan.method, "report": parts.report.portable()}
+        state["ways"] = parts.chosen.portable()
     else:
         forget_stale(parts)
         state = state_dict(parts)
@@ -72,7 +73,7 @@ def read(parts: Parts, state: dict[str, Any], *, cold: bool = False) -> None:
 def _load(parts: Parts, state: dict[str, Any]) -> None:
     """Load a state of any kind, which is this rank's."""
     if state["kind"] == "rebuild":
-        load_report(parts.report, state["report"], parts.plan.coverage)
+        load_facts(parts, state)
         parts.units.schedule.restart(parts.report.step)
     elif state["kind"] == "compact":
         check_blocks(

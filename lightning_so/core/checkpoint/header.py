@@ -4,6 +4,9 @@ from typing import Any
 
 from lightning_so.errors import StateError
 
+#: Arguments as files of before have them, and what they are now: the state is the same.
+SINCE = {"precision='fp32'": "precision='auto'"}
+
 
 def check_header(state: Any, number: int, method: str) -> None:
     """Refuse a state of another format or method.
@@ -21,8 +24,15 @@ def check_header(state: Any, number: int, method: str) -> None:
         raise StateError(
             f"state format is {found!r}, this version reads {number}: load it with the version that wrote it."
         )
-    if state["method"] != method:
+    if _now(state["method"]) != _now(method):
         raise StateError(
             f"the state is of {state['method']}, this run uses {method}: use the same arguments, or "
             f"start without the state."
         )
+
+
+def _now(method: str) -> str:
+    """A method's text, as that of today's defaults."""
+    for before, now in SINCE.items():
+        method = method.replace(before, now)
+    return method

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from lightning_so.comm import replicated_tensors
-from lightning_so.core.assembly import Parts
+from lightning_so.core.assembly import Parts, compute
 from lightning_so.core.checkpoint.header import check_header
-from lightning_so.core.report import Report
+from lightning_so.core.schedule.schedule import Rung
 from lightning_so.core.schedule.units import Units
 from lightning_so.core.solves import swap
 from lightning_so.core.solves.flight import Batch, Flight, complete
@@ -48,6 +48,7 @@ def state_dict(parts: Parts) -> dict[str, Any]:
         "origin": schedule.origin,
         "placed": schedule.placed,
         "report": parts.report.portable(),
+        "ways": parts.chosen.portable(),
     }
 
 
@@ -69,7 +70,7 @@ def load_state_dict(parts: Parts, state: dict[str, Any]) -> None:
 def load_blocks(parts: Parts, state: dict[str, Any]) -> None:
     """Load a state that was checked."""
     take_over(parts, state)
-    load_report(parts.report, state["report"], parts.plan.coverage)
+    load_facts(parts, state)
     parts.units.schedule.origin = state["origin"]
     if state["placed"]:
         parts.units.schedule.place(state["placed"])
@@ -135,7 +136,7 @@ def _flights(parts: Parts) -> list[dict[str, Any]]:
             solved, good = batch.solved, batch.solved.good.tolist()
             for at, number in enumerate(batch.numbers):
                 order = None if solved.order is None else solved.order[at].clone()
-                saved = {"value": solved.value[at].clone(), "order": order, "ok": good[at], "afresh": batch.afresh}
+                saved = {"value": solved.value[at].clone(), "order": order, "ok": good[at], "rung": int(batch.rung)}
                 results[parts.units.key(number)] = saved
         found.append({"lands": flight.lands, "results": results})
     return found
@@ -150,33 +151,36 @@ def _recalled(units: Units, state: dict[str, Any]) -> Flight:
             stack = units.stack(known[key])
             order = None if saved["order"] is None else saved["order"].to(stack.device)
             result = Result(saved["value"].to(stack.device, stack.dtype), saved["ok"], order)
-            batches.append(Batch([known[key]], Solved.of([result]), saved.get("afresh", False)))
+            rung = Rung(saved.get("rung", saved.get("afresh", Rung.PLAIN)))  # as files of before have it
+            batches.append(Batch([known[key]], Solved.of([result]), rung))
     return Flight(state["lands"], batches)
 
 
-def _unread(parts: Parts) -> dict[str, list[bool]]:
-    """Verdicts that wait for the next step, by unit: whether it is good, and was solved afresh. Nothing is judged."""
+def _unread(parts: Parts) -> dict[str, list[int]]:
+    """Verdicts that wait for the next step, by unit: whether it is good, and its rung. Nothing is judged."""
     found = {}
     good = swap.apart(parts.unread, swap.read(parts.unread))
     for some, flags in zip(parts.unread, good, strict=True):
-        found |= {parts.units.key(n): [ok, some.afresh] for n, ok in zip(some.numbers, flags, strict=True)}
+        found |= {parts.units.key(n): [ok, int(some.rung)] for n, ok in zip(some.numbers, flags, strict=True)}
     return found
 
 
-def _recall_unread(parts: Parts, saved: dict[str, list[bool]]) -> None:
+def _recall_unread(parts: Parts, saved: dict[str, list[int]]) -> None:
     """Have the next step learn of verdicts of `_unread`, of the units that are here."""
     parts.unread.clear()
     for number in range(len(parts.units)):
         if (found := saved.get(parts.units.key(number))) is not None:
-            good = torch.tensor([found[0]], device=parts.units.stack(number).device)
-            parts.unread.append(swap.Unread([number], good, found[1]))
+            good = torch.tensor([bool(found[0])], device=parts.units.stack(number).device)
+            parts.unread.append(swap.Unread([number], good, Rung(found[1])))
 
 
-def load_report(report: Report, counts: dict[str, Any], coverage: float) -> None:
-    """Go on counting from a saved report; what is covered is a fact of this run."""
-    for name, value in counts.items():
-        setattr(report, name, value)
-    report.coverage = coverage
+def load_facts(parts: Parts, state: dict[str, Any]) -> None:
+    """Go on counting from a saved report, and computing in its ways; what is covered is a fact of this run."""
+    for name, value in state["report"].items():
+        setattr(parts.report, name, value)
+    parts.report.coverage = parts.plan.coverage
+    if "ways" in state:  # not in files of before
+        compute(parts, parts.chosen.or_those_of(state["ways"]))
 
 
 def block_tensors(stacks: list[Stack]) -> dict[str, dict[str, Tensor]]:

@@ -31,8 +31,9 @@ def fits(parts: Parts, host: Host) -> bool:
 def reassembled(parts: Parts, host: Host, options: Options) -> Parts:
     """Make parts anew, for tensors that were added or replaced, or for another optimizer: a collective.
 
-    Of blocks whose tensors stay all is kept, while the optimizer is the same or keeps its moments under the same names.
-    What leaves takes plain moments with it. The interval starts from its smallest again, and new blocks start cold.
+    They go on computing in the same ways. Of blocks whose tensors stay all is kept, while the optimizer is the same or
+    keeps its moments under the same names. What leaves takes plain moments with it. The interval starts from its
+    smallest again, and new blocks start cold.
 
     Args:
         parts: Those so far, between steps; not used afterwards.
@@ -54,7 +55,7 @@ def reassembled(parts: Parts, host: Host, options: Options) -> Parts:
     for place in parts.roster.away:
         parts.roster.away[place] = None  # What is not rotated now is plain.
     old = state_dict(parts)
-    new = assemble(host, options, parts.report)
+    new = assemble(host, options, parts.report, parts.chosen)
     for stack in new.stacks:
         for block in stack.blocks:
             _check_moved(block, host, lost)

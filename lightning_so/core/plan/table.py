@@ -44,6 +44,7 @@ class Plan:
         assigned: The blocks that a method works on, and the method of each.
         costs: By name of a parameter, extra bytes held for its blocks and the ranks that solve their units.
         layout: Where matrices are whole and what a rank sends per step; empty in one process.
+        ways: How what can be computed in several ways is; empty where nothing was chosen.
     """
 
     method: str
@@ -52,6 +53,7 @@ class Plan:
     assigned: Mapping[Block, Method]
     costs: Mapping[str, tuple[int, list[int]]] = field(default_factory=dict)
     layout: str = ""
+    ways: str = ""
 
     @property
     def blocks(self) -> list[Block]:
@@ -83,7 +85,7 @@ class Plan:
         lines = [
             f"{self.method} on {self.base}: {len(weights)} of {len(self.rows)} parameters, "
             f"{100 * self.coverage:.1f} % of the elements, {megabytes(extra)} of extra state",
-            *([f"  {self.layout}"] if self.layout else []),
+            *(f"  {line}" for line in (self.layout, self.ways) if line),
         ]
         for row in self.rows:
             shape = "x".join(map(str, row.shape)) or "scalar"

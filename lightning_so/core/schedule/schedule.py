@@ -4,12 +4,24 @@ A pure function of (step, units, ranks): every rank computes the same answer wit
 """
 
 from dataclasses import dataclass, field
+from enum import IntEnum
 
 from lightning_so.contract.unit import Unit
 from lightning_so.core.schedule.packing import owners, pack
 
 #: How often rows are observed between two solves of a unit, where a method observes rows.
 FOLDS = 4
+
+
+class Rung(IntEnum):
+    """By what a unit is solved; where that fails it climbs to the next rung, for its next step."""
+
+    QUICK = -1
+    """By the fastest means, which want a last value that was good."""
+    PLAIN = 0
+    """From the last value, whatever it is."""
+    AFRESH = 1
+    """From the factor alone."""
 
 
 @dataclass
@@ -27,7 +39,7 @@ class Schedule:
         next: Step at which each unit is due.
         solved: Good solves of each unit since its block was last cold.
         failed: Failed solves of each unit since its last good one.
-        broken: Whether each unit's plain solve has failed since its last good one: then it is solved afresh.
+        rung: The lowest rung on which each unit may be solved.
         every: The interval of each unit that is in force.
         slot: The slot of each unit in it.
         final_slot: The slot of each unit in its largest interval.
@@ -44,7 +56,7 @@ class Schedule:
     next: list[int] = field(default_factory=list, init=False)
     solved: list[int] = field(default_factory=list, init=False)
     failed: list[int] = field(default_factory=list, init=False)
-    broken: list[int] = field(default_factory=list, init=False)
+    rung: list[int] = field(default_factory=list, init=False)
     every: list[int] = field(default_factory=list, init=False)
     slot: list[int] = field(default_factory=list, init=False)
     final_slot: list[int] = field(default_factory=list, init=False)
@@ -53,7 +65,7 @@ class Schedule:
     def __post_init__(self) -> None:
         """Fill the lists of a new schedule."""
         count = len(self.units)
-        self.tried, self.last, self.solved, self.failed, self.broken = ([0] * count for _ in range(5))
+        self.tried, self.last, self.solved, self.failed, self.rung = ([0] * count for _ in range(5))
         self.every, self.slot = [0] * count, [0] * count
         self.next = [1] * count
         self._of_period = {unit.period: unit for unit in self.units}
@@ -138,24 +150,25 @@ class Schedule:
         self.origin = step
         self.next = [min(due, step + 1) for due in self.next]
 
-    def record(self, unit: int, *, good: bool, afresh: bool = False) -> None:
+    def record(self, unit: int, *, good: bool, rung: Rung) -> None:
         """Note how a solve of a unit has ended.
 
-        A plain solve that has failed is no failure yet: the unit is due at once, to be solved afresh.
+        One that has failed is no failure yet below the highest rung: the unit is due at once, on the next one.
 
         Args:
             unit: The unit.
             good: Whether it was good.
-            afresh: Whether it was solved afresh.
+            rung: On which it was solved.
         """
         if good:
             self.last[unit] = self.tried[unit]
             self.solved[unit] += 1
-            self.failed[unit] = self.broken[unit] = 0
-        elif afresh:
+            self.failed[unit], self.rung[unit] = 0, Rung.QUICK
+        elif rung is Rung.AFRESH:
             self.failed[unit] += 1
         else:
-            self.broken[unit], self.next[unit] = 1, self.tried[unit] + 1
+            # A verdict may come late, after that of a higher rung.
+            self.rung[unit], self.next[unit] = max(self.rung[unit], rung + 1), self.tried[unit] + 1
 
     def skip(self, unit: int) -> None:
         """Note that a due unit has nothing new to solve: its last solution is as good as a new one."""
@@ -177,11 +190,11 @@ class Schedule:
 
     def history(self, unit: int) -> list[int]:
         """What resuming needs of a unit."""
-        kept = self.tried, self.last, self.next, self.solved, self.failed, self.broken
-        return [numbers[unit] for numbers in kept]
+        kept = self.tried, self.last, self.next, self.solved, self.failed, self.rung
+        return [int(numbers[unit]) for numbers in kept]  # plain ones: files hold no class of ours
 
     def recall(self, unit: int, history: list[int]) -> None:
-        """Load what `history` gave; in files of before there is nothing of `broken`."""
-        kept = self.tried, self.last, self.next, self.solved, self.failed, self.broken
+        """Load what `history` gave; in files of before there is nothing of `rung`."""
+        kept = self.tried, self.last, self.next, self.solved, self.failed, self.rung
         for numbers, number in zip(kept, [*history, 0], strict=False):
             numbers[unit] = number

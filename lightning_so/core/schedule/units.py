@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from lightning_so.contract.block import Block
 from lightning_so.contract.method import Asked
 from lightning_so.contract.unit import Unit
-from lightning_so.core.schedule.schedule import Schedule
+from lightning_so.core.schedule.schedule import Rung, Schedule
 from lightning_so.core.stacks.stack import Stack
 
 #: Stack and row of a block.
@@ -82,7 +82,7 @@ class Units:
         return self.schedule.owner[self.of_block(place)[0]]
 
     def alike(self, numbers: Iterable[int]) -> list[list[int]]:
-        """Units that are solved in one call: of one method, kind and place, and all afresh or none.
+        """Units that are solved in one call: of one method, kind, place and rung.
 
         Args:
             numbers: Those to solve.
@@ -93,9 +93,15 @@ class Units:
         found: dict[tuple, list[int]] = {}
         for number in numbers:
             unit, stack = self[number], self.stack(number)
-            kind = unit.shape, unit.columns, unit.kind, self.schedule.broken[number]
+            kind = unit.shape, unit.columns, unit.kind, self.rung(number)
             found.setdefault((id(stack.method), stack.dtype, stack.device, stack.shared, *kind), []).append(number)
         return list(found.values())
+
+    def rung(self, number: int) -> Rung:
+        """On which rung a unit is solved next; the same on every rank."""
+        stack = self.stack(number)
+        lowest = Rung.QUICK if stack.sprinter is not None and stack.sprinter.quick(stack.stats) else Rung.PLAIN
+        return Rung(max(self.schedule.rung[number], lowest))
 
     def asked(self, numbers: Iterable[int]) -> list[Asked]:
         """What a method is told of units."""

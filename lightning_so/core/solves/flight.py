@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_so.comm import Local, replicated_tensors
+from lightning_so.core.schedule.schedule import Rung
 from lightning_so.core.schedule.units import Units
 from lightning_so.core.solves.wire import pack, solved_of, unit_bytes, unpack, whole_bytes, wire_of
 from lightning_so.linalg.precision import FullPrecision
@@ -25,12 +26,12 @@ class Batch:
     Attributes:
         numbers: Their numbers.
         solved: What came of it; of units that others own it may be the verdict alone.
-        afresh: Whether they were solved afresh.
+        rung: On which they were solved.
     """
 
     numbers: list[int]
     solved: Solved
-    afresh: bool = False
+    rung: Rung
 
 
 @dataclass
@@ -57,7 +58,7 @@ class Flight:
 
 
 def solve(units: Units, numbers: list[int]) -> Solved:
-    """Solve units that are alike, from their last values, or afresh where that has failed.
+    """Solve units that are alike, on their rung.
 
     Args:
         units: The units.
@@ -66,9 +67,10 @@ def solve(units: Units, numbers: list[int]) -> Solved:
     Returns:
         What came of it.
     """
-    if units.schedule.broken[numbers[0]]:
+    rung, stack = units.rung(numbers[0]), units.stack(numbers[0])
+    if rung is Rung.AFRESH:
         return afresh(units, numbers)
-    return units.stack(numbers[0]).solving.solve(units.asked(numbers))
+    return (stack.sprinting.solve_quickly if rung is Rung.QUICK else stack.solving.solve)(units.asked(numbers))
 
 
 def afresh(units: Units, numbers: list[int]) -> Solved:
@@ -92,9 +94,9 @@ def launch(units: Units, due: list[int], how: Callable[[Units, list[int]], Solve
         The flight; each unit was solved by its owner alone.
     """
     batches = _owned(units, due, team.ranks)
-    again = [bool(units.schedule.broken[numbers[0]]) for _, numbers in batches]
+    rungs = [units.rung(numbers[0]) for _, numbers in batches]
     mine = {
-        at: Batch(numbers, how(units, numbers), again[at])
+        at: Batch(numbers, how(units, numbers), rungs[at])
         for at, (rank, numbers) in enumerate(batches)
         if rank == team.rank
     }
@@ -119,7 +121,7 @@ def launch(units: Units, due: list[int], how: Callable[[Units, list[int]], Solve
             wire = wires[rank][offsets[rank] : offsets[rank] + size].view(len(numbers), -1)
             offsets[rank] += size
             # The owner keeps its own: where blocks are worked on by their owners alone, the others have the verdict.
-            found.append(mine[at] if at in mine else Batch(numbers, solved_of(wire, *example(numbers)), again[at]))
+            found.append(mine[at] if at in mine else Batch(numbers, solved_of(wire, *example(numbers)), rungs[at]))
         return found
 
     return Flight(lands, arrive=arrive, here=here)
@@ -160,5 +162,5 @@ def complete(flight: Flight, units: Units, team: Local, *, sharded: bool) -> lis
     found = []
     for batch, rank in zip(batches, owners, strict=True):
         unit, stack = units[batch.numbers[0]], units.stack(batch.numbers[0])
-        found.append(Batch(batch.numbers, unpack(next(arrived[rank]), unit, stack.dtype), batch.afresh))
+        found.append(Batch(batch.numbers, unpack(next(arrived[rank]), unit, stack.dtype), batch.rung))
     return found

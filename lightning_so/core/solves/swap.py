@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_so.actions import rotate
 from lightning_so.contract.unit import Unit
 from lightning_so.core.matrices.matrices import MomentChange
+from lightning_so.core.schedule.schedule import Rung
 from lightning_so.core.solves.basis import cool
 from lightning_so.core.solves.flight import Batch, Flight
 from lightning_so.core.solves.landing import Landing
@@ -30,12 +31,12 @@ class Unread:
     Attributes:
         numbers: Units that were swapped in.
         good: Which of them are good, on their device.
-        afresh: Whether they were solved afresh.
+        rung: On which they were solved.
     """
 
     numbers: list[int]
     good: Tensor
-    afresh: bool = False
+    rung: Rung
 
 
 @dataclass
@@ -65,7 +66,7 @@ def land(flights: list[Flight], unread: list[Unread], at: Landing) -> None:
     while flights and flights[0].lands <= at.report.step:
         batches = flights.pop(0).arrived()
         warm = all(warm_rows[units[n].stack][units[n].row] for batch in batches for n in batch.numbers)
-        found = [Unread(batch.numbers, batch.solved.good, batch.afresh) for batch in batches]
+        found = [Unread(batch.numbers, batch.solved.good, batch.rung) for batch in batches]
         flags = [True] * sum(len(some.numbers) for some in found) if warm else read(found)
         _swap(batches, apart(found, flags), at)
         if warm:
@@ -115,9 +116,9 @@ def judge(unread: Sequence[Unread], flags: list[bool], at: Landing) -> None:
     schedule, report = at.units.schedule, at.report
     for some, good in zip(unread, apart(unread, flags), strict=True):
         for number, ok in zip(some.numbers, good, strict=True):
-            report.retries += some.afresh
-            report.failures += some.afresh and not ok
-            schedule.record(number, good=ok, afresh=some.afresh)
+            report.retries += some.rung is Rung.AFRESH or (some.rung is Rung.QUICK and not ok)
+            report.failures += some.rung is Rung.AFRESH and not ok
+            schedule.record(number, good=ok, rung=some.rung)
             place = at.units[number].stack, at.units[number].row
             if schedule.failed[number] >= FAILURES and at.roster.warm[place[0]][place[1]]:
                 report.cooled += 1

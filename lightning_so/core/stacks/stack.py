@@ -8,7 +8,17 @@ import torch
 from torch import Tensor
 
 from lightning_so.contract.block import Block, StackSpec
-from lightning_so.contract.method import Action, Method, ObservesGradients, ObservesRows, Rotates, Solves, TakesDamping
+from lightning_so.contract.method import (
+    Action,
+    Method,
+    ObservesGradients,
+    ObservesRows,
+    Rotates,
+    Solves,
+    SolvesQuickly,
+    TakesDamping,
+    TakesWays,
+)
 from lightning_so.core.host import Host
 
 
@@ -23,8 +33,10 @@ class Stack(StackSpec):
         observer: The method, if it observes gradients.
         tapped: The method, if it observes rows.
         solver: The method, if it has units.
+        sprinter: The method, if it has a faster solve too.
         rotator: The method, if it rotates.
         damped: The method, if its damping can be set.
+        versatile: The method, if it computes in one of several ways.
         rotates: Whether the moments of its warm blocks are in its bases: those of preconditioned gradients stay plain.
         stats: What the method keeps, opaque to the engine.
         hidden: Room for the saved parameters p0, or for this rank's pieces of them; see `Matrices.make_room`.
@@ -35,8 +47,10 @@ class Stack(StackSpec):
     observer: ObservesGradients | None
     tapped: ObservesRows | None
     solver: Solves | None
+    sprinter: SolvesQuickly | None
     rotator: Rotates | None
     damped: TakesDamping | None
+    versatile: TakesWays | None
     rotates: bool
     stats: Any = None
     hidden: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -61,8 +75,10 @@ class Stack(StackSpec):
             observer=method if isinstance(method, ObservesGradients) else None,
             tapped=method if isinstance(method, ObservesRows) else None,
             solver=method if isinstance(method, Solves) else None,
+            sprinter=method if isinstance(method, SolvesQuickly) else None,
             rotator=rotator,
             damped=method if isinstance(method, TakesDamping) else None,
+            versatile=method if isinstance(method, TakesWays) else None,
             rotates=rotator is not None and not host.base.linear,
         )
 
@@ -85,6 +101,11 @@ class Stack(StackSpec):
     def solving(self) -> Solves:
         """The method of a stack that has been given a unit."""
         return self._known(self.solver, "has no units")
+
+    @property
+    def sprinting(self) -> SolvesQuickly:
+        """The method of a stack whose units are solved quickly."""
+        return self._known(self.sprinter, "has no faster solve")
 
     @property
     def turning(self) -> Rotates:

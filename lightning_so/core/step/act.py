@@ -16,11 +16,14 @@ from lightning_so.core.stacks.stack import methods_of
 from lightning_so.core.step import lending, rowwise
 from lightning_so.core.step.progress import Progress
 from lightning_so.core.step.rowwise import Kept
+from lightning_so.core.step.turning import turning
 from lightning_so.linalg.precision import FullPrecision, Uncast
 
 
 @Uncast()
-def begin(progress: Progress, acting: Sequence[Cohort], host: Host, matrices: Matrices, kept: Kept) -> None:
+def begin(
+    progress: Progress, acting: Sequence[Cohort], host: Host, matrices: Matrices, kept: Kept, rotation: str | None
+) -> None:
     """Precondition the gradients of cohorts, or hide their parameters (and rotate gradients), before the base steps.
 
     Args:
@@ -29,12 +32,14 @@ def begin(progress: Progress, acting: Sequence[Cohort], host: Host, matrices: Ma
         host: The training.
         matrices: Where they are whole.
         kept: Rows of layers that made gradients.
+        rotation: How rotations are computed, see `Ways`.
     """
     clips = _clips(acting)
     lending.lend(acting, host)
     try:
+        rest = host, matrices, kept, rotation
         matrices.transform(
-            [item for cohort in acting for item in _items(cohort, clips[id(cohort.stack.method)], host, matrices, kept)]
+            [item for cohort in acting for item in _items(cohort, clips[id(cohort.stack.method)], *rest)]
         )
         _apply(clips.values(), matrices)
         for cohort in acting:
@@ -48,7 +53,9 @@ def begin(progress: Progress, acting: Sequence[Cohort], host: Host, matrices: Ma
         lending.take_back([cohort for cohort in acting if cohort.lent and cohort not in progress.hidden], host)
 
 
-def _items(cohort: Cohort, clip: Clip, host: Host, matrices: Matrices, kept: Kept) -> Iterable[MatrixWork]:
+def _items(
+    cohort: Cohort, clip: Clip, host: Host, matrices: Matrices, kept: Kept, rotation: str | None
+) -> Iterable[MatrixWork]:
     """The work on matrices that a cohort's gradients need before the base's step: none where it is bent."""
     stack, gradients = cohort.stack, matrices.gradients(cohort)
     seen = stack.observer is not None
@@ -70,8 +77,7 @@ def _items(cohort: Cohort, clip: Clip, host: Host, matrices: Matrices, kept: Kep
         return
     coupled = _couple_decay(cohort, gradients, host, matrices)
     if cohort.action is Action.ROTATE:
-        turn = partial(stack.turning.turn, stack.stats, rows=cohort.rows, leave=False)
-        yield MatrixWork(cohort, source, turn, sink, seen and not coupled)
+        yield MatrixWork(cohort, source, turning(cohort, rotation, leave=False), sink, seen and not coupled)
 
 
 def _clips(cohorts: Iterable[Cohort]) -> dict[int, Clip]:

@@ -12,11 +12,12 @@ from lightning_so.core.host import Host
 from lightning_so.core.matrices.matrices import Matrices, MatrixWork
 from lightning_so.core.stacks.cohort import Cohort
 from lightning_so.core.step import lending
+from lightning_so.core.step.turning import turning
 from lightning_so.linalg.precision import FullPrecision, Uncast
 
 
 @Uncast()
-def finish(hidden: list[Cohort], call: int, host: Host, matrices: Matrices) -> None:
+def finish(hidden: list[Cohort], call: int, host: Host, matrices: Matrices, rotation: str | None) -> None:
     """Turn the updates that the base left in the hidden parameters, and write the parameters back.
 
     Args:
@@ -24,13 +25,22 @@ def finish(hidden: list[Cohort], call: int, host: Host, matrices: Matrices) -> N
         call: Which call of the base's step has ended.
         host: The training.
         matrices: Where they are whole.
+        rotation: How rotations are computed, see `Ways`.
     """
     ended = [cohort for cohort in hidden[::-1] if cohort.blocks[0].call == call]
     lengths = _lengths([cohort for cohort in ended if cohort.action is Action.BEND], matrices)
-    matrices.transform([_last(cohort, lengths.get(id(cohort)), hidden, host, matrices) for cohort in ended])
+    rest = hidden, host, matrices, rotation
+    matrices.transform([_last(cohort, lengths.get(id(cohort)), *rest) for cohort in ended])
 
 
-def _last(cohort: Cohort, lengths: Tensor | None, hidden: list[Cohort], host: Host, matrices: Matrices) -> MatrixWork:
+def _last(
+    cohort: Cohort,
+    lengths: Tensor | None,
+    hidden: list[Cohort],
+    host: Host,
+    matrices: Matrices,
+    rotation: str | None,
+) -> MatrixWork:
     """The work that turns or bends the updates of a cohort and writes its new weights."""
     stack, weights = cohort.stack, matrices.weights(cohort)
     update = partial(matrices.fill, cohort, weights, 0)
@@ -50,8 +60,7 @@ def _last(cohort: Cohort, lengths: Tensor | None, hidden: list[Cohort], host: Ho
         cohort.applied += 1
 
     if lengths is None:
-        turn = partial(stack.turning.turn, stack.stats, rows=cohort.rows, leave=True)
-        return MatrixWork(cohort, update, turn, write)
+        return MatrixWork(cohort, update, turning(cohort, rotation, leave=True), write)
 
     @FullPrecision()
     def turned(X: Tensor) -> Tensor:

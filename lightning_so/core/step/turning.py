@@ -1,0 +1,32 @@
+"""The rotations of a step, their products made in the way that was chosen."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from torch import Tensor
+
+from lightning_so.core.stacks.cohort import Cohort
+from lightning_so.linalg.precision import Rounded, Uncast, Unrounded
+
+#: By `Ways.rotation`; where torch says, nothing is said here.
+CONTEXTS: dict[str | None, Callable[[], AbstractContextManager]] = {"torch": Uncast, "tf32": Rounded, "fp32": Unrounded}
+
+
+def turning(cohort: Cohort, way: str | None, *, leave: bool) -> Callable[[Tensor], Tensor]:
+    """What rotates a batch of a cohort into its bases, or out of them.
+
+    Args:
+        cohort: The cohort, which rotates.
+        way: See `contract.ways.Ways.rotation`.
+        leave: Out of the bases.
+
+    Returns:
+        The function.
+    """
+    stack, context = cohort.stack, CONTEXTS[way]
+
+    def turn(X: Tensor) -> Tensor:
+        with context():
+            return stack.turning.turn(stack.stats, X, cohort.rows, leave=leave)
+
+    return turn
