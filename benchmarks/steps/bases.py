@@ -5,9 +5,10 @@
 
 The factors are of eigenvalues `k^-1.5` and have moved by a twentieth since their bases were found. Householder's QR,
 matrix by matrix and in one call (torch has no batched kernel for it and loops); two Cholesky factorisations, with
-triangular solves and with products by explicit inverses; and `linalg.basis.refresh` whole. Of each the median
-milliseconds for all matrices, `max |Q'Q - I|`, and the largest difference from Householder's in float64. Polar factors
-are of matrices of singular values `1 / k` by `linalg.polar`, in each precision; their difference is `1 - cosine`.
+triangular solves and with products by explicit inverses; and `linalg.basis.refresh` whole, in both ways. Of each the
+median milliseconds for all matrices, `max |Q'Q - I|`, and the largest difference from Householder's in float64. Polar
+factors are of matrices of singular values `1 / k` by `linalg.polar`, in each precision; their difference is
+`1 - cosine`.
 """
 
 import argparse
@@ -46,43 +47,32 @@ def moved(side: int, count: int) -> tuple[Tensor, Tensor]:
     return F.float().repeat(count, 1, 1), Q.float().repeat(count, 1, 1)
 
 
-def householder(A: Tensor) -> Tensor:
-    """The orthogonal factor of A = Q R with diag R > 0, in one call."""
-    Q, R = torch.linalg.qr(A)
-    return basis.fix_signs(Q, R.diagonal(dim1=-2, dim2=-1))
+def each(FQ: Tensor, Q: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+    """See `basis.by_householder`, a call for each matrix."""
+    found = [basis.by_householder(*(X[i : i + 1] for X in (FQ, Q, order))) for i in range(len(FQ))]
+    return torch.cat([Q for Q, _ in found]), torch.cat([good for _, good in found])
 
 
-def one_by_one(A: Tensor, Q0: Tensor) -> Tensor:
-    """The same, a call for each matrix."""
-    return torch.stack([householder(a) for a in A])
+def by_inverses(FQ: Tensor, Q: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+    """See `basis.by_cholesky`, with products by explicit inverses of the roots."""
+    A, Q = (X.gather(2, order[:, None].expand(X.shape)) for X in (FQ, Q))
+    A, failed = _over_root(A, Q.mT @ A)
+    Q, failed_again = _over_root(A, A.mT @ A)
+    return Q, failed + failed_again == 0
 
 
-def one_call(A: Tensor, Q0: Tensor) -> Tensor:
-    """See `householder`."""
-    return householder(A)
-
-
-def over_root(A: Tensor, S: Tensor, inverse: bool) -> Tensor:
-    """A R^-1 of S = R' R, by a triangular solve or by an explicit inverse and a product."""
-    L, _ = torch.linalg.cholesky_ex(S)
-    if not inverse:
-        return torch.linalg.solve_triangular(L.mT, A, upper=True, left=False)
+def _over_root(A: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
+    """A R^-1 of S = R' R, and 0 where there is one."""
+    L, failed = torch.linalg.cholesky_ex(S)
     eye = torch.eye(S.shape[-1], dtype=S.dtype, device=S.device).expand_as(S)
-    return A @ torch.linalg.solve_triangular(L, eye, upper=False).mT
+    return A @ torch.linalg.solve_triangular(L, eye, upper=False).mT, failed
 
 
-def two_roots(A: Tensor, Q0: Tensor, inverse: bool) -> Tensor:
-    """The same factor of A = F Q0 by two Cholesky factorisations, F positive definite and Q0 orthogonal."""
-    A = over_root(A, Q0.mT @ A, inverse)
-    return over_root(A, A.mT @ A, inverse)
-
-
-#: From F Q and Q: the orthogonal factor.
-WAYS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "Householder, each": one_by_one,
-    "Householder, one call": one_call,
-    "Cholesky twice, solves": partial(two_roots, inverse=False),
-    "Cholesky twice, inverses": partial(two_roots, inverse=True),
+WAYS: dict[str, basis.Factorisation] = {
+    "Householder, each": each,
+    "Householder, one call": basis.by_householder,
+    "Cholesky twice, solves": basis.by_cholesky,
+    "Cholesky twice, inverses": by_inverses,
 }
 
 
@@ -100,12 +90,13 @@ def timed(work: Callable[[], Any], repeats: int, clock: Callable[[], float]) -> 
 def bases(side: int, count: int, repeats: int, device: str) -> list[dict[str, Any]]:
     """A line a way."""
     F, Q0 = (X.to(device) for X in moved(side, count))
-    A = (F + torch.diag_embed(basis.ridge(F, RIDGE))) @ Q0
-    order = (Q0 * A).sum(1).argsort(dim=1, descending=True, stable=True)[:, None].expand(A.shape)
-    A, Q0 = A.gather(2, order), Q0.gather(2, order)
-    exact, lines = householder(A[:1].double()), []
-    works: dict[str, Callable[[], Tensor]] = {way: partial(work, A, Q0) for way, work in WAYS.items()}
-    works["refresh, whole"] = lambda: basis.refresh(F, Q0, strength=RIDGE).value
+    FQ = (F + torch.diag_embed(basis.ridge(F, RIDGE))) @ Q0
+    order = (Q0 * FQ).sum(1).argsort(dim=1, descending=True, stable=True)
+    exact, _ = basis.by_householder(FQ[:1].double(), Q0[:1].double(), order[:1])
+    works: dict[str, Callable[[], Tensor]] = {way: lambda how=how: how(FQ, Q0, order)[0] for way, how in WAYS.items()}
+    for name, how in (("Householder", basis.by_householder), ("Cholesky", basis.by_cholesky)):
+        works[f"refresh by {name}"] = lambda how=how: basis.refresh(F, Q0, strength=RIDGE, how=how).value
+    lines = []
     for way, work in works.items():
         ms, Q = timed(work, repeats, clock(device))
         square = (Q.mT @ Q - torch.eye(side, device=device)).abs().amax()

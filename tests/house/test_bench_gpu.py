@@ -106,7 +106,7 @@ def test_all_of_it_runs_on_a_cpu(tmp_path):
     assert all(line["loss"] > 0 for line in lines)
     table = gpu_table.rendered(gpu_table.read(tmp_path / "one_process_gpu.jsonl"))
     assert "| autoencoder | 8 images |" in table
-    assert len((tmp_path / "bases.jsonl").read_text().splitlines()) == 8
+    assert len((tmp_path / "bases.jsonl").read_text().splitlines()) == 9
 
 
 def test_one_device_that_is_missing_is_said(tmp_path):
