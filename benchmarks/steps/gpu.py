@@ -11,7 +11,6 @@ benchmarks/README.md is written from them, if they are of a device.
 """
 
 import argparse
-import inspect
 import subprocess
 import sys
 import time
@@ -23,7 +22,6 @@ from pathlib import Path
 import torch
 
 from benchmarks.steps import gpu_table
-from lightning_so import attach
 
 ROOT = Path(__file__).parents[2]
 #: Seconds in which all has to be done.
@@ -32,9 +30,7 @@ DEADLINE = 520.0
 AROUND = 25.0
 OURS = ["muon", "soap:start=8", "kfac", "ekfac:start=8", "shampoo"]
 #: AdamW twice: its second run is what others are compared with, since the first has the device's own start.
-VARIANTS = ["adamw", "adamw", "torch_muon", *OURS]
-if "max_overhead" in inspect.signature(attach).parameters:
-    VARIANTS += [f"{variant}:max_overhead=0.1" for variant in OURS]
+VARIANTS = ["adamw", "adamw", "torch_muon", *OURS, *(f"{variant}:max_overhead=0.1" for variant in OURS)]
 
 
 @dataclass(frozen=True)

@@ -166,7 +166,7 @@ class EKFAC(Layerwise, ByDevice):
         tap = block.tap
         if tap is None or stats.moments is None or not stats.solved.numpy()[row].all():
             return
-        x, g, share = self.thinned(block, x, g, step)
+        x, g, share = self.thinned(stats, block, x, g, step)
         inputs, outputs = (partial(basis.rows, row) for basis in stats.bases)
         one, dtype = block.one, stats.moments.mean.dtype
         found = squares(tap.layer, tap.module, x, g, one=one, dtype=dtype, inputs=inputs, outputs=outputs)

@@ -6,8 +6,8 @@ from functools import cache, partial
 import torch
 
 from lightning_so.contract.method import Action
-from lightning_so.core.device.measure import clock_of, medians
 from lightning_so.core.host import Host
+from lightning_so.core.measure import clock_of, medians
 from lightning_so.core.schedule.units import Units
 from lightning_so.linalg.basis import by_cholesky, by_householder, refresh
 from lightning_so.linalg.polar import polar

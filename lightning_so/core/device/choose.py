@@ -9,14 +9,14 @@ import torch
 
 from lightning_so.contract.ways import WAYS, Ways
 from lightning_so.core.device.alternatives import sizes, timed
-from lightning_so.core.device.measure import faster, name_of
 from lightning_so.core.host import Host
+from lightning_so.core.measure import faster, name_of
 from lightning_so.core.schedule.units import Units
 
 #: To which share of the usual way's time another must come down, so that two measurements find the same.
 LEAST = 0.8
 #: Bytes in which rank 0 tells the others.
-WIRE = 512
+WIRE = 2048
 USUAL = Ways(**{name: allowed[0] for name, allowed in WAYS.items()})
 
 

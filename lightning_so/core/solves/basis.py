@@ -21,6 +21,8 @@ from lightning_so.linalg.precision import FullPrecision
 
 #: Blocks become warm over this many steps, so that their entries do not meet on one.
 ENTRIES = 8
+#: Later than any method's start.
+EVER = 1_000_000_000
 
 
 def ready(place: Place, units: Units, roster: Roster, host: Host, step: int) -> bool:
@@ -30,8 +32,9 @@ def ready(place: Place, units: Units, roster: Roster, host: Host, step: int) -> 
         return False
     schedule, stack = units.schedule, units.stacks[index]
     solved = [schedule.solved[number] for number in units.of_block(place)]
-    age = step - schedule.origin - stack.blocks[row].position % ENTRIES
-    return stack.method.ready(host.base, age, solved)
+    turn = stack.blocks[row].position % ENTRIES
+    early = schedule.bought is not None and schedule.bought.early and step >= schedule.bought.since + turn
+    return stack.method.ready(host.base, EVER if early else step - schedule.origin - turn, solved)
 
 
 def follow(at: Landing) -> None:

@@ -11,6 +11,7 @@ from lightning_so.actions.precondition import Clip
 from lightning_so.contract.method import Action
 from lightning_so.core.host import Host
 from lightning_so.core.matrices.matrices import Matrices, MatrixWork
+from lightning_so.core.report import Report
 from lightning_so.core.stacks.cohort import Cohort
 from lightning_so.core.stacks.stack import methods_of
 from lightning_so.core.step import lending, rowwise
@@ -99,6 +100,19 @@ def _rates(cohort: Cohort, host: Host) -> list:
     """The learning rate of each block."""
     rates = {number: host.group(number)["lr"] for number in cohort.groups}
     return [rates[block.group] for block in cohort.blocks]
+
+
+def count(acting: Sequence[Cohort], report: Report) -> None:
+    """Note how many blocks a step rotates, bends and preconditions.
+
+    Args:
+        acting: The cohorts whose action is not BASE.
+        report: Gets the counts.
+    """
+    report.rotated, report.bent, report.preconditioned = (
+        sum(len(cohort.blocks) for cohort in acting if cohort.action is action)
+        for action in (Action.ROTATE, Action.BEND, Action.PRECONDITION)
+    )
 
 
 def waiting(cohort: Cohort, host: Host) -> bool:
