@@ -32,7 +32,7 @@ class Muon:
     Source: Jordan et al. 2024 (Muon); Newton-Schulz coefficients from there.
 
     Attributes:
-        steps: Newton-Schulz steps.
+        steps: Newton-Schulz steps; on a CPU, up to 6, as many poles as reach as far down (`linalg.poles`).
         precision: Of products: "fp32"; "fp16" where the hardware multiplies it fast, nearer to it than "bf16".
 
     Example:
@@ -84,7 +84,7 @@ class Muon:
 
     def step_cost(self, stack: StackSpec, action: Action) -> float:
         """See `contract.method.Method.step_cost`."""
-        return polar_cost(stack.shape, self.steps, _PRECISION[self.precision] or stack.dtype)
+        return polar_cost(stack.shape, self.steps, _PRECISION[self.precision] or stack.dtype, stack.device)
 
     def tensors(self, stats: None) -> Iterator[tuple[str, Tensor]]:
         """Nothing to save."""

@@ -13,6 +13,7 @@ from lightning_so.core.matrices.matrices import Matrices, MatrixWork
 from lightning_so.core.stacks.cohort import Cohort
 from lightning_so.core.step import lending
 from lightning_so.linalg.precision import FullPrecision, Uncast
+from lightning_so.linalg.unseen import maybe
 
 
 @Uncast()
@@ -36,9 +37,9 @@ def _last(cohort: Cohort, lengths: Tensor | None, hidden: list[Cohort], host: Ho
     update = partial(matrices.fill, cohort, weights, 0)
 
     def write(buffer: Tensor) -> None:
-        if lengths is not None:
+        if lengths is not None and maybe(lost := matrices.lost(buffer)):
             # An update without a direction stays as it is.
-            buffer = torch.where(buffer.isnan(), update(), buffer)
+            buffer = torch.where(lost, update(), buffer)
         groups = [host.group(block.group) for block in cohort.blocks]
         factors = [hide.shrink(group, decoupled=host.base.decoupled(group)) for group in groups]
         room, per_block = matrices.room(cohort, 1), partial(matrices.per_block, cohort)
@@ -72,10 +73,12 @@ def _lengths(cohorts: list[Cohort], matrices: Matrices) -> dict[int, Tensor]:
 def _lookahead(cohort: Cohort, host: Host, matrices: Matrices) -> Tensor:
     """The look-ahead first moment of a cohort, in the second work space."""
     moment = matrices.fill(cohort, matrices.moments(cohort, host.base.first[0]), 1)
-    gradient = matrices.fill(cohort, matrices.gradients(cohort), 2)
+    gradients = matrices.gradients(cohort)
     weights = [host.base.lookahead(host.group(block.group)) for block in cohort.blocks]
-    a, b = weights[0]
     if len(cohort.groups) == 1:
-        return moment.mul_(a).add_(gradient, alpha=b)
+        a, b = weights[0]
+        torch._foreach_add_(matrices.parts(cohort, moment.mul_(a)), gradients, alpha=b)
+        return moment
+    gradient = matrices.fill(cohort, gradients, 2)
     each_a, each_b = (matrices.per_block(cohort, torch.tensor(w).to(moment)) for w in zip(*weights, strict=True))
     return moment.mul_(each_a).add_(gradient.mul_(each_b))
