@@ -17,6 +17,7 @@ from lightning_so.contract.ways import Ways as Ways
 from lightning_so.core.attach.attach import attach as attach
 from lightning_so.core.export import LayerCurvature as LayerCurvature
 from lightning_so.core.export import curvature as curvature
+from lightning_so.core.options import Overhead as Overhead
 from lightning_so.core.plan.mixture import Mixture as Mixture
 from lightning_so.errors import ConfigError as ConfigError
 from lightning_so.errors import LaunchError as LaunchError
@@ -59,6 +60,7 @@ __all__ = [
     "Muon",
     "NewtonCG",
     "Nystrom",
+    "Overhead",
     "QuadraticModel",
     "Relative",
     "Restartable",

@@ -1,6 +1,7 @@
 """The optimizers that are compared, each built the same way: `build(method, model, ...)` gives a Contender."""
 
 import argparse
+import inspect
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,13 +21,34 @@ COUNTERS = ("step", "skipped", "solves", "failures", "rotated", "bent")
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run may tune: `options` go to the method's constructor, `adam_lr` is AdamW's part beside torch's Muon."""
+    """What a run may tune.
+
+    Attributes:
+        lr: The peak learning rate.
+        betas: Of AdamW.
+        adam_lr: That of AdamW's part beside torch's Muon.
+        steps: Over which the cosine falls.
+        options: Arguments of the method's constructor, and of `attach` where it has one of that name.
+    """
 
     lr: float
     betas: tuple[float, float] = (0.9, 0.95)
     adam_lr: float = 1e-2
     steps: int = 400
     options: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def of_attach(self) -> dict[str, Any]:
+        """The options that are `attach`'s."""
+        from lightning_so import attach
+
+        known = inspect.signature(attach).parameters
+        return {name: value for name, value in self.options if name in known}
+
+    @property
+    def of_method(self) -> dict[str, Any]:
+        """The options that are the method's."""
+        return {name: value for name, value in self.options if name not in self.of_attach}
 
 
 @dataclass(frozen=True)
@@ -108,70 +130,70 @@ def soap(model: nn.Module, settings: Settings) -> dict[str, Any]:
     """AdamW with SOAP, its solves staggered."""
     from lightning_so import SOAP
 
-    return _attached(model, settings, SOAP(**dict(settings.options)))
+    return _attached(model, settings, SOAP(**settings.of_method))
 
 
 def soap_sync(model: nn.Module, settings: Settings) -> dict[str, Any]:
     """AdamW with SOAP, all solves on one step."""
     from lightning_so import SOAP, Synchronous
 
-    return _attached(model, settings, SOAP(**{"schedule": Synchronous(), **dict(settings.options)}))
+    return _attached(model, settings, SOAP(**{"schedule": Synchronous(), **settings.of_method}))
 
 
 def muon(model: nn.Module, settings: Settings) -> dict[str, Any]:
     """AdamW bent by its orthogonalised first moment."""
     from lightning_so import Muon
 
-    return _attached(model, settings, Muon(**dict(settings.options)))
+    return _attached(model, settings, Muon(**settings.of_method))
 
 
 def muon_bf16(model: nn.Module, settings: Settings) -> dict[str, Any]:
     """The same with the Newton-Schulz products in bf16."""
     from lightning_so import Muon
 
-    return _attached(model, settings, Muon(**{"precision": "bf16", **dict(settings.options)}))
+    return _attached(model, settings, Muon(**{"precision": "bf16", **settings.of_method}))
 
 
 def kfac(model: nn.Module, settings: Settings) -> dict[str, Any]:
     """AdamW bent by K-FAC."""
     from lightning_so import KFAC
 
-    return _attached(model, settings, KFAC(**dict(settings.options)))
+    return _attached(model, settings, KFAC(**settings.of_method))
 
 
 def kfac_sgd(model: nn.Module, settings: Settings) -> dict[str, Any]:
     """SGD with momentum, preconditioned by K-FAC."""
     from lightning_so import KFAC
 
-    return _attached(model, settings, KFAC(**dict(settings.options)), base=sgd)
+    return _attached(model, settings, KFAC(**settings.of_method), base=sgd)
 
 
 def ekfac(model: nn.Module, settings: Settings) -> dict[str, Any]:
     """AdamW in K-FAC's eigenbases."""
     from lightning_so import EKFAC
 
-    return _attached(model, settings, EKFAC(**dict(settings.options)))
+    return _attached(model, settings, EKFAC(**settings.of_method))
 
 
 def ekfac_sgd(model: nn.Module, settings: Settings) -> dict[str, Any]:
     """SGD with momentum, divided by fresh second moments in K-FAC's eigenbases."""
     from lightning_so import EKFAC
 
-    return _attached(model, settings, EKFAC(**dict(settings.options)), base=sgd)
+    return _attached(model, settings, EKFAC(**settings.of_method), base=sgd)
 
 
 def shampoo(model: nn.Module, settings: Settings) -> dict[str, Any]:
     """AdamW bent by Shampoo."""
     from lightning_so import Shampoo
 
-    return _attached(model, settings, Shampoo(**dict(settings.options)))
+    return _attached(model, settings, Shampoo(**settings.of_method))
 
 
 def shampoo_sgd(model: nn.Module, settings: Settings) -> dict[str, Any]:
     """SGD with momentum, preconditioned by Shampoo."""
     from lightning_so import Shampoo
 
-    return _attached(model, settings, Shampoo(**dict(settings.options)), base=sgd)
+    return _attached(model, settings, Shampoo(**settings.of_method), base=sgd)
 
 
 CONTENDERS = (adamw, sgd, torch_muon, torch_muon_fp32, soap, soap_sync, muon, muon_bf16)
@@ -227,7 +249,7 @@ def _attached(model: nn.Module, settings: Settings, method: Any, base: Callable 
     from lightning_so import attach
 
     parts = base(model, settings)
-    return {**parts, "engine": attach(model, parts["optimizers"][0], method)}
+    return {**parts, "engine": attach(model, parts["optimizers"][0], method, **settings.of_attach)}
 
 
 def option(text: str) -> tuple[str, Any]:

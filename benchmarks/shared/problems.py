@@ -221,6 +221,7 @@ def regression_on(name: str, data: Callable[[], Images], batch_size: int = 64) -
 
 PROBLEMS: dict[str, Callable[..., Problem]] = {
     "byte_lm": byte_lm,
+    "byte_lm_2k": partial(byte_lm, batch_size=32),
     "byte_lm_8k": partial(byte_lm, batch_size=128),
     "byte_lm_large": byte_lm_large,
     "autoencoder": partial(autoencoder_on, data=digits),

@@ -22,7 +22,6 @@ import torch
 
 from benchmarks.shared.methods import METHODS, Settings, build, option
 from benchmarks.shared.problems import PROBLEMS, load
-from lightning_so.core.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ def train(run: Run) -> dict[str, Any]:
     model = problem.model(run.seed)
     contender = build(run.method, model, settings)
     if contender.engine is not None:
-        contender.engine.stopwatch = Stopwatch(time.process_time)
+        contender.engine.stopwatch.clock = time.process_time
 
     generator = torch.Generator().manual_seed(run.seed)
     seconds, curve = 0.0, [(0, 0.0, problem.validation(model))]

@@ -6,6 +6,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only, rank_zero_warn
 from torch.optim import Optimizer
 
 from lightning_so.core.engine import Engine
+from lightning_so.core.overhead.meter import Meter
 from lightning_so.errors import ConfigError, UnusableError
 
 
@@ -52,3 +53,14 @@ def make(
         else:
             (tell if printed else rank_zero_warn)(f"{title} {type(optimizer).__name__} is left alone: {each}")
     return engines
+
+
+def together(engines: Sequence[Engine]) -> None:
+    """Have engines of one training know of each other's time: no one's is the training's own, and they share a budget.
+
+    Args:
+        engines: The engines, hooked in or not.
+    """
+    meters = [engine.stopwatch for engine in engines if isinstance(engine.stopwatch, Meter)]
+    for meter in meters:
+        meter.peers = meters

@@ -13,6 +13,7 @@ from lightning_so.callbacks.first_steps import FirstSteps
 from lightning_so.callbacks.following import Following, before, current, take_over
 from lightning_so.callbacks.logged import log
 from lightning_so.callbacks.names import Callback
+from lightning_so.callbacks.one_step import tell_scale, undoing, unscale
 from lightning_so.callbacks.signals import inside_handler
 from lightning_so.callbacks.standing import StandIn, ending
 from lightning_so.comm import SHARDINGS, Local, ambient
@@ -22,7 +23,7 @@ from lightning_so.core.checkpoint import checkpoint, stamp
 from lightning_so.core.checkpoint.resting import rest
 from lightning_so.core.engine import Engine
 from lightning_so.core.host import Host
-from lightning_so.core.options import Checks, Options
+from lightning_so.core.options import Checks, Options, Overhead
 from lightning_so.core.plan.mixture import Mixture
 from lightning_so.core.telemetry import Telemetry, summary
 from lightning_so.errors import ConfigError, check_choice, check_range
@@ -46,6 +47,8 @@ class SecondOrder(Callback):
         reduction: Whether the loss is a "mean" or a "sum" over samples, where its graph does not tell (K-FAC).
         lag: Steps between a solve and its use, 0 or 1: at 1 its exchange travels behind a forward and backward pass.
         sharding: What a matrix is where ranks hold pieces: "exact", the whole, or "local", each rank's rows (FSDP2).
+        max_overhead: What all of it may cost, as a share of the training's own step, which is measured; or
+            `Overhead(0.1, strict=True)`. None leaves the schedule a function of the step alone.
         ways: How bases, polar factors and rotations are computed; what it leaves open is measured, but on a CPU.
 
     Raises:
@@ -69,6 +72,7 @@ class SecondOrder(Callback):
         reduction: str | None = None,
         lag: int = 0,
         sharding: str = "exact",
+        max_overhead: float | Overhead | None = None,
         ways: Ways | None = None,
     ) -> None:
         """Check the arguments; everything else happens when training starts."""
@@ -78,8 +82,8 @@ class SecondOrder(Callback):
         check_choice("SecondOrder", "reduction", reduction, (None, "mean", "sum"))
         check_choice("SecondOrder", "lag", lag, (0, 1))
         check_choice("SecondOrder", "sharding", sharding, SHARDINGS)
-        checks = Checks(verify_every, compare_every)
-        self.options = Options(mixture, route, min_coverage, checks, reduction, lag, ways or Ways())
+        checks, overhead = Checks(verify_every, compare_every), Overhead.of(max_overhead)
+        self.options = Options(mixture, route, min_coverage, checks, reduction, lag, ways or Ways(), overhead)
         self.method, self.print_plan, self.state, self.sharding = method, print_plan, state, sharding
         self._forget()
         self._clear()
@@ -147,6 +151,7 @@ class SecondOrder(Callback):
             engine.arm()
         self._telemetry = [Telemetry(engine) for engine in self.engines]
         self._alive = FirstSteps(self.engines, trainer)
+        engines.together(self.engines)
 
     def on_train_end(self, trainer: Any, pl_module: nn.Module) -> None:
         """Say what was done; give every rank the factors, so that `curvature` works when the ranks have parted.
@@ -176,23 +181,23 @@ class SecondOrder(Callback):
     def on_before_optimizer_step(self, trainer: Any, pl_module: nn.Module, optimizer: Optimizer) -> None:
         """Have gradients unscaled; what else is ours comes in the optimizer's own step, after all code of the user."""
         engine = before(self.engines, optimizer)
-        if engine is None:
-            return
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
-        fused = getattr(engine.optimizer, "_step_supports_amp_scaling", False)
-        if scaler is not None and fused and any(p.grad is not None for p in engine.host.params):
-            # Lightning leaves the scale to a fused step; unscaled here, the step is the same and statistics are right.
-            scaler.unscale_(engine.optimizer)
+        if engine is not None:
+            unscale(trainer, engine)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Tell taps by what the loss is multiplied and divided."""
         self._catch_up()
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
-        divided = trainer.accumulate_grad_batches if pl_module.automatic_optimization else None
+        tell_scale(trainer, pl_module, self.engines)
+
+    def on_validation_start(self, trainer: Any, pl_module: nn.Module) -> None:
+        """Leave what comes now out of the time of a step."""
         for engine in self.engines:
-            if engine.recorders:  # Reading the scale waits for the device.
-                scale = scaler.get_scale() if scaler is not None else 1.0
-                engine.loss_is(divided=divided, scale=scale, shown=pl_module.automatic_optimization)
+            engine.stopwatch.leave()
+
+    def on_validation_end(self, trainer: Any, pl_module: nn.Module) -> None:
+        """Go on with the step."""
+        for engine in self.engines:
+            engine.stopwatch.come_back()
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
         """Show the loss to the engines that observe layers."""
@@ -255,6 +260,7 @@ class SecondOrder(Callback):
         if following.behind:
             following.catch_up()
             self._telemetry = [Telemetry(engine) for engine in self.engines]
+            engines.together(self.engines)
         if self._loaded is not None:
             take_over(self.engines, self._loaded, cold=self.state == "rebuild")
             self._forget()
@@ -262,25 +268,15 @@ class SecondOrder(Callback):
             engine.arm()
 
     def _wrap(self, trainer: Any) -> None:
-        """Undo a failed step at once, since nobody may see a hidden weight, and notice one that a scaler left out."""
+        """Stand around the strategy's own functions; see `undoing`."""
+
+        def prepare() -> None:
+            self._catch_up(late=not trainer.lightning_module.automatic_optimization)
+            if self._following is not None:
+                self._following.close_in()
 
         def step(original: Callable[..., Any]) -> Callable[..., Any]:
-            def optimizer_step(optimizer: Any, *args: Any, **kwargs: Any) -> Any:
-                self._catch_up(late=not trainer.lightning_module.automatic_optimization)
-                if self._following is not None:
-                    self._following.close_in()
-                engine = before(self.engines, optimizer)
-                tried = engine and engine.report.tried
-                try:
-                    found = original(optimizer, *args, **kwargs)
-                finally:
-                    for each in self.engines:
-                        each.restore()
-                if engine is not None and engine.report.tried == tried and strategies.left_out(trainer, engine):
-                    engine.skip()
-                return found
-
-            return optimizer_step
+            return undoing(original, trainer, self.engines, prepare)
 
         ours = [StandIn(trainer.strategy, "optimizer_step", step), ending(trainer.strategy, self._unhook)]
         ours += zero_step.wrap(trainer, self.engines)

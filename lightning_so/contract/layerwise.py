@@ -48,6 +48,7 @@ class Factors:
         counts: Terms of the windows: input positions and loss terms, shape (B, 2). Not saved.
         transposed: Whether the input side is the rows of the matrix.
         rule: How the damping of solves to come is found.
+        thinning: Of how many samples one is taken, beyond what the method does.
     """
 
     sides: tuple[Side, Side]
@@ -56,6 +57,7 @@ class Factors:
     counts: Tensor
     transposed: bool
     rule: Relative | float
+    thinning: int
 
     def oriented(self, pair: tuple[T, T]) -> tuple[T, T]:
         """See the function."""
@@ -146,11 +148,15 @@ class Layerwise:
         a, g = (sides.statistics(shape, count, **place, home=stack.home) for shape in self.shapes(first))
         assert first.tap is not None
         weight, counts = torch.zeros(count, **place), torch.zeros(count, 2, **place)
-        return Factors((a, g), torch.zeros(count), weight, counts, first.tap.layer.input_side == 0, rule)
+        return Factors((a, g), torch.zeros(count), weight, counts, first.tap.layer.input_side == 0, rule, 1)
 
     def dampen(self, stats: Factors, damping: float) -> None:
         """See `contract.method.TakesDamping.dampen`."""
         stats.rule = damping
+
+    def thin(self, stats: Factors, every: int) -> None:
+        """See `contract.method.TakesThinning.thin`."""
+        stats.thinning = every
 
     # ---------------------------------------------------------------- see contract.method.ObservesRows
 
@@ -174,7 +180,7 @@ class Layerwise:
         """See `contract.method.ObservesRows.collect`."""
         tap, (inputs, outputs) = block.tap, stats.sides
         assert tap is not None
-        x, g, share = self.thinned(block, x, g, step)
+        x, g, share = self.thinned(stats, block, x, g, step)
         reduce = self.sharing == "reduce"
         found = factor_rows(tap.layer, tap.module, x, g, one=block.one, reduce=reduce, dtype=inputs.dtype)
         inputs.add(row, found.a, 1 / share)
@@ -182,11 +188,12 @@ class Layerwise:
         stats.counts[row, 0] += found.count / share
         stats.counts[row, 1] += terms
 
-    def thinned(self, block: Block, x: Tensor, g: Tensor, step: int) -> tuple[Tensor, Tensor, float]:
+    def thinned(self, stats: Factors, block: Block, x: Tensor, g: Tensor, step: int) -> tuple[Tensor, Tensor, float]:
         """The samples of one use that build factors, and their share; see `layers.factor_rows.thin`."""
         assert block.tap is not None
         positions = g.numel() // (block.rows if block.tap.layer.input_side else block.cols)
-        return thin(block.tap.layer, x, g, positions=positions, most=self.rows, step=step)
+        most = self.rows if stats.thinning == 1 else max(1, min(self.rows, positions) // stats.thinning)
+        return thin(block.tap.layer, x, g, positions=positions, most=most, step=step)
 
     def windows(self, stats: Factors, row: int) -> list[Tensor]:
         """See `contract.method.ObservesRows.windows`."""

@@ -274,3 +274,12 @@ class TakesDamping(Method, Protocol):
     def dampen(self, stats: Any, damping: float) -> None:
         """Have solves to come use a damping, in the units of the curvature of one sample's loss."""
         ...
+
+
+@runtime_checkable
+class TakesThinning(ObservesRows, Protocol):
+    """A method that can build its factors from fewer rows than it would."""
+
+    def thin(self, stats: Any, every: int) -> None:
+        """Have it take one of `every` samples that it would take."""
+        ...

@@ -10,6 +10,7 @@ from lightning_so.core.host import Host
 from lightning_so.core.matrices.choose import matrices_of
 from lightning_so.core.matrices.matrices import Matrices
 from lightning_so.core.options import Options
+from lightning_so.core.overhead.controller import Controller
 from lightning_so.core.plan import coverage
 from lightning_so.core.plan.owners import appoint, number_calls
 from lightning_so.core.plan.route import refuse_layers, route
@@ -48,6 +49,7 @@ class Parts:
         chosen: How what can be computed in several ways is.
         windows: Rows that are on their way to the owners of factors.
         recorders: One for each method that observes rows.
+        overhead: What buys intervals for a share of time; None where none was asked for.
         flights: Solves whose results have not been swapped in, oldest first.
         unread: Verdicts on those that were, which the host does not know yet.
     """
@@ -65,6 +67,7 @@ class Parts:
     chosen: Chosen
     windows: Windows
     recorders: list[Recorder]
+    overhead: Controller | None = None
     flights: list[Flight] = field(default_factory=list)
     unread: list[Unread] = field(default_factory=list)
 
@@ -133,6 +136,7 @@ def assemble(host: Host, options: Options, report: Report, chosen: Chosen | None
             for m in methods_of(stacks)
             if isinstance(m, ObservesRows)
         ],
+        Controller(options.overhead, units, host, report.step) if options.overhead is not None else None,
     )
     compute(parts, chosen)
     return parts

@@ -14,6 +14,7 @@ from lightning_so.core.assembly import assemble
 from lightning_so.core.checkpoint.reassembly import fits, reassembled
 from lightning_so.core.host import Host
 from lightning_so.core.options import Options
+from lightning_so.core.overhead.meter import stopwatch_of
 from lightning_so.core.plan.table import Plan
 from lightning_so.core.report import Report
 from lightning_so.core.schedule import budget
@@ -28,7 +29,6 @@ from lightning_so.core.step import act, finish
 from lightning_so.core.step.guard import Guard
 from lightning_so.core.step.progress import Progress, put_back
 from lightning_so.core.step.reference import reference
-from lightning_so.core.stopwatch import Stopwatch
 from lightning_so.core.trust import proof, replicas
 from lightning_so.linalg.plain import plain
 
@@ -40,7 +40,7 @@ class Engine:
         host: The training.
         options: What was asked for.
         report: What was done.
-        stopwatch: Host seconds of each stage.
+        stopwatch: Seconds of each stage.
         guard: Which gradients may be used.
         parts: What the stages work with; made anew, all of it, where parameters are added.
         current: The step that is prepared and not finished; None between steps.
@@ -60,10 +60,10 @@ class Engine:
             ConfigError: If the optimizer, the method and the model do not fit together.
         """
         self.host, self.options = host, options
-        self.report, self.stopwatch, self.guard = Report(), Stopwatch(), Guard(host.world, host.access)
+        self.report, self.stopwatch = Report(), stopwatch_of(host, metered=options.overhead is not None)
         self.parts = assemble(host, options, self.report)
         self.current: Progress | None = None
-        self.unfinished, self.aside = 0, False
+        self.guard, self.unfinished, self.aside = Guard(host.world, host.access), 0, False
         self.tell: Callable[[object], None] = lambda _: None
 
     # ---------------------------------------------------------------- what others ask of it
@@ -117,7 +117,7 @@ class Engine:
         """Hook the layers whose rows the coming step observes; nothing for methods that observe none."""
         self.parts.windows.underway.clear()
         for recorder in self.recorders:
-            recorder.arm(self.report.step + 1)
+            recorder.arm(self.report.step + 1, self.stopwatch.hooks)
 
     def disarm(self) -> None:
         """Take the hooks on layers back."""
@@ -133,15 +133,12 @@ class Engine:
             shown: Whether each will be shown to `before_backward`, so that other passes are none of theirs.
         """
         for recorder in self.recorders:
-            facts = recorder.facts
-            facts.accumulate, facts.scale = divided, scale
-            if facts.announced is None and shown:
-                facts.announced = False
+            recorder.facts.told(divided=divided, scale=scale, shown=shown)
 
     def before_backward(self, loss: Tensor) -> None:
         """Show a loss, as it goes backward, to methods that observe layers; nothing for others."""
         for recorder in self.recorders:
-            with self.stopwatch.stage("observe"):
+            with self.stopwatch.stage("watch"):
                 recorder.before_backward(plain(loss))
 
     @torch.no_grad()
@@ -152,7 +149,7 @@ class Engine:
             params: Parameters that have their gradients now; the same, in the same order of calls, on every rank.
         """
         done = set(params)
-        with self.stopwatch.stage("observe"):
+        with self.stopwatch.stage("watch"):
             for recorder in self.recorders:
                 if not recorder.ours:
                     watched = recorder.seen.watched.items()
@@ -174,6 +171,7 @@ class Engine:
             TrustError: If earlier steps were not finished, solves are overdue, or a check failed.
         """
         self.restore()
+        self.stopwatch.lap()
         proof.check_finished(self.unfinished, self.host, self.plan)
         proof.check_solved(self.parts.units, self.report.step, self.plan)
         self.follow()
@@ -199,21 +197,26 @@ class Engine:
     def skip(self) -> None:
         """Count a step that is left out for gradients that are not finite: what is in the windows is poisoned too."""
         self.report.skipped += 1
+        self.stopwatch.void()
         self.arm()
 
     def _prepare(self, current: Progress) -> None:
         parts, host, report, step = self.parts, self.host, self.report, self.report.step
         units, roster, matrices, landing = parts.units, parts.roster, parts.matrices, parts.landing
         basis.follow(landing)
+        if parts.overhead is not None:
+            parts.overhead.consider(step, [r.share for r in parts.recorders], roster, self.stopwatch, self.tell)
         entering = basis.entering(units, roster, host, step)
         due = budget.due(units, roster, host, parts.budget, step, entering=entering)
-        with self.stopwatch.stage("observe"):
+        with self.stopwatch.stage("watch"):
             fold_rows(parts.recorders, parts.windows, roster, step)
+        with self.stopwatch.stage("observe"):
             fold_gradients(roster, matrices)
         with self.stopwatch.stage("solve"):
             swap.land(parts.flights, parts.unread, landing)
             if due:
-                flight = launch(units, due, solve, host.team, step + self.options.lag)
+                solver = self.stopwatch.around(solve, units.kinds)
+                flight = launch(units, due, solver, host.team, step + self.options.lag)
                 report.solved_here += flight.here
                 parts.flights.append(flight)
                 swap.land(parts.flights, parts.unread, landing)
@@ -230,9 +233,7 @@ class Engine:
             act.bound(waiting, host, matrices)
         if current.reference is not None:
             current.reference.entered()
-        report.rotated = sum(len(cohort.blocks) for cohort in acting if cohort.action is Action.ROTATE)
-        report.bent = sum(len(cohort.blocks) for cohort in acting if cohort.action is Action.BEND)
-        report.preconditioned = sum(len(cohort.blocks) for cohort in acting if cohort.action is Action.PRECONDITION)
+        act.count(acting, report)
 
     # ---------------------------------------------------------------- after it
 

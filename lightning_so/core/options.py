@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from lightning_so.contract.ways import Ways
 from lightning_so.core.plan.mixture import Mixture
 from lightning_so.core.plan.roles import Route
-from lightning_so.errors import check_count
+from lightning_so.errors import ConfigError, check_count
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,37 @@ class Checks:
 
 
 @dataclass(frozen=True)
+class Overhead:
+    """What second order may cost: a share of the training's own step, which is measured.
+
+    Attributes:
+        share: The share, of the time that the same step takes without second order.
+        strict: Whether a share that cannot be kept is refused, once that is known; otherwise the nearest is taken.
+
+    Example:
+        >>> Overhead(0.1).strict
+        False
+    """
+
+    share: float
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        number = isinstance(self.share, (int, float)) and not isinstance(self.share, bool)
+        if not (number and 0 < self.share < 1):
+            raise ConfigError(
+                f"max_overhead={self.share!r}: it is a share of the training's own step, above 0 and below 1 (0.1 is "
+                f"10 %), or Overhead(0.1, strict=True). Leave it out for no bound."
+            )
+
+    @classmethod
+    def of(cls, asked: "float | Overhead | None") -> "Overhead | None":
+        """A share as it may be given."""
+        return asked if asked is None or isinstance(asked, Overhead) else cls(asked)
+
+
+@dataclass(frozen=True)
 class Options:
     """What the user has asked for; whoever takes it from the user checks it.
 
@@ -43,6 +74,7 @@ class Options:
         reduction: Whether the loss is a "mean" or a "sum" over samples; None where its graph tells.
         lag: Steps between a solve and its use, 0 or 1.
         ways: How what can be computed in several ways is; what it leaves open is measured.
+        overhead: The share of time that may be taken; None where the schedule is a function of the step alone.
     """
 
     mixture: Mixture
@@ -52,3 +84,4 @@ class Options:
     reduction: str | None = None
     lag: int = 0
     ways: Ways = field(default_factory=Ways)
+    overhead: Overhead | None = None

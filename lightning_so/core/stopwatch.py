@@ -1,9 +1,10 @@
-"""Host time of each stage of a step."""
+"""Time of each stage of a step."""
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -11,6 +12,7 @@ class Stopwatch:
     """Seconds by stage.
 
     On an accelerator these are the host's: what waits on the device is not in them, unless `clock` synchronizes first.
+    What else can be noted of a step is left to who needs it: see `overhead.meter`.
 
     Attributes:
         clock: Seconds since some fixed moment.
@@ -28,3 +30,31 @@ class Stopwatch:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + self.clock() - begin
+
+    def hooks(self) -> AbstractContextManager[None]:
+        """A context around what hooks on layers do in the training's own passes."""
+        return nullcontext()
+
+    def around(self, solve: Callable[..., Any], kinds: list[int]) -> Callable[..., Any]:
+        """The same function, noted by kind of unit.
+
+        Args:
+            solve: Solves units of one kind.
+            kinds: The kind of each unit.
+
+        Returns:
+            The function.
+        """
+        return solve
+
+    def lap(self) -> None:
+        """The gradients of a step are ready."""
+
+    def void(self) -> None:
+        """What comes since the last lap is no usual step."""
+
+    def leave(self) -> None:
+        """What comes now is no part of a step, as validation."""
+
+    def come_back(self) -> None:
+        """The step goes on."""

@@ -62,4 +62,5 @@ class Telemetry:
             "so/skipped_steps": float(report.skipped),
             "so/withheld_gradients": float(report.withheld),
             "so/coverage_params": report.coverage,
+            **({} if parts.overhead is None else parts.overhead.scalars()),
         }

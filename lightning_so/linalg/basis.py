@@ -68,8 +68,8 @@ def by_cholesky(FQ_BTT: Tensor, Q_BTT: Tensor, order_BT: Tensor) -> tuple[Tensor
 
         A = F Q P;   (Q P)' A = R1' R1;   A2 = A R1^-1;   A2' A2 = R2' R2;   Q+ = A2 R2^-1
 
-    The first has the condition of F, not that of A' A, and A2 has its root. Where that is too much for the precision
-    the result is finite and not orthogonal.
+    The first has the condition of F, not that of A' A, and A2 has its root; nothing has the size of F squared. Where
+    that is too much for the precision the result is finite and not orthogonal.
 
     Source: Su 2025, kexue.fm 11697.
 
@@ -83,8 +83,6 @@ def by_cholesky(FQ_BTT: Tensor, Q_BTT: Tensor, order_BT: Tensor) -> tuple[Tensor
         Q+, and which of them are good, shape (B,): those with both factors, and `max |Q+' Q+ - I|` below `DEVIATION`.
     """
     A, Q = _ordered(FQ_BTT, order_BT), _ordered(Q_BTT, order_BT)
-    # Of no scale: the squares of a small factor would be below the least number.
-    A = A / A.abs().amax((1, 2), keepdim=True)
     A, failed = _over_root(A, torch.bmm(Q.mT, A))
     Q, failed_again = _over_root(A, torch.bmm(A.mT, A))
     apart = torch.bmm(Q.mT, Q)

@@ -166,7 +166,7 @@ class EKFAC(Layerwise, ByDevice):
         tap = block.tap
         if tap is None or stats.moments is None or not stats.solved.numpy()[row].all():
             return
-        x, g, share = self.thinned(block, x, g, step)
+        x, g, share = self.thinned(stats, block, x, g, step)
         inputs, outputs = (partial(basis.rows, row) for basis in stats.bases)
         one, dtype = block.one, stats.moments.mean.dtype
         found = squares(tap.layer, tap.module, x, g, one=one, dtype=dtype, inputs=inputs, outputs=outputs)
@@ -202,7 +202,7 @@ class EKFAC(Layerwise, ByDevice):
         m, n = stack.shape
         turn = m * n * sum(min(side, self.cap or 1024) for side in stack.shape)
         if action is Action.BEND:
-            return polar_cost(stack.shape, 5)
+            return polar_cost(stack.shape, 5, stack.dtype, stack.device)
         return 2.0 * turn if action is not Action.BASE else 0.0
 
     def solve(self, asked: Sequence[Asked]) -> Solved:

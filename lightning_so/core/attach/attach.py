@@ -21,7 +21,7 @@ from lightning_so.core.checkpoint.header import check_header
 from lightning_so.core.checkpoint.portable import FORMAT, load_state_dict, state_dict
 from lightning_so.core.engine import Engine
 from lightning_so.core.host import Host
-from lightning_so.core.options import Checks, Options
+from lightning_so.core.options import Checks, Options, Overhead
 from lightning_so.core.plan.mixture import Mixture
 from lightning_so.core.plan.roles import Route
 from lightning_so.errors import ConfigError, check_choice
@@ -109,6 +109,7 @@ def attach(
     compare_every: int = 0,
     lag: int = 0,
     sharding: str = "exact",
+    max_overhead: float | Overhead | None = None,
     ways: Ways | None = None,
 ) -> Attached: ...
 
@@ -125,6 +126,7 @@ def attach(
     compare_every: int = 0,
     lag: int = 0,
     sharding: str = "exact",
+    max_overhead: float | Overhead | None = None,
     ways: Ways | None = None,
     product: str = "difference",
 ) -> Attached | AttachedVector:
@@ -149,6 +151,8 @@ def attach(
             pass. One process waits as long, so that the weights do not depend on the number of ranks.
         sharding: What a matrix is where ranks hold pieces: "exact", the whole, which its owner works on; "local", each
             rank's rows (FSDP2), so that nothing travels and results depend on the number of ranks.
+        max_overhead: What all of it may cost, as a share of the training's own step, which is measured: intervals are
+            what it buys. `Overhead(0.1, strict=True)` refuses a share that cannot be kept. None for the fixed schedule.
         ways: How bases, polar factors and rotations are computed; what it leaves open is measured, but on a CPU.
         product: How a method on the whole vector has its products: by "difference" of gradients, "exact", by double
             backward, or "auto", by double backward where there is one.
@@ -176,8 +180,8 @@ def attach(
     if getattr(optimizer, "_lightning_so_vector" if whole else "_lightning_so", None) is not None:
         raise ConfigError("attach: this optimizer already has a method attached; call `engine.detach()` first.")
     if whole:
-        options = route, min_coverage, reduction, verify_every, compare_every, lag, sharding, ways
-        if options != (None, 0, None, 0, 0, 0, "exact", None):
+        options = route, min_coverage, reduction, verify_every, compare_every, lag, sharding, max_overhead, ways
+        if options != (None, 0, None, 0, 0, 0, "exact", None, None):
             raise ConfigError(
                 f"attach: {type(method).__name__} is one method on all parameters: it takes no options but product."
             )
@@ -196,4 +200,5 @@ def attach(
     checks = Checks(verify_every, compare_every)
     access = access_of((p for group in optimizer.param_groups for p in group["params"]), model, sharding=sharding)
     host = Host.of(unwrapped(model), optimizer, access=access, world=ambient(sharded=access.sharded))
-    return Attached(host, Options(Mixture.of(method), route, min_coverage, checks, reduction, lag, ways or Ways()))
+    rest = reduction, lag, ways or Ways(), Overhead.of(max_overhead)
+    return Attached(host, Options(Mixture.of(method), route, min_coverage, checks, *rest))

@@ -75,6 +75,8 @@ def _load(parts: Parts, state: dict[str, Any]) -> None:
     if state["kind"] == "rebuild":
         load_facts(parts, state)
         parts.units.schedule.restart(parts.report.step)
+        if parts.overhead is not None:
+            parts.overhead.load_state_dict(None, parts.report.step)
     elif state["kind"] == "compact":
         check_blocks(
             parts.units, state, {n: {k: compact(t) for k, t in ts.items()} for n, ts in _factors(parts.stacks).items()}

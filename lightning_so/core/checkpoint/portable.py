@@ -48,6 +48,7 @@ def state_dict(parts: Parts) -> dict[str, Any]:
         "origin": schedule.origin,
         "placed": schedule.placed,
         "report": parts.report.portable(),
+        **({} if parts.overhead is None else {"overhead": parts.overhead.state_dict()}),
         "ways": parts.chosen.portable(),
     }
 
@@ -72,6 +73,8 @@ def load_blocks(parts: Parts, state: dict[str, Any]) -> None:
     take_over(parts, state)
     load_facts(parts, state)
     parts.units.schedule.origin = state["origin"]
+    if parts.overhead is not None:
+        parts.overhead.load_state_dict(state.get("overhead"), parts.report.step)
     if state["placed"]:
         parts.units.schedule.place(state["placed"])
     else:

@@ -84,14 +84,18 @@ class Matrices:
 
     def gradients(self, cohort: Cohort) -> list[Tensor]:
         """The gradients of a cohort, one tensor for each of `cohort.params`."""
-        return self._numbers(cohort, lambda p: self._piece(p, self.host.access.grad(p)))
+        grad = self.host.access.grad
+        return self._numbers(cohort, lambda p: self._piece(p, grad(p)))
 
     def moments(self, cohort: Cohort, key: str) -> list[Tensor]:
         """A moment of a cohort, one tensor for each of `cohort.params`."""
-        return self._numbers(cohort, lambda p: self._piece(p, self.host.access.state(self.host.optimizer, p).get(key)))
+        state, optimizer = self.host.access.state, self.host.optimizer
+        return self._numbers(cohort, lambda p: self._piece(p, state(optimizer, p).get(key)))
 
     def _numbers(self, cohort: Cohort, of: Callable[[Tensor], Tensor]) -> list[Tensor]:
         """What a function gives of each parameter, cut into blocks where not all parts of it are in the cohort."""
+        if not cohort.cut:
+            return [of(param) for param in cohort.params]
         found = list[Tensor]()
         for run in cohort.runs:
             if run.whole:
@@ -142,6 +146,10 @@ class Matrices:
     def per_block(self, cohort: Cohort, numbers: Tensor) -> Tensor:
         """A number for each block, (k,), in a shape that multiplies a buffer."""
         return numbers[:, None, None]
+
+    def lost(self, buffer: Tensor) -> Tensor:
+        """Where a buffer has no numbers, in a shape that spreads over it; a matrix lacks all of them or none."""
+        return buffer[:, :1, :1].isnan()
 
     def squares(self, cohort: Cohort, tensors: list[Tensor]) -> Tensor:
         """The sums of squares of each block, (k,), over the numbers that this rank counts; see `total`.

@@ -70,6 +70,8 @@ def due(units: Units, roster: Roster, host: Host, budget: Budget, step: int, *, 
     )
     schedule, worth = units.schedule, []
     room, least = min((spread.budget(budget.peak, busy) for spread in budget.spreads), default=math.inf), 1
+    if schedule.bought is not None:
+        room = schedule.bought.room
     if (step == 1 and schedule.cycle > 1) or entering:
         # What the first step allocates and what entries cost is enough for a step.
         room, least = 0.0, 0

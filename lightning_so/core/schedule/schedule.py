@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from lightning_so.contract.unit import Unit
+from lightning_so.core.schedule.bought import Bought
 from lightning_so.core.schedule.packing import owners, pack
 
 #: How often rows are observed between two solves of a unit, where a method observes rows.
@@ -44,6 +45,7 @@ class Schedule:
         slot: The slot of each unit in it.
         final_slot: The slot of each unit in its largest interval.
         owner: The rank that solves each unit, from the packing over the largest interval; it never changes.
+        bought: What a share of time has bought, where one is asked for and was measured; None without.
     """
 
     units: list[Unit]
@@ -61,6 +63,7 @@ class Schedule:
     slot: list[int] = field(default_factory=list, init=False)
     final_slot: list[int] = field(default_factory=list, init=False)
     owner: list[int] = field(default_factory=list, init=False)
+    bought: Bought | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         """Fill the lists of a new schedule."""
@@ -68,6 +71,7 @@ class Schedule:
         self.tried, self.last, self.solved, self.failed, self.rung = ([0] * count for _ in range(5))
         self.every, self.slot = [0] * count, [0] * count
         self.next = [1] * count
+        self._of_period = {unit.period: unit for unit in self.units}
         costs, slots = [unit.cost for unit in self.units], self._slots([unit.final for unit in self.units])
         self.final_slot = pack(costs, slots)
         self.owner = self.given or owners(self.units, self.final_slot, slots, self.ranks)
@@ -81,6 +85,11 @@ class Schedule:
         """The steps of the cycle at which a unit is solved, at the largest interval."""
         return range(self.final_slot[number], self.cycle, self.units[number].final)
 
+    @property
+    def costs(self) -> list[float]:
+        """What a solve of each unit costs: seconds where they are bought, else by the model."""
+        return [unit.cost for unit in self.units] if self.bought is None else self.bought.costs
+
     def _slots(self, every: list[int]) -> list[int]:
         return [steps if unit.staggered else 1 for steps, unit in zip(every, self.units, strict=True)]
 
@@ -91,20 +100,20 @@ class Schedule:
 
         Args:
             step: The step, counted from 1.
-            budget: Cost that solves may use at this step, over all ranks; infinite for no bound.
+            budget: Cost that solves may use at this step, over all ranks, or on each where it is bought; infinite for
+                no bound.
             least: How many are solved whatever they cost.
 
         Returns:
             Indices into `units`.
         """
         self._repack(step)
-        room, chosen = budget, []
-        for unit in sorted(
-            (u for u in range(len(self.units)) if self.next[u] <= step), key=lambda u: (self.next[u], u)
-        ):
-            if self.units[unit].staggered and len(chosen) >= least and self.units[unit].cost > room:
+        costs, chosen, rooms = self.costs, [], [budget] * (1 if self.bought is None else self.ranks)
+        for _, unit in sorted((due, unit) for unit, due in enumerate(self.next) if due <= step):
+            rank = self.owner[unit] % len(rooms)
+            if self.units[unit].staggered and len(chosen) >= least and costs[unit] > rooms[rank]:
                 continue
-            room -= self.units[unit].cost
+            rooms[rank] -= costs[unit]
             chosen.append(unit)
         for unit in chosen:
             self.tried[unit] = step
@@ -126,6 +135,8 @@ class Schedule:
     def _repack(self, step: int) -> None:
         before = self.every
         self.place(step)
+        if self.every is before:
+            return
         for unit, (was, every, due) in enumerate(zip(before, self.every, self.next, strict=True)):
             # A unit that is overdue keeps its place in the queue; the others move to their new slot.
             if every != was and due >= step:
@@ -134,9 +145,14 @@ class Schedule:
     def place(self, step: int) -> None:
         """Pack the units for the intervals of a step, without moving what is due."""
         self.placed = step
-        every = [unit.every(step - self.origin) for unit in self.units]
+        every = self._modelled(step - self.origin) if self.bought is None else self.bought.every
         if every != self.every:
-            self.every, self.slot = every, pack([unit.cost for unit in self.units], self._slots(every))
+            self.every, self.slot = every, pack(self.costs, self._slots(every))
+
+    def _modelled(self, age: int) -> list[int]:
+        """The interval of each unit at an age."""
+        intervals = {period: unit.every(age) for period, unit in self._of_period.items()}
+        return [intervals[unit.period] for unit in self.units]
 
     def unplace(self) -> None:
         """Be as before the first packing."""
@@ -182,7 +198,10 @@ class Schedule:
 
     def overdue(self, step: int) -> list[int]:
         """Units that were not tried within the bound; there are none unless the schedule is broken."""
-        return [unit for unit, tried in enumerate(self.tried) if step - max(tried, self.origin) > self.bound(unit)]
+        since = max(self.origin, 0 if self.bought is None else self.bought.since)
+        if step - max(min(self.tried, default=step), since) <= 2 * len(self.units):
+            return []  # No bound is as low.
+        return [unit for unit, tried in enumerate(self.tried) if step - max(tried, since) > self.bound(unit)]
 
     def history(self, unit: int) -> list[int]:
         """What resuming needs of a unit."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from lightning_so.contract.block import Block
 from lightning_so.contract.method import Asked
@@ -96,6 +97,17 @@ class Units:
             kind = unit.shape, unit.columns, unit.kind, self.rung(number)
             found.setdefault((id(stack.method), stack.dtype, stack.device, stack.shared, *kind), []).append(number)
         return list(found.values())
+
+    @cached_property
+    def kinds(self) -> list[int]:
+        """By unit, which of those that are solved in one call it belongs to, numbered in order of first appearance."""
+        found = {}
+        for number, unit in enumerate(self):
+            stack = self.stack(number)
+            kind = id(stack.method), stack.dtype, stack.device, unit.shape, unit.columns, unit.kind
+            found.setdefault(kind, []).append(number)
+        of_unit = {number: kind for kind, numbers in enumerate(found.values()) for number in numbers}
+        return [of_unit[number] for number in range(len(self))]
 
     def rung(self, number: int) -> Rung:
         """On which rung a unit is solved next; the same on every rank."""

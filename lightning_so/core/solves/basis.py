@@ -21,6 +21,8 @@ from lightning_so.linalg.precision import FullPrecision
 
 #: Blocks become warm over this many steps, so that their entries do not meet on one.
 ENTRIES = 8
+#: Later than any method's start.
+EVER = 1_000_000_000
 
 
 def ready(place: Place, units: Units, roster: Roster, host: Host, step: int) -> bool:
@@ -30,8 +32,9 @@ def ready(place: Place, units: Units, roster: Roster, host: Host, step: int) -> 
         return False
     schedule, stack = units.schedule, units.stacks[index]
     solved = [schedule.solved[number] for number in units.of_block(place)]
-    age = step - schedule.origin - stack.blocks[row].position % ENTRIES
-    return stack.method.ready(host.base, age, solved)
+    turn = stack.blocks[row].position % ENTRIES
+    early = schedule.bought is not None and schedule.bought.early and step >= schedule.bought.since + turn
+    return stack.method.ready(host.base, EVER if early else step - schedule.origin - turn, solved)
 
 
 def follow(at: Landing) -> None:
@@ -65,7 +68,7 @@ def entering(units: Units, roster: Roster, host: Host, step: int) -> bool:
     return any(
         ready((index, row), units, roster, host, step)
         for index, rows in enumerate(roster.live)
-        if units.stacks[index].rotates
+        if units.stacks[index].rotates and not all(roster.warm[index])
         for row in rows
     )
 
@@ -82,7 +85,7 @@ def enter(at: Landing) -> None:
     units, roster, host, report = at.units, at.roster, at.host, at.report
     changes, returned = list[MomentChange](), list[str]()
     for index, stack in enumerate(units.stacks):
-        rows = range(len(stack.blocks)) if roster.live[index] else ()
+        rows = range(len(stack.blocks)) if roster.live[index] and not all(roster.warm[index]) else ()
         places = [(index, row) for row in rows if (index, row) not in roster.alone]
         new = [place[1] for place in places if ready(place, units, roster, host, report.step)]
         for row in new:

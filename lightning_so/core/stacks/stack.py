@@ -17,6 +17,7 @@ from lightning_so.contract.method import (
     Solves,
     SolvesQuickly,
     TakesDamping,
+    TakesThinning,
     TakesWays,
 )
 from lightning_so.core.host import Host
@@ -36,6 +37,7 @@ class Stack(StackSpec):
         sprinter: The method, if it has a faster solve too.
         rotator: The method, if it rotates.
         damped: The method, if its damping can be set.
+        thinner: The method, if it can take fewer rows.
         versatile: The method, if it computes in one of several ways.
         rotates: Whether the moments of its warm blocks are in its bases: those of preconditioned gradients stay plain.
         stats: What the method keeps, opaque to the engine.
@@ -50,6 +52,7 @@ class Stack(StackSpec):
     sprinter: SolvesQuickly | None
     rotator: Rotates | None
     damped: TakesDamping | None
+    thinner: TakesThinning | None
     versatile: TakesWays | None
     rotates: bool
     stats: Any = None
@@ -78,6 +81,7 @@ class Stack(StackSpec):
             sprinter=method if isinstance(method, SolvesQuickly) else None,
             rotator=rotator,
             damped=method if isinstance(method, TakesDamping) else None,
+            thinner=method if isinstance(method, TakesThinning) else None,
             versatile=method if isinstance(method, TakesWays) else None,
             rotates=rotator is not None and not host.base.linear,
         )

@@ -26,6 +26,12 @@ class LossFacts:
     mean: bool = True
     announced: bool | None = None
 
+    def told(self, *, divided: int | None, scale: float, shown: bool) -> None:
+        """Note what the loop tells of losses to come; see `Engine.loss_is`."""
+        self.accumulate, self.scale = divided, scale
+        if self.announced is None and shown:
+            self.announced = False
+
 
 def is_mean(
     loss: Tensor,

@@ -6,7 +6,7 @@ whatever checkpointing does to the forward pass, and before an in-place activati
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -57,16 +57,19 @@ class Recorder:
         self._handles: list[Any] = []
         self._output: Tap | None = None
         self._latest: Tap | None = None
+        self._timed: Callable[[], AbstractContextManager[None]] = nullcontext
 
     # ---------------------------------------------------------------- when
 
-    def arm(self, step: int) -> None:
+    def arm(self, step: int, timed: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
         """Hook the layers of the units that a step watches.
 
         Args:
             step: The coming step of the engine.
+            timed: Gives a context around what a hook does in a backward pass.
         """
         self.disarm()
+        self._timed = timed
         stacks, before = self._units.stacks, self.seen
         units = [self._units[number] for number in self._units.schedule.watched(step)]
         for (index, row), block in before.watched.items():
@@ -125,7 +128,7 @@ class Recorder:
             def backward(g: Tensor) -> None:
                 if self.ours:
                     return
-                with torch.no_grad():
+                with torch.no_grad(), self._timed():
                     self._begin_pass()
                     # A batch, or an expert's part of one, may be without samples.
                     if self.seen.terms is None and g.numel():
@@ -144,7 +147,11 @@ class Recorder:
                 if self._empirical:  # A call keeps the graph of a forward pass that may never go backward.
                     del self.seen.calls[: -REMEMBERED * len(self._handles)]
 
-        self._handles += tap.layer.listen(tap.module, told)
+        def noted(x: Tensor, output: Tensor, arrange: Callable[[Tensor], Tensor]) -> None:
+            with self._timed():
+                told(x, output, arrange)
+
+        self._handles += tap.layer.listen(tap.module, noted)
 
     # ---------------------------------------------------------------- what the loss tells
 
@@ -265,6 +272,12 @@ class Recorder:
                     f"route={{'base': ['{block.name}']}} says so.",
                     stacklevel=2,
                 )
+
+    @property
+    def share(self) -> float:
+        """Which share of the method's blocks this step has watched."""
+        blocks = sum(len(stack.blocks) for stack in self._units.stacks if stack.method is self.method)
+        return len(self.seen.watched) / max(1, blocks)
 
     def places(self, lives: Callable[[Block], bool]) -> list[Place]:
         """The watched blocks whose gradient is there."""
