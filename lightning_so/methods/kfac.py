@@ -172,7 +172,7 @@ class KFAC(Layerwise):
             halves = split(damping, means)
             found = [side.inverses(half, sturdy=sturdy) for side, half in zip(sides, halves, strict=True)]
             parts = [tile for of_side in found for tile in of_side]
-            flags = [positive([damping, *halves, *(traces([tile]) for tile in parts)])]
+            flags = [positive([damping, *(traces([tile]) for tile in parts)])]
         return joined([*parts, damping[:, None]], flags)
 
     def swap_in(self, asked: Sequence[Asked], solved: Solved) -> None:
