@@ -68,7 +68,7 @@ def combine(
         The new parameters, in `update`'s storage.
     """
     p0, first = room.copy_(p0), factors[0]
-    if not isinstance(first, Tensor) and all(factor == first for factor in factors):
+    if not isinstance(first, Tensor) and factors.count(first) == len(factors):
         # Multiplied first and added then, in two roundings, as the optimizers do: a fused form would not equal them.
         return update.add_(p0 if first == 1 else p0.mul_(first))
     return update.add_(p0.mul_(spread(torch.stack([torch.as_tensor(f).to(p0) for f in factors]))))

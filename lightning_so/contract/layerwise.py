@@ -3,7 +3,7 @@
 Legend: B blocks of a stack, Q groups.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_so.actions.moments import Base
 from lightning_so.contract.block import Block, StackSpec, Tap
-from lightning_so.contract.method import Taps
+from lightning_so.contract.method import Chosen, Taps
 from lightning_so.contract.spread import Spread, Staggered
 from lightning_so.errors import check_choice, check_count, check_range
 from lightning_so.layers.factor_rows import factor_rows, loss_terms, thin
@@ -203,23 +203,31 @@ class Layerwise:
         """See `contract.method.ObservesRows.window_shapes`."""
         return [stats.counts.shape[1:], *(shape for side in stats.sides for shape in side.window_shapes)]
 
-    def fold(self, stats: Factors, rows: list[int], step: int, scale: float) -> None:
+    def fold(self, chosen: Sequence[Chosen], step: int, scale: float) -> None:
         """`F <- b^k F + (1 - b^k) window`, k the steps since the last fold; `scale` is K^2 over micro-batches.
 
         A window with rows that are not finite is forgotten: gradients that were mended afterwards do not show them.
         """
-        lost = [1 - BETA ** (step - int(last)) for last in stats.folded.numpy()[rows]]
-        stats.folded.numpy()[rows] = step
-        windows, counts = [side.gathered(rows) for side in stats.sides], some(stats.counts, rows)
+        lost = list[float]()
+        for stats, rows in chosen:
+            lost += [1 - BETA ** (step - int(last)) for last in stats.folded.numpy()[rows]]
+            stats.folded.numpy()[rows] = step
+        windows = [[side.gathered(rows) for side in stats.sides] for stats, rows in chosen]
+        sums = torch.cat([traces(pair[number]) for number in range(2) for pair in windows]).view(2, -1)
+        counts, sound = torch.cat([some(stats.counts, rows) for stats, rows in chosen]), (sums < torch.inf).all(0)
         # A layer that did not fire keeps what it has.
-        sound = torch.stack([traces(of_side) for of_side in windows]).isfinite().all(0)
-        fired = ((counts > 0).all(1) & sound).to(stats.weight.dtype)
+        fired = ((counts > 0).all(1) & sound).to(counts.dtype)
         added = fired * each(lost, fired)
-        kept, (positions, terms) = 1 - added, counts.clamp_min(1).unbind(1)
-        put(stats.weight, rows, some(stats.weight, rows) * kept + added)
-        stats.sides[0].fold(rows, windows[0], kept, added / positions)
-        stats.sides[1].fold(rows, windows[1], kept, added * scale / terms)
-        Layerwise.clear(self, stats, rows)
+        kept, rates = 1 - added, added / counts.clamp_min(1).mT
+        rates[1].mul_(scale)
+        weight = torch.addcmul(added, torch.cat([some(stats.weight, rows) for stats, rows in chosen]), kept)
+        spoilt, sizes = ~sound, [len(rows) for _, rows in chosen]
+        parts = (numbers.split(sizes, -1) for numbers in (weight, kept, rates, spoilt))
+        for (stats, rows), pair, of_stack, keep, rate, lose in zip(chosen, windows, *parts, strict=True):
+            put(stats.weight, rows, of_stack)
+            for side, window, of_side in zip(stats.sides, pair, rate.unbind(0), strict=True):
+                side.fold(rows, window, keep, of_side, lose)
+            Layerwise.clear(self, stats, rows)
 
     def shared_windows(self, stats: Factors, row: int) -> list[Tensor]:
         """See `contract.method.ObservesRows.shared_windows`: nothing."""

@@ -21,6 +21,8 @@ from lightning_so.linalg.result import Result, Solved
 
 #: A unit and the statistics of its stack.
 Asked = tuple[Any, Unit]
+#: The statistics of a stack and rows of its blocks, rising.
+Chosen = tuple[Any, list[int]]
 
 
 class Taps(Enum):
@@ -175,8 +177,11 @@ class ObservesRows(Method, Protocol):
         """Shapes of those tensors, of the stack's dtype, whether they are there or not."""
         ...
 
-    def fold(self, stats: Any, rows: list[int], step: int, scale: float) -> None:
-        """Fold the windows of blocks into their moving averages; `scale` is K^2 over micro-batches. The owner alone."""
+    def fold(self, chosen: Sequence[Chosen], step: int, scale: float) -> None:
+        """Fold the windows of blocks into their moving averages; `scale` is K^2 over micro-batches. The owner alone.
+
+        All stacks have one dtype and device, so that what is small is computed for all of their blocks at once.
+        """
         ...
 
     def shared_windows(self, stats: Any, row: int) -> list[Tensor]:

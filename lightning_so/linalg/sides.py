@@ -66,22 +66,21 @@ class Side:
         windows = [self.window(row) for row in rows]
         return [tile[0][None] if len(tile) == 1 else torch.stack(tile) for tile in zip(*windows, strict=True)]
 
-    def fold(self, rows: list[int], windows: list[Tensor], keep_k: Tensor, weight_k: Tensor) -> None:
-        """`F <- keep F + weight window`, whatever is in it where the weight is 0.
+    def fold(self, rows: list[int], windows: list[Tensor], keep_k: Tensor, weight_k: Tensor, spoilt_k: Tensor) -> None:
+        """`F <- keep F + weight window`.
 
         Args:
             rows: The blocks, rising.
             windows: What `gathered` gave of them; changed.
             keep_k: What stays of their factors.
             weight_k: What of the windows is added.
+            spoilt_k: Whose windows are not finite: they are of zeros afterwards.
         """
-        nothing = weight_k == 0
         for factor, window in zip(self.factors, windows, strict=True):
-            keep, weight, none = (x.view(-1, *[1] * (factor.ndim - 1)) for x in (keep_k, weight_k, nothing))
-            added = window.mul_(weight)
-            if maybe(nothing):
-                added.masked_fill_(none, 0)
-            part = some(factor, rows).mul_(keep).add_(added)
+            keep, weight, spoilt = (x.view(-1, *[1] * (factor.ndim - 1)) for x in (keep_k, weight_k, spoilt_k))
+            if maybe(spoilt_k):
+                window.masked_fill_(spoilt, 0)
+            part = some(factor, rows).mul_(keep).addcmul_(window, weight)
             if not together(rows):
                 put(factor, rows, part)
 
@@ -170,8 +169,8 @@ def means(sides: Sequence[tuple[Side, int]]) -> Tensor:
 
 def traces(factors: Sequence[Tensor]) -> Tensor:
     """The traces of a side of k blocks over all tiles and groups, shape (k,): of factors, or of windows."""
-    diagonals = [F if F.ndim == 3 else F.diagonal(dim1=2, dim2=3) for F in factors]
-    return torch.stack([diagonal.sum((1, 2)) for diagonal in diagonals]).sum(0)
+    found = [(F if F.ndim == 3 else F.diagonal(dim1=2, dim2=3)).sum((1, 2)) for F in factors]
+    return found[0] if len(found) == 1 else torch.stack(found).sum(0)
 
 
 def joined(parts: Sequence[Solved]) -> Solved:

@@ -7,6 +7,7 @@ from unittest import mock
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from lightning_so import EKFAC, KFAC, OGR, SOAP, ConfigError, Mixture, Muon, SecondOrder, Ways, attach
 from lightning_so.contract.ways import WAYS
@@ -135,6 +136,24 @@ def test_a_device_computes_in_the_ways_it_is_faster_in(seconds, expected):
     assert said in str(engine.plan)
 
 
+def on_a_rank(steps):
+    """Two ranks whose devices differ: the other's is never asked. Ways, weights and state."""
+    rank = dist.get_rank()
+    with faster(0.5) if rank == 0 else mock.patch.object(choose, "timed", side_effect=AssertionError):
+        net, _, engine = trained(SOAP(start=4, period=2), steps)
+    return engine.parts.chosen, net.state_dict(), engine.state_dict()["ways"], str(engine.plan)
+
+
+def test_all_ranks_do_as_the_first_one_says(two):
+    (chosen, weights, state, plan), (other, theirs, again, printed) = two.run(on_a_rank, 16)
+    assert chosen == other
+    assert (chosen.ways, state, plan) == (FAST, again, printed)
+    alone, _, _ = trained(SOAP(start=4, period=2), 16, ways=FAST)
+    for name, weight in alone.state_dict().items():
+        assert torch.equal(weights[name], theirs[name])
+        torch.testing.assert_close(weights[name], weight, rtol=0, atol=1e-4)
+
+
 def test_what_is_asked_for_is_not_measured():
     with faster(0.5):
         _, _, engine = trained(SOAP(), 1, ways=Ways(refresh="householder", rotation="fp32"))
@@ -218,6 +237,13 @@ def test_a_precision_that_a_method_was_given_is_its_own(precision, used):
     with mock.patch.object(muon, "polar", side_effect=muon.polar) as polar:
         trained(Muon(precision=precision), 2, ways=Ways(polar="fp16" if used is None else "fp32"))
     assert {call.kwargs["precision"] for call in polar.call_args_list} == {used}
+
+
+@pytest.mark.parametrize("method", [SOAP(start=4, period=2), EKFAC(start=4, period=2), Muon()], ids=str)
+def test_every_update_is_that_of_a_float64_reference(method):
+    _, _, engine = trained(method, 12, ways=FAST, verify_every=1)
+    assert engine.report.verified == 12
+    assert engine.report.deviation < 0.02
 
 
 # ---------------------------------------------------------------- the ladder

@@ -15,10 +15,10 @@ def side(X, cap):
     """A side that has seen the rows of X, and the dense factor of each of its tiles in float64."""
     shape = kron.shape(X.shape[1], 1, cap, diagonal=False)
     made = sides.statistics(shape, 1, X.dtype, CPU, CPU)
-    one = torch.ones(1, dtype=X.dtype)
+    one, sound = torch.ones(1, dtype=X.dtype), torch.zeros(1, dtype=torch.bool)
     for part in X.split(10):  # as micro-batches come
         made.add(0, part[None])
-    made.fold([0], made.gathered([0]), one, one)
+    made.fold([0], made.gathered([0]), one, one, sound)
     dense = X.double().mT @ X.double()
     return made, [dense[cut, cut] for cut in shape.cuts]
 

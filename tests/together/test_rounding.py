@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_so import EKFAC, KFAC, SOAP, Mixture, Muon, Shampoo, Synchronous, attach, curvature
+from lightning_so import EKFAC, KFAC, SOAP, Mixture, Muon, Shampoo, Synchronous, Ways, attach, curvature
 from lightning_so.core.checkpoint import checkpoint
 from lightning_so.core.checkpoint.plain_moments import plain_optimizer_state
 from lightning_so.linalg.precision import FullPrecision
@@ -48,13 +48,13 @@ def _as_it_was():
     torch.set_float32_matmul_precision("highest")
 
 
-def trained(case, setting, cores, lr=0.0, steps=6, autocast=False):
+def trained(case, setting, cores, lr=0.0, steps=6, autocast=False, ways=None):
     """The model and the engine's state, after steps of which all matrix products are made by the emulated device."""
     torch.manual_seed(0)
     method, (base, options) = case
     model = Net()
     optimizer = base(model.parameters(), lr=lr, **options)
-    engine = attach(model, optimizer, method)
+    engine = attach(model, optimizer, method, ways=ways)
     torch.set_float32_matmul_precision(setting)
     for step in range(steps):
         x, y = batch(step)
@@ -72,7 +72,7 @@ def trained(case, setting, cores, lr=0.0, steps=6, autocast=False):
     return model, saved, plain
 
 
-def rotation(found):
+def rounds(found):
     """Whether the product is one of a rotation of a step."""
     turns = any(name.startswith("methods/") and name.endswith(" turn") for name in found)
     return turns and any(name in ("core/step/act.py begin", "core/step/finish.py finish") for name in found)
@@ -82,16 +82,27 @@ def rotation(found):
 def test_only_rotations_are_rounded(case):
     cores = TensorCores()
     trained(case, "medium", cores, lr=1e-3)
-    others = [found for found in cores.ours if not rotation(found)]
+    others = [found for found in cores.ours if not rounds(found)]
     assert not others, others[0]
     # The model's are as its training wants them, and so are rotations.
     assert cores.theirs
     rotates = isinstance(case[0], SOAP | Mixture) or (isinstance(case[0], EKFAC) and case[1] is ADAMW)
-    assert any(map(rotation, cores.ours)) is rotates
+    assert any(map(rounds, cores.ours)) is rotates
     cores = TensorCores()
     trained(case, "highest", cores, steps=1)
     assert not cores.ours
     assert not cores.theirs
+
+
+@pytest.mark.parametrize("case", [CASES[0], CASES[6]], ids=label)
+@pytest.mark.parametrize(("setting", "rotation"), [("highest", "tf32"), ("medium", "fp32")])
+def test_rotations_are_rounded_as_was_chosen_and_nothing_else_of_ours(case, setting, rotation):
+    cores = TensorCores()
+    trained(case, setting, cores, lr=1e-3, ways=Ways(rotation=rotation))
+    assert all(rounds(found) for found in cores.ours)
+    assert bool(cores.ours) is (rotation == "tf32")
+    # The model's products are as its training says.
+    assert bool(cores.theirs) is (setting == "medium")
 
 
 def same(one, other):

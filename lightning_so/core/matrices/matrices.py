@@ -84,14 +84,18 @@ class Matrices:
 
     def gradients(self, cohort: Cohort) -> list[Tensor]:
         """The gradients of a cohort, one tensor for each of `cohort.params`."""
-        return self._numbers(cohort, lambda p: self._piece(p, self.host.access.grad(p)))
+        grad = self.host.access.grad
+        return self._numbers(cohort, lambda p: self._piece(p, grad(p)))
 
     def moments(self, cohort: Cohort, key: str) -> list[Tensor]:
         """A moment of a cohort, one tensor for each of `cohort.params`."""
-        return self._numbers(cohort, lambda p: self._piece(p, self.host.access.state(self.host.optimizer, p).get(key)))
+        state, optimizer = self.host.access.state, self.host.optimizer
+        return self._numbers(cohort, lambda p: self._piece(p, state(optimizer, p).get(key)))
 
     def _numbers(self, cohort: Cohort, of: Callable[[Tensor], Tensor]) -> list[Tensor]:
         """What a function gives of each parameter, cut into blocks where not all parts of it are in the cohort."""
+        if not cohort.cut:
+            return [of(param) for param in cohort.params]
         found = list[Tensor]()
         for run in cohort.runs:
             if run.whole:

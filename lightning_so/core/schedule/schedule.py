@@ -71,6 +71,7 @@ class Schedule:
         self.tried, self.last, self.solved, self.failed, self.rung = ([0] * count for _ in range(5))
         self.every, self.slot = [0] * count, [0] * count
         self.next = [1] * count
+        self._of_period = {unit.period: unit for unit in self.units}
         costs, slots = [unit.cost for unit in self.units], self._slots([unit.final for unit in self.units])
         self.final_slot = pack(costs, slots)
         self.owner = self.given or owners(self.units, self.final_slot, slots, self.ranks)
@@ -84,10 +85,9 @@ class Schedule:
         """The steps of the cycle at which a unit is solved, at the largest interval."""
         return range(self.final_slot[number], self.cycle, self.units[number].final)
 
-    @property
-    def costs(self) -> list[float]:
-        """What a solve of each unit costs: seconds where they are bought, else by the model."""
-        return [unit.cost for unit in self.units] if self.bought is None else self.bought.costs
+    def cost(self, unit: int) -> float:
+        """What a solve of a unit costs: seconds where they are bought, else by the model."""
+        return self.units[unit].cost if self.bought is None else self.bought.costs[unit]
 
     def _slots(self, every: list[int]) -> list[int]:
         return [steps if unit.staggered else 1 for steps, unit in zip(every, self.units, strict=True)]
@@ -107,14 +107,12 @@ class Schedule:
             Indices into `units`.
         """
         self._repack(step)
-        costs, chosen, rooms = self.costs, [], [budget] * (1 if self.bought is None else self.ranks)
-        for unit in sorted(
-            (u for u in range(len(self.units)) if self.next[u] <= step), key=lambda u: (self.next[u], u)
-        ):
-            rank = self.owner[unit] % len(rooms)
-            if self.units[unit].staggered and len(chosen) >= least and costs[unit] > rooms[rank]:
+        chosen, rooms = [], [budget] * (1 if self.bought is None else self.ranks)
+        for _, unit in sorted((due, unit) for unit, due in enumerate(self.next) if due <= step):
+            rank, cost = self.owner[unit] % len(rooms), self.cost(unit)
+            if self.units[unit].staggered and len(chosen) >= least and cost > rooms[rank]:
                 continue
-            rooms[rank] -= costs[unit]
+            rooms[rank] -= cost
             chosen.append(unit)
         for unit in chosen:
             self.tried[unit] = step
@@ -136,6 +134,8 @@ class Schedule:
     def _repack(self, step: int) -> None:
         before = self.every
         self.place(step)
+        if self.every is before:
+            return
         for unit, (was, every, due) in enumerate(zip(before, self.every, self.next, strict=True)):
             # A unit that is overdue keeps its place in the queue; the others move to their new slot.
             if every != was and due >= step:
@@ -144,9 +144,10 @@ class Schedule:
     def place(self, step: int) -> None:
         """Pack the units for the intervals of a step, without moving what is due."""
         self.placed = step
-        every = [unit.every(step - self.origin) for unit in self.units] if self.bought is None else self.bought.every
+        intervals = {period: unit.every(step - self.origin) for period, unit in self._of_period.items()}
+        every = [intervals[unit.period] for unit in self.units] if self.bought is None else self.bought.every
         if every != self.every:
-            self.every, self.slot = every, pack(self.costs, self._slots(every))
+            self.every, self.slot = every, pack([*map(self.cost, range(len(every)))], self._slots(every))
 
     def unplace(self) -> None:
         """Be as before the first packing."""
@@ -193,6 +194,8 @@ class Schedule:
     def overdue(self, step: int) -> list[int]:
         """Units that were not tried within the bound; there are none unless the schedule is broken."""
         since = max(self.origin, 0 if self.bought is None else self.bought.since)
+        if step - max(min(self.tried, default=step), since) <= 2 * len(self.units):
+            return []  # No bound is as low.
         return [unit for unit, tried in enumerate(self.tried) if step - max(tried, since) > self.bound(unit)]
 
     def history(self, unit: int) -> list[int]:

@@ -68,7 +68,7 @@ def entering(units: Units, roster: Roster, host: Host, step: int) -> bool:
     return any(
         ready((index, row), units, roster, host, step)
         for index, rows in enumerate(roster.live)
-        if units.stacks[index].rotates
+        if units.stacks[index].rotates and not all(roster.warm[index])
         for row in rows
     )
 
@@ -85,7 +85,7 @@ def enter(at: Landing) -> None:
     units, roster, host, report = at.units, at.roster, at.host, at.report
     changes, returned = list[MomentChange](), list[str]()
     for index, stack in enumerate(units.stacks):
-        rows = range(len(stack.blocks)) if roster.live[index] else ()
+        rows = range(len(stack.blocks)) if roster.live[index] and not all(roster.warm[index]) else ()
         places = [(index, row) for row in rows if (index, row) not in roster.alone]
         new = [place[1] for place in places if ready(place, units, roster, host, report.step)]
         for row in new:

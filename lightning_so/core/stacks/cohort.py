@@ -32,6 +32,7 @@ class Cohort:
         saved: Where each of these is saved.
         groups: Param group index -> positions in `blocks`.
         of_group: Param group index -> positions in `params`.
+        cut: Whether any of its parameters has parts that are each a tensor of their own.
         lent: Its biases without a gradient, and the one that each is lent for a step; see `step.lending`.
         observed: Steps at which the gradients were seen.
         applied: Steps at which the action was finished.
@@ -46,6 +47,7 @@ class Cohort:
     saved: list[Tensor]
     groups: dict[int, list[int]]
     of_group: dict[int, list[int]]
+    cut: bool
     lent: dict[Tensor, Tensor]
     observed: int = 0
     applied: int = 0
@@ -87,6 +89,7 @@ def split(stack: Stack, live: list[int], actions: list[Action], absent: Collecti
                 [saved for _, saved, _ in tensors],
                 _by_group(block.group for block in blocks),
                 _by_group(group for *_, group in tensors),
+                not all(run.whole for run in found),
                 {b.bias: torch.zeros_like(b.bias) for b in blocks if b.bias is not None and b.bias in absent},
             )
         )

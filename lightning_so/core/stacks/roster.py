@@ -48,6 +48,7 @@ class Roster:
         """All blocks are cold, and none has been seen with a gradient."""
         self.stacks, self._host = stacks, host
         self.absent, self.alone, self.told = set[Tensor](), set[tuple[int, int]](), set[str]()
+        self._looked: set[Tensor] | None = None
         self.warm = [[False] * len(stack.blocks) for stack in stacks]
         self.live: list[list[int]] = [[] for _ in stacks]
         self._still: list[list[int]] = [[] for _ in stacks]
@@ -62,7 +63,7 @@ class Roster:
 
     def lives(self, block: Block) -> bool:
         """Whether a block's weight has a gradient, on every rank that has a part of it: then the block acts."""
-        return block.param not in self.absent
+        return not self.absent or block.param not in self.absent
 
     def refresh(self) -> None:
         """Regroup the stacks of which a block has lost or found its gradient, or that of its bias.
@@ -71,6 +72,9 @@ class Roster:
             ConfigError: If a gradient is sparse.
             TrustError: If a block has lost it because the model has another parameter now.
         """
+        if self.absent == self._looked:
+            return
+        self._looked = self.absent
         for index, stack in enumerate(self.stacks):
             live = [row for row, block in enumerate(stack.blocks) if self.lives(block)]
             still = [row for row in live if stack.blocks[row].bias in self.absent]

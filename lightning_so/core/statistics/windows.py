@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_so.comm import Local, replicated_tensors
 from lightning_so.core.schedule.units import Place, Units
+from lightning_so.core.stacks.stack import Stack
 from lightning_so.linalg.triangle import pack, unpack
 
 
@@ -50,7 +51,7 @@ class Windows:
         What every rank needs is summed in one more bucket, and folded everywhere.
 
         Args:
-            places: The blocks, equal on all ranks.
+            places: The blocks, of one method; equal on all ranks.
             step: The step.
             scale: K^2 over micro-batches.
         """
@@ -62,12 +63,19 @@ class Windows:
         for place in places:
             self.underway.pop(place, None)
         mine = {place for place in places if self._team.rank == self._units.owner_of(place)}
-        for index, rows in _by_stack(mine).items():
-            stack = self._units.stacks[index]
-            stack.tapping.fold(stack.stats, rows, step, scale)
+        for chosen in self._at_once(mine):
+            chosen[0][0].tapping.fold([(stack.stats, rows) for stack, rows in chosen], step, scale)
         for index, rows in _by_stack(set(places) - mine).items():
             stack = self._units.stacks[index]
             stack.tapping.clear(stack.stats, rows)
+
+    def _at_once(self, places: Iterable[Place]) -> list[list[tuple[Stack, list[int]]]]:
+        """The stacks of blocks of one method, and rows in each: together where dtype and device are the same."""
+        found: dict[tuple, list[tuple[Stack, list[int]]]] = {}
+        for index, rows in _by_stack(places).items():
+            stack = self._units.stacks[index]
+            found.setdefault((stack.dtype, stack.device), []).append((stack, rows))
+        return list(found.values())
 
     def _window(self, place: Place) -> list[Tensor]:
         index, row = place

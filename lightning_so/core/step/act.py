@@ -51,7 +51,7 @@ def begin(
                 progress.hidden.append(cohort)
                 hide.hide(weights)
     finally:
-        lending.take_back([cohort for cohort in acting if cohort not in progress.hidden], host)
+        lending.take_back([cohort for cohort in acting if cohort.lent and cohort not in progress.hidden], host)
 
 
 def _items(
@@ -98,7 +98,8 @@ def _apply(clips: Iterable[Clip], matrices: Matrices) -> None:
 
 def _rates(cohort: Cohort, host: Host) -> list:
     """The learning rate of each block."""
-    return [host.group(block.group)["lr"] for block in cohort.blocks]
+    rates = {number: host.group(number)["lr"] for number in cohort.groups}
+    return [rates[block.group] for block in cohort.blocks]
 
 
 def count(acting: Sequence[Cohort], report: Report) -> None:
@@ -146,10 +147,10 @@ def _products(X_BMN: Tensor, Y_BMN: Tensor) -> Tensor:
 
 def _couple_decay(cohort: Cohort, gradients: list[Tensor], host: Host, matrices: Matrices) -> bool:
     """Add coupled decay to the gradients of groups that have some; whether any has."""
-    weights, coupled = matrices.weights(cohort), False
-    for number, positions in cohort.of_group.items():
-        group = host.group(number)
-        if not host.base.decoupled(group) and group["weight_decay"] != 0:
-            hide.couple_decay([gradients[i] for i in positions], [weights[i] for i in positions], group)
-            coupled = True
-    return coupled
+    groups = {number: host.group(number) for number in cohort.of_group}
+    coupled = [n for n, group in groups.items() if not host.base.decoupled(group) and group["weight_decay"] != 0]
+    weights = matrices.weights(cohort) if coupled else []
+    for number in coupled:
+        positions = cohort.of_group[number]
+        hide.couple_decay([gradients[i] for i in positions], [weights[i] for i in positions], groups[number])
+    return bool(coupled)

@@ -49,8 +49,9 @@ def _last(
         if lengths is not None:
             # An update without a direction stays as it is.
             buffer = torch.where(buffer.isnan(), update(), buffer)
-        groups = [host.group(block.group) for block in cohort.blocks]
-        factors = [hide.shrink(group, decoupled=host.base.decoupled(group)) for group in groups]
+        groups = {number: host.group(number) for number in cohort.groups}
+        shrunk = {n: hide.shrink(group, decoupled=host.base.decoupled(group)) for n, group in groups.items()}
+        factors = [shrunk[block.group] for block in cohort.blocks]
         room, per_block = matrices.room(cohort, 1), partial(matrices.per_block, cohort)
         matrices.write(cohort, weights, hide.combine(matrices.saved(cohort), buffer, factors, room, per_block))
         lending.stay(cohort, host)
@@ -82,9 +83,10 @@ def _lookahead(cohort: Cohort, host: Host, matrices: Matrices) -> Tensor:
     """The look-ahead first moment of a cohort, in the second work space."""
     moment = matrices.fill(cohort, matrices.moments(cohort, host.base.first[0]), 1)
     gradient = matrices.fill(cohort, matrices.gradients(cohort), 2)
-    weights = [host.base.lookahead(host.group(block.group)) for block in cohort.blocks]
-    a, b = weights[0]
-    if len(cohort.groups) == 1:
+    weights = {number: host.base.lookahead(host.group(number)) for number in cohort.groups}
+    if len(weights) == 1:
+        ((a, b),) = weights.values()
         return moment.mul_(a).add_(gradient, alpha=b)
-    each_a, each_b = (matrices.per_block(cohort, torch.tensor(w).to(moment)) for w in zip(*weights, strict=True))
+    of_blocks = zip(*(weights[block.group] for block in cohort.blocks), strict=True)
+    each_a, each_b = (matrices.per_block(cohort, torch.tensor(w).to(moment)) for w in of_blocks)
     return moment.mul_(each_a).add_(gradient.mul_(each_b))

@@ -54,7 +54,8 @@ class Guard:
         if self._world.ranks > 1:
             poisoned, *missing = self._world.anywhere([poisoned, *missing])
         absent = {p for p, lacks in zip(params, missing, strict=True) if lacks}
-        withheld = self._withhold(p for p, grad in zip(params, grads, strict=True) if p in absent and grad is not None)
+        lacking = zip(params, grads, missing, strict=True)
+        withheld = self._withhold(p for p, grad, lacks in lacking if lacks and grad is not None)
         if poisoned:
             self._withhold(p for p in params if self._access.grad(p) is not None)
         return Verdict(not poisoned, absent, withheld, read)
