@@ -9,7 +9,7 @@ PYTEST := OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/.ci/start $(BIN)/python -m pyte
 .DEFAULT_GOAL := help
 FLOORS ?= .venv/floors
 
-.PHONY: help demo test fast test-cluster test-image floors faults matrix clients licences lint format bench clean
+.PHONY: help demo test fast test-cluster test-image floors faults matrix clients licences lint format bench bench-gpu clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 12
@@ -97,6 +97,11 @@ lint: $(READY) ## Lint, check the format and the types
 format: $(READY) ## Format the code and fix what the linter can fix
 	@$(BIN)/ruff check --fix-only
 	@$(BIN)/ruff format
+
+# With the environment where there is one, else with the Python that is there: a machine with a GPU may have no network.
+# DEVICE=cpu BENCH="--quick" shows that it runs; python -m benchmarks.steps.gpu --help says the rest.
+bench-gpu: ## Measure all there is to measure on a GPU in less than 9 minutes, and write its table
+	@$(firstword $(wildcard $(BIN)/python) $(PYTHON)) -m benchmarks.steps.gpu --device $(or $(DEVICE),cuda) $(BENCH)
 
 bench: ## Print the commands of the benchmarks
 	@echo "$(BIN)/python -m benchmarks.training.grid --problem byte_lm --method soap --lrs 1e-3 2e-3 4e-3 8e-3 --seeds 0 1 2 --jobs 2"

@@ -1,6 +1,7 @@
 """The optimizers that are compared, each built the same way: `build(method, model, ...)` gives a Contender."""
 
 import argparse
+import inspect
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,9 +21,14 @@ COUNTERS = ("step", "skipped", "solves", "failures", "rotated", "bent")
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run may tune: `options` go to the method's constructor, `adam_lr` is AdamW's part beside torch's Muon.
+    """What a run may tune.
 
-    `max_overhead` among the options goes to `attach`.
+    Attributes:
+        lr: The peak learning rate.
+        betas: Of AdamW.
+        adam_lr: That of AdamW's part beside torch's Muon.
+        steps: Over which the cosine falls.
+        options: Arguments of the method's constructor, and of `attach` where it has one of that name.
     """
 
     lr: float
@@ -32,9 +38,17 @@ class Settings:
     options: tuple[tuple[str, Any], ...] = ()
 
     @property
+    def of_attach(self) -> dict[str, Any]:
+        """The options that are `attach`'s."""
+        from lightning_so import attach
+
+        known = inspect.signature(attach).parameters
+        return {name: value for name, value in self.options if name in known}
+
+    @property
     def of_method(self) -> dict[str, Any]:
-        """The options that are the method's own."""
-        return {name: value for name, value in self.options if name != "max_overhead"}
+        """The options that are the method's."""
+        return {name: value for name, value in self.options if name not in self.of_attach}
 
 
 @dataclass(frozen=True)
@@ -235,8 +249,7 @@ def _attached(model: nn.Module, settings: Settings, method: Any, base: Callable 
     from lightning_so import attach
 
     parts = base(model, settings)
-    share = dict(settings.options).get("max_overhead")
-    return {**parts, "engine": attach(model, parts["optimizers"][0], method, max_overhead=share)}
+    return {**parts, "engine": attach(model, parts["optimizers"][0], method, **settings.of_attach)}
 
 
 def option(text: str) -> tuple[str, Any]:

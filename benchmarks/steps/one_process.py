@@ -6,15 +6,19 @@ The whole is done `--repeats` times, identically, and a step's time is the least
 that belong to the method (solves, the first ones included) and drops those of the machine. `adamw` runs twice; the
 difference of the two is the noise. Times are process CPU time of one thread. Variants in bf16 are slow on a CPU without
 bf16 units. On an accelerator (`--device cuda`) they are wall time between synchronizations, and `step_bytes` is what a
-step needs beyond what is there before it: activations, gradients and work space.
+step needs beyond what is there before it: activations, gradients and work space. `--seconds` ends it early, all
+variants after the same step. One that fails is named, and the others go on; the exit code tells.
 """
 
 import argparse
+import math
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,39 +119,88 @@ def repeat_choices(lane: Lane, rounds: list[Any]) -> None:
     overhead.agree = agree
 
 
+def lane(problem: Problem, variant: str, settings: Settings, bf16: bool, rounds: list[Any]) -> Lane:
+    """A variant before its first step: its model is that of every other; see `repeat_choices` for its rounds."""
+    model, (method, *options) = problem.model(0), variant.split(":")
+    chosen = replace(settings, options=tuple(option(text) for text in options))
+    autocast = torch.autocast(problem.device, torch.bfloat16, enabled=bf16)
+    made = Lane(model, build(method, model, chosen), clock(problem.device), autocast)
+    repeat_choices(made, rounds)
+    return made
+
+
 def repeat(
-    problem: Problem, variants: list[str], settings: Settings, rounds: dict[str, list[Any]], bf16: bool = False
-) -> list[Lane]:
-    """All variants side by side for `settings.steps` steps; who goes first changes with every step."""
-    lanes = []
-    for variant in variants:
-        model, (method, *options) = problem.model(0), variant.split(":")
-        chosen = replace(settings, options=tuple(option(text) for text in options))
-        autocast = torch.autocast(problem.device, torch.bfloat16, enabled=bf16)
-        lanes.append(Lane(model, build(method, model, chosen), clock(problem.device), autocast))
-        repeat_choices(lanes[-1], rounds[variant])
+    problem: Problem,
+    variants: list[str],
+    settings: Settings,
+    rounds: dict[str, list[Any]],
+    bf16: bool = False,
+    until: float = math.inf,
+) -> list[Lane | str]:
+    """All variants side by side; who goes first changes with every step.
+
+    Args:
+        problem: What is trained.
+        variants: Who trains it.
+        settings: How, for `settings.steps` steps.
+        rounds: What those with `max_overhead` have measured, by variant; see `repeat_choices`.
+        bf16: Whether the passes are under an autocast.
+        until: The time of `time.monotonic` after which no step begins, but for the first two.
+
+    Returns:
+        The lanes, or of a variant that failed what it failed with.
+    """
+    found: list[Lane | str] = [
+        tried(partial(lane, problem, variant, settings, bf16, rounds[variant])) for variant in variants
+    ]
     generator = torch.Generator().manual_seed(0)
     for i in range(settings.steps):
+        if i >= 2 and time.monotonic() > until:
+            break
         batch = problem.batch(generator)
-        first = i % len(lanes)
-        for lane in lanes[first:] + lanes[:first]:
-            step(lane, problem, batch)
-    return lanes
+        for at in (*range(i % len(found), len(found)), *range(i % len(found))):
+            if isinstance(one := found[at], Lane):
+                found[at] = tried(partial(step, one, problem, batch), one)
+    return found
+
+
+def tried(work: Callable[[], Any], one: Lane | None = None) -> Any:
+    """What some work gives, or the lane that it was done to; where it fails, with what."""
+    try:
+        found = work()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return found if one is None else one
 
 
 def measure(
-    problem: Problem, variants: list[str], settings: Settings, repeats: int, bf16: bool = False
+    problem: Problem,
+    variants: list[str],
+    settings: Settings,
+    repeats: int,
+    bf16: bool = False,
+    seconds: float = math.inf,
 ) -> list[dict[str, Any]]:
-    """One record a variant, from the elementwise least over the repeats."""
-    rounds: dict[str, list[Any]] = defaultdict(list)
-    runs = [repeat(problem, variants, settings, rounds, bf16) for _ in range(repeats)]
-    return [record(variant, [run[i] for run in runs]) for i, variant in enumerate(variants)]
+    """One record a variant, from the elementwise least over the repeats; of one that failed, why."""
+    begun, rounds = time.monotonic(), defaultdict[str, list[Any]](list)
+    ends = [begun + seconds * (r + 1) / repeats for r in range(repeats)]
+    runs = [repeat(problem, variants, settings, rounds, bf16, end) for end in ends]
+    records = []
+    for i, variant in enumerate(variants):
+        lanes = [run[i] for run in runs]
+        good = [one for one in lanes if isinstance(one, Lane)]
+        failed = next((one for one in lanes if isinstance(one, str)), None)
+        records.append(record(problem, variant, good) if failed is None else {"variant": variant, "failed": failed})
+    return records
 
 
-def record(variant: str, lanes: list[Lane]) -> dict[str, Any]:
-    """The figures of one variant, in milliseconds and bytes."""
-    parts_RSP = 1e3 * np.array([[lane.parts[part] for part in PARTS] for lane in lanes]).transpose(0, 2, 1)
-    return {"variant": variant, **memory(lanes[0]), **distribution(parts_RSP)}
+def record(problem: Problem, variant: str, lanes: list[Lane]) -> dict[str, Any]:
+    """The figures of one variant, in milliseconds and bytes, and its validation loss at the end."""
+    made = min(len(lane.parts[PARTS[0]]) for lane in lanes)
+    parts_RSP = 1e3 * np.array([[lane.parts[part][:made] for part in PARTS] for lane in lanes]).transpose(0, 2, 1)
+    with lanes[0].autocast:
+        loss = problem.validation(lanes[0].model) if problem.held else None
+    return {"variant": variant, "made": made, "loss": loss, **memory(lanes[0]), **distribution(parts_RSP)}
 
 
 def memory(lane: Lane) -> dict[str, Any]:
@@ -181,7 +234,18 @@ def distribution(parts_RSP: np.ndarray) -> dict[str, Any]:
 def whole_table(records: list[dict[str, Any]], title: str) -> Table:
     """The whole step: its distribution, its ratio to AdamW's, the memory."""
     base = records[0]
-    heads = ["variant", "median ms", "p99", "largest", "at step", "largest/median", "median x", "mean x", "state"]
+    heads = [
+        "variant",
+        "median ms",
+        "p99",
+        "largest",
+        "at step",
+        "largest/median",
+        "median x",
+        "mean x",
+        "state",
+        "loss",
+    ]
     table = headed(heads, title, "ratios to the first row; state is bytes per parameter byte, optimizer's + ours")
     for r in records:
         table.add_row(
@@ -194,6 +258,7 @@ def whole_table(records: list[dict[str, Any]], title: str) -> Table:
             f"{r['median_ms'] / base['median_ms']:.3f}",
             f"{r['mean_ms'] / base['mean_ms']:.3f}",
             f"{r['optimizer_bytes']:.2f} + {r['engine_bytes']:.2f}",
+            "-" if r.get("loss") is None else f"{r['loss']:.4g}",
         )
     return table
 
@@ -215,27 +280,28 @@ def main() -> None:
     add("--steps", type=int, default=200)
     add("--repeats", type=int, default=3)
     add("--lr", type=float, default=3e-3)
+    add("--batch-size", type=int, help="default: the problem's own")
+    add("--seconds", type=float, default=math.inf, help="no step begins after them")
     add("--device", default="cpu", help="cpu or cuda")
     add("--bf16", action="store_true", help="forward and backward passes under bf16 autocast")
+    add("--run", help="what the lines of one run have in common")
     add("--out", type=Path, help="default: benchmarks/steps/results/one_process_PROBLEM.jsonl; lines are appended")
     args = parser.parse_args()
 
     torch.set_num_threads(1)
-    settings = Settings(args.lr, steps=args.steps)
-    records = measure(load(args.problem, args.device), args.variants, settings, args.repeats, args.bf16)
-    title = f"{args.problem}, {args.steps} steps, least of {args.repeats} repeats"
-    show(whole_table(records, title), parts_table(records))
+    settings, problem = Settings(args.lr, steps=args.steps), load(args.problem, args.device, args.batch_size)
+    records = measure(problem, args.variants, settings, args.repeats, args.bf16, args.seconds)
+    good = [r for r in records if "failed" not in r]
+    if good:
+        title = f"{args.problem}, {good[0]['made']} steps, least of {args.repeats} repeats"
+        show(whole_table(good, title), parts_table(good))
 
     out = args.out or Path(f"benchmarks/steps/results/one_process_{args.problem}.jsonl")
-    facts = {
-        "problem": args.problem,
-        "steps": args.steps,
-        "repeats": args.repeats,
-        "lr": args.lr,
-        "bf16": args.bf16,
-        **machine(args.device),
-    }
+    asked = {name: getattr(args, name) for name in ("problem", "batch_size", "steps", "repeats", "lr", "bf16")}
+    facts = {**asked, **({} if args.run is None else {"run": args.run}), **machine(args.device)}
     append(out, ({**facts, **r} for r in records))
+    if len(good) < len(records):
+        sys.exit("\n".join(f"{r['variant']} failed: {r['failed']}" for r in records if "failed" in r))
 
 
 if __name__ == "__main__":

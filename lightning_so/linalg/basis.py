@@ -19,8 +19,8 @@ DEVIATION = {torch.float32: 1e-4, torch.float64: 1e-12}
 Factorisation = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def ridge(F_TT: Tensor, strength: float) -> Tensor:
-    """An ordered ridge that breaks ties, `strength * mean(diag F) * linspace(1, .5)`, shape (..., T).
+def ridge(F_TT: Tensor, strength: float, floor: Tensor | None = None) -> Tensor:
+    """An ordered ridge that breaks ties, `strength * (mean(diag F) + floor) * linspace(1, .5)`, shape (..., T).
 
     Inside a null space a basis is whatever rounding says, and one ulp on the weights then changes the run;
     the slope makes the null directions ordered axes.
@@ -28,12 +28,14 @@ def ridge(F_TT: Tensor, strength: float) -> Tensor:
     Args:
         F_TT: The factor, shape (..., T, T).
         strength: Relative size; 0 adds nothing.
+        floor: What else is added to the diagonal, shape (..., 1).
 
     Returns:
         The diagonal to add, shape (..., T).
     """
     slope = torch.linspace(1.0, 0.5, F_TT.shape[-1], dtype=F_TT.dtype, device=F_TT.device)
-    return strength * F_TT.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True) * slope
+    mean = F_TT.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)
+    return strength * (mean if floor is None else mean + floor) * slope
 
 
 def fix_signs(Q_TT: Tensor, signs_T: Tensor) -> Tensor:
@@ -66,8 +68,8 @@ def by_cholesky(FQ_BTT: Tensor, Q_BTT: Tensor, order_BT: Tensor) -> tuple[Tensor
 
         A = F Q P;   (Q P)' A = R1' R1;   A2 = A R1^-1;   A2' A2 = R2' R2;   Q+ = A2 R2^-1
 
-    The first has the condition of F, not that of A' A, and A2 has its root. Where that is too much for the precision
-    the result is finite and not orthogonal.
+    The first has the condition of F, not that of A' A, and A2 has its root; nothing has the size of F squared. Where
+    that is too much for the precision the result is finite and not orthogonal.
 
     Source: Su 2025, kexue.fm 11697.
 
@@ -81,8 +83,6 @@ def by_cholesky(FQ_BTT: Tensor, Q_BTT: Tensor, order_BT: Tensor) -> tuple[Tensor
         Q+, and which of them are good, shape (B,): those with both factors, and `max |Q+' Q+ - I|` below `DEVIATION`.
     """
     A, Q = _ordered(FQ_BTT, order_BT), _ordered(Q_BTT, order_BT)
-    # Of no scale: the squares of a small factor would be below the least number.
-    A = A / A.abs().amax((1, 2), keepdim=True)
     A, failed = _over_root(A, torch.bmm(Q.mT, A))
     Q, failed_again = _over_root(A, torch.bmm(A.mT, A))
     apart = torch.bmm(Q.mT, Q)
@@ -126,10 +126,12 @@ def refresh(
     Returns:
         The new bases and the permutations `order`: column j of a new basis continues column `order[b, j]` of the last.
     """
-    F, dark = _raised(F_BTT, floor_B), unseen(F_BTT)
+    dark = unseen(F_BTT)
     # Without a ridge, columns of a null space would be arbitrary in the decomposition: its axes take their own place.
-    ridged = ridge(F, strength) if strength else dark * F_BTT.diagonal(dim1=1, dim2=2).amax(1, keepdim=True)
-    FQ = torch.bmm(F, Q_BTT).addcmul_(ridged[..., None], Q_BTT)
+    floor = None if floor_B is None else floor_B[:, None]
+    added = ridge(F_BTT, strength, floor) if strength else dark * F_BTT.diagonal(dim1=1, dim2=2).amax(1, keepdim=True)
+    added = added if floor is None else added + floor
+    FQ = torch.bmm(F_BTT, Q_BTT).addcmul_(added[..., None], Q_BTT)
     order = (Q_BTT * FQ).sum(1).argsort(dim=1, descending=True, stable=True)
     Q, good = how(FQ, Q_BTT, order)
     if maybe(dark):

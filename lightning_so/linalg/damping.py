@@ -26,8 +26,7 @@ class Relative:
 
 def strength(rule: Relative | float, means: list[Tensor]) -> Tensor:
     """The damping l of a block, a scalar tensor; `means` are those of its two sides."""
-    own = means[0] * means[1]
-    return rule.times * own if isinstance(rule, Relative) else torch.full_like(own, rule)
+    return rule.times * (means[0] * means[1]) if isinstance(rule, Relative) else torch.full_like(means[0], rule)
 
 
 def split(damping: Tensor, means: list[Tensor]) -> list[Tensor]:
@@ -42,7 +41,8 @@ def split(damping: Tensor, means: list[Tensor]) -> list[Tensor]:
     Returns:
         What to add to the diagonal of each side.
     """
-    return [(damping * mean / other).sqrt() for mean, other in zip(means, means[::-1], strict=True)]
+    first = (damping * means[0] / means[1]).sqrt()
+    return [first, damping / first]
 
 
 def added(rule: Relative | float, values: list[Tensor]) -> Tensor:

@@ -62,23 +62,25 @@ class Tiles:
         """
         if not self.tensors:
             return X_BMN
-        X = X_BMN.unflatten(1, (self.shape.groups, -1))
-        solved = self._of(rows, square=square)
+        X, solved = X_BMN.unflatten(1, (self.shape.groups, -1)), self._of(rows, square=square)
         if not self.shape.cuts:
-            return (X * solved[0][..., None]).flatten(1, 2)
-        parts = [(S.mT if transpose else S) @ X[:, :, cut] for S, cut in zip(solved, self.shape.cuts, strict=True)]
-        return (parts[0] if len(parts) == 1 else torch.cat(parts, 2)).flatten(1, 2)
+            return (X * solved[0][..., None]).view(X_BMN.shape)
+        X, solved = X.flatten(0, 1), [S.flatten(0, 1) for S in solved]
+        parts = [torch.bmm(S.mT if transpose else S, X[:, cut]) for S, cut in zip(solved, self.shape.cuts, strict=True)]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, 1)).view(X_BMN.shape)
 
     def right(self, X_BMN: Tensor, rows: list[int] | None, *, transpose: bool = False, square: bool = False) -> Tensor:
         """`X S`, or `X S'`, on the second side, which every group of rows has its own of; see `left`."""
         if not self.tensors:
             return X_BMN
-        X = X_BMN.unflatten(1, (self.shape.groups, -1))
-        solved = self._of(rows, square=square)
+        X, solved = X_BMN.unflatten(1, (self.shape.groups, -1)), self._of(rows, square=square)
         if not self.shape.cuts:
-            return (X * solved[0][:, :, None]).flatten(1, 2)
-        parts = [X[..., cut] @ (S.mT if transpose else S) for S, cut in zip(solved, self.shape.cuts, strict=True)]
-        return (parts[0] if len(parts) == 1 else torch.cat(parts, 3)).flatten(1, 2)
+            return (X * solved[0][:, :, None]).view(X_BMN.shape)
+        X, solved = X.flatten(0, 1), [S.flatten(0, 1) for S in solved]
+        parts = [
+            torch.bmm(X[..., cut], S.mT if transpose else S) for S, cut in zip(solved, self.shape.cuts, strict=True)
+        ]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, 2)).view(X_BMN.shape)
 
     def rows(self, row: int, X_QPL: Tensor) -> Tensor:
         """Rows of a block's groups times its matrices, `X S`."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_so.linalg.result import Result
-from lightning_so.linalg.unseen import eigh, unseen
+from lightning_so.linalg.unseen import eigh, maybe, unseen
 
 #: Damping is raised by these factors where a Cholesky decomposition fails; then the same in float64.
 RUNGS = (1.0, 10.0, 100.0)
@@ -42,31 +42,31 @@ def inverse(F_QTT: Tensor, damping_Q: Tensor) -> Result:
     Returns:
         The inverses; `ok=False` if the factors are not finite, are zero, or every rung failed.
     """
-    attempts = 0
+    attempts, sound = 0, F_QTT.isfinite().all() & (damping_Q > 0).all()
     for attempts, F in enumerate(ladder(F_QTT, damping_Q), start=1):
-        value, sound = inverted(F)
-        value = value.to(F_QTT.dtype)
-        if bool((sound & (damping_Q > 0)).all() & value.isfinite().all()):
+        value = inverted(F).to(F_QTT.dtype)
+        if bool(sound & value.isfinite().all() & (value.diagonal(dim1=1, dim2=2) > 0).all()):
             return Result(value, ok=True, attempts=attempts)
     return Result(F_QTT, ok=False, attempts=attempts)
 
 
-def inverted(F_QTT: Tensor) -> tuple[Tensor, Tensor]:
+def inverted(F_QTT: Tensor) -> Tensor:
     """Inverses of damped factors by Cholesky, one rung of the ladder, of each for itself.
 
     Args:
-        F_QTT: The factors, symmetric, shape (Q, T, T).
+        F_QTT: The factors, symmetric, with diagonals that are finite, shape (Q, T, T).
 
     Returns:
-        The inverses, and which are of positive definite ones and finite, shape (Q,).
+        The inverses. Of one that is not positive definite the trace is not a number, or not finite; a positive and
+        finite one says that all of an inverse is: no entry is larger than those on the diagonal.
     """
     if F_QTT.shape[-1] <= 2:
         return _small(F_QTT)
     L, info = torch.linalg.cholesky_ex(F_QTT)
-    whole = (info == 0) & (L.abs().amax((1, 2)) < torch.inf)
-    # An unfinished decomposition must not go on: inverting it raises.
-    value = torch.cholesky_inverse(or_identity(L, whole))
-    return value, whole & (value.abs().amax((1, 2)) < torch.inf)
+    if maybe(info):
+        # An unfinished decomposition must not go on: inverting it raises.
+        L = torch.where((info == 0)[:, None, None], L, torch.nan)
+    return torch.cholesky_inverse(L)
 
 
 def or_identity(F_QTT: Tensor, sound_Q: Tensor) -> Tensor:
@@ -76,14 +76,15 @@ def or_identity(F_QTT: Tensor, sound_Q: Tensor) -> Tensor:
     )
 
 
-def _small(F_QTT: Tensor) -> tuple[Tensor, Tensor]:
-    """Inverses of many matrices of one or two rows in closed form, and which are positive definite."""
+def _small(F_QTT: Tensor) -> Tensor:
+    """Inverses of many matrices of one or two rows in closed form; see `inverted`."""
     if F_QTT.shape[-1] == 1:
-        return F_QTT.reciprocal(), ((F_QTT > 0) & (F_QTT < torch.inf))[:, 0, 0]
-    (a, b), (_, c) = (row.unbind(-1) for row in F_QTT.unbind(-2))
-    determinant = a * c - b * b
-    value = torch.stack([torch.stack([c, -b], -1), torch.stack([-b, a], -1)], -2) / determinant[..., None, None]
-    return value, (a > 0) & (determinant > 0) & (value.abs().amax((-2, -1)) < torch.inf)
+        return torch.where(F_QTT > 0, F_QTT, torch.nan).reciprocal()
+    lowest = torch.addcmul(F_QTT.diagonal(dim1=1, dim2=2).prod(1), F_QTT[:, 0, 1], F_QTT[:, 1, 0], value=-1)
+    determinant = torch.where((lowest > 0) & (F_QTT[:, 0, 0] > 0), lowest, torch.nan)
+    value = F_QTT.flip((1, 2)).div_(determinant[:, None, None])
+    value.flatten(1)[:, 1:3].neg_()
+    return value
 
 
 def eigenbasis(F_QTT: Tensor) -> tuple[Tensor, Tensor, Tensor]:

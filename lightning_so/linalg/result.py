@@ -61,20 +61,21 @@ class Solved:
         chosen = torch.tensor([at for at, flag in enumerate(flags) if flag], device=self.good.device)
         return Solved(self.value[chosen], self.good[chosen], None if self.order is None else self.order[chosen])
 
-    def replace(self, places: Sequence[Tensor], parts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def replace(self, places: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor]:
         """Write what is good into its places, in one call.
 
         Args:
-            places: Of each unit, of one shape.
-            parts: What to write, shape (k, ...); the whole value by default.
+            places: Of each unit, the tensors that its value is one after the other; the same shapes of all units.
 
         Returns:
-            What was there before, and what is there now, shapes (k, ...).
+            What was there before, and what is there now, flat, shapes (k, n).
         """
-        before = torch.stack(list(places))
-        good = self.good.view(-1, *[1] * (before.ndim - 1))
-        now = torch.where(good, (self.value if parts is None else parts).view(before.shape), before)
-        torch._foreach_copy_(list(places), list(now.unbind(0)))
+        before = torch.cat([tensor.reshape(-1) for of_unit in places for tensor in of_unit]).view(len(places), -1)
+        now = torch.where(self.good[:, None], self.value.reshape(before.shape), before)
+        sizes = [tensor.numel() for tensor in places[0]]
+        parts = [part for of_unit in now.unbind(0) for part in of_unit.split(sizes)]
+        places_flat = [tensor for of_unit in places for tensor in of_unit]
+        torch._foreach_copy_(places_flat, [part.view(to.shape) for part, to in zip(parts, places_flat, strict=True)])
         return before, now
 
     def kept(self) -> "Solved":

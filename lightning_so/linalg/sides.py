@@ -113,38 +113,33 @@ class Gathered:
         """`tr F / dim F` over all tiles and groups, shape (k,)."""
         return traces(self.factors) / (self.shape.length * self.shape.groups)
 
-    def scaled(self, weight_k: Tensor) -> "Gathered":
-        """All factors divided by a number for each block."""
-        factors = [F / weight_k.view(-1, *[1] * (F.ndim - 1)) for F in self.factors]
-        return Gathered(self.shape, factors)
+    def over(self, weight_k: Tensor) -> "Gathered":
+        """The same, all factors divided by a number for each block, in place."""
+        for F in self.factors:
+            F.div_(weight_k.view(-1, *[1] * (F.ndim - 1)))
+        return self
 
-    def inverse(self, damping_k: Tensor, *, sturdy: bool = False) -> Solved:
-        """Inverses of damped tiles, flattened one after the other.
+    def inverses(self, damping_k: Tensor, *, sturdy: bool = False) -> list[Tensor]:
+        """Inverses of damped tiles. What is not good has a trace that is not positive and finite.
 
         Args:
-            damping_k: What is added to the diagonals, shape (k,).
+            damping_k: What is added to the diagonals, in place, shape (k,): if it is finite, so are these.
             sturdy: Whether to climb the ladder, for which the host waits; then the blocks are good or bad together.
 
         Returns:
-            The inverses, shape (k, `solved_size`).
+            The inverses, (k, Q, T, T) a tile or (k, Q, length).
         """
         if not self.shape.cuts:
-            F = self.factors[0] + damping_k[:, None, None]
-            good = (damping_k > 0) & (damping_k < torch.inf) & (F.abs().amax((1, 2)) < torch.inf)
-            return Solved(F.reciprocal().flatten(1), good)
-        each = damping_k.repeat_interleave(self.shape.groups)
-        values, goods = [], [damping_k > 0]
-        for F in self.factors:
-            if sturdy:
-                found = psd.inverse(F.flatten(0, 1), each)
-                value, good = found.value, torch.full_like(each, found.ok, dtype=torch.bool)
-            else:
-                damped = F.flatten(0, 1).clone()
-                damped.diagonal(dim1=1, dim2=2).add_(each[:, None])
-                value, good = psd.inverted(damped)
-            values.append(value.reshape(len(F), -1))
-            goods.append(good.view(len(F), -1).all(1))
-        return Solved(torch.cat(values, 1), torch.stack(goods).all(0))
+            return [self.factors[0].add_(damping_k[:, None, None]).reciprocal_()]
+        if sturdy:
+            each = damping_k.repeat_interleave(self.shape.groups)
+            found = [psd.inverse(F.flatten(0, 1), each) for F in self.factors]
+            values = [one.value if one.ok else one.value.new_full(one.value.shape, torch.nan) for one in found]
+        else:
+            for F in self.factors:
+                F.diagonal(dim1=2, dim2=3).add_(damping_k[:, None, None])
+            values = [psd.inverted(F.flatten(0, 1)) for F in self.factors]
+        return [value.view(F.shape) for value, F in zip(values, self.factors, strict=True)]
 
     def eigen(self) -> Solved:
         """Eigenvectors of the tiles, flattened one after the other, then all eigenvalues, (Q, length)."""
@@ -155,16 +150,14 @@ class Gathered:
         found = [psd.eigenbasis(F.flatten(0, 1)) for F in self.factors]
         values = torch.cat([values.view(count, self.shape.groups, -1) for values, _, _ in found], 2)
         vectors = [vectors.reshape(count, -1) for _, vectors, _ in found]
-        good = torch.stack([good.view(count, -1).all(1) for _, _, good in found]).all(0)
-        return Solved(torch.cat([*vectors, values.flatten(1)], 1), good)
+        return joined([*vectors, values], [good.view(count, -1).all(1) for _, _, good in found])
 
 
 def means(sides: Sequence[tuple[Side, int]]) -> Tensor:
     """`tr F / dim F` of sides, and the rows of the blocks in their stacks, over all tiles and groups, shape (k,)."""
-    rows = [[F[row] for F in side.factors] for side, row in sides]
-    diagonals = [[F if F.ndim == 2 else F.diagonal(dim1=1, dim2=2) for F in of_row] for of_row in rows]
     shape = sides[0][0].shape
-    return traces([torch.stack(tile) for tile in zip(*diagonals, strict=True)]) / (shape.length * shape.groups)
+    found = [[F[row] if F.ndim == 3 else F[row].diagonal(dim1=1, dim2=2) for F in side.factors] for side, row in sides]
+    return traces([torch.stack(tile) for tile in zip(*found, strict=True)]) / (shape.length * shape.groups)
 
 
 def traces(factors: Sequence[Tensor]) -> Tensor:
@@ -173,10 +166,16 @@ def traces(factors: Sequence[Tensor]) -> Tensor:
     return found[0] if len(found) == 1 else torch.stack(found).sum(0)
 
 
-def joined(parts: Sequence[Solved]) -> Solved:
-    """Several solutions of the same blocks as flat ones, which are good if all are."""
-    value = torch.cat([part.value.flatten(1) for part in parts], 1)
-    return Solved(value, torch.stack([part.good for part in parts]).all(0))
+def joined(parts: Sequence[Tensor], flags: Sequence[Tensor]) -> Solved:
+    """Parts of solutions of the same blocks, (k, ...), as flat ones, which are good where all flags say so, (k,)."""
+    good = flags[0] if len(flags) == 1 else torch.stack(list(flags)).all(0)
+    return Solved(torch.cat([part.flatten(1) for part in parts], 1), good)
+
+
+def positive(numbers: Sequence[Tensor]) -> Tensor:
+    """Of which blocks all numbers, (k,) each, are positive and finite."""
+    found = torch.stack(list(numbers))
+    return ((found > 0) & (found < torch.inf)).all(0)
 
 
 def statistics(shape: Shape, count: int, dtype: torch.dtype, device: torch.device, home: torch.device) -> Side:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 def unseen(F_TT: Tensor) -> Tensor:
     """Which rows of a factor are zero, shape (..., T)."""
-    return (F_TT.amax(-1) == 0) & (F_TT.amin(-1) == 0)
+    none = F_TT.diagonal(dim1=-2, dim2=-1) == 0
+    return (F_TT.amax(-1) == 0) & (F_TT.amin(-1) == 0) if maybe(none) else none
 
 
 def maybe(flags: Tensor) -> bool:

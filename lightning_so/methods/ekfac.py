@@ -27,7 +27,7 @@ from lightning_so.linalg.diagonal import Diagonal, diagonal
 from lightning_so.linalg.kron import Tiles
 from lightning_so.linalg.polar import polar, polar_cost
 from lightning_so.linalg.result import Result, Solved
-from lightning_so.linalg.sides import means
+from lightning_so.linalg.sides import means, traces
 
 #: Damping of preconditioned gradients where none is given.
 DAMPING = 0.002
@@ -202,7 +202,7 @@ class EKFAC(Layerwise, ByDevice):
         m, n = stack.shape
         turn = m * n * sum(min(side, self.cap or 1024) for side in stack.shape)
         if action is Action.BEND:
-            return polar_cost(stack.shape, 5)
+            return polar_cost(stack.shape, 5, stack.dtype, stack.device)
         return 2.0 * turn if action is not Action.BASE else 0.0
 
     def solve(self, asked: Sequence[Asked]) -> Solved:
@@ -226,13 +226,16 @@ class EKFAC(Layerwise, ByDevice):
             good = (F.amax((1, 2)) > 0) & (F.abs().amax((1, 2)) < torch.inf)
             return Solved((F / weight[:, None, None]).flatten(1), good)
         # A tile that is rounding beside the others (keys' gradients sum to zero) must have axes that are no accident.
-        floor = (torch.finfo(F.dtype).eps * means(sides)).repeat_interleave(shape.groups)
+        mean = traces([F]) / (shape.length * shape.groups) if len(shape.cuts) == 1 else means(sides)
+        floor = torch.finfo(F.dtype).eps * mean[:, None].expand(F.shape[:2]).flatten()
         bases = [stats.oriented(stats.bases)[unit.side].tensors[unit.tile][unit.row] for stats, unit in asked]
-        found = how(F.flatten(0, 1), torch.stack(bases).flatten(0, 1), strength=RIDGE, floor_B=floor)
-        Q, order = found.value.view(F.shape), found.order
-        values = (Q * (F @ Q)).sum(2).clamp_min(0) / weight[:, None, None]
-        value, good = torch.cat([Q.flatten(1), values.flatten(1)], 1), found.good.view(len(F), -1).all(1)
-        return Solved(value, good, None if order is None else order.reshape(len(F), -1))
+        count, F = len(F), F.flatten(0, 1)
+        found = how(F, torch.stack(bases).flatten(0, 1), strength=RIDGE, floor_B=floor)
+        Q, order = found.value, found.order
+        values = (Q * torch.bmm(F, Q)).sum(1).clamp_min(0).view(count, -1) / weight[:, None]
+        value, good = torch.cat([Q.reshape(count, -1), values], 1), found.good
+        good = good.view(count, -1).all(1) if shape.groups > 1 else good
+        return Solved(value, good, None if order is None else order.reshape(count, -1))
 
     def swap_in(self, asked: Sequence[Asked], solved: Solved) -> Turned | None:
         """See `contract.method.Solves.swap_in`."""
@@ -242,11 +245,11 @@ class EKFAC(Layerwise, ByDevice):
             stats.solved.numpy()[unit.row, number] = 1
         bases, tile = [(stats.oriented(stats.bases)[unit.side], unit.row) for stats, unit in asked], asked[0][1].tile
         if not bases[0][0].shape.cuts:
-            solved.replace(values)
+            solved.replace([[value] for value in values])
             return None
         cut, places = bases[0][0].shape.cuts[tile], [basis.tensors[tile][row] for basis, row in bases]
-        old, new = solved.replace(places, solved.value[:, : places[0].numel()])
-        solved.replace([value[:, cut] for value in values], solved.value[:, places[0].numel() :])
+        found = solved.replace([[Q, value[:, cut]] for Q, value in zip(places, values, strict=True)])
+        old, new = (both[:, : places[0].numel()].view(-1, *places[0].shape) for both in found)
         if solved.order is not None:
             for (stats, unit), order in zip(asked, solved.order.unbind(0), strict=True):
                 if stats.moments is not None:

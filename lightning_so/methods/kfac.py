@@ -20,7 +20,7 @@ from lightning_so.linalg import kron, psd
 from lightning_so.linalg.damping import Relative, split, strength
 from lightning_so.linalg.kron import Tiles
 from lightning_so.linalg.result import Result, Solved
-from lightning_so.linalg.sides import Gathered, joined
+from lightning_so.linalg.sides import Gathered, joined, positive, traces
 
 #: Damping where none is given: of bent updates, whose length is the base's, and of preconditioned gradients, whose
 #: length it sets. There a block's own scale will not do: layers whose gradients vanish at first would run away.
@@ -162,22 +162,22 @@ class KFAC(Layerwise):
     def _solve(self, asked: Sequence[Asked], *, sturdy: bool) -> Solved:
         weight = torch.stack([stats.weight[unit.row] for stats, unit in asked])
         pairs = [[(stats.sides[number], unit.row) for stats, unit in asked] for number in range(2)]
-        sides = [Gathered.of(pair).scaled(weight) for pair in pairs]
+        sides = [Gathered.of(pair).over(weight) for pair in pairs]
         means = [side.mean() for side in sides]
         damping = strength(asked[0][0].rule, means)
         if self.exact:
-            parts = [side.eigen() for side in sides]
+            found = [side.eigen() for side in sides]
+            parts, flags = [of.value for of in found], [*(of.good for of in found), positive([damping])]
         else:
             halves = split(damping, means)
-            parts = [side.inverse(half, sturdy=sturdy) for side, half in zip(sides, halves, strict=True)]
-        return joined([*parts, Solved(damping[:, None], (damping > 0) & (damping < torch.inf))])
+            found = [side.inverses(half, sturdy=sturdy) for side, half in zip(sides, halves, strict=True)]
+            parts = [tile for of_side in found for tile in of_side]
+            flags = [positive([damping, *(traces([tile]) for tile in parts)])]
+        return joined([*parts, damping[:, None]], flags)
 
     def swap_in(self, asked: Sequence[Asked], solved: Solved) -> None:
         """See `contract.method.Solves.swap_in`."""
-        places = zip(*([t[unit.row] for _, t in self._solutions(stats)] for stats, unit in asked), strict=True)
-        begin = 0
-        for alike in places:
-            solved.replace(alike, solved.value[:, begin : (begin := begin + alike[0].numel())])
+        solved.replace([[tensor[unit.row] for _, tensor in self._solutions(stats)] for stats, unit in asked])
 
     def _solutions(self, stats: Stats) -> Iterator[tuple[str, Tensor]]:
         """What a solve gives, in its order."""

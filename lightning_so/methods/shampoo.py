@@ -226,7 +226,7 @@ class Shampoo:
 
     def swap_in(self, asked: Sequence[Asked], solved: Solved) -> None:
         """See `contract.method.Solves.swap_in`."""
-        solved.replace([stats.sides[unit.side].roots[unit.tile][unit.row] for stats, unit in asked])
+        solved.replace([[stats.sides[unit.side].roots[unit.tile][unit.row]] for stats, unit in asked])
 
     def direction(self, stats: Stats, X: Tensor, rows: list[int] | None) -> Tensor:
         """See `contract.method.Method.direction`: P X at the length of X."""

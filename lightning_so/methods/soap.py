@@ -169,7 +169,7 @@ class SOAP(ByDevice):
         turn = m * n * sum(min(side, self._cap(stack.device)) for side in stack.shape)
         calls = CALLS / stack.alike  # One call serves the stack.
         if action is Action.BEND:
-            return turn + polar_cost(stack.shape, 5) + calls
+            return turn + polar_cost(stack.shape, 5, stack.dtype, stack.device) + calls
         return 3 * turn + calls if action is Action.ROTATE else turn
 
     def observe(self, stats: Stats, gradients: Tensor, rows: list[int] | None) -> None:
@@ -207,8 +207,11 @@ class SOAP(ByDevice):
     def swap_in(self, asked: Sequence[Asked], solved: Solved) -> Turned:
         """See `contract.method.Solves.swap_in`."""
         sides = [(stats.sides[unit.side], unit) for stats, unit in asked]
-        old, new = solved.replace([side.bases[unit.tile][unit.row] for side, unit in sides])
-        return Turned([side.cuts[unit.tile] for side, unit in sides], old[:, None], new[:, None])
+        old, new = (
+            Q.view(solved.value.shape)[:, None]
+            for Q in solved.replace([[side.bases[unit.tile][unit.row]] for side, unit in sides])
+        )
+        return Turned([side.cuts[unit.tile] for side, unit in sides], old, new)
 
     def ready(self, base: Base, step: int, solved: list[int]) -> bool:
         """See `contract.method.Method.ready`: past the start, every basis solved, and there is a basis at all."""

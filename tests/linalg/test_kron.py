@@ -48,18 +48,17 @@ def test_a_window_is_the_gram_matrix_of_its_rows(spectrum, dtype, shape, cap):
 @CAPS
 def test_solves_of_a_side_are_those_of_its_tiles(spectrum, dtype, shape, cap):
     made, dense = side(matrix(*shape, spectrum).to(dtype), cap)
-    gathered = Gathered.of([(made, 0)])
-    damping = 1e-3 * gathered.mean()
+    damping = 1e-3 * Gathered.of([(made, 0)]).mean()
     inverses = kron.inverses(made.shape, 1, dtype, CPU)
-    found = gathered.inverse(damping)
-    assert found.good.all()
-    fill(inverses, found.value)
+    found = Gathered.of([(made, 0)]).inverses(damping)
+    assert sides.positive([sides.traces([tile]) for tile in found]).all()
+    fill(inverses, sides.joined(found, [damping > 0]).value)
     X = matrix(shape[0], shape[1], spectrum, seed=1).to(dtype)
     damped = torch.block_diag(*(F + float(damping) * torch.eye(len(F)) for F in dense))
     expected = torch.linalg.solve(damped, X.double().mT).mT
     assert cosine(inverses.right(X[None], None)[0], expected) > 0.9999
     # In eigenbases: `Q [(Q' X') / (values + d)]`.
-    found = gathered.eigen()
+    found = Gathered.of([(made, 0)]).eigen()
     assert found.good.all()
     bases, count = kron.bases(made.shape, 1, dtype, CPU), shape[1]
     fill(bases, found.value[:, :-count])
@@ -85,3 +84,17 @@ def test_gradients_fold_and_turn_there_and_back(spectrum, dtype, shape, column):
     assert units(apart(tiles.turn(bases, cuts, there, column=column, leave=True), G), dtype) < 10
     exact = torch.cat([torch.linalg.eigvalsh(F.double()).clamp_min(0) for F in factors], 1)
     assert units((tiles.eigenvalues(factors, bases).double() - exact).abs().max() / exact.max(), dtype) < 20
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("rows", [[0, 1], [0, 2]])
+def test_windows_that_are_not_finite_leave_factors_as_they_are(value, rows):
+    made = sides.statistics(kron.shape(4, 1, 64, diagonal=False), 3, torch.float64, CPU, CPU)
+    made.factors[0][:] = torch.eye(4, dtype=torch.float64)
+    for row, entry in zip(rows, (1.0, value), strict=True):
+        made.add(row, torch.full((1, 2, 4), entry, dtype=torch.float64))
+    keep, weight = torch.tensor([0.5, 1.0]), torch.tensor([0.5, 0.0])
+    made.fold(rows, made.gathered(rows), keep.double(), weight.double(), torch.tensor([False, True]))
+    eye = torch.eye(4, dtype=torch.float64)
+    torch.testing.assert_close(made.factors[0][rows[0], 0], 0.5 * eye + 1, rtol=0, atol=0)
+    torch.testing.assert_close(made.factors[0][1:, 0], eye.expand(2, 4, 4), rtol=0, atol=0)

@@ -28,7 +28,7 @@ ALLOWED = {
 }
 #: Rooms and files of core, the lowest first. One may import those of lower floors, and nothing beside it.
 FLOORS = (
-    ("host", "report", "stopwatch"),
+    ("host", "measure", "report", "stopwatch"),
     ("stacks",),
     ("plan", "schedule", "matrices"),
     ("options", "device", "statistics", "solves", "step"),

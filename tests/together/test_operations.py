@@ -9,9 +9,9 @@ from tests.support.operations import READ, of_steps
 MOST = {
     "soap": (SOAP(start=8), 220),
     "muon": (Muon(), 160),
-    "shampoo": (Shampoo(), 310),
-    "kfac": (KFAC(), 780),
-    "ekfac": (EKFAC(start=8), 780),
+    "shampoo": (Shampoo(), 260),
+    "kfac": (KFAC(), 400),
+    "ekfac": (EKFAC(start=8), 500),
 }
 
 pytestmark = pytest.mark.thread("own")

@@ -88,9 +88,12 @@ class Witness(Callback):
 
 
 def _plan(engine: Engine) -> list[str]:
-    """The plan without costs and owners, which hang on the number of ranks."""
+    """The plan without costs and owners, which hang on the number of ranks; in which ways, but not how it was found."""
     plan = engine.plan
-    return [f"{plan.method} on {plan.base}", *(f"{row.name}: {row.verdict}" for row in plan.rows)]
+    return [
+        f"{plan.method} on {plan.base}, {engine.parts.chosen.ways}",
+        *(f"{row.name}: {row.verdict}" for row in plan.rows),
+    ]
 
 
 def whole_weights(trainer: Any) -> dict[str, Tensor]:

@@ -144,10 +144,14 @@ class Schedule:
     def place(self, step: int) -> None:
         """Pack the units for the intervals of a step, without moving what is due."""
         self.placed = step
-        intervals = {period: unit.every(step - self.origin) for period, unit in self._of_period.items()}
-        every = [intervals[unit.period] for unit in self.units] if self.bought is None else self.bought.every
+        every = self._modelled(step - self.origin) if self.bought is None else self.bought.every
         if every != self.every:
             self.every, self.slot = every, pack([*map(self.cost, range(len(every)))], self._slots(every))
+
+    def _modelled(self, age: int) -> list[int]:
+        """The interval of each unit at an age."""
+        intervals = {period: unit.every(age) for period, unit in self._of_period.items()}
+        return [intervals[unit.period] for unit in self.units]
 
     def unplace(self) -> None:
         """Be as before the first packing."""
