@@ -85,9 +85,10 @@ class Schedule:
         """The steps of the cycle at which a unit is solved, at the largest interval."""
         return range(self.final_slot[number], self.cycle, self.units[number].final)
 
-    def cost(self, unit: int) -> float:
-        """What a solve of a unit costs: seconds where they are bought, else by the model."""
-        return self.units[unit].cost if self.bought is None else self.bought.costs[unit]
+    @property
+    def costs(self) -> list[float]:
+        """What a solve of each unit costs: seconds where they are bought, else by the model."""
+        return [unit.cost for unit in self.units] if self.bought is None else self.bought.costs
 
     def _slots(self, every: list[int]) -> list[int]:
         return [steps if unit.staggered else 1 for steps, unit in zip(every, self.units, strict=True)]
@@ -107,12 +108,12 @@ class Schedule:
             Indices into `units`.
         """
         self._repack(step)
-        chosen, rooms = [], [budget] * (1 if self.bought is None else self.ranks)
+        costs, chosen, rooms = self.costs, [], [budget] * (1 if self.bought is None else self.ranks)
         for _, unit in sorted((due, unit) for unit, due in enumerate(self.next) if due <= step):
-            rank, cost = self.owner[unit] % len(rooms), self.cost(unit)
-            if self.units[unit].staggered and len(chosen) >= least and cost > rooms[rank]:
+            rank = self.owner[unit] % len(rooms)
+            if self.units[unit].staggered and len(chosen) >= least and costs[unit] > rooms[rank]:
                 continue
-            rooms[rank] -= cost
+            rooms[rank] -= costs[unit]
             chosen.append(unit)
         for unit in chosen:
             self.tried[unit] = step
@@ -146,7 +147,7 @@ class Schedule:
         self.placed = step
         every = self._modelled(step - self.origin) if self.bought is None else self.bought.every
         if every != self.every:
-            self.every, self.slot = every, pack([*map(self.cost, range(len(every)))], self._slots(every))
+            self.every, self.slot = every, pack(self.costs, self._slots(every))
 
     def _modelled(self, age: int) -> list[int]:
         """The interval of each unit at an age."""
