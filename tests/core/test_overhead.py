@@ -11,6 +11,8 @@ from lightning_so import KFAC, SOAP, AdaHessian, ConfigError, Muon, Overhead, Se
 from lightning_so.callbacks.engines import together
 from lightning_so.core.overhead.controller import FIRST, LAST
 from lightning_so.core.overhead.meter import Meter
+from lightning_so.core.schedule import budget
+from lightning_so.core.schedule.bought import Bought
 from tests.support import machine as on
 from tests.support.machine import Machine, attached
 from tests.support.problems import Net
@@ -63,6 +65,14 @@ def test_bases_that_were_solved_seldom_may_be_solved_often_again(patch):
     overhead.load_state_dict(state, engine.report.step)
     machine.train(net, optimizer, range(END, END + 10))  # no TrustError: the bound counts from the new choice
     assert max(engine.parts.units.schedule.every) == 1
+
+
+def test_solves_of_a_step_fit_into_the_room_that_was_bought(patch):
+    *_, engine, _ = attached(patch)
+    parts, count = engine.parts, len(engine.parts.units)
+    parts.roster.live = [[*range(len(stack.blocks))] for stack in parts.stacks]
+    parts.units.schedule.bought = Bought([1] * count, [1.0] * count, 2.0, False, 0)
+    assert len(budget.due(parts.units, parts.roster, parts.host, parts.budget, 20, entering=False)) == 2 < count
 
 
 def test_without_the_argument_nothing_is_measured():
@@ -226,7 +236,7 @@ def test_the_host_waits_for_no_moment():
 
 
 def test_engines_of_one_training_share_the_budget_and_none_is_the_others_own_time(patch):
-    machine = Machine()
+    machine = Machine(solve=0.1)
     first, second = (attached(patch, machine, share=0.3) for _ in range(2))
     engines = [first[2], second[2]]
     together(engines)
@@ -265,6 +275,7 @@ def test_a_run_that_is_resumed_goes_on_bit_for_bit(patch, at):
     other.load_state_dict(saved[0])
     its.load_state_dict(saved[1])
     again.load_state_dict(saved[2])
+    assert again.parts.overhead.state_dict() == saved[2]["overhead"]
     rest.train(other, its, range(at, END))
     for key, value in net.state_dict().items():
         assert torch.equal(value, other.state_dict()[key])

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from lightning_so import SOAP, ConfigError, Staggered
 from lightning_so.contract.unit import Unit, interval
+from lightning_so.core.schedule.bought import Bought
 from lightning_so.core.schedule.packing import owners, pack
 from lightning_so.core.schedule.schedule import Schedule
 
@@ -148,3 +149,19 @@ def test_bad_hyper_parameters_are_named(arguments, name):
 def test_bad_headroom_is_named():
     with pytest.raises(ConfigError, match="headroom"):
         Staggered(headroom=0.5)
+
+
+def test_the_bound_counts_from_when_shorter_intervals_were_bought():
+    schedule = Schedule(units([1.0] * 3, 64))
+    schedule.tried = [100] * 3
+    schedule.bought = Bought([1] * 3, [1.0] * 3, 3.0, False, 200)
+    schedule.place(200)
+    assert schedule.overdue(201) == []
+    assert schedule.overdue(201 + schedule.bound(0)) == [0, 1, 2]
+
+
+def test_what_is_bought_gives_each_rank_room_of_its_own():
+    schedule = Schedule(units([1.0] * 4, 4), ranks=2)
+    schedule.bought = Bought([1] * 4, [1.0] * 4, 1.0, False, 0)
+    due = schedule.due(1, 1.0)
+    assert sorted(schedule.owner[unit] for unit in due) == [0, 1]
