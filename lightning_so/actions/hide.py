@@ -67,8 +67,8 @@ def combine(
     Returns:
         The new parameters, in `update`'s storage.
     """
-    p0, first = room.copy_(p0), factors[0]
+    p0, first = p0 if p0.dtype == room.dtype else room.copy_(p0), factors[0]
     if not isinstance(first, Tensor) and factors.count(first) == len(factors):
         # Multiplied first and added then, in two roundings, as the optimizers do: a fused form would not equal them.
-        return update.add_(p0 if first == 1 else p0.mul_(first))
-    return update.add_(p0.mul_(spread(torch.stack([torch.as_tensor(f).to(p0) for f in factors]))))
+        return update.add_(p0 if first == 1 else torch.mul(p0, first, out=room))
+    return update.add_(torch.mul(p0, spread(torch.stack([torch.as_tensor(f).to(p0) for f in factors])), out=room))

@@ -12,7 +12,7 @@ Clock = Callable[[], float]
 WARM, ROUNDS = 2, 5
 
 
-def clock_of(device: torch.device) -> Clock:
+def waiting_clock(device: torch.device) -> Clock:
     """A clock for work on a device: it waits for the device."""
     if device.type == "cpu":
         return time.perf_counter
@@ -34,7 +34,7 @@ def medians(works: Mapping[str, Callable[[], object]], clock: Clock, rounds: int
 
     Args:
         works: By name, what is timed. One that raises what torch raises where a device cannot do it is left out.
-        clock: See `clock_of`.
+        clock: See `waiting_clock`.
         rounds: How often each is timed.
 
     Returns:

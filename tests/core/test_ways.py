@@ -1,6 +1,7 @@
 """In which ways a device computes: measured where it is none of a CPU's, the same on all ranks, kept by files."""
 
 import copy
+import json
 import warnings
 from dataclasses import replace
 from unittest import mock
@@ -16,6 +17,7 @@ from lightning_so.core.checkpoint import checkpoint
 from lightning_so.core.device import alternatives, choose
 from lightning_so.core.device.choose import USUAL
 from lightning_so.core.schedule.schedule import Rung, Schedule
+from lightning_so.core.schedule.units import Units
 from tests.support.operations import transformer
 from tests.support.problems import Net, batch
 
@@ -99,7 +101,9 @@ def test_every_way_can_be_timed_and_draws_nothing():
     for what, names in WAYS.items():
         works = alternatives.ways_of(what, (2, 8, 12), torch.device("cpu"))
         assert set(works) == set(names[:2])
-        assert all(seconds > 0 for seconds in measure.medians(works, measure.clock_of(torch.device("cpu"))).values())
+        assert all(
+            seconds > 0 for seconds in measure.medians(works, measure.waiting_clock(torch.device("cpu"))).values()
+        )
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -153,6 +157,18 @@ def test_all_ranks_do_as_the_first_one_says(two):
     for name, weight in alone.state_dict().items():
         assert torch.equal(weights[name], theirs[name])
         torch.testing.assert_close(weights[name], weight, rtol=0, atol=1e-4)
+
+
+def test_a_rank_that_has_nothing_to_compute_in_ways_takes_part():
+    """As one whose rows are none, with sharding="local": the others wait for it."""
+    _, _, engine = trained(SOAP(), 0)
+    said = json.dumps([{"device": "theirs", **vars(FAST)}, {}]).encode()
+    world = mock.Mock(rank=1, ranks=2)
+    world.gather.return_value = [torch.tensor(list(said), dtype=torch.uint8)]
+    found = choose.choose(Units.of([], 2, owned=False), replace(engine.host, world=world), Ways())
+    (mine, sizes), _ = world.gather.call_args
+    assert (mine.numel(), sizes) == (0, [choose.WIRE, 0])
+    assert (found.ways, found.device) == (FAST, "theirs")
 
 
 def test_what_is_asked_for_is_not_measured():

@@ -39,7 +39,7 @@ def test_cholesky_finds_the_basis_of_householder(spectrum, side):
 
 def test_every_way_is_timed_and_the_choice_is_for_this_device():
     for what in ("refresh", "polar", "rotation"):
-        assert len(measure.medians(ways_of(what, (2, 64, 64), DEVICE), measure.clock_of(DEVICE))) == 2
+        assert len(measure.medians(ways_of(what, (2, 64, 64), DEVICE), measure.waiting_clock(DEVICE))) == 2
     _, _, engine = trained(SOAP(start=4, period=2), 12, device=DEVICE)
     assert engine.parts.chosen.device == torch.cuda.get_device_name()
     assert set(engine.parts.chosen.seconds) == {"refresh", "polar", "rotation"}

@@ -7,7 +7,7 @@ import torch
 
 from lightning_so.contract.method import Action
 from lightning_so.core.host import Host
-from lightning_so.core.measure import clock_of, medians
+from lightning_so.core.measure import medians, waiting_clock
 from lightning_so.core.schedule.units import Units
 from lightning_so.linalg.basis import by_cholesky, by_householder, refresh
 from lightning_so.linalg.polar import polar
@@ -57,7 +57,7 @@ def sizes(units: Units, host: Host) -> dict[str, Size]:
 @cache
 def timed(what: str, size: Size, device: torch.device) -> dict[str, float]:
     """Median seconds of each way in which a device can compute something; once in a process."""
-    return medians(ways_of(what, size, device), clock_of(device))
+    return medians(ways_of(what, size, device), waiting_clock(device))
 
 
 def ways_of(what: str, size: Size, device: torch.device) -> dict[str, Work]:

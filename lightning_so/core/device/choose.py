@@ -82,7 +82,7 @@ def _times(seconds: dict[str, float]) -> str:
 
 
 def choose(units: Units, host: Host, asked: Ways) -> Chosen:
-    """Find out in which ways a training is faster on its device: a collective, of those that compute something in ways.
+    """Find out in which ways a training is faster on its device: a collective.
 
     A CPU has its usual ones without a measurement: what it computes is the same at every start.
 
@@ -94,16 +94,16 @@ def choose(units: Units, host: Host, asked: Ways) -> Chosen:
     Returns:
         The choice of rank 0.
     """
-    if not any(stack.versatile is not None for stack in units.stacks):
-        return Chosen(asked.over(USUAL), asked=asked)
-    devices = [stack.device for stack in units.stacks]
-    device = next((device for device in devices if measured(device)), devices[0])
+    # Ranks with rows of their own may have no stack at all, so that what is exchanged hangs on none.
+    devices = [stack.device for stack in units.stacks if stack.versatile is not None]
+    device = next((device for device in devices if measured(device)), next(iter(devices), None))
     seconds: dict[str, dict[str, float]] = {}
-    if host.world.rank == 0 and measured(device):
+    if host.world.rank == 0 and device is not None and measured(device):
         open_ones = {what: size for what, size in sizes(units, host).items() if getattr(asked, what) is None}
         seconds = {what: timed(what, size, device) for what, size in open_ones.items()}
     found = Ways(**{what: faster(times, getattr(USUAL, what), LEAST) for what, times in seconds.items()})
-    return _agreed(Chosen(asked.over(found).over(USUAL), name_of(device), seconds, asked), host)
+    name = "" if device is None else name_of(device)
+    return _agreed(Chosen(asked.over(found).over(USUAL), name, seconds, asked), host)
 
 
 def measured(device: torch.device) -> bool:

@@ -147,6 +147,10 @@ class Matrices:
         """A number for each block, (k,), in a shape that multiplies a buffer."""
         return numbers[:, None, None]
 
+    def lost(self, buffer: Tensor) -> Tensor:
+        """Where a buffer has no numbers, in a shape that spreads over it; a matrix lacks all of them or none."""
+        return buffer[:, :1, :1].isnan()
+
     def squares(self, cohort: Cohort, tensors: list[Tensor]) -> Tensor:
         """The sums of squares of each block, (k,), over the numbers that this rank counts; see `total`.
 

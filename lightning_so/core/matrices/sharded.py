@@ -89,6 +89,10 @@ class ShardedMatrices(Matrices):
         sizes = torch.tensor([saved.numel() for saved in cohort.saved], device=numbers.device)
         return numbers.repeat_interleave(sizes.view(len(cohort.blocks), -1).sum(1))
 
+    def lost(self, buffer: Tensor) -> Tensor:
+        """See `Matrices.lost`: number by number."""
+        return buffer.isnan()
+
     def counted(self, params: Sequence[Tensor], tensors: list[Tensor], dtype: torch.dtype) -> Tensor:
         """See `Matrices.counted`: of ranks that have the same piece, the first counts it."""
         squares = super().counted(params, tensors, dtype)

@@ -14,6 +14,7 @@ from lightning_so.core.stacks.cohort import Cohort
 from lightning_so.core.step import lending
 from lightning_so.core.step.turning import turning
 from lightning_so.linalg.precision import FullPrecision, Uncast
+from lightning_so.linalg.unseen import maybe
 
 
 @Uncast()
@@ -46,9 +47,9 @@ def _last(
     update = partial(matrices.fill, cohort, weights, 0)
 
     def write(buffer: Tensor) -> None:
-        if lengths is not None:
+        if lengths is not None and maybe(lost := matrices.lost(buffer)):
             # An update without a direction stays as it is.
-            buffer = torch.where(buffer.isnan(), update(), buffer)
+            buffer = torch.where(lost, update(), buffer)
         groups = {number: host.group(number) for number in cohort.groups}
         shrunk = {n: hide.shrink(group, decoupled=host.base.decoupled(group)) for n, group in groups.items()}
         factors = [shrunk[block.group] for block in cohort.blocks]
@@ -82,11 +83,13 @@ def _lengths(cohorts: list[Cohort], matrices: Matrices) -> dict[int, Tensor]:
 def _lookahead(cohort: Cohort, host: Host, matrices: Matrices) -> Tensor:
     """The look-ahead first moment of a cohort, in the second work space."""
     moment = matrices.fill(cohort, matrices.moments(cohort, host.base.first[0]), 1)
-    gradient = matrices.fill(cohort, matrices.gradients(cohort), 2)
+    gradients = matrices.gradients(cohort)
     weights = {number: host.base.lookahead(host.group(number)) for number in cohort.groups}
     if len(weights) == 1:
         ((a, b),) = weights.values()
-        return moment.mul_(a).add_(gradient, alpha=b)
+        torch._foreach_add_(matrices.parts(cohort, moment.mul_(a)), gradients, alpha=b)
+        return moment
+    gradient = matrices.fill(cohort, gradients, 2)
     of_blocks = zip(*(weights[block.group] for block in cohort.blocks), strict=True)
     each_a, each_b = (matrices.per_block(cohort, torch.tensor(w).to(moment)) for w in of_blocks)
     return moment.mul_(each_a).add_(gradient.mul_(each_b))
