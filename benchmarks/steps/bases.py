@@ -104,6 +104,7 @@ def bases(side: int, count: int, repeats: int, device: str) -> list[dict[str, An
     return [{"what": "basis", "side": side, "count": count, **line} for line in lines]
 
 
+@FullPrecision()
 def polars(count: int, rows: int, cols: int, repeats: int, device: str) -> list[dict[str, Any]]:
     """A line a precision."""
     generator = torch.Generator().manual_seed(0)

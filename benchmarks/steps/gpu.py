@@ -11,6 +11,8 @@ benchmarks/README.md is written from them, if they are of a device.
 """
 
 import argparse
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -82,16 +84,16 @@ def parts(device: str, out: Path, run: str, *, quick: bool) -> list[Part]:
         return Part(f"{problem}, batches of {batch}", [*command, *VARIANTS], limit, AROUND + limit / 4)
 
     found = [
-        Part("tests", ["-m", "pytest", "-q", "-p", "no:cacheprovider", *tests], 120, 30),
-        Part("bases", ["-m", "benchmarks.steps.bases", *sizes, *common, "--out", str(out / "bases.jsonl")], 60, 40),
+        Part("tests", ["-m", "pytest", "-q", "-p", "no:cacheprovider", *tests], 100, 30),
+        Part("bases", ["-m", "benchmarks.steps.bases", *sizes, *common, "--out", str(out / "bases.jsonl")], 50, 35),
     ]
     once = "--repeats", "1"
     if quick:
         return [*found, steps("autoencoder", 8, 3, 120, *once)]
-    large = [steps("byte_lm_large", n, count, 85, *once, "--bf16") for n, count in ((32, 80), (128, 60), (256, 40))]
-    small = [
-        steps(name, n, 120, 45, "--repeats", "2") for name, n in (("byte_lm", 16), ("autoencoder", 256), ("cnn", 128))
-    ]
+    sizes_of = (32, 80, 75), (128, 60, 85), (256, 40, 105)
+    large = [steps("byte_lm_large", batch, count, limit, *once, "--bf16") for batch, count, limit in sizes_of]
+    usual = ("byte_lm", 16), ("autoencoder", 256), ("cnn", 128)
+    small = [steps(problem, batch, 120, 35, "--repeats", "2") for problem, batch in usual]
     return [*found, *large, *small]
 
 
@@ -99,9 +101,15 @@ def started(command: Sequence[str], limit: float) -> int:
     """The exit status of a Python of its own, from the root of the checkout.
 
     Raises:
-        TimeoutExpired: If it takes longer than its limit; it is ended.
+        TimeoutExpired: If it takes longer than its limit; it is ended, with all that it has started.
     """
-    return subprocess.run([sys.executable, *command], cwd=ROOT, timeout=limit).returncode
+    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, start_new_session=True)
+    try:
+        return process.wait(limit)
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
 
 
 def bench(

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -63,6 +64,17 @@ def test_what_does_not_fit_before_the_deadline_is_left_out_and_named():
     assert asked == [("one", 60, "--seconds", "35"), ("three", 45, "--seconds", "20")]
     assert [one.state for one in outcomes] == ["done", "left out", "done"]
     assert "left out  two 45 s were left of 100" in summary(outcomes)
+
+
+def test_a_part_that_is_too_slow_is_ended_with_all_that_it_has_started(tmp_path):
+    child = "import time; time.sleep(60)"
+    code = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {child!r}]); "
+    code += f"open({str(tmp_path / 'pid')!r}, 'w').write(str(p.pid)); p.wait()"
+    with pytest.raises(subprocess.TimeoutExpired):
+        gpu.started(["-c", code], 3)
+    stat = Path("/proc", (tmp_path / "pid").read_text(), "stat")
+    assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] in "ZX"
+    assert gpu.started(["-c", "raise SystemExit(3)"], 30) == 3
 
 
 @pytest.mark.parametrize(("states", "status"), [("done done", 0), ("done failed", 1), ("done left_out", 0)])
