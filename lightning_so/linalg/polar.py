@@ -1,4 +1,4 @@
-"""The orthogonal polar factor of a matrix, by Newton-Schulz iterations or by poles (see `poles`), batched.
+"""The orthogonal polar factor of a matrix by Newton-Schulz iterations, batched.
 
 Legend: B matrices, M rows, N columns.
 """
@@ -8,23 +8,16 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_so.linalg.poles import Poles, poles, rational, resolves
-
 #: Quintic coefficients of Jordan et al. (2024, "Muon"): steep at 0: 5 steps lift small singular values to about 1.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 #: Largest eigenvalue below zero of a Gram matrix that does not matter: a + b x is by 7 % another at x = -.05.
 SMALL = 0.05
 
 
-#: What a pole costs, in products of matrices of the short side: its factorisation and its inverse are slower ones.
-POLE = 3.0
-
-
 def polar(X_BMN: Tensor, *, steps: int = 5, precision: torch.dtype | None = None) -> Tensor:
     """Approximate U V' of X = U S V', for every matrix of a batch.
 
-    Iterates X <- a X + (b A + c A^2) X, A = X X', from X / |X|_F; the singular values end within about [.7, 1.2]. On a
-    CPU poles that reach as far down as these steps are cheaper, and end within [.75, 1.25]: see `pole_way`.
+    Iterates X <- a X + (b A + c A^2) X, A = X X', from X / |X|_F; the singular values end within about [.7, 1.2].
 
     Args:
         X_BMN: The matrices, shape (B, M, N), any floating dtype.
@@ -34,54 +27,22 @@ def polar(X_BMN: Tensor, *, steps: int = 5, precision: torch.dtype | None = None
     Returns:
         The factors, shape (B, M, N), dtype of X. A zero matrix gives zero.
     """
-    tall = X_BMN.shape[1] > X_BMN.shape[2]
-    # Scale by the largest entry first: the norm of a gradient of 1e-30 underflows when squared in float32.
-    peak = X_BMN.abs().amax(dim=(1, 2), keepdim=True)
-    X = X_BMN / peak.clamp_min(torch.finfo(X_BMN.dtype).tiny)
-    precision = precision or X.dtype
-    found = pole_way(X.device, steps, precision)
-    if found is None:
-        X = _newton_schulz(X.mT, steps, precision).mT if tall else _newton_schulz(X, steps, precision)
-        return X.to(X_BMN.dtype)
-    X = X.to(precision)
-    R = rational(torch.bmm(X.mT, X) if tall else torch.bmm(X, X.mT), found)
-    return (torch.bmm(X, R) if tall else torch.bmm(R, X)).to(X_BMN.dtype)
-
-
-def pole_way(device: torch.device, steps: int, precision: torch.dtype) -> Poles | None:
-    """The poles that take the place of Newton-Schulz steps.
-
-    A function of what is the same on every rank: the ways differ by more than rounding.
-
-    Args:
-        device: Where the matrices are.
-        steps: Newton-Schulz steps, which multiply small singular values by 3.44 each.
-        precision: dtype of the products.
-
-    Returns:
-        The poles, with about the same slope at 0; None where the iteration is taken: on accelerators, which multiply
-        much faster than they factorise, in half precision, and where Gram matrices do not resolve the least pole
-        (above 6 steps in float32, 14 in float64).
-    """
-    if device.type != "cpu" or precision not in (torch.float32, torch.float64):
-        return None
-    found = poles(COEFFICIENTS[0] ** -steps)
-    return found if resolves(found, precision) else None
-
-
-def _newton_schulz(X_BMN: Tensor, steps: int, precision: torch.dtype) -> Tensor:
-    """The iteration on matrices that are not tall, of entries up to 1."""
     a, b, c = COEFFICIENTS
-    X = X_BMN / X_BMN.norm(dim=(1, 2), keepdim=True).clamp_min(1e-30)
-    X = X.to(precision)
+    tall = X_BMN.shape[1] > X_BMN.shape[2]
+    X = X_BMN.mT if tall else X_BMN
+    # Scale by the largest entry first: the norm of a gradient of 1e-30 underflows when squared in float32.
+    peak = X.abs().amax(dim=(1, 2), keepdim=True)
+    X = X / peak.clamp_min(torch.finfo(X.dtype).tiny)
+    X = X / X.norm(dim=(1, 2), keepdim=True).clamp_min(1e-30)
+    X = X.to(precision or X_BMN.dtype)
     if _gram_pays(X.shape[1], X.shape[2], steps, X.dtype):
         for some in _stretches(steps, X.dtype):
             X = torch.bmm(_gram(torch.bmm(X, X.mT), some), X)
-        return X
-    for _ in range(steps):
-        A = torch.bmm(X, X.mT)
-        X = torch.baddbmm(X, torch.baddbmm(A, A, A, beta=b, alpha=c), X, beta=a)
-    return X
+    else:
+        for _ in range(steps):
+            A = torch.bmm(X, X.mT)
+            X = torch.baddbmm(X, torch.baddbmm(A, A, A, beta=b, alpha=c), X, beta=a)
+    return (X.mT if tall else X).to(X_BMN.dtype)
 
 
 def _stretches(steps: int, precision: torch.dtype) -> list[int]:
@@ -141,12 +102,7 @@ def _gram_cost(short: int, long: int, steps: int, precision: torch.dtype) -> flo
     return float(sum(2 * short * short * long + (4 * some - 3) * short**3 for some in stretches))
 
 
-def polar_cost(
-    shape: tuple[int, int], steps: int, precision: torch.dtype = torch.float32, device: torch.device | None = None
-) -> float:
-    """Multiply-adds of `polar` on one matrix, in a precision of the products; by steps where no device is told."""
+def polar_cost(shape: tuple[int, int], steps: int, precision: torch.dtype = torch.float32) -> float:
+    """Multiply-adds of `polar` on one matrix, in a precision of the products."""
     short, long = sorted(shape)
-    found = None if device is None else pole_way(device, steps, precision)
-    if found is not None:
-        return 2.0 * short * short * long + POLE * len(found.shifts) * short**3
     return min(_plain_cost(short, long, steps), _gram_cost(short, long, steps, precision))

@@ -202,7 +202,7 @@ class EKFAC(Layerwise, ByDevice):
         m, n = stack.shape
         turn = m * n * sum(min(side, self.cap or 1024) for side in stack.shape)
         if action is Action.BEND:
-            return polar_cost(stack.shape, 5, stack.dtype, stack.device)
+            return polar_cost(stack.shape, 5)
         return 2.0 * turn if action is not Action.BASE else 0.0
 
     def solve(self, asked: Sequence[Asked]) -> Solved:

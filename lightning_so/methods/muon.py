@@ -40,7 +40,7 @@ class Muon(ByDevice):
     Source: Jordan et al. 2024 (Muon); Newton-Schulz coefficients from there.
 
     Attributes:
-        steps: Newton-Schulz steps; on a CPU, up to 6, as many poles as reach as far down (`linalg.poles`).
+        steps: Newton-Schulz steps.
         precision: Of products: "auto" takes "fp16" where the device is faster so, and "fp32" elsewhere; "fp16" is
             nearer to that than "bf16".
 
@@ -94,7 +94,7 @@ class Muon(ByDevice):
 
     def step_cost(self, stack: StackSpec, action: Action) -> float:
         """See `contract.method.Method.step_cost`."""
-        return polar_cost(stack.shape, self.steps, _PRECISION[self.precision] or stack.dtype, stack.device)
+        return polar_cost(stack.shape, self.steps, _PRECISION[self.precision] or stack.dtype)
 
     def tensors(self, stats: Stats) -> Iterator[tuple[str, Tensor]]:
         """Nothing to save."""

@@ -169,7 +169,7 @@ class SOAP(ByDevice):
         turn = m * n * sum(min(side, self._cap(stack.device)) for side in stack.shape)
         calls = CALLS / stack.alike  # One call serves the stack.
         if action is Action.BEND:
-            return turn + polar_cost(stack.shape, 5, stack.dtype, stack.device) + calls
+            return turn + polar_cost(stack.shape, 5) + calls
         return 3 * turn + calls if action is Action.ROTATE else turn
 
     def observe(self, stats: Stats, gradients: Tensor, rows: list[int] | None) -> None:

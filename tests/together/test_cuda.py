@@ -134,7 +134,7 @@ def test_one_host_read_a_step_beside_the_solves(case, monkeypatch):
 
         return run
 
-    for cls, name in itertools.product((KFAC, EKFAC, Shampoo, SOAP), ("solve", "settle")):
+    for cls, name in itertools.product((KFAC, EKFAC, Shampoo, SOAP), ("solve", "solve_afresh")):
         monkeypatch.setattr(cls, name, unseen(getattr(cls, name)))
     method, base = case
     for reads, _ in walked_on(*walk(DEVICE, method, 12, torch.float32, base)):
