@@ -1,6 +1,6 @@
 """What a device computes in one of several ways, of which one is faster there: the results differ by rounding."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -33,14 +33,9 @@ class Ways:
         for field in fields(self):
             check_choice("Ways", field.name, getattr(self, field.name), (None, *WAYS[field.name]))
 
-    @property
-    def products(self) -> torch.dtype | None:
-        """In what polar factors are multiplied; None for the dtype of their matrices."""
-        return torch.float16 if self.polar == "fp16" else None
-
-    def of(self, dtype: torch.dtype) -> "Ways":
-        """Those of matrices of a dtype: what is more than float32 was asked for by the model, and stays."""
-        return self if dtype is torch.float32 else replace(self, polar="fp32")
+    def products(self, dtype: torch.dtype) -> torch.dtype | None:
+        """In what the polar factors of matrices of a dtype are multiplied; None for that dtype."""
+        return torch.float16 if self.polar == "fp16" and dtype is torch.float32 else None
 
     def over(self, others: "Ways") -> "Ways":
         """These ways, and those of others where these say nothing."""

@@ -152,4 +152,4 @@ def compute(parts: Parts, chosen: Chosen) -> None:
     parts.chosen, parts.plan = chosen, replace(parts.plan, ways=str(chosen))
     for stack in parts.stacks:
         if stack.versatile is not None:
-            stack.versatile.choose(stack.stats, chosen.ways.of(stack.dtype))
+            stack.versatile.choose(stack.stats, chosen.ways)

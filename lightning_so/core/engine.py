@@ -224,7 +224,7 @@ class Engine:
         cohorts = list(roster)
         acting = [cohort for cohort in cohorts if cohort.action is not Action.BASE]
         waiting = [cohort for cohort in cohorts if act.waiting(cohort, host)]
-        current.reference = reference(cohorts, host, report, parts.chosen.ways, every=self.options.checks.verify_every)
+        current.reference = reference(cohorts, host, report, every=self.options.checks.verify_every)
         with self.stopwatch.stage("act"):
             for cohort in cohorts:
                 cohort.observed += 1

@@ -261,7 +261,7 @@ class EKFAC(Layerwise, ByDevice):
     def direction(self, stats: Stats, X: Tensor, rows: list[int] | None) -> Tensor:
         """See `contract.method.Method.direction`: P X; on a base with second moments the polar factor, while cold."""
         if stats.moments is None:
-            return polar(X, precision=stats.ways.products)
+            return polar(X, precision=stats.ways.products(X.dtype))
         chosen = slice(None) if rows is None else rows
         values = [values[chosen] for values in stats.oriented(stats.values)]
         s = stats.moments.estimate(kron.product(*values), chosen) + added(stats.rule, values)

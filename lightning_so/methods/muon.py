@@ -107,5 +107,5 @@ class Muon(ByDevice):
     def direction(self, stats: Stats, X: Tensor, rows: list[int] | None) -> Tensor:
         """See `contract.method.Method.direction`."""
         auto = self.precision == "auto"
-        precision = stats.ways.products if auto else _PRECISION[self.precision]
+        precision = stats.ways.products(X.dtype) if auto else _PRECISION[self.precision]
         return polar(X, steps=self.steps, precision=precision)

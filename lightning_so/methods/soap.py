@@ -232,7 +232,7 @@ class SOAP(ByDevice):
 
     def direction(self, stats: Stats, X: Tensor, rows: list[int] | None) -> Tensor:
         """See `contract.method.Method.direction`: the polar factor, while the bases are cold."""
-        return polar(X, precision=stats.ways.products)
+        return polar(X, precision=stats.ways.products(X.dtype))
 
     def turn(self, stats: Stats, X: Tensor, rows: list[int] | None, *, leave: bool, square: bool = False) -> Tensor:
         """Rotate a batch into the basis, `Q_L' X Q_R`, or out of it; `square` uses the squared bases.

@@ -9,7 +9,6 @@ from torch import Tensor
 from lightning_so.actions import hide
 from lightning_so.contract.block import StackSpec
 from lightning_so.contract.method import Action
-from lightning_so.contract.ways import Ways
 from lightning_so.core.host import Host
 from lightning_so.core.report import Report
 from lightning_so.core.stacks.cohort import Cohort
@@ -19,14 +18,13 @@ from lightning_so.errors import TrustError
 TOLERANCE = 0.05
 
 
-def reference(cohorts: Iterable[Cohort], host: Host, report: Report, ways: Ways, *, every: int) -> "Reference | None":
+def reference(cohorts: Iterable[Cohort], host: Host, report: Report, *, every: int) -> "Reference | None":
     """Begin a comparison where one is due; called before anything is rotated or hidden.
 
     Args:
         cohorts: Those of the step.
         host: The training.
         report: Tells the step, and notes deviations.
-        ways: How the step is computed.
         every: Steps between two comparisons; 0 for never.
 
     Returns:
@@ -43,13 +41,13 @@ def reference(cohorts: Iterable[Cohort], host: Host, report: Report, ways: Ways,
     if not acting:
         return None
     # A large stride visits the blocks in no particular order; equal on all ranks.
-    return Reference(*acting[report.step // every * 7919 % len(acting)], host, report, ways)
+    return Reference(*acting[report.step // every * 7919 % len(acting)], host, report)
 
 
 class Reference:
     """What one block must become."""
 
-    def __init__(self, cohort: Cohort, position: int, host: Host, report: Report, ways: Ways) -> None:
+    def __init__(self, cohort: Cohort, position: int, host: Host, report: Report) -> None:
         """Copy what the step will change.
 
         Args:
@@ -57,9 +55,8 @@ class Reference:
             position: Which of its blocks.
             host: The training.
             report: Notes deviations.
-            ways: How the step is computed.
         """
-        self._cohort, self._host, self._report, self._ways = cohort, host, report, ways
+        self._cohort, self._host, self._report = cohort, host, report
         self._block = cohort.blocks[position]
         self._row = position if cohort.rows is None else cohort.rows[position]
         self._p0 = self._double(self._block.params)
@@ -80,9 +77,6 @@ class Reference:
         """The block's statistics in float64, as those of a stack of its own."""
         stack, alone = self._cohort.stack, StackSpec([self._block], self._p0.dtype, self._p0.device)
         stats = stack.method.init(alone, self._host.base)
-        if stack.versatile is not None:
-            # Polar factors in half precision may be another function of a matrix, and not only rounded.
-            stack.versatile.choose(stats, self._ways.of(stack.dtype))
         theirs = dict(stack.tensors())
         for name, mine in stack.method.tensors(stats):
             mine.copy_(theirs[name][self._row : self._row + 1])
