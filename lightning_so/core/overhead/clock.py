@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from lightning_so.core.measure import name_of
+
 
 class Clock:
     """Process time of the CPU: what other programs take of the machine is not in it.
@@ -36,7 +38,7 @@ class CudaClock(Clock):
         Args:
             device: The accelerator.
         """
-        self.device = torch.cuda.get_device_name(device)
+        self.device = name_of(device)
 
     def moment(self) -> Any:
         """See `Clock.moment`."""

@@ -1,6 +1,6 @@
 """The blocks of one stack that share an action at a step, with the lists that batched calls need."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +56,19 @@ class Cohort:
     def joined(self) -> bool:
         """Whether one of `params` is several blocks."""
         return len(self.params) < len(self.blocks)
+
+    def of_blocks(self, host: Host, fact: Callable[[dict[str, Any]], Any]) -> list[Any]:
+        """A fact of each block's param group, looked up once a group.
+
+        Args:
+            host: The training.
+            fact: Gives it of a param group.
+
+        Returns:
+            One a block.
+        """
+        facts = {number: fact(host.group(number)) for number in self.groups}
+        return [facts[block.group] for block in self.blocks]
 
 
 def split(stack: Stack, live: list[int], actions: list[Action], absent: Collection[Tensor]) -> list[Cohort]:

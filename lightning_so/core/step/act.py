@@ -98,8 +98,7 @@ def _apply(clips: Iterable[Clip], matrices: Matrices) -> None:
 
 def _rates(cohort: Cohort, host: Host) -> list:
     """The learning rate of each block."""
-    rates = {number: host.group(number)["lr"] for number in cohort.groups}
-    return [rates[block.group] for block in cohort.blocks]
+    return cohort.of_blocks(host, lambda group: group["lr"])
 
 
 def count(acting: Sequence[Cohort], report: Report) -> None:

@@ -50,9 +50,7 @@ def _last(
         if lengths is not None and maybe(lost := matrices.lost(buffer)):
             # An update without a direction stays as it is.
             buffer = torch.where(lost, update(), buffer)
-        groups = {number: host.group(number) for number in cohort.groups}
-        shrunk = {n: hide.shrink(group, decoupled=host.base.decoupled(group)) for n, group in groups.items()}
-        factors = [shrunk[block.group] for block in cohort.blocks]
+        factors = cohort.of_blocks(host, lambda group: hide.shrink(group, decoupled=host.base.decoupled(group)))
         room, per_block = matrices.room(cohort, 1), partial(matrices.per_block, cohort)
         matrices.write(cohort, weights, hide.combine(matrices.saved(cohort), buffer, factors, room, per_block))
         lending.stay(cohort, host)
@@ -84,12 +82,11 @@ def _lookahead(cohort: Cohort, host: Host, matrices: Matrices) -> Tensor:
     """The look-ahead first moment of a cohort, in the second work space."""
     moment = matrices.fill(cohort, matrices.moments(cohort, host.base.first[0]), 1)
     gradients = matrices.gradients(cohort)
-    weights = {number: host.base.lookahead(host.group(number)) for number in cohort.groups}
-    if len(weights) == 1:
-        ((a, b),) = weights.values()
+    weights = cohort.of_blocks(host, host.base.lookahead)
+    if len(cohort.groups) == 1:
+        a, b = weights[0]
         torch._foreach_add_(matrices.parts(cohort, moment.mul_(a)), gradients, alpha=b)
         return moment
     gradient = matrices.fill(cohort, gradients, 2)
-    of_blocks = zip(*(weights[block.group] for block in cohort.blocks), strict=True)
-    each_a, each_b = (matrices.per_block(cohort, torch.tensor(w).to(moment)) for w in of_blocks)
+    each_a, each_b = (matrices.per_block(cohort, torch.tensor(w).to(moment)) for w in zip(*weights, strict=True))
     return moment.mul_(each_a).add_(gradient.mul_(each_b))
