@@ -4,7 +4,8 @@ import argparse
 import inspect
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -97,7 +98,7 @@ def sgd(model: nn.Module, settings: Settings) -> dict[str, Any]:
     return {"optimizers": [optimizer]}
 
 
-def torch_muon(model: nn.Module, settings: Settings, muon: type = torch.optim.Muon) -> dict[str, Any]:
+def torch_muon(model: nn.Module, settings: Settings, muon: Callable = torch.optim.Muon) -> dict[str, Any]:
     """torch.optim.Muon on hidden matrices, AdamW on the rest; kernels of convolutions are flattened to matrices."""
     hidden = hidden_weights(model)
     matrices = [nn.Parameter(p.data.view(len(p), -1)) if p.ndim > 2 else p for p in hidden]
@@ -109,12 +110,19 @@ def torch_muon(model: nn.Module, settings: Settings, muon: type = torch.optim.Mu
             matrix.grad = p.grad.flatten(1)
 
     optimizer = muon(matrices, lr=settings.lr, weight_decay=WEIGHT_DECAY, momentum=0.95)
-    return {"optimizers": [optimizer, _adamw(rest, settings.adam_lr, settings)], "before": hand_over}
+    others = [_adamw(rest, settings.adam_lr, settings)] if rest else []
+    return {"optimizers": [optimizer, *others], "before": hand_over}
 
 
 def torch_muon_fp32(model: nn.Module, settings: Settings) -> dict[str, Any]:
     """The same in fp32: torch's own always multiplies in bf16, some thirty times slower on a CPU without such units."""
     return torch_muon(model, settings, MuonFp32)
+
+
+def torch_muon_adamw(model: nn.Module, settings: Settings) -> dict[str, Any]:
+    """The same at AdamW's own rate, as torch offers it: updates have the length of AdamW's, which has the rest."""
+    matched = partial(MuonFp32, adjust_lr_fn="match_rms_adamw")
+    return torch_muon(model, replace(settings, adam_lr=settings.lr), matched)
 
 
 class MuonFp32(torch.optim.Muon):
@@ -196,7 +204,7 @@ def shampoo_sgd(model: nn.Module, settings: Settings) -> dict[str, Any]:
     return _attached(model, settings, Shampoo(**settings.of_method), base=sgd)
 
 
-CONTENDERS = (adamw, sgd, torch_muon, torch_muon_fp32, soap, soap_sync, muon, muon_bf16)
+CONTENDERS = (adamw, sgd, torch_muon, torch_muon_fp32, torch_muon_adamw, soap, soap_sync, muon, muon_bf16)
 CONTENDERS += (kfac, kfac_sgd, ekfac, ekfac_sgd, shampoo, shampoo_sgd)
 METHODS: dict[str, Callable[[nn.Module, Settings], dict[str, Any]]] = {f.__name__: f for f in CONTENDERS}
 
@@ -210,7 +218,7 @@ def build(method: str, model: nn.Module, settings: Settings) -> Contender:
     """
     if method not in METHODS:
         raise KeyError(f"no method {method!r}; there are: {', '.join(METHODS)}")
-    if settings.options and method in ("adamw", "sgd", "torch_muon", "torch_muon_fp32"):
+    if settings.options and (method in ("adamw", "sgd") or method.startswith("torch_muon")):
         raise TypeError(f"{method} takes no --set options, got {dict(settings.options)}")
     parts = METHODS[method](model, settings)
     schedules = [
@@ -221,13 +229,15 @@ def build(method: str, model: nn.Module, settings: Settings) -> Contender:
 
 
 def hidden_weights(model: nn.Module) -> list[Tensor]:
-    """Weights of linear and convolutional layers but the last linear one, the head."""
+    """Weights of linear, convolutional, recurrent and attention layers but the last linear one, the head."""
     layers = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     linear = [m for m in layers if isinstance(m, nn.Linear)]
-    embeds = any(isinstance(m, nn.Embedding) for m in model.modules())
+    embeds = any(isinstance(m, nn.Embedding | nn.RNNBase) for m in model.modules())
     classifies = any(isinstance(m, nn.Conv2d) for m in layers)
     head = linear[-1] if linear and (embeds or classifies) else None
-    return [m.weight for m in layers if m is not head]
+    several = [m for m in model.modules() if isinstance(m, nn.RNNBase | nn.MultiheadAttention)]
+    inside = [p for m in several for p in m.parameters(recurse=False) if p.ndim == 2]
+    return [m.weight for m in layers if m is not head] + inside
 
 
 def _newton_schulz(grad: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:

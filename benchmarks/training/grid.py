@@ -10,7 +10,6 @@ import argparse
 import json
 import math
 import os
-import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from itertools import product
@@ -20,6 +19,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.shared.loop import Point, stage_seconds, trained
 from benchmarks.shared.methods import METHODS, Settings, build, option
 from benchmarks.shared.problems import PROBLEMS, load
 
@@ -40,32 +40,14 @@ class Run:
 def train(run: Run) -> dict[str, Any]:
     """Do one run and give its JSON line; a loss that is not finite ends it early."""
     torch.set_num_threads(1)
-    problem, settings = load(run.problem, batch_size=run.batch), run.settings
+    problem = load(run.problem, batch_size=run.batch)
     model = problem.model(run.seed)
-    contender = build(run.method, model, settings)
-    if contender.engine is not None:
-        contender.engine.stopwatch.clock = time.process_time
-
-    generator = torch.Generator().manual_seed(run.seed)
-    seconds, curve = 0.0, [(0, 0.0, problem.validation(model))]
-    for step in range(1, settings.steps + 1):
-        batch = problem.batch(generator)
-        begun = time.process_time()
-        model.zero_grad()
-        loss = problem.loss(model, batch, run.reduction)
-        contender.observe(loss)
-        loss.backward()
-        contender.step()
-        contender.advance()
-        seconds += time.process_time() - begun
-        if step % run.every == 0 or step == settings.steps:
-            curve.append((step, seconds, problem.validation(model)))
-            if not math.isfinite(curve[-1][2]):
-                break
+    contender = build(run.method, model, run.settings)
+    curve = trained(problem, model, contender, run.seed, run.settings.steps, run.every, run.reduction)
     return line(run, problem.loss_name, curve, contender)
 
 
-def line(run: Run, loss_name: str, curve: list[tuple[int, float, float]], contender: Any) -> dict[str, Any]:
+def line(run: Run, loss_name: str, curve: list[Point], contender: Any) -> dict[str, Any]:
     """The JSON line of a run; losses that are not finite become null."""
     steps, seconds, losses = zip(*curve, strict=True)
     finite = [round(loss, 5) if math.isfinite(loss) else None for loss in losses]
@@ -89,11 +71,6 @@ def line(run: Run, loss_name: str, curve: list[tuple[int, float, float]], conten
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
-
-
-def stage_seconds(engine: Any) -> dict[str, float]:
-    """Seconds of each stage of the engine, empty where there is none."""
-    return {} if engine is None else engine.stopwatch.seconds
 
 
 def arguments() -> argparse.Namespace:
