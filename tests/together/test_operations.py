@@ -36,7 +36,7 @@ def test_operations_do_not_grow_with_equal_layers(name):
 
 #: Models of 8 and 9 shapes; and by what share of operations a step of Muon, and of SOAP while it is cold, has fewer
 #: where polar factors are padded.
-SHAPES = {"autoencoder": (autoencoder, 0.5, 0.64), "cnn": (resnet, 0.4, 0.6)}
+SHAPES = {"autoencoder": (autoencoder, 0.45, 0.6), "cnn": (resnet, 0.33, 0.57)}
 
 
 @pytest.mark.parametrize("cold", [False, True], ids=["muon", "soap"])
@@ -54,7 +54,10 @@ def test_operations_of_a_step_on_many_shapes(name, cold):
 
     method = SOAP(start=100, period=100, cap=1024) if cold else Muon()
     apart, padded = (
-        of_training(method, model, loss, steps=3, last=1, ways=Ways(padding=padding))[0].total()
+        of_training(method, model, loss, steps=3, last=1, ways=Ways(padding=padding))[0]
         for padding in ("apart", "padded")
     )
-    assert padded <= shares[cold] * apart
+    assert padded.total() <= shares[cold] * apart.total()
+    # Weights are saved and hidden, and updates are measured, in one call for all shapes; the guard looks at lengths too.
+    assert apart["aten._foreach_zero_.default"] == 1
+    assert apart["aten._foreach_norm.Scalar"] == 2

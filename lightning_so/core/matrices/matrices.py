@@ -155,19 +155,23 @@ class Matrices:
         """Where a buffer has no numbers, in a shape that spreads over it; a matrix lacks all of them or none."""
         return buffer[:, :1, :1].isnan()
 
-    def squares(self, cohort: Cohort, tensors: list[Tensor]) -> Tensor:
+    def squares(self, items: Sequence[tuple[Cohort, list[Tensor]]]) -> list[Tensor]:
         """The sums of squares of each block, (k,), over the numbers that this rank counts; see `total`.
 
         Args:
-            cohort: The cohort.
-            tensors: One for each of `cohort.params`.
+            items: Cohorts, and of each one tensor for each of `cohort.params`.
 
         Returns:
-            The sums, in the stack's dtype.
+            The sums of every cohort, in its stack's dtype.
         """
-        params, pieces = self._apart(cohort, tensors)
-        counted = self.counted(params, pieces, cohort.stack.dtype)
-        return counted if len(counted) == len(cohort.blocks) else counted.view(len(cohort.blocks), -1).sum(1)
+        found = dict[int, Tensor]()
+        for some in alike(items, lambda item: (item[0].stack.dtype, item[0].stack.device)):
+            apart = [self._apart(*item) for item in some]
+            params, tensors = ([one for of_cohort in kind for one in of_cohort] for kind in zip(*apart, strict=True))
+            sums = self.counted(params, tensors, some[0][0].stack.dtype).split([len(own) for own, _ in apart])
+            for (cohort, _), own in zip(some, sums, strict=True):
+                found[id(cohort)] = own if len(own) == len(cohort.blocks) else own.view(len(cohort.blocks), -1).sum(1)
+        return [found[id(cohort)] for cohort, _ in items]
 
     def _apart(self, cohort: Cohort, tensors: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Parameters and tensors of each block by itself, where one of `cohort.params` serves several."""

@@ -64,7 +64,7 @@ def _lengths(cohorts: list[Cohort], matrices: Matrices) -> dict[int, Tensor]:
     """Lengths of the updates in the hidden parameters, (k,) of every cohort."""
     if not cohorts:
         return {}
-    squares = [matrices.squares(cohort, matrices.weights(cohort)) for cohort in cohorts]
+    squares = matrices.squares([(cohort, matrices.weights(cohort)) for cohort in cohorts])
     total = matrices.total(torch.cat([part.to(squares[0]) for part in squares])).sqrt()
     parts = total.split([len(cohort.blocks) for cohort in cohorts])
     return {id(cohort): part.to(own) for cohort, part, own in zip(cohorts, parts, squares, strict=True)}
