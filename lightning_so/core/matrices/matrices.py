@@ -5,9 +5,9 @@ of its blocks; what needs matrices goes through `Matrices.transform`, which give
 back. Legend: k blocks of a cohort.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,10 @@ from lightning_so.core.stacks.stack import Stack
 
 #: The optimizer's states of a block's parameters.
 States = list[dict[str, Any]]
+#: Changes whole matrices (k, M, N) of cohorts, given one after the other: each is there until the next is asked for.
+Work = Callable[[Iterator[Tensor]], Iterable[Tensor]]
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -49,14 +53,14 @@ class MatrixWork:
     Attributes:
         cohort: The cohort.
         source: Gives the buffer of what the work is done to.
-        work: Changes whole matrices (k, M, N) in the stack's dtype; done once, where they are.
+        work: Changes whole matrices in the stack's dtype; done once, where they are, for all items that share it.
         sink: Takes the buffer of the result.
         seen: Whether the source is the gradient, as `show` has shown it.
     """
 
     cohort: Cohort
     source: Callable[[], Tensor]
-    work: Callable[[Tensor], Tensor]
+    work: Work
     sink: Callable[[Tensor], None]
     seen: bool = False
 
@@ -204,8 +208,10 @@ class Matrices:
 
     def transform(self, items: Sequence[MatrixWork]) -> None:
         """Do the work of all items: one after the other, so that they share one work space."""
-        for item in items:
-            item.sink(item.work(item.source()).contiguous())
+        for some in alike(items, lambda item: id(item.work)):
+            done = some[0].work(item.source() for item in some)
+            for item, X in zip(some, done, strict=True):
+                item.sink(X.contiguous())
 
     def change_moments(self, changes: Sequence[MomentChange]) -> None:
         """Change moments of blocks, in their order."""
@@ -240,3 +246,11 @@ class Matrices:
     def cut(self, block: Block, number: int, whole: Tensor) -> Tensor:
         """What this rank has of a tensor like the block's parameter of that number, in row-major order."""
         return whole
+
+
+def alike(items: Iterable[T], key: Callable[[T], Hashable]) -> Iterator[list[T]]:
+    """The items by a key, in order of first appearance, which is the same on every rank."""
+    found: dict[Hashable, list[T]] = {}
+    for item in items:
+        found.setdefault(key(item), []).append(item)
+    yield from found.values()

@@ -74,7 +74,7 @@ def _items(
             clip.add(_products(update, X), rates)
             return update
 
-        yield MatrixWork(cohort, source, precondition, sink, seen)
+        yield MatrixWork(cohort, source, partial(map, precondition), sink, seen)
         return
     coupled = _couple_decay(cohort, gradients, host, matrices)
     if cohort.action is Action.ROTATE:
