@@ -33,6 +33,7 @@ AROUND = 25.0
 OURS = ["muon", "soap:start=8", "kfac", "ekfac:start=8", "shampoo"]
 #: AdamW twice: its second run is what others are compared with, since the first has the device's own start.
 VARIANTS = ["adamw", "adamw", "torch_muon", *OURS, *(f"{variant}:max_overhead=0.1" for variant in OURS)]
+VARIANTS += ["soap:start=8:lag=1", "kfac:lag=1"]
 #: Whether matrices of several shapes are padded is measured at the start; these are the two that it chooses between.
 PADDING = ["muon:padding=apart", "muon:padding=padded"]
 #: Problems whose matrices are of many shapes.
