@@ -58,6 +58,6 @@ def test_operations_of_a_step_on_many_shapes(name, cold):
         for padding in ("apart", "padded")
     )
     assert padded.total() <= shares[cold] * apart.total()
-    # Weights are saved and hidden, and updates are measured, in one call for all shapes; the guard looks at lengths too.
+    # Weights are hidden, and updates measured, in one call for all shapes; the guard looks at lengths too.
     assert apart["aten._foreach_zero_.default"] == 1
     assert apart["aten._foreach_norm.Scalar"] == 2
