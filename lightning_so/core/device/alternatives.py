@@ -30,8 +30,8 @@ def sizes(units: Units, host: Host) -> dict[str, Sizes]:
         host: The training.
 
     Returns:
-        Number, rows and columns of the kind of matrices that cost most together; of padding, of all that this rank would
-        pad.
+        Number, rows and columns of the kind of matrices that cost most together; of padding, of all that are padded by
+        this rank.
     """
     costs: dict[str, dict[Size, float]] = {"refresh": {}, "polar": {}, "rotation": {}}
     bent = list[Size]()
