@@ -45,7 +45,8 @@ class SecondOrder(Callback):
         verify_every: Steps between two comparisons of one block's update with a float64 reference; 0 for never.
         compare_every: Steps between two comparisons of the ranks' weights; 0 for never.
         reduction: Whether the loss is a "mean" or a "sum" over samples, where its graph does not tell (K-FAC).
-        lag: Steps between a solve and its use, 0 or 1: at 1 its exchange travels behind a forward and backward pass.
+        lag: Steps between a solve and its use, 0 or 1: at 1 its exchange is behind a forward and backward pass, and on
+            CUDA the solve itself.
         sharding: What a matrix is where ranks hold pieces: "exact", the whole, or "local", each rank's rows (FSDP2).
         max_overhead: What all of it may cost, as a share of the training's own step, which is measured; or
             `Overhead(0.1, strict=True)`. None leaves the schedule a function of the step alone.

@@ -20,6 +20,7 @@ from lightning_so.core.schedule.budget import Budget, budget_of
 from lightning_so.core.schedule.units import Units
 from lightning_so.core.solves.flight import Flight
 from lightning_so.core.solves.landing import Landing
+from lightning_so.core.solves.line import InLine, line_of
 from lightning_so.core.solves.swap import Unread
 from lightning_so.core.stacks.roster import Roster
 from lightning_so.core.stacks.stack import Stack, methods_of, stack_blocks
@@ -49,6 +50,7 @@ class Parts:
         chosen: How what can be computed in several ways is.
         windows: Rows that are on their way to the owners of factors.
         recorders: One for each method that observes rows.
+        line: Where solves run.
         overhead: What buys intervals for a share of time; None where none was asked for.
         flights: Solves whose results have not been swapped in, oldest first.
         unread: Verdicts on those that were, which the host does not know yet.
@@ -67,6 +69,7 @@ class Parts:
     chosen: Chosen
     windows: Windows
     recorders: list[Recorder]
+    line: InLine
     overhead: Controller | None = None
     flights: list[Flight] = field(default_factory=list)
     unread: list[Unread] = field(default_factory=list)
@@ -117,7 +120,9 @@ def assemble(host: Host, options: Options, report: Report, chosen: Chosen | None
         stack.stats = stack.method.init(stack, host.base)
     units = Units.of(stacks, host.team.ranks, owned=matrices.sharded)
     chosen = chosen or choose(units, host, options.ways)
-    plan = replace(plan, costs=costs(units, host.team.ranks), layout=described(units, host, matrices, options.lag))
+    line = line_of((stack.device for stack in stacks if stack.solver is not None), options.lag)
+    layout = described(units, host, matrices, options.lag) + line.told
+    plan = replace(plan, costs=costs(units, host.team.ranks), layout=layout)
     parts = Parts(
         host,
         report,
@@ -136,6 +141,7 @@ def assemble(host: Host, options: Options, report: Report, chosen: Chosen | None
             for m in methods_of(stacks)
             if isinstance(m, ObservesRows)
         ],
+        line,
         Controller(options.overhead, units, host, report.step) if options.overhead is not None else None,
     )
     compute(parts, chosen)

@@ -19,7 +19,7 @@ from lightning_so.core.plan.table import Plan
 from lightning_so.core.report import Report
 from lightning_so.core.schedule import budget
 from lightning_so.core.solves import basis, swap
-from lightning_so.core.solves.flight import launch, solve
+from lightning_so.core.solves.flight import launch, settle, solve
 from lightning_so.core.stacks.cohort import Cohort
 from lightning_so.core.stacks.stack import Stack
 from lightning_so.core.statistics.observe import fold_gradients, fold_rows
@@ -208,6 +208,8 @@ class Engine:
             parts.overhead.consider(step, [r.share for r in parts.recorders], roster, self.stopwatch, self.tell)
         entering = basis.entering(units, roster, host, step)
         due = budget.due(units, roster, host, parts.budget, step, entering=entering)
+        with self.stopwatch.stage("solve"):
+            settle(parts.flights)
         with self.stopwatch.stage("watch"):
             fold_rows(parts.recorders, parts.windows, roster, step)
         with self.stopwatch.stage("observe"):
@@ -216,7 +218,7 @@ class Engine:
             swap.land(parts.flights, parts.unread, landing)
             if due:
                 solver = self.stopwatch.around(solve, units.kinds)
-                flight = launch(units, due, solver, host.team, step + self.options.lag)
+                flight = launch(units, due, solver, host.team, step + self.options.lag, parts.line)
                 report.solved_here += flight.here
                 parts.flights.append(flight)
                 swap.land(parts.flights, parts.unread, landing)
@@ -255,7 +257,7 @@ class Engine:
                 current.reference.stepped()
             with self.stopwatch.stage("finish"):
                 parts = self.parts
-                finish.finish(current.hidden, current.call, self.host, parts.matrices, parts.chosen.ways.rotation)
+                finish.finish(current.hidden, current.call, self.host, parts.matrices, parts.chosen.ways)
             current.call += 1
             if current.call == self.parts.calls:
                 self._end(current)

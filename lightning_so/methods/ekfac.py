@@ -25,7 +25,7 @@ from lightning_so.linalg.basis import CALLS, by_cholesky, decomposed, refresh, r
 from lightning_so.linalg.damping import Relative, added
 from lightning_so.linalg.diagonal import Diagonal, diagonal
 from lightning_so.linalg.kron import Tiles
-from lightning_so.linalg.polar import polar, polar_cost
+from lightning_so.linalg.polar import polar_cost
 from lightning_so.linalg.result import Result, Solved
 from lightning_so.linalg.sides import means, traces
 
@@ -261,7 +261,7 @@ class EKFAC(Layerwise, ByDevice):
     def direction(self, stats: Stats, X: Tensor, rows: list[int] | None) -> Tensor:
         """See `contract.method.Method.direction`: P X; on a base with second moments the polar factor, while cold."""
         if stats.moments is None:
-            return polar(X, precision=stats.ways.products(X.dtype))
+            return self.polar_factor(stats, X.dtype)(X)
         chosen = slice(None) if rows is None else rows
         values = [values[chosen] for values in stats.oriented(stats.values)]
         s = stats.moments.estimate(kron.product(*values), chosen) + added(stats.rule, values)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lightning_so import SOAP, attach
+from tests.support.late import late
 from tests.support.problems import Net, train
 
 
@@ -67,3 +68,27 @@ def test_a_run_that_is_resumed_learns_of_the_same_failures(stop, lag):
     assert alone.failures > 0
     for name, weight in weights.items():
         assert torch.equal(weight, resumed[name])
+
+
+def half_failing():
+    """Weights and report of a run with a lag, in which no row side is solved but afresh."""
+    solve = SOAP.solve
+
+    def fails(self, asked):
+        solved = solve(self, asked)
+        sides = torch.tensor([unit.side == 0 for _, unit in asked])
+        return replace(solved, good=solved.good & ~sides)
+
+    torch.manual_seed(0)
+    net, optimizer, engine = pair(1, period=1)
+    with mock.patch.multiple(SOAP, solve=fails):
+        train(net, optimizer, range(20))
+    return net.state_dict(), engine.report
+
+
+def test_solves_that_run_late_fail_as_others_do():
+    (expected, told), (weights, report) = half_failing(), late(half_failing)
+    assert report == told
+    assert report.retries > 0
+    for name, weight in expected.items():
+        assert torch.equal(weights[name], weight), name

@@ -63,17 +63,35 @@ def transformer(blocks, width=16, words=24):
     return nn.Sequential(nn.Embedding(words, width), *body, nn.Linear(width, words))
 
 
-def of_steps(method, blocks, *, steps=46, last=6):
-    """What the last of some steps of AdamW dispatch with a method, beyond AdamW's own: one counter a step."""
+def of_steps(method, blocks, **how):
+    """What steps of AdamW dispatch with a method, on a transformer; see `of_training`."""
+    words = torch.arange(24).view(3, 8)
+
+    def loss(model):
+        return nn.functional.cross_entropy(model(words).flatten(0, 1), words.flatten())
+
+    return of_training(method, lambda: transformer(blocks), loss, **how)
+
+
+def of_training(method, made, loss_of, *, steps=46, last=6, **options):
+    """What the last of some steps of AdamW dispatch with a method, beyond AdamW's own: one counter a step.
+
+    Args:
+        method: The method.
+        made: Makes a model.
+        loss_of: Gives the loss of a model.
+        steps: Steps of it.
+        last: Of how many of them it is counted.
+        options: See `attach`.
+    """
     found = []
     for used in (None, method):
-        model = transformer(blocks)
+        model = made()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, foreach=True)
-        engine = None if used is None else attach(model, optimizer, used)
-        words, counts = torch.arange(24).view(3, 8), []
+        engine, counts = None if used is None else attach(model, optimizer, used, **options), []
         for step in range(steps):
             optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(model(words).flatten(0, 1), words.flatten())
+            loss = loss_of(model)
             if engine is not None:
                 engine.before_backward(loss)
             loss.backward()

@@ -1,17 +1,21 @@
 """On a CUDA device in a Trainer: the weights of the CPU, whatever the method, precision or strategy of one rank."""
 
+from unittest import mock
+
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from lightning_so import EKFAC, KFAC, SOAP, CurvatureMonitor, Mixture, Muon, Shampoo, spectrum
+from lightning_so.core.solves.line import SideStream
 from tests.callbacks.test_matrix_free import METHODS as WHOLE
 from tests.callbacks.test_matrix_free import one, trained
 from tests.callbacks.test_monitor import Net as Dropping
 from tests.callbacks.test_monitor import fit
 from tests.probe import test_residuals
 from tests.support import trainings
+from tests.support.late import in_line
 from tests.support.problems import Net, batch
 
 DEVICE, ACCELERATOR, BACKEND = "cuda", "gpu", "nccl"
@@ -165,3 +169,16 @@ def test_dropout_is_repeated_on_the_device():
         fit(module, callbacks, accelerator=ACCELERATOR)
         ends.append(module.cpu().state_dict())
     assert all(torch.equal(a, b) for a, b in zip(ends[0].values(), ends[1].values(), strict=True))
+
+
+@pytest.mark.parametrize("name", LAYERWISE)
+def test_solves_on_a_stream_of_their_own_change_no_bit(name):
+    method, base = LAYERWISE[name]
+    more = {"steps": 30, "accelerator": ACCELERATOR, "lag": 1}
+    with mock.patch("lightning_so.core.solves.line.SideStream", side_effect=SideStream) as made:
+        found = trainings.train("one", method, base, **more)
+    assert made.called
+    expected = in_line(trainings.train, "one", method, base, **more)
+    assert found.report.solves == expected.report.solves > 0
+    for key, value in expected.weights.items():
+        assert torch.equal(found.weights[key], value), key

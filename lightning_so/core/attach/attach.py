@@ -147,8 +147,8 @@ def attach(
             from losses that are shown to `engine.before_backward(loss)`, and takes others for means.
         verify_every: Steps between two comparisons of one block's update with a float64 reference; 0 for never.
         compare_every: Steps between two comparisons of the ranks' weights; 0 for never.
-        lag: Steps between a solve and its use: 0, or 1 to let its exchange travel behind the next forward and backward
-            pass. One process waits as long, so that the weights do not depend on the number of ranks.
+        lag: Steps between a solve and its use: 0, or 1 to have its exchange behind the next forward and backward pass,
+            and on CUDA the solve itself. One process waits as long: weights do not depend on the number of ranks.
         sharding: What a matrix is where ranks hold pieces: "exact", the whole, which its owner works on; "local", each
             rank's rows (FSDP2), so that nothing travels and results depend on the number of ranks.
         max_overhead: What all of it may cost, as a share of the training's own step, which is measured: intervals are

@@ -97,9 +97,9 @@ class Meter(Stopwatch):
     def around(self, solve: Callable[..., Any], kinds: list[int]) -> Callable[..., Any]:
         """See `Stopwatch.around`."""
 
-        def timed(units: Any, numbers: list[int]) -> Any:
+        def timed(units: Any, numbers: list[int], rung: Any) -> Any:
             begin = self.timer.moment()
-            found = solve(units, numbers)
+            found = solve(units, numbers, rung)
             if self._open is not None:
                 self._open.kinds.append((kinds[numbers[0]], len(numbers), begin, self.timer.moment()))
             return found

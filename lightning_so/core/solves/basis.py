@@ -12,12 +12,15 @@ from lightning_so.contract.block import Block
 from lightning_so.core.host import Host
 from lightning_so.core.matrices.matrices import MomentChange
 from lightning_so.core.report import Report
+from lightning_so.core.schedule.schedule import Rung
 from lightning_so.core.schedule.units import Place, Units
-from lightning_so.core.solves.flight import afresh, launch
+from lightning_so.core.solves.flight import launch, solve
 from lightning_so.core.solves.landing import Landing
+from lightning_so.core.solves.line import InLine
 from lightning_so.core.stacks.roster import Roster
 from lightning_so.core.stacks.stack import Stack
 from lightning_so.linalg.precision import FullPrecision
+from lightning_so.linalg.result import Solved
 
 #: Blocks become warm over this many steps, so that their entries do not meet on one.
 ENTRIES = 8
@@ -223,7 +226,11 @@ def settle(at: Landing) -> None:
     """
     units, roster, host, report = at.units, at.roster, at.host, at.report
     numbers = [number for number in range(len(units)) if units.schedule.solved[number] > 0]
-    flight = launch(units, numbers, afresh, host.team, report.step)
+
+    def anew(units: Units, numbers: list[int], _: Rung) -> Solved:
+        return solve(units, numbers, Rung.AFRESH)
+
+    flight = launch(units, numbers, anew, host.team, report.step, InLine())
     report.solved_here += flight.here
     for batch in flight.arrived():
         stack, flags = units.stack(batch.numbers[0]), batch.solved.good.tolist()

@@ -12,11 +12,17 @@ import torch
 from torch import Tensor
 
 from lightning_so.comm import Local, replicated_tensors
+from lightning_so.contract.unit import Unit
 from lightning_so.core.schedule.schedule import Rung
 from lightning_so.core.schedule.units import Units
+from lightning_so.core.solves.line import InLine
 from lightning_so.core.solves.wire import pack, solved_of, unit_bytes, unpack, whole_bytes, wire_of
+from lightning_so.core.stacks.stack import Stack
 from lightning_so.linalg.precision import FullPrecision
 from lightning_so.linalg.result import Solved
+
+#: Solves units that are alike, on a rung.
+How = Callable[[Units, list[int], Rung], Solved]
 
 
 @dataclass
@@ -43,12 +49,14 @@ class Flight:
         batches: Those of one kind together, once they have arrived; their units are the same on all ranks.
         arrive: Waits for them.
         here: How many units were solved by this rank.
+        solved: Waits for what this rank solves: until then nothing that solves read may change.
     """
 
     lands: int
     batches: list[Batch] | None = None
     arrive: Callable[[], list[Batch]] = list
     here: int = 0
+    solved: Callable[[], object] = list
 
     def arrived(self) -> list[Batch]:
         """The results: waits for the others, the first time."""
@@ -57,30 +65,24 @@ class Flight:
         return self.batches
 
 
-def solve(units: Units, numbers: list[int]) -> Solved:
-    """Solve units that are alike, on their rung.
+def solve(units: Units, numbers: list[int], rung: Rung) -> Solved:
+    """Solve units that are alike.
 
     Args:
         units: The units.
         numbers: Which.
+        rung: By what.
 
     Returns:
         What came of it.
     """
-    rung, stack = units.rung(numbers[0]), units.stack(numbers[0])
-    if rung is Rung.AFRESH:
-        return afresh(units, numbers)
-    return (stack.sprinting.solve_quickly if rung is Rung.QUICK else stack.solving.solve)(units.asked(numbers))
+    stack, asked = units.stack(numbers[0]), units.asked(numbers)
+    if rung is Rung.AFRESH:  # One after the other: the host waits for each.
+        return Solved.of([stack.solving.solve_afresh(stats, unit) for stats, unit in asked])
+    return (stack.sprinting.solve_quickly if rung is Rung.QUICK else stack.solving.solve)(asked)
 
 
-def afresh(units: Units, numbers: list[int]) -> Solved:
-    """Solve units from their factors alone, one after the other: the host waits for each."""
-    method = units.stack(numbers[0]).solving
-    return Solved.of([method.solve_afresh(stats, unit) for stats, unit in units.asked(numbers)])
-
-
-@FullPrecision()
-def launch(units: Units, due: list[int], how: Callable[[Units, list[int]], Solved], team: Local, lands: int) -> Flight:
+def launch(units: Units, due: list[int], how: How, team: Local, lands: int, line: InLine) -> Flight:
     """Solve the units that this rank owns, and send the results off.
 
     Args:
@@ -89,42 +91,61 @@ def launch(units: Units, due: list[int], how: Callable[[Units, list[int]], Solve
         how: Solves units that are alike.
         team: How results travel.
         lands: The step at which they will be swapped in.
+        line: Where solves run.
 
     Returns:
-        The flight; each unit was solved by its owner alone.
+        The flight; each unit is solved by its owner alone.
     """
-    batches = _owned(units, due, team.ranks)
-    rungs = [units.rung(numbers[0]) for _, numbers in batches]
-    mine = {
-        at: Batch(numbers, how(units, numbers), rungs[at])
-        for at, (rank, numbers) in enumerate(batches)
-        if rank == team.rank
-    }
-    here = sum(len(batch.numbers) for batch in mine.values())
-    if team.ranks == 1 or not due:
-        return Flight(lands, list(mine.values()), here=here)
-
-    def example(numbers: list[int]) -> tuple:
-        return units.stack(numbers[0]), units[numbers[0]]
-
-    sizes = [0] * team.ranks
-    for rank, numbers in batches:
-        sizes[rank] += len(numbers) * unit_bytes(*example(numbers))
-    nothing = torch.empty(0, dtype=torch.uint8, device=units.stack(due[0]).device)
-    sent = [wire_of(batch.solved, *example(batch.numbers)).flatten() for batch in mine.values()]
-    arrived = team.start_gather(torch.cat([nothing, *sent]), sizes)
+    # On which rung is settled here: a verdict that comes before the results does not change it.
+    batches = [(rank, numbers, units.rung(numbers[0])) for rank, numbers in _owned(units, due, team.ranks)]
+    solved = line.start(lambda: _solve_mine(units, batches, how, team))
+    here = sum(len(numbers) for rank, numbers, _ in batches if rank == team.rank)
 
     def arrive() -> list[Batch]:
+        mine, arrived = solved()
+        if arrived is None:
+            return list(mine.values())
         wires, offsets, found = arrived(), [0] * team.ranks, []
-        for at, (rank, numbers) in enumerate(batches):
-            size = len(numbers) * unit_bytes(*example(numbers))
+        for at, (rank, numbers, rung) in enumerate(batches):
+            size = len(numbers) * unit_bytes(*_example(units, numbers))
             wire = wires[rank][offsets[rank] : offsets[rank] + size].view(len(numbers), -1)
             offsets[rank] += size
             # The owner keeps its own: where blocks are worked on by their owners alone, the others have the verdict.
-            found.append(mine[at] if at in mine else Batch(numbers, solved_of(wire, *example(numbers)), rungs[at]))
+            found.append(mine[at] if at in mine else Batch(numbers, solved_of(wire, *_example(units, numbers)), rung))
         return found
 
-    return Flight(lands, arrive=arrive, here=here)
+    return Flight(lands, arrive=arrive, here=here, solved=solved)
+
+
+def settle(flights: list[Flight]) -> None:
+    """Wait for all that this rank solves: factors may change from now on."""
+    for flight in flights:
+        flight.solved()
+
+
+@FullPrecision()
+def _solve_mine(
+    units: Units, batches: list[tuple[int, list[int], Rung]], how: How, team: Local
+) -> tuple[dict[int, Batch], Callable[[], list[Tensor]] | None]:
+    """What this rank solves, by its place among all batches; and, between ranks, what waits for everybody's bytes."""
+    mine = {
+        at: Batch(numbers, how(units, numbers, rung), rung)
+        for at, (rank, numbers, rung) in enumerate(batches)
+        if rank == team.rank
+    }
+    if team.ranks == 1 or not batches:
+        return mine, None
+    sizes = [0] * team.ranks
+    for rank, numbers, _ in batches:
+        sizes[rank] += len(numbers) * unit_bytes(*_example(units, numbers))
+    nothing = torch.empty(0, dtype=torch.uint8, device=units.stack(batches[0][1][0]).device)
+    sent = [wire_of(batch.solved, *_example(units, batch.numbers)).flatten() for batch in mine.values()]
+    return mine, team.start_gather(torch.cat([nothing, *sent]), sizes)
+
+
+def _example(units: Units, numbers: list[int]) -> tuple[Stack, Unit]:
+    """The stack and the unit of the first of some that are alike."""
+    return units.stack(numbers[0]), units[numbers[0]]
 
 
 def _owned(units: Units, due: list[int], ranks: int) -> list[tuple[int, list[int]]]:
