@@ -19,7 +19,7 @@ from lightning_so.core.plan.table import Plan
 from lightning_so.core.report import Report
 from lightning_so.core.schedule import budget
 from lightning_so.core.solves import basis, swap
-from lightning_so.core.solves.flight import launch, settle, solve
+from lightning_so.core.solves.flight import launch, solve, wait
 from lightning_so.core.stacks.cohort import Cohort
 from lightning_so.core.stacks.stack import Stack
 from lightning_so.core.statistics.observe import fold_gradients, fold_rows
@@ -209,7 +209,7 @@ class Engine:
         entering = basis.entering(units, roster, host, step)
         due = budget.due(units, roster, host, parts.budget, step, entering=entering)
         with self.stopwatch.stage("solve"):
-            settle(parts.flights)
+            wait(parts.flights)
         with self.stopwatch.stage("watch"):
             fold_rows(parts.recorders, parts.windows, roster, step)
         with self.stopwatch.stage("observe"):

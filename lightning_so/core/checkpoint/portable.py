@@ -13,7 +13,7 @@ from lightning_so.core.checkpoint.header import check_header
 from lightning_so.core.schedule.schedule import Rung
 from lightning_so.core.schedule.units import Units
 from lightning_so.core.solves import swap
-from lightning_so.core.solves.flight import Batch, Flight, complete, settle
+from lightning_so.core.solves.flight import Batch, Flight, complete, wait
 from lightning_so.core.stacks.stack import Stack
 from lightning_so.core.statistics.windows import share_factors
 from lightning_so.errors import StateError
@@ -110,7 +110,7 @@ def check_blocks(units: Units, state: dict[str, Any], mine: dict[str, dict[str, 
 
 def take_over(parts: Parts, state: dict[str, Any]) -> None:
     """Load the blocks and units that parts and a state of the same method have in common, unchecked."""
-    settle(parts.flights)
+    wait(parts.flights)
     parts.roster.regroup_all()  # What is counted so far is forgotten with it.
     for index, stack in enumerate(parts.stacks):
         for row, block in enumerate(stack.blocks):

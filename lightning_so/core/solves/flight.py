@@ -117,7 +117,7 @@ def launch(units: Units, due: list[int], how: How, team: Local, lands: int, line
     return Flight(lands, arrive=arrive, here=here, solved=solved)
 
 
-def settle(flights: list[Flight]) -> None:
+def wait(flights: list[Flight]) -> None:
     """Wait for all that this rank solves: factors may change from now on."""
     for flight in flights:
         flight.solved()
