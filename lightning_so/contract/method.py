@@ -164,9 +164,17 @@ class ObservesRows(Method, Protocol):
         ...
 
     def collect(
-        self, stats: Any, row: int, block: Block, x: Tensor, g: Tensor, terms: Tensor | float, step: int
+        self,
+        stats: Any,
+        row: int,
+        block: Block,
+        x: Tensor,
+        g: Tensor,
+        unit: Tensor | float,
+        terms: Tensor | float,
+        step: int,
     ) -> None:
-        """Add one use of a layer to a block's window; g is the gradient of one sample's loss."""
+        """Add one use of a layer to a block's window; `unit` times g is the gradient of one sample's loss."""
         ...
 
     def windows(self, stats: Any, row: int) -> list[Tensor]:

@@ -13,12 +13,13 @@ from torch import Tensor
 from lightning_so.actions.moments import Base
 from lightning_so.contract.block import Block, StackSpec
 from lightning_so.contract.known import known
-from lightning_so.contract.layerwise import BETA, SIDES, Factors, Layerwise
+from lightning_so.contract.layerwise import BETA, SIDES, Factors, Layerwise, Scalar
 from lightning_so.contract.method import Action, Asked, Turned
 from lightning_so.contract.pairing import all_solved
 from lightning_so.contract.unit import Unit
 from lightning_so.contract.ways import ByDevice, Ways
 from lightning_so.errors import check_count
+from lightning_so.layers.sampling import samples
 from lightning_so.layers.squares import squares
 from lightning_so.linalg import kron
 from lightning_so.linalg.basis import CALLS, by_cholesky, decomposed, refresh, refresh_cost
@@ -81,7 +82,8 @@ class EKFAC(Layerwise, ByDevice):
         clip: Bound of `lr^2 <P g, g>` summed over blocks where gradients are preconditioned; None for none.
         period: Largest interval between two refreshes of one basis, in steps.
         start: Step at which blocks begin to rotate.
-        rows: Most rows of a micro-batch that are observed; a sample of them is drawn beyond it.
+        rows: Most rows of a micro-batch that build a factor, drawn from all. Under Adam fewer are drawn: as many as the
+            widest tile has, at least 256.
         cap: Largest tile of a side; None takes 1024.
 
     Example:
@@ -149,7 +151,7 @@ class EKFAC(Layerwise, ByDevice):
         of_a, of_g = (torch.zeros(count, shape.groups, shape.length, **place) for shape in shapes)
         solved = torch.zeros(count, sum(max(1, len(shape.cuts)) for shape in shapes))
         moments = diagonal(count, stack.blocks[0].grouped, **place) if base.linear else None
-        factors = vars(self.statistics(stack, self.damping or DAMPING))
+        factors = vars(self.statistics(stack, self.damping or DAMPING, base))
         return Stats(**factors, bases=(a, g), values=(of_a, of_g), solved=solved, moments=moments)
 
     def clear(self, stats: Stats, rows: list[int]) -> None:
@@ -159,17 +161,17 @@ class EKFAC(Layerwise, ByDevice):
             stats.moments.spend(rows)
 
     def collect(
-        self, stats: Stats, row: int, block: Block, x: Tensor, g: Tensor, terms: Tensor | float, step: int
+        self, stats: Stats, row: int, block: Block, x: Tensor, g: Tensor, unit: Scalar, terms: Scalar, step: int
     ) -> None:
         """See `contract.method.ObservesRows.collect`."""
-        super().collect(stats, row, block, x, g, terms, step)
+        super().collect(stats, row, block, x, g, unit, terms, step)
         tap = block.tap
         if tap is None or stats.moments is None or not stats.solved.numpy()[row].all():
             return
-        x, g, share = self.thinned(stats, block, x, g, step)
+        x, g, share = samples(tap.layer, tap.module, x, g, most=self.most(stats, block, g, self.rows), step=step)
         inputs, outputs = (partial(basis.rows, row) for basis in stats.bases)
-        one, dtype = block.one, stats.moments.mean.dtype
-        found = squares(tap.layer, tap.module, x, g, one=one, dtype=dtype, inputs=inputs, outputs=outputs)
+        kinds = {"unit": unit, "one": block.one, "dtype": stats.moments.mean.dtype}
+        found = squares(tap.layer, tap.module, x, g, **kinds, inputs=inputs, outputs=outputs)
         stats.moments.window[row].add_(found, alpha=1 / share)
         stats.moments.terms[row] += terms
 
@@ -285,8 +287,6 @@ class EKFAC(Layerwise, ByDevice):
         left, right = stats.oriented(stats.values)
         s = stats.moments.estimate(kron.product(left[[row]], right[[row]]), [row])[0]
         return (stats.bases[0].dense(row), stats.bases[1].dense(row)), s
-
-    # ---------------------------------------------------------------- state
 
     def tensors(self, stats: Stats) -> Iterator[tuple[str, Tensor]]:
         """See `contract.method.Method.tensors`."""

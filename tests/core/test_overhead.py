@@ -108,8 +108,9 @@ def test_thinned_rows_are_fewer(thinning, rows):
     engine = attach(net, torch.optim.AdamW(net.parameters()), method := KFAC())
     stack = next(stack for stack in engine.stacks if stack.blocks[0].name == "wide.weight")
     method.thin(stack.stats, thinning)
-    x, g, share = method.thinned(stack.stats, stack.blocks[0], torch.ones(8, 6), torch.ones(8, 10), 3)
-    assert (len(x), len(g), share) == (rows, rows, rows / 8)
+    assert method.most(stack.stats, stack.blocks[0], torch.ones(8, 10), 8) == rows
+    method.collect(stack.stats, 0, stack.blocks[0], torch.ones(8, 6), torch.ones(8, 10), 1.0, 8.0, 3)
+    assert torch.linalg.matrix_norm(stack.stats.sides[0].window(0)[0]) == pytest.approx(8 * 7)
 
 
 # ---------------------------------------------------------------- what cannot be kept

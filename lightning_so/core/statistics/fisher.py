@@ -129,10 +129,10 @@ def _collect(
                 continue
             once = 0.0 if block in counted else terms
             counted.add(block)
-            g = call.rows(g).to(torch.promote_types(g.dtype, torch.float32))
-            g = g * (torch.as_tensor(weight, dtype=g.dtype, device=g.device) / facts.scale).sqrt()
+            dtype = torch.promote_types(g.dtype, torch.float32)
+            unit = (torch.as_tensor(weight, dtype=dtype, device=g.device) / facts.scale).sqrt()
             with FullPrecision():
-                method.collect(units.stacks[index].stats, row, block, call.x, g, once, step)
+                method.collect(units.stacks[index].stats, row, block, call.x, call.rows(g), unit, once, step)
 
 
 class Passes:

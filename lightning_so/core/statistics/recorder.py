@@ -132,7 +132,8 @@ class Recorder:
                     self._begin_pass()
                     # A batch, or an expert's part of one, may be without samples.
                     if self.seen.terms is None and g.numel():
-                        self.seen.terms = self.method.terms(tap, x, rows(g))
+                        terms = self.seen.terms = self.method.terms(tap, x, rows(g))
+                        self.seen.unit = (terms if self.facts.mean else 1.0) / self.facts.scale
                     if where is not None and self.seen.counts:
                         self._commit(*where, x.detach(), rows(g) if g.numel() else None)
 
@@ -235,11 +236,10 @@ class Recorder:
         if g is None:
             return
         assert self.seen.terms is not None
-        g = g * ((self.seen.terms if self.facts.mean else 1.0) / self.facts.scale)
         # Several uses in one pass are positions of the same terms.
         terms = self.seen.terms if self.seen.counted.get(block) != self.seen.passes else 0.0
         self.seen.counted[block] = self.seen.passes
-        self.method.collect(stats, row, block, x, g, terms, self._report.step)
+        self.method.collect(stats, row, block, x, g, self.seen.unit, terms, self._report.step)
 
     # ---------------------------------------------------------------- at the step
 
