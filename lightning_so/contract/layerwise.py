@@ -3,7 +3,7 @@
 Legend: B blocks of a stack, Q groups.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from lightning_so.actions.moments import Base
-from lightning_so.contract.block import Block, StackSpec, Tap
+from lightning_so.contract.block import Block, StackSpec, Tap, Use
 from lightning_so.contract.method import Chosen, Taps
 from lightning_so.contract.spread import Spread, Staggered
 from lightning_so.errors import check_choice, check_count, check_range
-from lightning_so.layers.factor_rows import factor_rows, loss_terms, thin
+from lightning_so.layers.factor_rows import factor_rows, loss_terms
 from lightning_so.linalg import kron, sides, tiles
 from lightning_so.linalg.damping import Relative
 from lightning_so.linalg.rows import each, put, some
@@ -23,11 +23,12 @@ from lightning_so.linalg.sides import Side, traces
 
 #: Decay of the factors' moving average a step.
 BETA = 0.95
-
+#: Rows of one use that build a factor of any size where none are asked for, more build larger ones; the least that are
+#: taken for a share of them; and the most positions whose samples are taken whole.
+ENOUGH, FEWEST, MOST = 256, 128, 4096
 
 #: What both sides are called in files.
 SIDES = ("inputs", "outputs")
-
 
 T = TypeVar("T")
 
@@ -49,6 +50,7 @@ class Factors:
         transposed: Whether the input side is the rows of the matrix.
         rule: How the damping of solves to come is found.
         thinning: Of how many samples one is taken, beyond what the method does.
+        few: Whether few rows will do, see `Layerwise.enough`.
     """
 
     sides: tuple[Side, Side]
@@ -58,6 +60,7 @@ class Factors:
     transposed: bool
     rule: Relative | float
     thinning: int
+    few: bool
 
     def oriented(self, pair: tuple[T, T]) -> tuple[T, T]:
         """See the function."""
@@ -80,7 +83,7 @@ class Layerwise:
     sharing: str
     clip: float | None
     period: int
-    rows: int
+    rows: int | None
     cap: int | None
 
     taps: ClassVar[Taps] = Taps.ROWS
@@ -100,7 +103,8 @@ class Layerwise:
         if damping is not None:
             check_range(name, "damping", damping.times if isinstance(damping, Relative) else damping, 1e-12, 1e12)
         check_count(name, "period", period, 1, 100_000)
-        check_count(name, "rows", self.rows, 1, 1_000_000_000)
+        if self.rows is not None:
+            check_count(name, "rows", self.rows, 1, 1_000_000_000)
         check_choice(name, "fisher", self.fisher, ("empirical", "sampled", "exact"))
         check_choice(name, "sharing", self.sharing, ("expand", "reduce"))
         if clip is not None:
@@ -141,14 +145,16 @@ class Layerwise:
         inputs, outputs = (tiles.label(shape.cuts) for shape in self.shapes(block))
         return f"{bias}; {groups}inputs {inputs}, outputs {outputs}"
 
-    def statistics(self, stack: StackSpec, rule: Relative | float) -> Factors:
+    def statistics(self, stack: StackSpec, rule: Relative | float, base: Base) -> Factors:
         """The factors of a stack, all zero."""
         count, first = len(stack.blocks), stack.blocks[0]
         place = {"dtype": stack.dtype, "device": stack.device}
         a, g = (sides.statistics(shape, count, **place, home=stack.home) for shape in self.shapes(first))
         assert first.tap is not None
         weight, counts = torch.zeros(count, **place), torch.zeros(count, 2, **place)
-        return Factors((a, g), torch.zeros(count), weight, counts, first.tap.layer.input_side == 0, rule, 1)
+        # What preconditions a gradient sets its length too: there the noise of few rows costs loss.
+        few = self.rows is None and not base.linear
+        return Factors((a, g), torch.zeros(count), weight, counts, first.tap.layer.input_side == 0, rule, 1, few)
 
     def dampen(self, stats: Factors, damping: float) -> None:
         """See `contract.method.TakesDamping.dampen`."""
@@ -174,26 +180,36 @@ class Layerwise:
         for side in stats.sides:
             side.forget(rows)
 
-    def collect(
-        self, stats: Factors, row: int, block: Block, x: Tensor, g: Tensor, terms: Tensor | float, step: int
-    ) -> None:
+    def collect(self, stats: Factors, row: int, block: Block, use: Use) -> None:
         """See `contract.method.ObservesRows.collect`."""
-        tap, (inputs, outputs) = block.tap, stats.sides
+        tap, (inputs, outputs), reduce = block.tap, stats.sides, self.sharing == "reduce"
         assert tap is not None
-        x, g, share = self.thinned(stats, block, x, g, step)
-        reduce = self.sharing == "reduce"
-        found = factor_rows(tap.layer, tap.module, x, g, one=block.one, reduce=reduce, dtype=inputs.dtype)
-        inputs.add(row, found.a, 1 / share)
-        outputs.add(row, found.g, 1 / share)
-        stats.counts[row, 0] += found.count / share
-        stats.counts[row, 1] += terms
+        few = stats.few and not (reduce or tap.layer.joint)
+        most = self._drawn(stats, use.share) if few else self.most(stats, block, use.g)
+        kinds = {"one": block.one, "reduce": reduce, "dtype": inputs.dtype, "most": most, "step": use.step}
+        found = factor_rows(tap.layer, tap.module, use.x, use.g, unit=use.unit, **kinds)
+        inputs.add(row, found.a, 1 / found.share)
+        outputs.add(row, found.g, 1 / found.share)
+        stats.counts[row, 0].add_(found.count, alpha=1 / found.share)
+        stats.counts[row, 1].add_(use.terms)
 
-    def thinned(self, stats: Factors, block: Block, x: Tensor, g: Tensor, step: int) -> tuple[Tensor, Tensor, float]:
-        """The samples of one use that build factors, and their share; see `layers.factor_rows.thin`."""
+    def most(self, stats: Factors, block: Block, g: Tensor) -> int:
+        """The most positions of a gradient that are observed."""
         assert block.tap is not None
+        rows = self.rows or MOST
+        if stats.thinning == 1:
+            return rows
         positions = g.numel() // (block.rows if block.tap.layer.input_side else block.cols)
-        most = self.rows if stats.thinning == 1 else max(1, min(self.rows, positions) // stats.thinning)
-        return thin(block.tap.layer, x, g, positions=positions, most=most, step=step)
+        return max(1, min(rows, positions) // stats.thinning)
+
+    def enough(self, shapes: Iterable[kron.Shape]) -> int:
+        """How many rows build the factors of sides: where none are asked for, as many as the widest tile has."""
+        return self.rows or max([ENOUGH, *(width for shape in shapes for width in shape.widths)])
+
+    def _drawn(self, stats: Factors, share: float) -> int:
+        """How many positions are drawn where none are asked for, and positions need not stay together."""
+        rows = self.enough(side.shape for side in stats.sides)
+        return max(1, max(FEWEST, int(rows * share)) // stats.thinning)
 
     def windows(self, stats: Factors, row: int) -> list[Tensor]:
         """See `contract.method.ObservesRows.windows`."""

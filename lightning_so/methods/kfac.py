@@ -68,7 +68,9 @@ class KFAC(Layerwise):
             model pools them.
         clip: Bound of `lr^2 <P g, g>` summed over blocks where gradients are preconditioned; None for none.
         period: Largest interval between two solves of one block, in steps.
-        rows: Most rows of a micro-batch that build a factor; a sample of them is drawn beyond it.
+        rows: Most rows of a micro-batch that build a factor; of more they are drawn. None takes 4096 where gradients
+            are preconditioned; where updates are bent, as many as the widest tile has (256 at least), and fewer of each
+            step while a layer is watched at every one.
         cap: Largest tile of a side; None takes 1024.
 
     Example:
@@ -82,7 +84,7 @@ class KFAC(Layerwise):
     sharing: str = "expand"
     clip: float | None = 3e-5
     period: int = 20
-    rows: int = 4096
+    rows: int | None = None
     cap: int | None = None
 
     def __post_init__(self) -> None:
@@ -129,20 +131,19 @@ class KFAC(Layerwise):
         of_a, of_g = (torch.zeros(count, s.groups, s.length if self.exact else 0, **place) for s in shapes)
         zeros = torch.zeros(count, **place)
         return Stats(
-            **vars(self.statistics(stack, self._rule(base))), solved=(a, g), values=(of_a, of_g), damping=zeros
+            **vars(self.statistics(stack, self._rule(base), base)), solved=(a, g), values=(of_a, of_g), damping=zeros
         )
 
     # ---------------------------------------------------------------- solve and apply
 
     def units(self, index: int, stack: StackSpec) -> list[Unit]:
         """See `contract.method.Method.units`: the pair of a block's sides."""
-        cost, size = 0.0, 1
-        for shape in self.shapes(stack.blocks[0]):
+        (cost, size), kind = (0.0, 1), self.shapes(stack.blocks[0])
+        for shape in kind:
             solve = sum(25.0 * w**3 if self.exact else psd.inverse_cost(w) for w in shape.widths)
-            cost += kron.cost(shape, self.rows, shape.groups * solve)
+            cost += kron.cost(shape, self.enough(kind), shape.groups * solve)
             size += kron.solved_size(shape) if not self.exact or shape.cuts else 0
             size += shape.groups * shape.length if self.exact else 0
-        kind = self.shapes(stack.blocks[0])
         return [Unit(index, row, 0, 0, cost, (size,), kind=kind) for row in range(len(stack.blocks))]
 
     def step_cost(self, stack: StackSpec, action: Action) -> float:

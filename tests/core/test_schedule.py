@@ -10,7 +10,7 @@ from lightning_so import SOAP, ConfigError, Staggered
 from lightning_so.contract.unit import Unit, interval
 from lightning_so.core.schedule.bought import Bought
 from lightning_so.core.schedule.packing import owners, pack
-from lightning_so.core.schedule.schedule import Schedule
+from lightning_so.core.schedule.schedule import FOLDS, Schedule
 
 COSTS = st.lists(st.floats(0.1, 1e3), min_size=1, max_size=40)
 
@@ -165,3 +165,40 @@ def test_what_is_bought_gives_each_rank_room_of_its_own():
     schedule.bought = Bought([1] * 4, [1.0] * 4, 1.0, False, 0)
     due = schedule.due(1, 1.0)
     assert sorted(schedule.owner[unit] for unit in due) == [0, 1]
+
+
+def two_sided(blocks, period=16):
+    """Units of blocks with two sides, which are due at steps of their own."""
+    return [Unit(0, row, side, 0, 1.0 + row, period=period) for row in range(blocks) for side in (0, 1)]
+
+
+def test_a_step_takes_equally_much_of_a_blocks_rows_at_every_interval():
+    schedule, seen = Schedule(two_sided(5)), []
+    for step in range(1, 401):
+        schedule.due(step, math.inf)
+        seen.append(schedule.watched(step + 1))
+    for first, last in ((0, 30), (50, 70), (90, 150), (200, 400)):
+        for row in range(5):
+            shares = [found.get((0, row), 0.0) for found in seen[first:last]]
+            gap = max(1, schedule.units[0].every(first + 1) // FOLDS)
+            regular = [share for share in shares if share == gap / 4]
+            # Both sides of a block are watched at the steps of one, and where the other is due, with less.
+            assert sum(regular) == pytest.approx((last - first) / 4, abs=1.0)
+            assert all(share in (0.0, 0.25, gap / 4) for share in shares)
+
+
+def test_a_unit_that_slips_is_watched_again_with_the_least_share():
+    schedule = Schedule(two_sided(1))
+    for step in range(1, 300):
+        schedule.due(step, math.inf)
+    # Its slot has passed and nothing is solved.
+    late = max(schedule.next) + 1
+    late += (schedule.slot[0] - late) % 4 == 0
+    assert schedule.watched(late) == {(0, 0): 0.25}
+
+
+def test_where_intervals_are_bought_rows_are_bought_with_them():
+    schedule = Schedule(two_sided(2))
+    schedule.bought = Bought([2] * 4, [1.0] * 4, math.inf, False, 1)
+    schedule.due(1, math.inf)
+    assert schedule.watched(2) == {(0, 0): 1.0, (0, 1): 1.0}

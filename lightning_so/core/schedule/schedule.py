@@ -12,6 +12,8 @@ from lightning_so.core.schedule.packing import owners, pack
 
 #: How often rows are observed between two solves of a unit, where a method observes rows.
 FOLDS = 4
+#: Stack and row of a block.
+Place = tuple[int, int]
 
 
 class Rung(IntEnum):
@@ -72,6 +74,8 @@ class Schedule:
         self.every, self.slot = [0] * count, [0] * count
         self.next = [1] * count
         self._of_period = {unit.period: unit for unit in self.units}
+        first: dict[Place, int] = {}
+        self._leads = [first.setdefault((unit.stack, unit.row), number) for number, unit in enumerate(self.units)]
         costs, slots = [unit.cost for unit in self.units], self._slots([unit.final for unit in self.units])
         self.final_slot = pack(costs, slots)
         self.owner = self.given or owners(self.units, self.final_slot, slots, self.ranks)
@@ -120,13 +124,29 @@ class Schedule:
             self.next[unit] = self._following(unit, step + max(1, self.every[unit] // 2))
         return chosen
 
-    def watched(self, step: int) -> list[int]:
-        """The units whose statistics a step adds to: those due by then, and `FOLDS` times an interval all others."""
-        return [
-            u
-            for u, (due, every, slot) in enumerate(zip(self.next, self.every, self.slot, strict=True))
-            if due <= step or (step - slot) % max(1, every // FOLDS) == 0
-        ]
+    def watched(self, step: int) -> dict[Place, float]:
+        """The blocks whose rows a step adds to, and of each the share of its rows that it adds.
+
+        A block is watched `FOLDS` times an interval, and where a unit of it is due. The sooner it is watched again, the
+        fewer rows it takes: of a step, factors see equally much at every interval. Where intervals are bought, rows are
+        bought with them.
+
+        Args:
+            step: The step.
+
+        Returns:
+            By stack and row of a block, the share.
+        """
+        found: dict[Place, float] = {}
+        for unit, lead in enumerate(self._leads):
+            block = self.units[unit].stack, self.units[unit].row
+            gap, settled = (max(1, every // FOLDS) for every in (self.every[lead], self.units[lead].final))
+            share = 1.0 if self.bought is not None else 1 / settled
+            if (step - self.slot[lead]) % gap == 0:
+                found[block] = max(found.get(block, 0.0), min(1.0, gap * share))
+            elif self.next[unit] <= step:
+                found.setdefault(block, share)
+        return found
 
     def _following(self, unit: int, step: int) -> int:
         """The first step from `step` on that belongs to a unit's slot: after a slip it returns to its own."""

@@ -50,6 +50,7 @@ class Observation:
 
     Attributes:
         watched: Blocks whose rows this step observes.
+        shares: Of each block, the share of its rows that the step takes; see `Schedule.watched`.
         fired: Of those that were observed, in how many micro-batches, and in which pass last.
         counted: Of those, in which pass loss terms were counted last: not where all calls were without samples.
         calls: Calls of hooked layers since the optimizer stepped.
@@ -58,10 +59,12 @@ class Observation:
         running: Whether one is under way.
         counts: Whether it is one of a loss, whose rows count.
         terms: Its loss terms, once a layer has told them.
+        unit: What makes gradients of its loss those of one sample's, from then on.
         rows: Rows of this step, kept where gradients are preconditioned through them.
     """
 
     watched: dict[Place, Block] = field(default_factory=dict)
+    shares: dict[Place, float] = field(default_factory=dict)
     fired: dict[Block, tuple[int, int]] = field(default_factory=dict)
     counted: dict[Block, int] = field(default_factory=dict)
     calls: list[LayerCall] = field(default_factory=list)
@@ -70,6 +73,7 @@ class Observation:
     running: bool = False
     counts: bool = True
     terms: Tensor | float | None = None
+    unit: Tensor | float = 1.0
     rows: KeptRows = field(default_factory=KeptRows)
 
     def fire(self, block: Block) -> None:
