@@ -3,7 +3,7 @@
 Legend: B blocks of a stack, Q groups.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
@@ -50,7 +50,7 @@ class Factors:
         transposed: Whether the input side is the rows of the matrix.
         rule: How the damping of solves to come is found.
         thinning: Of how many samples one is taken, beyond what the method does.
-        few: Whether few rows will do, see `Layerwise.enough`.
+        few: Whether few rows will do; see `KFAC.rows`.
     """
 
     sides: tuple[Side, Side]
@@ -196,20 +196,20 @@ class Layerwise:
     def most(self, stats: Factors, block: Block, g: Tensor) -> int:
         """The most positions of a gradient that are observed."""
         assert block.tap is not None
-        rows = self.rows or MOST
         if stats.thinning == 1:
-            return rows
+            return self.most_rows
         positions = g.numel() // (block.rows if block.tap.layer.input_side else block.cols)
-        return max(1, min(rows, positions) // stats.thinning)
+        return max(1, min(self.most_rows, positions) // stats.thinning)
 
-    def enough(self, shapes: Iterable[kron.Shape]) -> int:
-        """How many rows build the factors of sides: where none are asked for, as many as the widest tile has."""
-        return self.rows or max([ENOUGH, *(width for shape in shapes for width in shape.widths)])
+    @property
+    def most_rows(self) -> int:
+        """Most rows of one use that build a factor."""
+        return self.rows or MOST
 
     def _drawn(self, stats: Factors, share: float) -> int:
-        """How many positions are drawn where none are asked for, and positions need not stay together."""
-        rows = self.enough(side.shape for side in stats.sides)
-        return max(1, max(FEWEST, int(rows * share)) // stats.thinning)
+        """How many positions of bent updates' factors are drawn: for all of a share as many as the widest tile has."""
+        enough = max([ENOUGH, *(width for side in stats.sides for width in side.shape.widths)])
+        return max(1, max(FEWEST, int(enough * share)) // stats.thinning)
 
     def windows(self, stats: Factors, row: int) -> list[Tensor]:
         """See `contract.method.ObservesRows.windows`."""

@@ -188,12 +188,11 @@ class EKFAC(Layerwise, ByDevice):
         """See `contract.method.Method.units`: every tile of either side; a diagonal is one that costs nothing."""
         found = []
         for row, block in enumerate(stack.blocks):
-            rows = self.enough(shapes := self.oriented_shapes(block))
-            for side, shape in enumerate(shapes):
+            for side, shape in enumerate(self.oriented_shapes(block)):
                 for tile, width in enumerate(shape.widths or [0]):
                     numbers = shape.groups * (width * (width + 1) or shape.length)
                     solve = shape.groups * (refresh_cost(width) - CALLS) + CALLS if width else 0.0
-                    cost = solve + shape.groups * rows * width * width + 1e6
+                    cost = solve + shape.groups * self.most_rows * width * width + 1e6
                     unit = Unit(index, row, side, tile, cost, (numbers,), shape.groups * width, (shape, tile))
                     found.append(replace(unit, together=True))
         return found

@@ -138,12 +138,13 @@ class KFAC(Layerwise):
 
     def units(self, index: int, stack: StackSpec) -> list[Unit]:
         """See `contract.method.Method.units`: the pair of a block's sides."""
-        (cost, size), kind = (0.0, 1), self.shapes(stack.blocks[0])
-        for shape in kind:
+        cost, size = 0.0, 1
+        for shape in self.shapes(stack.blocks[0]):
             solve = sum(25.0 * w**3 if self.exact else psd.inverse_cost(w) for w in shape.widths)
-            cost += kron.cost(shape, self.enough(kind), shape.groups * solve)
+            cost += kron.cost(shape, self.most_rows, shape.groups * solve)
             size += kron.solved_size(shape) if not self.exact or shape.cuts else 0
             size += shape.groups * shape.length if self.exact else 0
+        kind = self.shapes(stack.blocks[0])
         return [Unit(index, row, 0, 0, cost, (size,), kind=kind) for row in range(len(stack.blocks))]
 
     def step_cost(self, stack: StackSpec, action: Action) -> float:

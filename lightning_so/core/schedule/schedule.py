@@ -143,7 +143,7 @@ class Schedule:
             gap, settled = (max(1, every // FOLDS) for every in (self.every[lead], self.units[lead].final))
             share = 1.0 if self.bought is not None else 1 / settled
             if (step - self.slot[lead]) % gap == 0:
-                found[block] = max(found.get(block, 0.0), min(1.0, gap * share))
+                found[block] = min(1.0, gap * share)
             elif self.next[unit] <= step:
                 found.setdefault(block, share)
         return found
