@@ -28,7 +28,7 @@ class Settings:
         betas: Of AdamW.
         adam_lr: That of AdamW's part beside torch's Muon.
         steps: Over which the cosine falls.
-        options: Arguments of the method's constructor, and of `attach` where it has one of that name.
+        options: Arguments of the method's constructor, of `attach` where it has one of that name, or of `Ways`.
     """
 
     lr: float
@@ -40,15 +40,20 @@ class Settings:
     @property
     def of_attach(self) -> dict[str, Any]:
         """The options that are `attach`'s."""
-        from lightning_so import attach
+        from lightning_so import Ways, attach
 
         known = inspect.signature(attach).parameters
-        return {name: value for name, value in self.options if name in known}
+        ways = {name: value for name, value in self.options if name in vars(Ways())}
+        asked = {name: value for name, value in self.options if name in known}
+        return {**asked, "ways": Ways(**ways)} if ways else asked
 
     @property
     def of_method(self) -> dict[str, Any]:
         """The options that are the method's."""
-        return {name: value for name, value in self.options if name not in self.of_attach}
+        from lightning_so import Ways
+
+        others = {*self.of_attach, *vars(Ways())}
+        return {name: value for name, value in self.options if name not in others}
 
 
 @dataclass(frozen=True)

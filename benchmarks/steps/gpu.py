@@ -34,6 +34,10 @@ OURS = ["muon", "soap:start=8", "kfac", "ekfac:start=8", "shampoo"]
 #: AdamW twice: its second run is what others are compared with, since the first has the device's own start.
 VARIANTS = ["adamw", "adamw", "torch_muon", *OURS, *(f"{variant}:max_overhead=0.1" for variant in OURS)]
 VARIANTS += ["soap:start=8:lag=1", "kfac:lag=1"]
+#: Whether matrices of several shapes are padded is measured at the start; these are the two that it chooses between.
+PADDING = ["muon:padding=apart", "muon:padding=padded"]
+#: Problems whose matrices are of many shapes.
+MANY_SHAPES = ("autoencoder", "cnn")
 
 
 @dataclass(frozen=True)
@@ -81,8 +85,17 @@ def parts(device: str, out: Path, run: str, *, quick: bool) -> list[Part]:
 
     def steps(problem: str, batch: int, count: int, limit: float, *more: str) -> Part:
         command = ["-m", "benchmarks.steps.one_process", "--problem", problem, "--batch-size", str(batch), *more]
-        command += ["--steps", str(count), *common, "--out", str(out / "one_process_gpu.jsonl"), "--variants"]
-        return Part(f"{problem}, batches of {batch}", [*command, *VARIANTS], limit, AROUND + limit / 4)
+        command += [
+            "--steps",
+            str(count),
+            *common,
+            "--out",
+            str(out / "one_process_gpu.jsonl"),
+            "--variants",
+            *VARIANTS,
+        ]
+        command += PADDING if problem in MANY_SHAPES else []
+        return Part(f"{problem}, batches of {batch}", command, limit, AROUND + limit / 4)
 
     found = [
         Part("tests", ["-m", "pytest", "-q", "-p", "no:cacheprovider", *tests], 100, 30),

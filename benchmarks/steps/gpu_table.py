@@ -25,6 +25,8 @@ METHODS = {
 #: Of the problems on bytes: the context, and the usual batch; of the others the usual batch alone.
 BYTES = {"byte_lm": (64, 16), "byte_lm_8k": (64, 128), "byte_lm_large": (256, 32)}
 IMAGES = {"autoencoder": 256, "cnn": 128}
+#: Options that have rows of their own.
+ROWS = ("max_overhead", "padding")
 
 
 def read(path: Path = LINES) -> list[dict[str, Any]]:
@@ -53,7 +55,7 @@ def rendered(lines: Sequence[dict[str, Any]]) -> str:
     rows: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {}
     for line in lines:
         method, *options = line["variant"].split(":")
-        asked = next((option for option in options if option.startswith("max_overhead")), "")
+        asked = next((option for option in options if option.startswith(ROWS)), "")
         rows.setdefault((line["problem"], size(line), asked), {})[method] = line
     heads = ["problem", "a step", "AdamW", *METHODS.values()]
     text = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]

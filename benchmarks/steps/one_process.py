@@ -214,6 +214,7 @@ def memory(lane: Lane) -> dict[str, Any]:
         else state_bytes(engine.parts.units, engine.parts.matrices) / parameter_bytes,
         "step_bytes": lane.step_bytes / parameter_bytes,
         "counters": contender.counters(),
+        "ways": "" if engine is None else engine.plan.ways,
     }
 
 
@@ -295,6 +296,7 @@ def main() -> None:
     if good:
         title = f"{args.problem}, {good[0]['made']} steps, least of {args.repeats} repeats"
         show(whole_table(good, title), parts_table(good))
+        print("\n".join(f"{r['variant']}: {r['ways']}" for r in good if r["ways"]))
 
     out = args.out or Path(f"benchmarks/steps/results/one_process_{args.problem}.jsonl")
     asked = {name: getattr(args, name) for name in ("problem", "batch_size", "steps", "repeats", "lr", "bf16")}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_so.actions.moments import Base
 from lightning_so.contract.block import Block, StackSpec, Tap
-from lightning_so.contract.method import Chosen, Taps
+from lightning_so.contract.method import Chosen, Scalar, Taps
 from lightning_so.contract.spread import Spread, Staggered
 from lightning_so.errors import check_choice, check_count, check_range
 from lightning_so.layers.factor_rows import factor_rows, loss_terms
@@ -30,9 +30,6 @@ ENOUGH = 256
 
 #: What both sides are called in files.
 SIDES = ("inputs", "outputs")
-
-#: A number, on the device or not.
-Scalar = Tensor | float
 
 T = TypeVar("T")
 
@@ -185,15 +182,7 @@ class Layerwise:
             side.forget(rows)
 
     def collect(
-        self,
-        stats: Factors,
-        row: int,
-        block: Block,
-        x: Tensor,
-        g: Tensor,
-        unit: Tensor | float,
-        terms: Tensor | float,
-        step: int,
+        self, stats: Factors, row: int, block: Block, x: Tensor, g: Tensor, unit: Scalar, terms: Scalar, step: int
     ) -> None:
         """See `contract.method.ObservesRows.collect`."""
         tap, (inputs, outputs), reduce = block.tap, stats.sides, self.sharing == "reduce"

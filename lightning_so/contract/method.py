@@ -17,12 +17,15 @@ from lightning_so.contract.block import Block, StackSpec, Tap
 from lightning_so.contract.spread import Spread
 from lightning_so.contract.unit import Unit
 from lightning_so.contract.ways import Ways
+from lightning_so.linalg.polar import PolarFactor
 from lightning_so.linalg.result import Result, Solved
 
 #: A unit and the statistics of its stack.
 Asked = tuple[Any, Unit]
 #: The statistics of a stack and rows of its blocks, rising.
 Chosen = tuple[Any, list[int]]
+#: A number, on the device or not.
+Scalar = Tensor | float
 
 
 class Taps(Enum):
@@ -164,15 +167,7 @@ class ObservesRows(Method, Protocol):
         ...
 
     def collect(
-        self,
-        stats: Any,
-        row: int,
-        block: Block,
-        x: Tensor,
-        g: Tensor,
-        unit: Tensor | float,
-        terms: Tensor | float,
-        step: int,
+        self, stats: Any, row: int, block: Block, x: Tensor, g: Tensor, unit: Scalar, terms: Scalar, step: int
     ) -> None:
         """Add one use of a layer to a block's window; `unit` times g is the gradient of one sample's loss."""
         ...
@@ -272,6 +267,18 @@ class TakesWays(Method, Protocol):
 
     def choose(self, stats: Any, ways: Ways) -> None:
         """Compute in these ways from now on."""
+        ...
+
+
+@runtime_checkable
+class BendsByPolarFactor(Method, Protocol):
+    """A method that bends by polar factors: those of several stacks may be found in one call, and not by `direction`.
+
+    Both must give the same: who inherits this and writes another `direction` leaves the base's factor to `Ways`.
+    """
+
+    def polar_factor(self, stats: Any, dtype: torch.dtype) -> PolarFactor:
+        """What gives the direction of first moments of a dtype."""
         ...
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from lightning_so.errors import check_choice
+from lightning_so.linalg.polar import PolarFactor
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,8 @@ class Ways:
         polar: What a float32 polar factor multiplies: "fp32", or "fp16" with restarts.
         rotation: What a rotation multiplies, in float32: as "torch" is told (`set_float32_matmul_precision`), "fp32",
             or "tf32", rounded to 11 bits on a device with tensor cores.
+        padding: Of the polar factors of different shapes: each shape "apart", or some of them "padded" with zeros to
+            one, in one call; see `linalg.padding`.
 
     Example:
         >>> Ways(refresh="cholesky").polar is None
@@ -27,6 +30,7 @@ class Ways:
     refresh: str | None = None
     polar: str | None = None
     rotation: str | None = None
+    padding: str | None = None
 
     def __post_init__(self) -> None:
         """Check the arguments."""
@@ -43,7 +47,12 @@ class Ways:
 
 
 #: By field of `Ways` what it may be. The first is that of a CPU, and of whatever is not faster otherwise.
-WAYS = {"refresh": ("householder", "cholesky"), "polar": ("fp32", "fp16"), "rotation": ("torch", "tf32", "fp32")}
+WAYS = {
+    "refresh": ("householder", "cholesky"),
+    "polar": ("fp32", "fp16"),
+    "rotation": ("torch", "tf32", "fp32"),
+    "padding": ("apart", "padded"),
+}
 
 
 class ByDevice:
@@ -56,3 +65,7 @@ class ByDevice:
     def quick(self, stats: Any) -> bool:
         """See `contract.method.SolvesQuickly`; of methods without units nothing."""
         return stats.ways.refresh == "cholesky"
+
+    def polar_factor(self, stats: Any, dtype: torch.dtype) -> PolarFactor:
+        """See `contract.method.BendsByPolarFactor`."""
+        return PolarFactor(precision=stats.ways.products(dtype))

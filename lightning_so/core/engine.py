@@ -257,7 +257,7 @@ class Engine:
                 current.reference.stepped()
             with self.stopwatch.stage("finish"):
                 parts = self.parts
-                finish.finish(current.hidden, current.call, self.host, parts.matrices, parts.chosen.ways.rotation)
+                finish.finish(current.hidden, current.call, self.host, parts.matrices, parts.chosen.ways)
             current.call += 1
             if current.call == self.parts.calls:
                 self._end(current)

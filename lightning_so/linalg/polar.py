@@ -4,6 +4,7 @@ Legend: B matrices, M rows, N columns.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -43,6 +44,31 @@ def polar(X_BMN: Tensor, *, steps: int = 5, precision: torch.dtype | None = None
             A = torch.bmm(X, X.mT)
             X = torch.baddbmm(X, torch.baddbmm(A, A, A, beta=b, alpha=c), X, beta=a)
     return (X.mT if tall else X).to(X_BMN.dtype)
+
+
+@dataclass(frozen=True)
+class PolarFactor:
+    """`polar` with its arguments: what is equal can be computed in one call.
+
+    Attributes:
+        steps: Newton-Schulz steps.
+        precision: dtype of the products, None for that of the matrices.
+
+    Example:
+        >>> PolarFactor()(torch.eye(2)[None]).shape
+        torch.Size([1, 2, 2])
+    """
+
+    steps: int = 5
+    precision: torch.dtype | None = None
+
+    def __call__(self, X_BMN: Tensor) -> Tensor:
+        """See `polar`."""
+        return polar(X_BMN, steps=self.steps, precision=self.precision)
+
+    def cost(self, shape: tuple[int, int], dtype: torch.dtype) -> float:
+        """See `polar_cost`, of a matrix of a dtype."""
+        return polar_cost(shape, self.steps, self.precision or dtype)
 
 
 def _stretches(steps: int, precision: torch.dtype) -> list[int]:

@@ -13,8 +13,8 @@ from torch import Tensor
 from lightning_so.actions.moments import Base
 from lightning_so.contract.block import Block, StackSpec
 from lightning_so.contract.known import known
-from lightning_so.contract.layerwise import BETA, SIDES, Factors, Layerwise, Scalar
-from lightning_so.contract.method import Action, Asked, Turned
+from lightning_so.contract.layerwise import BETA, SIDES, Factors, Layerwise
+from lightning_so.contract.method import Action, Asked, Scalar, Turned
 from lightning_so.contract.pairing import all_solved
 from lightning_so.contract.unit import Unit
 from lightning_so.contract.ways import ByDevice, Ways
@@ -26,7 +26,7 @@ from lightning_so.linalg.basis import CALLS, by_cholesky, decomposed, refresh, r
 from lightning_so.linalg.damping import Relative, added
 from lightning_so.linalg.diagonal import Diagonal, diagonal
 from lightning_so.linalg.kron import Tiles
-from lightning_so.linalg.polar import polar, polar_cost
+from lightning_so.linalg.polar import polar_cost
 from lightning_so.linalg.result import Result, Solved
 from lightning_so.linalg.sides import means, traces
 
@@ -263,7 +263,7 @@ class EKFAC(Layerwise, ByDevice):
     def direction(self, stats: Stats, X: Tensor, rows: list[int] | None) -> Tensor:
         """See `contract.method.Method.direction`: P X; on a base with second moments the polar factor, while cold."""
         if stats.moments is None:
-            return polar(X, precision=stats.ways.products(X.dtype))
+            return self.polar_factor(stats, X.dtype)(X)
         chosen = slice(None) if rows is None else rows
         values = [values[chosen] for values in stats.oriented(stats.values)]
         s = stats.moments.estimate(kron.product(*values), chosen) + added(stats.rule, values)

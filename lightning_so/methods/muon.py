@@ -15,7 +15,7 @@ from lightning_so.contract.spread import Spread, Staggered
 from lightning_so.contract.unit import Unit
 from lightning_so.contract.ways import ByDevice, Ways
 from lightning_so.errors import ConfigError, check_count
-from lightning_so.linalg.polar import polar, polar_cost
+from lightning_so.linalg.polar import PolarFactor, polar_cost
 
 _PRECISION = {"auto": None, "fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -106,6 +106,9 @@ class Muon(ByDevice):
 
     def direction(self, stats: Stats, X: Tensor, rows: list[int] | None) -> Tensor:
         """See `contract.method.Method.direction`."""
+        return self.polar_factor(stats, X.dtype)(X)
+
+    def polar_factor(self, stats: Stats, dtype: torch.dtype) -> PolarFactor:
+        """See `contract.method.BendsByPolarFactor`."""
         auto = self.precision == "auto"
-        precision = stats.ways.products(X.dtype) if auto else _PRECISION[self.precision]
-        return polar(X, steps=self.steps, precision=precision)
+        return PolarFactor(self.steps, stats.ways.products(dtype) if auto else _PRECISION[self.precision])

@@ -26,7 +26,7 @@ from lightning_so.linalg.basis import (
     refresh,
     refresh_cost,
 )
-from lightning_so.linalg.polar import polar, polar_cost
+from lightning_so.linalg.polar import polar_cost
 from lightning_so.linalg.result import Result, Solved
 
 SIDES = ("rows", "cols")
@@ -232,7 +232,7 @@ class SOAP(ByDevice):
 
     def direction(self, stats: Stats, X: Tensor, rows: list[int] | None) -> Tensor:
         """See `contract.method.Method.direction`: the polar factor, while the bases are cold."""
-        return polar(X, precision=stats.ways.products(X.dtype))
+        return self.polar_factor(stats, X.dtype)(X)
 
     def turn(self, stats: Stats, X: Tensor, rows: list[int] | None, *, leave: bool, square: bool = False) -> Tensor:
         """Rotate a batch into the basis, `Q_L' X Q_R`, or out of it; `square` uses the squared bases.

@@ -1,12 +1,14 @@
 """The engine: guard, failure ladder, undoing, odd parameters, routing and state."""
 
 import copy
+from unittest import mock
 
 import pytest
 import torch
 from torch import nn
 
 from lightning_so import SOAP, ConfigError, Muon, StateError, attach
+from lightning_so.actions import hide
 from lightning_so.linalg.basis import decompose, refresh
 from tests.support import noted
 from tests.support.problems import Net, batch, train
@@ -34,6 +36,21 @@ def test_non_finite_gradient_changes_nothing_and_is_counted(method, bad):
         torch.testing.assert_close(numbers(now), numbers(then), rtol=0, atol=0)
     train(net, optimizer, range(7, 9))
     assert engine.report.step == 8
+
+
+def test_an_interrupt_while_weights_are_hidden_loses_none():
+    net, optimizer, engine = pair(Muon())
+    train(net, optimizer, range(2))
+    before, plain = copy.deepcopy(net.state_dict()), hide.hide
+
+    def interrupted(params):
+        plain(params)
+        raise KeyboardInterrupt
+
+    with mock.patch.object(hide, "hide", interrupted), pytest.raises(KeyboardInterrupt):
+        train(net, optimizer, range(2, 3))
+    assert all(map(torch.equal, before.values(), net.state_dict().values()))
+    assert not engine.hidden
 
 
 def numbers(state):

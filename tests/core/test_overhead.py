@@ -303,11 +303,18 @@ def test_another_device_is_measured_anew_and_that_is_said(patch):
     assert again.parts.overhead.choice.costs[0] == pytest.approx(0.4)
 
 
-def test_a_file_without_timings_is_measured_from_its_step_on(patch):
-    *_, engine, _ = attached(patch)
+@pytest.mark.parametrize("other_units", [False, True])
+def test_a_file_without_timings_of_these_units_is_measured_from_its_step_on(patch, other_units):
+    machine = Machine()
+    net, optimizer, engine, _ = attached(patch, machine)
+    machine.train(net, optimizer, range(END))
     state = copy.deepcopy(engine.state_dict())
     state["report"]["step"] = 500
-    del state["overhead"]
+    if other_units:
+        assert state["overhead"]["progress"]["settled"]
+        state["overhead"]["timings"].append(0.1)
+    else:
+        del state["overhead"]
     engine.load_state_dict(state)
     assert vars(engine.parts.overhead._at) == {**vars(engine.parts.overhead._at), "since": 500, "coming": 500 + FIRST}
 

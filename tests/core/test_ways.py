@@ -18,11 +18,12 @@ from lightning_so.core.device import alternatives, choose
 from lightning_so.core.device.choose import USUAL
 from lightning_so.core.schedule.schedule import Rung, Schedule
 from lightning_so.core.schedule.units import Units
+from lightning_so.linalg import polar
 from tests.support.operations import transformer
 from tests.support.problems import Net, batch
 
 CHOLESKY = Ways(refresh="cholesky")
-FAST = Ways("cholesky", "fp16", "tf32")
+FAST = Ways("cholesky", "fp16", "tf32", "padded")
 
 
 def trained(method, steps=12, dtype=torch.float32, device="cpu", **options):
@@ -99,7 +100,7 @@ def test_another_way_must_be_well_faster(seconds, found):
 def test_every_way_can_be_timed_and_draws_nothing():
     before = torch.get_rng_state()
     for what, names in WAYS.items():
-        works = alternatives.ways_of(what, (2, 8, 12), torch.device("cpu"))
+        works = alternatives.ways_of(what, ((2, 8, 12), (3, 10, 6)), torch.device("cpu"))
         assert set(works) == set(names[:2])
         assert all(
             seconds > 0 for seconds in measure.medians(works, measure.waiting_clock(torch.device("cpu"))).values()
@@ -108,13 +109,16 @@ def test_every_way_can_be_timed_and_draws_nothing():
 
 
 def test_sizes_are_those_of_which_there_is_most():
-    def of(method):
-        model = transformer(2, width=64)
+    def of(method, width=64):
+        model = transformer(2, width=width)
         engine = attach(model, torch.optim.AdamW(model.parameters()), method)
         return alternatives.sizes(engine.parts.units, engine.host)
 
-    assert of(SOAP()) == {"refresh": (2, 256, 256), "polar": (4, 64, 64), "rotation": (2, 256, 64)}
-    assert of(Muon()) == {"polar": (4, 64, 64)}
+    # Small ones are worth a call together; of large ones, most matrices would be zeros.
+    bent = {"polar": ((4, 64, 64),), "padding": ((8, 64, 64), (2, 256, 64), (2, 64, 256))}
+    assert of(SOAP()) == {"refresh": ((2, 256, 256),), "rotation": ((2, 256, 64),), **bent}
+    assert of(Muon()) == bent
+    assert of(Muon(), width=512) == {"polar": ((4, 512, 512),), "padding": ((2, 2048, 512), (2, 512, 2048))}
     # What is computed in float64 is not looked at.
     double = trained(SOAP(), 0, torch.float64)[2]
     assert set(alternatives.sizes(double.parts.units, double.host)) == set()
@@ -174,8 +178,8 @@ def test_a_rank_that_has_nothing_to_compute_in_ways_takes_part():
 def test_what_is_asked_for_is_not_measured():
     with faster(0.5):
         _, _, engine = trained(SOAP(), 1, ways=Ways(refresh="householder", rotation="fp32"))
-    assert engine.parts.chosen.ways == Ways("householder", "fp16", "fp32")
-    assert set(engine.parts.chosen.seconds) == {"polar"}
+    assert engine.parts.chosen.ways == Ways("householder", "fp16", "fp32", "padded")
+    assert set(engine.parts.chosen.seconds) == {"polar", "padding"}
 
 
 def test_a_method_that_has_no_ways_finds_out_nothing():
@@ -188,6 +192,8 @@ def test_a_method_that_has_no_ways_finds_out_nothing():
 def test_wrong_ways_are_refused():
     with pytest.raises(ConfigError, match=r"Ways\(polar='fp8'\): polar must be one of \[None, 'fp32', 'fp16'\]"):
         Ways(polar="fp8")
+    with pytest.raises(ConfigError, match=r"Ways\(padding=True\): padding must be one of \[None, 'apart', 'padded'\]"):
+        Ways(padding=True)
     with pytest.raises(ConfigError, match="takes no options but product"):
         attach(net := Net(), torch.optim.SGD(net.parameters(), lr=0.1), OGR(), ways=FAST)
 
@@ -232,15 +238,13 @@ def test_without_a_ridge_bases_are_householders():
 @pytest.mark.parametrize("method", [Muon(), SOAP(start=100, period=2), EKFAC(start=100, period=2)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_polar_factors_are_computed_in_the_way_that_was_chosen(method, dtype):
-    seen = []
-    module = __import__(type(method).__module__, fromlist=["polar"])
-    plain = module.polar
+    seen, plain = [], polar.polar
 
-    def polar(X, *, steps=5, precision=None):
+    def noted(X, *, steps=5, precision=None):
         seen.append(precision)
         return plain(X, steps=steps, precision=precision)
 
-    with mock.patch.object(module, "polar", polar):
+    with mock.patch.object(polar, "polar", noted):
         net, _, _ = trained(method, 4, dtype, ways=Ways(polar="fp16"))
     # What is more than float32 was asked for by the model.
     assert set(seen) == {torch.float16 if dtype is torch.float32 else None}
@@ -249,11 +253,9 @@ def test_polar_factors_are_computed_in_the_way_that_was_chosen(method, dtype):
 
 @pytest.mark.parametrize(("precision", "used"), [("fp32", None), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
 def test_a_precision_that_a_method_was_given_is_its_own(precision, used):
-    from lightning_so.methods import muon
-
-    with mock.patch.object(muon, "polar", side_effect=muon.polar) as polar:
+    with mock.patch.object(polar, "polar", side_effect=polar.polar) as called:
         trained(Muon(precision=precision), 2, ways=Ways(polar="fp16" if used is None else "fp32"))
-    assert {call.kwargs["precision"] for call in polar.call_args_list} == {used}
+    assert {call.kwargs["precision"] for call in called.call_args_list} == {used}
 
 
 @pytest.mark.parametrize("method", [SOAP(start=4, period=2), EKFAC(start=4, period=2), Muon()], ids=str)

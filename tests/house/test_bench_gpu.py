@@ -118,12 +118,16 @@ def test_all_of_it_runs_on_a_cpu(tmp_path):
     states = [line.split()[0] for line in done.stdout.splitlines()[-3:]]
     assert states == ["done"] * 3
     lines = [json.loads(line) for line in (tmp_path / "one_process_gpu.jsonl").read_text().splitlines()]
-    assert len(lines) == len(gpu.VARIANTS)
+    assert len(lines) == len(gpu.VARIANTS) + len(gpu.PADDING)
     assert {line["made"] for line in lines} == {3}
     assert len({line["run"] for line in lines}) == 1
     assert all(line["loss"] > 0 for line in lines)
     table = gpu_table.rendered(gpu_table.read(tmp_path / "one_process_gpu.jsonl"))
     assert "| autoencoder | 8 images |" in table
+    assert "| autoencoder | 8 images, `padding=apart` |" in table
+    said = {line["variant"]: line["ways"] for line in lines}
+    assert "shapes padded" in said["muon:padding=padded"]
+    assert said["muon:padding=apart"] == said["muon"] == ""
     assert len((tmp_path / "bases.jsonl").read_text().splitlines()) == 9
 
 

@@ -36,9 +36,9 @@ class Machine(Clock):
         solved, folded = (getattr(f, "original", f) for f in (solved, folded))
 
         @functools.wraps(solved)
-        def solve(units, numbers):
+        def solve(units, numbers, rung):
             self.now += self.solve * len(numbers)
-            return solved(units, numbers)
+            return solved(units, numbers, rung)
 
         @functools.wraps(folded)
         def fold(*args):

@@ -63,34 +63,42 @@ def transformer(blocks, width=16, words=24):
     return nn.Sequential(nn.Embedding(words, width), *body, nn.Linear(width, words))
 
 
-def of_steps(method, blocks, **steps):
-    """What the last of some steps of AdamW dispatch with a method, beyond AdamW's own: one counter a step."""
-    alone, ours = ([step for _, step, _ in trained(used, blocks, **steps)] for used in (None, method))
-    return [count - alone[0] for count in ours]
-
-
-def of_passes(method, blocks, **steps):
-    """What the forward and backward passes of those steps dispatch for a method: a counter and the layers watched."""
-    alone, ours = (trained(used, blocks, **steps) for used in (None, method))
-    return [(passes - alone[0][0], watched) for passes, _, watched in ours]
-
-
-def trained(method, blocks, *, steps=46, last=6):
-    """Operations of the passes and of the step, and how many layers were watched, of each of the last steps."""
-    found, model = [], transformer(blocks)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, foreach=True)
-    engine = None if method is None else attach(model, optimizer, method)
+def of_steps(method, blocks, **how):
+    """What steps of AdamW dispatch with a method, on a transformer; see `of_training`."""
     words = torch.arange(24).view(3, 8)
-    for step in range(steps):
-        optimizer.zero_grad()
-        watched = 0 if engine is None else sum(len(recorder.seen.watched) for recorder in engine.recorders)
-        with Operations() as passes:
-            loss = nn.functional.cross_entropy(model(words).flatten(0, 1), words.flatten())
+
+    def loss(model):
+        return nn.functional.cross_entropy(model(words).flatten(0, 1), words.flatten())
+
+    return of_training(method, lambda: transformer(blocks), loss, **how)
+
+
+def of_training(method, made, loss_of, *, steps=46, last=6, **options):
+    """What the last of some steps of AdamW dispatch with a method, beyond AdamW's own: one counter a step.
+
+    Args:
+        method: The method.
+        made: Makes a model.
+        loss_of: Gives the loss of a model.
+        steps: Steps of it.
+        last: Of how many of them it is counted.
+        options: See `attach`.
+    """
+    found = []
+    for used in (None, method):
+        model = made()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, foreach=True)
+        engine, counts = None if used is None else attach(model, optimizer, used, **options), []
+        for step in range(steps):
+            optimizer.zero_grad()
+            loss = loss_of(model)
             if engine is not None:
                 engine.before_backward(loss)
             loss.backward()
-        with Operations() as stepped:
-            optimizer.step()
-        if step >= steps - last:
-            found.append((passes.found, stepped.found, watched))
-    return found
+            with Operations() as operations:
+                optimizer.step()
+            if step >= steps - last:
+                counts.append(operations.found)
+        found.append(counts)
+    alone, ours = found
+    return [count - alone[0] for count in ours]

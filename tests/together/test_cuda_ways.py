@@ -1,4 +1,4 @@
-"""On a CUDA device: what is measured there, bases by Cholesky factorisations, polar factors in fp16."""
+"""On a CUDA device: what is measured there, bases by Cholesky factorisations, polar factors in fp16 and padded."""
 
 import pytest
 import torch
@@ -7,6 +7,7 @@ from lightning_so import SOAP, Muon, Ways
 from lightning_so.core import measure
 from lightning_so.core.device.alternatives import ways_of
 from lightning_so.linalg.basis import by_cholesky, refresh
+from lightning_so.linalg.padding import Frames
 from lightning_so.linalg.polar import polar
 from lightning_so.linalg.precision import FullPrecision
 from tests.core.test_ways import trained, walk
@@ -38,11 +39,12 @@ def test_cholesky_finds_the_basis_of_householder(spectrum, side):
 
 
 def test_every_way_is_timed_and_the_choice_is_for_this_device():
-    for what in ("refresh", "polar", "rotation"):
-        assert len(measure.medians(ways_of(what, (2, 64, 64), DEVICE), measure.waiting_clock(DEVICE))) == 2
+    for what in ("refresh", "polar", "rotation", "padding"):
+        works = ways_of(what, ((2, 64, 64), (1, 32, 96)), DEVICE)
+        assert len(measure.medians(works, measure.waiting_clock(DEVICE))) == 2
     _, _, engine = trained(SOAP(start=4, period=2), 12, device=DEVICE)
     assert engine.parts.chosen.device == torch.cuda.get_device_name()
-    assert set(engine.parts.chosen.seconds) == {"refresh", "polar", "rotation"}
+    assert set(engine.parts.chosen.seconds) == {"refresh", "polar", "rotation", "padding"}
     assert engine.plan.ways in str(engine.plan)
     assert engine.report.failures == 0
 
@@ -74,3 +76,23 @@ def test_a_state_goes_on_where_it_was_written_and_elsewhere():
     other.load_state_dict(engine.state_dict())
     assert other.parts.chosen.ways == chosen
     walk(net, base, other, range(4, 8), device=DEVICE)
+
+
+@pytest.mark.parametrize("precision", [None, torch.float16], ids=str)
+def test_padded_polar_factors_are_those_of_each_shape_alone(precision):
+    Xs = [torch.randn(2, *shape, device=DEVICE) for shape in ((96, 384), (384, 60), (30, 30))]
+    frames = Frames(tuple((len(X), X.shape[1], X.shape[2]) for X in Xs))
+    with FullPrecision():
+        batch = frames.fill(torch.empty(frames.shape, device=DEVICE), Xs)
+        for found, X in zip(frames.views(polar(batch, precision=precision)), Xs, strict=True):
+            for one, alone in zip(found, polar(X, precision=precision), strict=True):
+                assert cosine(one.cpu(), alone.cpu()) > (0.99999 if precision is None else 0.9995)
+
+
+def test_padding_trains_as_each_shape_apart_does():
+    ends = []
+    for padding in ("apart", "padded"):
+        net, _, engine = trained(Muon(), 8, device=DEVICE, ways=Ways(padding=padding))
+        assert engine.parts.chosen.ways.padding == padding
+        ends.append(torch.nn.utils.parameters_to_vector(net.parameters()).detach())
+    assert float((ends[0] - ends[1]).norm() / ends[0].norm()) < 1e-3

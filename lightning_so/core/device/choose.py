@@ -47,6 +47,7 @@ class Chosen:
             "refresh": f"bases by {str(ways.refresh).capitalize()}",
             "polar": f"polar factors in {ways.polar}",
             "rotation": "rotations as torch is told" if ways.rotation == "torch" else f"rotations in {ways.rotation}",
+            "padding": f"shapes {ways.padding}",
         }
         found = [text + _times(self.seconds.get(name, {})) for name, text in said.items()]
         return f"chosen for {self.device}{' by the state that was loaded' * self.kept}: {', '.join(found)}"
@@ -99,8 +100,8 @@ def choose(units: Units, host: Host, asked: Ways) -> Chosen:
     device = next((device for device in devices if measured(device)), next(iter(devices), None))
     seconds: dict[str, dict[str, float]] = {}
     if host.world.rank == 0 and device is not None and measured(device):
-        open_ones = {what: size for what, size in sizes(units, host).items() if getattr(asked, what) is None}
-        seconds = {what: timed(what, size, device) for what, size in open_ones.items()}
+        open_ones = {what: found for what, found in sizes(units, host).items() if getattr(asked, what) is None}
+        seconds = {what: timed(what, found, device) for what, found in open_ones.items()}
     found = Ways(**{what: faster(times, getattr(USUAL, what), LEAST) for what, times in seconds.items()})
     name = "" if device is None else name_of(device)
     return _agreed(Chosen(asked.over(found).over(USUAL), name, seconds, asked), host)
@@ -123,5 +124,6 @@ def _agreed(chosen: Chosen, host: Host) -> Chosen:
 
 
 def _recalled(portable: dict[str, Any]) -> Chosen:
-    """What `portable` gave."""
-    return Chosen(Ways(**{name: portable[name] for name in WAYS}), portable["device"])
+    """What `portable` gave; what a file of before does not say is as usual."""
+    said = {name: portable[name] for name in WAYS if name in portable}
+    return Chosen(Ways(**said).over(USUAL), portable["device"])

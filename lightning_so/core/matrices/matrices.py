@@ -5,9 +5,9 @@ of its blocks; what needs matrices goes through `Matrices.transform`, which give
 back. Legend: k blocks of a cohort.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,10 @@ from lightning_so.core.stacks.stack import Stack
 
 #: The optimizer's states of a block's parameters.
 States = list[dict[str, Any]]
+#: Changes whole matrices (k, M, N) of cohorts, given one after the other: each is there until the next is asked for.
+Work = Callable[[Iterator[Tensor]], Iterable[Tensor]]
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -49,14 +53,14 @@ class MatrixWork:
     Attributes:
         cohort: The cohort.
         source: Gives the buffer of what the work is done to.
-        work: Changes whole matrices (k, M, N) in the stack's dtype; done once, where they are.
+        work: Changes whole matrices in the stack's dtype; done once, where they are, for all items that share it.
         sink: Takes the buffer of the result.
         seen: Whether the source is the gradient, as `show` has shown it.
     """
 
     cohort: Cohort
     source: Callable[[], Tensor]
-    work: Callable[[Tensor], Tensor]
+    work: Work
     sink: Callable[[Tensor], None]
     seen: bool = False
 
@@ -151,19 +155,23 @@ class Matrices:
         """Where a buffer has no numbers, in a shape that spreads over it; a matrix lacks all of them or none."""
         return buffer[:, :1, :1].isnan()
 
-    def squares(self, cohort: Cohort, tensors: list[Tensor]) -> Tensor:
+    def squares(self, items: Sequence[tuple[Cohort, list[Tensor]]]) -> list[Tensor]:
         """The sums of squares of each block, (k,), over the numbers that this rank counts; see `total`.
 
         Args:
-            cohort: The cohort.
-            tensors: One for each of `cohort.params`.
+            items: Cohorts, and of each one tensor for each of `cohort.params`.
 
         Returns:
-            The sums, in the stack's dtype.
+            The sums of every cohort, in its stack's dtype.
         """
-        params, pieces = self._apart(cohort, tensors)
-        counted = self.counted(params, pieces, cohort.stack.dtype)
-        return counted if len(counted) == len(cohort.blocks) else counted.view(len(cohort.blocks), -1).sum(1)
+        found = dict[int, Tensor]()
+        for some in alike(items, lambda item: (item[0].stack.dtype, item[0].stack.device)):
+            apart = [self._apart(*item) for item in some]
+            params, tensors = ([one for of_cohort in kind for one in of_cohort] for kind in zip(*apart, strict=True))
+            sums = self.counted(params, tensors, some[0][0].stack.dtype).split([len(own) for own, _ in apart])
+            for (cohort, _), own in zip(some, sums, strict=True):
+                found[id(cohort)] = own if len(own) == len(cohort.blocks) else own.view(len(cohort.blocks), -1).sum(1)
+        return [found[id(cohort)] for cohort, _ in items]
 
     def _apart(self, cohort: Cohort, tensors: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Parameters and tensors of each block by itself, where one of `cohort.params` serves several."""
@@ -204,8 +212,10 @@ class Matrices:
 
     def transform(self, items: Sequence[MatrixWork]) -> None:
         """Do the work of all items: one after the other, so that they share one work space."""
-        for item in items:
-            item.sink(item.work(item.source()).contiguous())
+        for some in alike(items, lambda item: id(item.work)):
+            done = some[0].work(item.source() for item in some)
+            for item, X in zip(some, done, strict=True):
+                item.sink(X.contiguous())
 
     def change_moments(self, changes: Sequence[MomentChange]) -> None:
         """Change moments of blocks, in their order."""
@@ -240,3 +250,11 @@ class Matrices:
     def cut(self, block: Block, number: int, whole: Tensor) -> Tensor:
         """What this rank has of a tensor like the block's parameter of that number, in row-major order."""
         return whole
+
+
+def alike(items: Iterable[T], key: Callable[[T], Hashable]) -> Iterator[list[T]]:
+    """The items by a key, in order of first appearance, which is the same on every rank."""
+    found: dict[Hashable, list[T]] = {}
+    for item in items:
+        found.setdefault(key(item), []).append(item)
+    yield from found.values()

@@ -3,9 +3,9 @@
 All matrices of a stage travel in one all-to-all and return in one: precondition and bend take two a step, rotate four.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,12 +13,10 @@ from torch import Tensor
 from lightning_so.comm import Pieces, Sharded, replicated_tensors, within
 from lightning_so.contract.block import Block
 from lightning_so.core.host import Host
-from lightning_so.core.matrices.matrices import Matrices, MatrixWork, MomentChange
+from lightning_so.core.matrices.matrices import Matrices, MatrixWork, MomentChange, alike
 from lightning_so.core.matrices.scratch import views
 from lightning_so.core.stacks.cohort import Cohort
 from lightning_so.core.stacks.stack import Stack
-
-T = TypeVar("T")
 
 
 class ShardedMatrices(Matrices):
@@ -107,7 +105,7 @@ class ShardedMatrices(Matrices):
 
     def show(self, items: Sequence[tuple[Cohort, Sequence[Tensor]]], work: Callable[[Cohort, Tensor], None]) -> None:
         """See `Matrices.show`; owners keep what they have seen until the end of the step."""
-        for some in _alike(items, lambda item: item[0].stack.dtype):
+        for some in alike(items, lambda item: item[0].stack.dtype):
             local = [[gradient.to(cohort.stack.dtype) for gradient in gradients] for cohort, gradients in some]
             for (cohort, _), X in zip(some, self._bring([cohort for cohort, _ in some], local), strict=True):
                 if X is not None:
@@ -120,17 +118,18 @@ class ShardedMatrices(Matrices):
 
     def transform(self, items: Sequence[MatrixWork]) -> None:
         """See `Matrices.transform`: all there in one exchange, and all back in one."""
-        for some in _alike(items, lambda item: item.cohort.stack.dtype):
+        for some in alike(items, lambda item: item.cohort.stack.dtype):
             unseen = [item for item in some if not item.seen]
             # Copied: sources share their work space.
             local = [self.parts(item.cohort, item.source().clone()) for item in unseen]
-            brought = iter(self._bring([item.cohort for item in unseen], local))
-            done = list[Tensor | None]()
-            for item in some:
-                X = self._known(item.cohort) if item.seen else next(brought)
-                done.append(None if X is None else item.work(X).contiguous())
+            wholes = zip(unseen, self._bring([item.cohort for item in unseen], local), strict=True)
+            brought = {id(item): X for item, X in wholes if X is not None}
+            done = dict[int, Tensor]()
+            for these in alike((item for item in some if item.cohort.stack.here), lambda item: id(item.work)):
+                found = these[0].work(self._known(item.cohort) if item.seen else brought[id(item)] for item in these)
+                done.update((id(item), X.contiguous()) for item, X in zip(these, found, strict=True))
             buffers = [torch.empty_like(self.room(item.cohort, 0)) for item in some]
-            self._give([item.cohort for item in some], done, buffers)
+            self._give([item.cohort for item in some], [done.get(id(item)) for item in some], buffers)
             for item, buffer in zip(some, buffers, strict=True):
                 item.sink(buffer)
 
@@ -168,7 +167,7 @@ class ShardedMatrices(Matrices):
         states = {block: of for change in changes for block, of in zip(change.blocks, change.states, strict=True)}
         self._agree(states)
         moments = [moment for block, of_block in states.items() for moment in self._moments(block, of_block)]
-        groups = list(_alike(moments, lambda moment: moment.piece.dtype))
+        groups = list(alike(moments, lambda moment: moment.piece.dtype))
         whole = {block: [dict[str, Tensor]() for _ in block.params] for block in states}
         for some in groups:
             arrived = self.comm.to_owners([moment.piece for moment in some], [moment.pieces for moment in some])
@@ -205,8 +204,8 @@ class ShardedMatrices(Matrices):
                 piece = state.get(key)
                 yield _Moment(block, number, key, nothing if piece is None else piece, pieces)
 
-    def _known(self, cohort: Cohort) -> Tensor | None:
-        return torch.stack([self.seen[block] for block in cohort.blocks]) if cohort.stack.here else None
+    def _known(self, cohort: Cohort) -> Tensor:
+        return torch.stack([self.seen[block] for block in cohort.blocks])
 
     def _bring(self, cohorts: list[Cohort], local: list[list[Tensor]]) -> list[Tensor | None]:
         """Whole matrices (k, M, N) of the cohorts that this rank owns, None of the others."""
@@ -257,11 +256,3 @@ class _Moment:
 def _parts(buffer: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """A flat buffer cut into views of the shapes of others."""
     return [part.view(t.shape) for part, t in zip(buffer.split([t.numel() for t in like]), like, strict=True)]
-
-
-def _alike(items: Sequence[T], key: Callable[[T], Hashable]) -> Iterator[list[T]]:
-    """The items by a key, in order of first appearance, which is the same on every rank."""
-    found: dict[Hashable, list[T]] = {}
-    for item in items:
-        found.setdefault(key(item), []).append(item)
-    yield from found.values()

@@ -239,8 +239,12 @@ class Controller:
         self._thin(self._thinning)
         if state is None:
             return
-        if state["timings"] is not None and len(state["timings"]) == 5 + max(self._units.kinds, default=-1) + 1:
-            self._at, self._timings = Measuring(**state["progress"]), Timings.of_vector(state["timings"])
+        known = None if state["timings"] is None else Timings.of_vector(state["timings"])
+        if known is not None and len(known.solves) != max(self._units.kinds, default=-1) + 1:
+            return  # Of other units than there are.
+        self._at = Measuring(**state["progress"])
+        if known is not None:
+            self._timings = known
             self._choose()
         # Rank 0 has measured.
         if self._host.team.anywhere([self._host.team.rank == 0 and state["device"] != self._device])[0]:
@@ -248,5 +252,4 @@ class Controller:
             self._at = Measuring(step, step + FIRST, among=self._at.among, chosen=self._at.chosen)
             self._timings = None
         else:
-            self._at = Measuring(**state["progress"])
             self._laps = [Lap(*lap) for lap in state["laps"]]

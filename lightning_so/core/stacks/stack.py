@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_so.contract.block import Block, StackSpec
 from lightning_so.contract.method import (
     Action,
+    BendsByPolarFactor,
     Method,
     ObservesGradients,
     ObservesRows,
@@ -39,6 +40,7 @@ class Stack(StackSpec):
         damped: The method, if its damping can be set.
         thinner: The method, if it can take fewer rows.
         versatile: The method, if it computes in one of several ways.
+        orthogonaliser: The method, if it bends by polar factors.
         rotates: Whether the moments of its warm blocks are in its bases: those of preconditioned gradients stay plain.
         stats: What the method keeps, opaque to the engine.
         hidden: Room for the saved parameters p0, or for this rank's pieces of them; see `Matrices.make_room`.
@@ -54,6 +56,7 @@ class Stack(StackSpec):
     damped: TakesDamping | None
     thinner: TakesThinning | None
     versatile: TakesWays | None
+    orthogonaliser: BendsByPolarFactor | None
     rotates: bool
     stats: Any = None
     hidden: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -83,6 +86,7 @@ class Stack(StackSpec):
             damped=method if isinstance(method, TakesDamping) else None,
             thinner=method if isinstance(method, TakesThinning) else None,
             versatile=method if isinstance(method, TakesWays) else None,
+            orthogonaliser=method if isinstance(method, BendsByPolarFactor) else None,
             rotates=rotator is not None and not host.base.linear,
         )
 

@@ -10,7 +10,7 @@ from lightning_so.actions import hide
 from lightning_so.actions.precondition import Clip
 from lightning_so.contract.method import Action
 from lightning_so.core.host import Host
-from lightning_so.core.matrices.matrices import Matrices, MatrixWork
+from lightning_so.core.matrices.matrices import Matrices, MatrixWork, alike
 from lightning_so.core.report import Report
 from lightning_so.core.stacks.cohort import Cohort
 from lightning_so.core.stacks.stack import methods_of
@@ -43,13 +43,12 @@ def begin(
             [item for cohort in acting for item in _items(cohort, clips[id(cohort.stack.method)], *rest)]
         )
         _apply(clips.values(), matrices)
-        for cohort in acting:
-            if cohort.action is not Action.PRECONDITION:
-                weights = matrices.weights(cohort)
-                hide.save(weights, cohort.saved)
-                # Listed before it is hidden: an interrupt between the two lines must not lose a weight.
-                progress.hidden.append(cohort)
-                hide.hide(weights)
+        for some in alike((c for c in acting if c.action is not Action.PRECONDITION), _memory):
+            weights = [weight for cohort in some for weight in matrices.weights(cohort)]
+            hide.save(weights, [saved for cohort in some for saved in cohort.saved])
+            # Listed before they are hidden: an interrupt between the two lines must not lose a weight.
+            progress.hidden += some
+            hide.hide(weights)
     finally:
         lending.take_back([cohort for cohort in acting if cohort.lent and cohort not in progress.hidden], host)
 
@@ -74,11 +73,16 @@ def _items(
             clip.add(_products(update, X), rates)
             return update
 
-        yield MatrixWork(cohort, source, precondition, sink, seen)
+        yield MatrixWork(cohort, source, partial(map, precondition), sink, seen)
         return
     coupled = _couple_decay(cohort, gradients, host, matrices)
     if cohort.action is Action.ROTATE:
         yield MatrixWork(cohort, source, turning(cohort, rotation, leave=False), sink, seen and not coupled)
+
+
+def _memory(cohort: Cohort) -> tuple[torch.dtype, torch.device, bool]:
+    """What must be alike for one call on the tensors of cohorts: dtype, device, and whether they are dense in both."""
+    return cohort.stack.hidden.dtype, cohort.stack.device, len(cohort.blocks[0].shapes) == 1
 
 
 def _clips(cohorts: Iterable[Cohort]) -> dict[int, Clip]:
@@ -131,10 +135,11 @@ def bound(cohorts: Sequence[Cohort], host: Host, matrices: Matrices) -> None:
     """
     clips = _clips(cohorts)
     lending.lend(cohorts, host)
-    for cohort in cohorts:
-        clip, gradients = clips[id(cohort.stack.method)], matrices.gradients(cohort)
+    found = [(cohort, matrices.gradients(cohort)) for cohort in cohorts]
+    for (cohort, gradients), squares in zip(found, matrices.squares(found), strict=True):
+        clip = clips[id(cohort.stack.method)]
         clip.hold(gradients)
-        clip.add(matrices.squares(cohort, gradients), _rates(cohort, host))
+        clip.add(squares, _rates(cohort, host))
     lending.take_back(cohorts, host)
     _apply(clips.values(), matrices)
 

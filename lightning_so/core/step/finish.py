@@ -6,19 +6,20 @@ import torch
 from torch import Tensor
 
 from lightning_so.actions import hide
-from lightning_so.actions.bend import bent
 from lightning_so.contract.method import Action
+from lightning_so.contract.ways import Ways
 from lightning_so.core.host import Host
-from lightning_so.core.matrices.matrices import Matrices, MatrixWork
+from lightning_so.core.matrices.matrices import Matrices, MatrixWork, Work
 from lightning_so.core.stacks.cohort import Cohort
 from lightning_so.core.step import lending
+from lightning_so.core.step.bending import bending
 from lightning_so.core.step.turning import turning
-from lightning_so.linalg.precision import FullPrecision, Uncast
+from lightning_so.linalg.precision import Uncast
 from lightning_so.linalg.unseen import maybe
 
 
 @Uncast()
-def finish(hidden: list[Cohort], call: int, host: Host, matrices: Matrices, rotation: str | None) -> None:
+def finish(hidden: list[Cohort], call: int, host: Host, matrices: Matrices, ways: Ways) -> None:
     """Turn the updates that the base left in the hidden parameters, and write the parameters back.
 
     Args:
@@ -26,28 +27,24 @@ def finish(hidden: list[Cohort], call: int, host: Host, matrices: Matrices, rota
         call: Which call of the base's step has ended.
         host: The training.
         matrices: Where they are whole.
-        rotation: How rotations are computed, see `Ways`.
+        ways: How rotations and polar factors are computed.
     """
     ended = [cohort for cohort in hidden[::-1] if cohort.blocks[0].call == call]
-    lengths = _lengths([cohort for cohort in ended if cohort.action is Action.BEND], matrices)
-    rest = hidden, host, matrices, rotation
-    matrices.transform([_last(cohort, lengths.get(id(cohort)), *rest) for cohort in ended])
+    bend = [cohort for cohort in ended if cohort.action is Action.BEND]
+    works = bending(bend, _lengths(bend, matrices), matrices, ways.padding)
+    rest = hidden, host, matrices, ways
+    matrices.transform([_last(cohort, works.get(id(cohort)), *rest) for cohort in ended])
 
 
 def _last(
-    cohort: Cohort,
-    lengths: Tensor | None,
-    hidden: list[Cohort],
-    host: Host,
-    matrices: Matrices,
-    rotation: str | None,
+    cohort: Cohort, bend: Work | None, hidden: list[Cohort], host: Host, matrices: Matrices, ways: Ways
 ) -> MatrixWork:
     """The work that turns or bends the updates of a cohort and writes its new weights."""
-    stack, weights = cohort.stack, matrices.weights(cohort)
+    weights = matrices.weights(cohort)
     update = partial(matrices.fill, cohort, weights, 0)
 
     def write(buffer: Tensor) -> None:
-        if lengths is not None and maybe(lost := matrices.lost(buffer)):
+        if bend is not None and maybe(lost := matrices.lost(buffer)):
             # An update without a direction stays as it is.
             buffer = torch.where(lost, update(), buffer)
         factors = cohort.of_blocks(host, lambda group: hide.shrink(group, decoupled=host.base.decoupled(group)))
@@ -58,21 +55,16 @@ def _last(
         hidden.remove(cohort)
         cohort.applied += 1
 
-    if lengths is None:
-        return MatrixWork(cohort, update, turning(cohort, rotation, leave=True), write)
-
-    @FullPrecision()
-    def turned(X: Tensor) -> Tensor:
-        return bent(stack.method.direction(stack.stats, X, cohort.rows), lengths)
-
-    return MatrixWork(cohort, partial(_lookahead, cohort, host, matrices), turned, write)
+    if bend is None:
+        return MatrixWork(cohort, update, turning(cohort, ways.rotation, leave=True), write)
+    return MatrixWork(cohort, partial(_lookahead, cohort, host, matrices), bend, write)
 
 
 def _lengths(cohorts: list[Cohort], matrices: Matrices) -> dict[int, Tensor]:
     """Lengths of the updates in the hidden parameters, (k,) of every cohort."""
     if not cohorts:
         return {}
-    squares = [matrices.squares(cohort, matrices.weights(cohort)) for cohort in cohorts]
+    squares = matrices.squares([(cohort, matrices.weights(cohort)) for cohort in cohorts])
     total = matrices.total(torch.cat([part.to(squares[0]) for part in squares])).sqrt()
     parts = total.split([len(cohort.blocks) for cohort in cohorts])
     return {id(cohort): part.to(own) for cohort, part, own in zip(cohorts, parts, squares, strict=True)}

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 
 from torch import Tensor
 
+from lightning_so.core.matrices.matrices import Work
 from lightning_so.core.stacks.cohort import Cohort
 from lightning_so.linalg.precision import Rounded, Uncast, Unrounded
 
@@ -12,7 +14,7 @@ from lightning_so.linalg.precision import Rounded, Uncast, Unrounded
 CONTEXTS: dict[str | None, Callable[[], AbstractContextManager]] = {"torch": Uncast, "tf32": Rounded, "fp32": Unrounded}
 
 
-def turning(cohort: Cohort, way: str | None, *, leave: bool) -> Callable[[Tensor], Tensor]:
+def turning(cohort: Cohort, way: str | None, *, leave: bool) -> Work:
     """What rotates a batch of a cohort into its bases, or out of them.
 
     Args:
@@ -21,7 +23,7 @@ def turning(cohort: Cohort, way: str | None, *, leave: bool) -> Callable[[Tensor
         leave: Out of the bases.
 
     Returns:
-        The function.
+        The work.
     """
     stack, context = cohort.stack, CONTEXTS[way]
 
@@ -29,4 +31,4 @@ def turning(cohort: Cohort, way: str | None, *, leave: bool) -> Callable[[Tensor
         with context():
             return stack.turning.turn(stack.stats, X, cohort.rows, leave=leave)
 
-    return turn
+    return partial(map, turn)
