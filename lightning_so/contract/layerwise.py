@@ -152,7 +152,7 @@ class Layerwise:
         a, g = (sides.statistics(shape, count, **place, home=stack.home) for shape in self.shapes(first))
         assert first.tap is not None
         weight, counts = torch.zeros(count, **place), torch.zeros(count, 2, **place)
-        # What preconditions a gradient sets its length too: there the noise of few rows costs loss.
+        # What preconditions a gradient sets its length too: there nothing is left out below `rows`.
         enough = max([ENOUGH, *a.shape.widths, *g.shape.widths])
         rows = self.rows if base.linear else min(self.rows, enough)
         return Factors((a, g), torch.zeros(count), weight, counts, first.tap.layer.input_side == 0, rule, 1, rows)
