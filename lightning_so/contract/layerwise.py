@@ -23,9 +23,9 @@ from lightning_so.linalg.sides import Side, traces
 
 #: Decay of the factors' moving average a step.
 BETA = 0.95
-#: Rows of one use that build a factor of any size where none are asked for, more build larger ones; the least that are
-#: taken for a share of them; and the most positions whose samples are taken whole.
-ENOUGH, FEWEST, MOST = 256, 128, 4096
+#: Rows of one use that build a factor of any size by which updates are bent, more build larger ones; and the least that
+#: are taken for a share of them.
+ENOUGH, FEWEST = 256, 128
 
 #: What both sides are called in files.
 SIDES = ("inputs", "outputs")
@@ -83,7 +83,7 @@ class Layerwise:
     sharing: str
     clip: float | None
     period: int
-    rows: int | None
+    rows: int
     cap: int | None
 
     taps: ClassVar[Taps] = Taps.ROWS
@@ -103,8 +103,7 @@ class Layerwise:
         if damping is not None:
             check_range(name, "damping", damping.times if isinstance(damping, Relative) else damping, 1e-12, 1e12)
         check_count(name, "period", period, 1, 100_000)
-        if self.rows is not None:
-            check_count(name, "rows", self.rows, 1, 1_000_000_000)
+        check_count(name, "rows", self.rows, 1, 1_000_000_000)
         check_choice(name, "fisher", self.fisher, ("empirical", "sampled", "exact"))
         check_choice(name, "sharing", self.sharing, ("expand", "reduce"))
         if clip is not None:
@@ -152,9 +151,9 @@ class Layerwise:
         a, g = (sides.statistics(shape, count, **place, home=stack.home) for shape in self.shapes(first))
         assert first.tap is not None
         weight, counts = torch.zeros(count, **place), torch.zeros(count, 2, **place)
-        # What preconditions a gradient sets its length too: there the noise of few rows costs loss.
-        few = self.rows is None and not base.linear
-        return Factors((a, g), torch.zeros(count), weight, counts, first.tap.layer.input_side == 0, rule, 1, few)
+        # What preconditions a gradient sets its length too: there nothing is left out below `rows`.
+        kind = first.tap.layer.input_side == 0, rule, 1, not base.linear
+        return Factors((a, g), torch.zeros(count), weight, counts, *kind)
 
     def dampen(self, stats: Factors, damping: float) -> None:
         """See `contract.method.TakesDamping.dampen`."""
@@ -197,19 +196,14 @@ class Layerwise:
         """The most positions of a gradient that are observed."""
         assert block.tap is not None
         if stats.thinning == 1:
-            return self.most_rows
+            return self.rows
         positions = g.numel() // (block.rows if block.tap.layer.input_side else block.cols)
-        return max(1, min(self.most_rows, positions) // stats.thinning)
-
-    @property
-    def most_rows(self) -> int:
-        """Most rows of one use that build a factor."""
-        return self.rows or MOST
+        return max(1, min(self.rows, positions) // stats.thinning)
 
     def _drawn(self, stats: Factors, share: float) -> int:
         """How many positions of bent updates' factors are drawn: for all of a share as many as the widest tile has."""
         enough = max([ENOUGH, *(width for side in stats.sides for width in side.shape.widths)])
-        return max(1, max(FEWEST, int(enough * share)) // stats.thinning)
+        return max(1, min(self.rows, max(FEWEST, int(enough * share))) // stats.thinning)
 
     def windows(self, stats: Factors, row: int) -> list[Tensor]:
         """See `contract.method.ObservesRows.windows`."""

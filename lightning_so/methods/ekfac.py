@@ -96,7 +96,7 @@ class EKFAC(Layerwise, ByDevice):
     clip: float | None = 3e-5
     period: int = 20
     start: int = 50
-    rows: int | None = None
+    rows: int = 4096
     cap: int | None = None
 
     def __post_init__(self) -> None:
@@ -192,7 +192,7 @@ class EKFAC(Layerwise, ByDevice):
                 for tile, width in enumerate(shape.widths or [0]):
                     numbers = shape.groups * (width * (width + 1) or shape.length)
                     solve = shape.groups * (refresh_cost(width) - CALLS) + CALLS if width else 0.0
-                    cost = solve + shape.groups * self.most_rows * width * width + 1e6
+                    cost = solve + shape.groups * self.rows * width * width + 1e6
                     unit = Unit(index, row, side, tile, cost, (numbers,), shape.groups * width, (shape, tile))
                     found.append(replace(unit, together=True))
         return found

@@ -68,9 +68,8 @@ class KFAC(Layerwise):
             model pools them.
         clip: Bound of `lr^2 <P g, g>` summed over blocks where gradients are preconditioned; None for none.
         period: Largest interval between two solves of one block, in steps.
-        rows: Most rows of a micro-batch that build a factor; of more they are drawn. None takes 4096 where gradients
-            are preconditioned; where updates are bent, as many as the widest tile has (256 at least), and fewer of each
-            step while a layer is watched at every one.
+        rows: Most rows of a micro-batch that build a factor, drawn from all. Under Adam fewer are: as many as the widest
+            tile has, at least 256, and of each step the fewer the more steps watch the layer.
         cap: Largest tile of a side; None takes 1024.
 
     Example:
@@ -84,7 +83,7 @@ class KFAC(Layerwise):
     sharing: str = "expand"
     clip: float | None = 3e-5
     period: int = 20
-    rows: int | None = None
+    rows: int = 4096
     cap: int | None = None
 
     def __post_init__(self) -> None:
@@ -141,7 +140,7 @@ class KFAC(Layerwise):
         cost, size = 0.0, 1
         for shape in self.shapes(stack.blocks[0]):
             solve = sum(25.0 * w**3 if self.exact else psd.inverse_cost(w) for w in shape.widths)
-            cost += kron.cost(shape, self.most_rows, shape.groups * solve)
+            cost += kron.cost(shape, self.rows, shape.groups * solve)
             size += kron.solved_size(shape) if not self.exact or shape.cuts else 0
             size += shape.groups * shape.length if self.exact else 0
         kind = self.shapes(stack.blocks[0])

@@ -205,7 +205,7 @@ ADAMW, SGD = torch.optim.AdamW, torch.optim.SGD
         (ADAMW, EKFAC(), 0.25, 128),
         (ADAMW, KFAC(cap=256), 0.125, 128),  # never fewer
         (ADAMW, KFAC(cap=64), 1.0, 256),
-        (ADAMW, KFAC(rows=1024), 0.25, 1024),  # as asked for, at every step
+        (ADAMW, KFAC(rows=64), 0.25, 64),
         (ADAMW, KFAC(sharing="reduce"), 0.25, 4096),
         (SGD, KFAC(), 0.25, 4096),
         (SGD, KFAC(rows=2048), 1.0, 2048),
