@@ -172,28 +172,31 @@ def two_sided(blocks, period=16):
     return [Unit(0, row, side, 0, 1.0 + row, period=period) for row in range(blocks) for side in (0, 1)]
 
 
-def test_a_step_takes_equally_much_of_a_blocks_rows_at_every_interval():
-    schedule, seen = Schedule(two_sided(5)), []
+@pytest.mark.parametrize(("period", "settled"), [(16, 4), (8, 2), (4, 1), (1, 1)])
+def test_a_step_takes_equally_much_of_a_blocks_rows_at_every_interval(period, settled):
+    schedule, seen = Schedule(two_sided(5, period)), []
     for step in range(1, 401):
         schedule.due(step, math.inf)
         seen.append(schedule.watched(step + 1))
     for first, last in ((0, 30), (50, 70), (90, 150), (200, 400)):
+        gap = max(min(2, settled), schedule.units[0].every(first + 1) // FOLDS)
         for row in range(5):
             shares = [found.get((0, row), 0.0) for found in seen[first:last]]
-            gap = max(1, schedule.units[0].every(first + 1) // FOLDS)
-            regular = [share for share in shares if share == gap / 4]
             # Both sides of a block are watched at the steps of one, and where the other is due, with less.
-            assert sum(regular) == pytest.approx((last - first) / 4, abs=1.0)
-            assert all(share in (0.0, 0.25, gap / 4) for share in shares)
+            regular = [share for share in shares if share == gap / settled]
+            assert sum(regular) == pytest.approx((last - first) / settled, abs=1.0)
+            assert all(share in (0.0, 1 / settled, gap / settled) for share in shares)
 
 
-def test_a_unit_that_slips_is_watched_again_with_the_least_share():
+def test_a_unit_that_slips_is_solved_from_what_was_seen_and_one_that_was_never_tried_is_watched():
     schedule = Schedule(two_sided(1))
+    assert [schedule.watched(step) for step in (1, 2, 3)] == [{(0, 0): share} for share in (0.25, 0.5, 0.25)]
     for step in range(1, 300):
         schedule.due(step, math.inf)
-    # Its slot has passed and nothing is solved.
-    late = max(schedule.next) + 1
+    late = max(schedule.next) + 1  # Its slot has passed and nothing is solved.
     late += (schedule.slot[0] - late) % 4 == 0
+    assert schedule.watched(late) == {}
+    schedule.next[1] = late
     assert schedule.watched(late) == {(0, 0): 0.25}
 
 

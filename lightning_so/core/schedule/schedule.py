@@ -10,8 +10,9 @@ from lightning_so.contract.unit import Unit
 from lightning_so.core.schedule.bought import Bought
 from lightning_so.core.schedule.packing import owners, pack
 
-#: How often rows are observed between two solves of a unit, where a method observes rows.
-FOLDS = 4
+#: How often rows are observed between two solves of a unit, where a method observes rows; and after how many steps
+#: again at the soonest, where intervals are long later on: twice as many rows at every second step are as good.
+FOLDS, LEAST_GAP = 4, 2
 #: Stack and row of a block.
 Place = tuple[int, int]
 
@@ -127,9 +128,9 @@ class Schedule:
     def watched(self, step: int) -> dict[Place, float]:
         """The blocks whose rows a step adds to, and of each the share of its rows that it adds.
 
-        A block is watched `FOLDS` times an interval, and where a unit of it is due. The sooner it is watched again, the
-        fewer rows it takes: of a step, factors see equally much at every interval. Where intervals are bought, rows are
-        bought with them.
+        A block is watched `FOLDS` times an interval, at the steps of its first unit, and where a unit becomes due. One
+        that has slipped is solved from what was seen. The sooner a block is watched again, the fewer rows it takes: of
+        a step, factors see equally much at every interval. Where intervals are bought, rows are bought with them.
 
         Args:
             step: The step.
@@ -142,9 +143,10 @@ class Schedule:
             block = self.units[unit].stack, self.units[unit].row
             gap, settled = (max(1, every // FOLDS) for every in (self.every[lead], self.units[lead].final))
             share = 1.0 if self.bought is not None else 1 / settled
+            gap = gap if self.bought is not None else max(gap, min(LEAST_GAP, settled))
             if (step - self.slot[lead]) % gap == 0:
                 found[block] = min(1.0, gap * share)
-            elif self.next[unit] <= step:
+            elif self.next[unit] == step or (self.next[unit] < step and not self.tried[unit]):
                 found.setdefault(block, share)
         return found
 
