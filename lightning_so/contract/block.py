@@ -186,7 +186,6 @@ class Use:
         g: Gradient in its output.
         unit: What makes it that of one sample's loss.
         terms: Loss terms of the pass; 0 where another use of the layer has told them.
-        share: How much of what a method would take of it is asked for; see `core.schedule.Schedule.watched`.
         step: Steps made; decides what is drawn.
     """
 
@@ -194,5 +193,4 @@ class Use:
     g: Tensor
     unit: Tensor | float
     terms: Tensor | float
-    share: float
     step: int

@@ -23,9 +23,9 @@ from lightning_so.linalg.sides import Side, traces
 
 #: Decay of the factors' moving average a step.
 BETA = 0.95
-#: Rows of one use that build a factor of any size by which updates are bent, more build larger ones; and the least that
-#: are taken for a share of them.
-ENOUGH, FEWEST = 256, 128
+#: Rows of one use that build a factor of any size by which updates are bent; more build larger ones. They are averaged
+#: with those of other steps.
+ENOUGH = 256
 
 #: What both sides are called in files.
 SIDES = ("inputs", "outputs")
@@ -50,7 +50,7 @@ class Factors:
         transposed: Whether the input side is the rows of the matrix.
         rule: How the damping of solves to come is found.
         thinning: Of how many samples one is taken, beyond what the method does.
-        few: Whether few rows will do; see `KFAC.rows`.
+        rows: How many positions of a use build factors, unless they are thinned.
     """
 
     sides: tuple[Side, Side]
@@ -60,7 +60,7 @@ class Factors:
     transposed: bool
     rule: Relative | float
     thinning: int
-    few: bool
+    rows: int
 
     def oriented(self, pair: tuple[T, T]) -> tuple[T, T]:
         """See the function."""
@@ -152,8 +152,9 @@ class Layerwise:
         assert first.tap is not None
         weight, counts = torch.zeros(count, **place), torch.zeros(count, 2, **place)
         # What preconditions a gradient sets its length too: there nothing is left out below `rows`.
-        kind = first.tap.layer.input_side == 0, rule, 1, not base.linear
-        return Factors((a, g), torch.zeros(count), weight, counts, *kind)
+        enough = max([ENOUGH, *a.shape.widths, *g.shape.widths])
+        rows = self.rows if base.linear else min(self.rows, enough)
+        return Factors((a, g), torch.zeros(count), weight, counts, first.tap.layer.input_side == 0, rule, 1, rows)
 
     def dampen(self, stats: Factors, damping: float) -> None:
         """See `contract.method.TakesDamping.dampen`."""
@@ -183,8 +184,8 @@ class Layerwise:
         """See `contract.method.ObservesRows.collect`."""
         tap, (inputs, outputs), reduce = block.tap, stats.sides, self.sharing == "reduce"
         assert tap is not None
-        few = stats.few and not (reduce or tap.layer.joint)
-        most = self._drawn(stats, use.share) if few else self.most(stats, block, use.g)
+        rows = self.rows if reduce or tap.layer.joint else stats.rows
+        most = self.most(block, use.g, rows, stats.thinning)
         kinds = {"one": block.one, "reduce": reduce, "dtype": inputs.dtype, "most": most, "step": use.step}
         found = factor_rows(tap.layer, tap.module, use.x, use.g, unit=use.unit, **kinds)
         inputs.add(row, found.a, 1 / found.share)
@@ -192,18 +193,13 @@ class Layerwise:
         stats.counts[row, 0].add_(found.count, alpha=1 / found.share)
         stats.counts[row, 1].add_(use.terms)
 
-    def most(self, stats: Factors, block: Block, g: Tensor) -> int:
-        """The most positions of a gradient that are observed."""
+    def most(self, block: Block, g: Tensor, rows: int, thinning: int) -> int:
+        """How many of the positions of a gradient are observed, where `rows` are unless they are thinned."""
         assert block.tap is not None
-        if stats.thinning == 1:
-            return self.rows
+        if thinning == 1:
+            return rows
         positions = g.numel() // (block.rows if block.tap.layer.input_side else block.cols)
-        return max(1, min(self.rows, positions) // stats.thinning)
-
-    def _drawn(self, stats: Factors, share: float) -> int:
-        """How many positions of bent updates' factors are drawn: for all of a share as many as the widest tile has."""
-        enough = max([ENOUGH, *(width for side in stats.sides for width in side.shape.widths)])
-        return max(1, min(self.rows, max(FEWEST, int(enough * share))) // stats.thinning)
+        return max(1, min(rows, positions) // thinning)
 
     def windows(self, stats: Factors, row: int) -> list[Tensor]:
         """See `contract.method.ObservesRows.windows`."""

@@ -165,7 +165,7 @@ class EKFAC(Layerwise, ByDevice):
         tap = block.tap
         if tap is None or stats.moments is None or not stats.solved.numpy()[row].all():
             return
-        most = self.most(stats, block, use.g)
+        most = self.most(block, use.g, self.rows, stats.thinning)
         x, g, share = samples(tap.layer, tap.module, use.x, use.g, most=most, step=use.step)
         inputs, outputs = (partial(basis.rows, row) for basis in stats.bases)
         kinds = {"unit": use.unit, "one": block.one, "dtype": stats.moments.mean.dtype}

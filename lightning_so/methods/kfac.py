@@ -69,7 +69,7 @@ class KFAC(Layerwise):
         clip: Bound of `lr^2 <P g, g>` summed over blocks where gradients are preconditioned; None for none.
         period: Largest interval between two solves of one block, in steps.
         rows: Most rows of a micro-batch that build a factor, drawn from all. Under Adam fewer are: as many as the
-            widest tile has, at least 256, and of each step the fewer the more steps watch the layer.
+            widest tile has, at least 256.
         cap: Largest tile of a side; None takes 1024.
 
     Example:

@@ -111,7 +111,7 @@ def test_thinned_rows_are_fewer(thinning, rows):
     engine = attach(net, torch.optim.AdamW(net.parameters()), method := KFAC())
     (stack,) = engine.stacks
     method.thin(stack.stats, thinning)
-    use = Use(torch.ones(4096, 5), torch.ones(4096, 512), 1.0, 4096.0, 1.0, 3)
+    use = Use(torch.ones(4096, 5), torch.ones(4096, 512), 1.0, 4096.0, 3)
     with mock.patch("lightning_so.linalg.sides.Side.add") as add:
         method.collect(stack.stats, 0, stack.blocks[0], use)
     for call in add.call_args_list:

@@ -48,13 +48,13 @@ def seed_of(step, micro_batch, rank, _):
 
 
 def watched(self, step):
-    """The blocks that were watched then: at the steps of each of their sides."""
+    """The blocks that were watched then: at the steps of each of their sides, and while they were due."""
     places = zip(self.units, self.next, self.every, self.slot, strict=True)
-    return {
-        (unit.stack, unit.row): 1.0
+    return [
+        (unit.stack, unit.row)
         for unit, due, every, slot in places
         if due <= step or (step - slot) % max(1, every // 4) == 0
-    }
+    ]
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -11,7 +11,7 @@ from lightning_so.core.schedule.bought import Bought
 from lightning_so.core.schedule.packing import owners, pack
 
 #: How often rows are observed between two solves of a unit, where a method observes rows; and after how many steps
-#: again at the soonest, where intervals are long later on: twice as many rows at every second step are as good.
+#: again at the soonest, where intervals are longer later on and none are bought: every step tells little more.
 FOLDS, LEAST_GAP = 4, 2
 #: Stack and row of a block.
 Place = tuple[int, int]
@@ -125,30 +125,27 @@ class Schedule:
             self.next[unit] = self._following(unit, step + max(1, self.every[unit] // 2))
         return chosen
 
-    def watched(self, step: int) -> dict[Place, float]:
-        """The blocks whose rows a step adds to, and of each the share of its rows that it adds.
+    def watched(self, step: int) -> list[Place]:
+        """The blocks whose rows a step adds to.
 
         A block is watched `FOLDS` times an interval, at the steps of its first unit, and where a unit becomes due. One
-        that has slipped is solved from what was seen. The sooner a block is watched again, the fewer rows it takes: of
-        a step, factors see equally much at every interval. Where intervals are bought, rows are bought with them.
+        that has slipped is solved from what was seen.
 
         Args:
             step: The step.
 
         Returns:
-            By stack and row of a block, the share.
+            Their places, each once.
         """
-        found: dict[Place, float] = {}
+        found: dict[Place, None] = {}
         for unit, lead in enumerate(self._leads):
-            block = self.units[unit].stack, self.units[unit].row
-            gap, settled = (max(1, every // FOLDS) for every in (self.every[lead], self.units[lead].final))
-            share = 1.0 if self.bought is not None else 1 / settled
-            gap = gap if self.bought is not None else max(gap, min(LEAST_GAP, settled))
-            if (step - self.slot[lead]) % gap == 0:
-                found[block] = min(1.0, gap * share)
-            elif self.next[unit] == step or (self.next[unit] < step and not self.tried[unit]):
-                found.setdefault(block, share)
-        return found
+            gap = max(1, self.every[lead] // FOLDS)
+            if self.bought is None:
+                gap = max(gap, min(LEAST_GAP, self.units[lead].final // FOLDS))
+            new = self.next[unit] < step and not self.tried[unit]
+            if new or self.next[unit] == step or (step - self.slot[lead]) % gap == 0:
+                found[self.units[unit].stack, self.units[unit].row] = None
+        return list(found)
 
     def _following(self, unit: int, step: int) -> int:
         """The first step from `step` on that belongs to a unit's slot: after a slip it returns to its own."""

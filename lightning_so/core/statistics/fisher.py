@@ -131,7 +131,7 @@ def _collect(
             counted.add(block)
             dtype = torch.promote_types(g.dtype, torch.float32)
             unit = (torch.as_tensor(weight, dtype=dtype, device=g.device) / facts.scale).sqrt()
-            use = Use(call.x, call.rows(g), unit, once, seen.shares[index, row], step)
+            use = Use(call.x, call.rows(g), unit, once, step)
             with FullPrecision():
                 method.collect(units.stacks[index].stats, row, block, use)
 

@@ -50,7 +50,6 @@ class Observation:
 
     Attributes:
         watched: Blocks whose rows this step observes.
-        shares: Of each block, the share of its rows that the step takes; see `Schedule.watched`.
         fired: Of those that were observed, in how many micro-batches, and in which pass last.
         counted: Of those, in which pass loss terms were counted last: not where all calls were without samples.
         calls: Calls of hooked layers since the optimizer stepped.
@@ -64,7 +63,6 @@ class Observation:
     """
 
     watched: dict[Place, Block] = field(default_factory=dict)
-    shares: dict[Place, float] = field(default_factory=dict)
     fired: dict[Block, tuple[int, int]] = field(default_factory=dict)
     counted: dict[Block, int] = field(default_factory=dict)
     calls: list[LayerCall] = field(default_factory=list)

@@ -71,14 +71,14 @@ class Recorder:
         self.disarm()
         self._timed = timed
         stacks, before = self._units.stacks, self.seen
-        shares = self._units.schedule.watched(step)
+        places = self._units.schedule.watched(step)
         for (index, row), block in before.watched.items():
             if block in before.fired:  # and not folded: the step was skipped, or the block has no gradient
                 self.method.clear(stacks[index].stats, [row])
         watched = {
-            (index, row): stacks[index].blocks[row] for index, row in shares if stacks[index].method is self.method
+            (index, row): stacks[index].blocks[row] for index, row in places if stacks[index].method is self.method
         }
-        self.seen = Observation(watched, shares, counts=before.counts)
+        self.seen = Observation(watched, counts=before.counts)
         taps = []
         for index, stack in enumerate(stacks):
             for row, block in enumerate(stack.blocks):
@@ -237,8 +237,7 @@ class Recorder:
         # Several uses in one pass are positions of the same terms.
         terms = self.seen.terms if self.seen.counted.get(block) != self.seen.passes else 0.0
         self.seen.counted[block] = self.seen.passes
-        share = self.seen.shares[index, row]
-        self.method.collect(stats, row, block, Use(x, g, self.seen.unit, terms, share, self._report.step))
+        self.method.collect(stats, row, block, Use(x, g, self.seen.unit, terms, self._report.step))
 
     # ---------------------------------------------------------------- at the step
 
