@@ -175,3 +175,22 @@ class StackSpec:
     def home(self) -> torch.device:
         """Where its curvature is: tensors of a rank that has none have a shape and no numbers."""
         return self.device if self.here or self.shared else torch.device("meta")
+
+
+@dataclass(frozen=True, eq=False)
+class Use:
+    """One use of a layer in a micro-batch.
+
+    Attributes:
+        x: Its input.
+        g: Gradient in its output.
+        unit: What makes it that of one sample's loss.
+        terms: Loss terms of the pass; 0 where another use of the layer has told them.
+        step: Steps made; decides what is drawn.
+    """
+
+    x: Tensor
+    g: Tensor
+    unit: Tensor | float
+    terms: Tensor | float
+    step: int

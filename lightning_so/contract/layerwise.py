@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from lightning_so.actions.moments import Base
-from lightning_so.contract.block import Block, StackSpec, Tap
+from lightning_so.contract.block import Block, StackSpec, Tap, Use
 from lightning_so.contract.method import Chosen, Taps
 from lightning_so.contract.spread import Spread, Staggered
 from lightning_so.errors import check_choice, check_count, check_range
-from lightning_so.layers.factor_rows import factor_rows, loss_terms, thin
+from lightning_so.layers.factor_rows import factor_rows, loss_terms
 from lightning_so.linalg import kron, sides, tiles
 from lightning_so.linalg.damping import Relative
 from lightning_so.linalg.rows import each, put, some
@@ -23,11 +23,12 @@ from lightning_so.linalg.sides import Side, traces
 
 #: Decay of the factors' moving average a step.
 BETA = 0.95
-
+#: Rows of one use that build a factor of any size by which updates are bent; more build larger ones. They are averaged
+#: with those of other steps.
+ENOUGH = 256
 
 #: What both sides are called in files.
 SIDES = ("inputs", "outputs")
-
 
 T = TypeVar("T")
 
@@ -49,6 +50,7 @@ class Factors:
         transposed: Whether the input side is the rows of the matrix.
         rule: How the damping of solves to come is found.
         thinning: Of how many samples one is taken, beyond what the method does.
+        rows: How many positions of a use build factors, unless they are thinned.
     """
 
     sides: tuple[Side, Side]
@@ -58,6 +60,7 @@ class Factors:
     transposed: bool
     rule: Relative | float
     thinning: int
+    rows: int
 
     def oriented(self, pair: tuple[T, T]) -> tuple[T, T]:
         """See the function."""
@@ -141,14 +144,17 @@ class Layerwise:
         inputs, outputs = (tiles.label(shape.cuts) for shape in self.shapes(block))
         return f"{bias}; {groups}inputs {inputs}, outputs {outputs}"
 
-    def statistics(self, stack: StackSpec, rule: Relative | float) -> Factors:
+    def statistics(self, stack: StackSpec, rule: Relative | float, base: Base) -> Factors:
         """The factors of a stack, all zero."""
         count, first = len(stack.blocks), stack.blocks[0]
         place = {"dtype": stack.dtype, "device": stack.device}
         a, g = (sides.statistics(shape, count, **place, home=stack.home) for shape in self.shapes(first))
         assert first.tap is not None
         weight, counts = torch.zeros(count, **place), torch.zeros(count, 2, **place)
-        return Factors((a, g), torch.zeros(count), weight, counts, first.tap.layer.input_side == 0, rule, 1)
+        # What preconditions a gradient sets its length too: there nothing is left out below `rows`.
+        enough = max([ENOUGH, *a.shape.widths, *g.shape.widths])
+        rows = self.rows if base.linear else min(self.rows, enough)
+        return Factors((a, g), torch.zeros(count), weight, counts, first.tap.layer.input_side == 0, rule, 1, rows)
 
     def dampen(self, stats: Factors, damping: float) -> None:
         """See `contract.method.TakesDamping.dampen`."""
@@ -174,26 +180,26 @@ class Layerwise:
         for side in stats.sides:
             side.forget(rows)
 
-    def collect(
-        self, stats: Factors, row: int, block: Block, x: Tensor, g: Tensor, terms: Tensor | float, step: int
-    ) -> None:
+    def collect(self, stats: Factors, row: int, block: Block, use: Use) -> None:
         """See `contract.method.ObservesRows.collect`."""
-        tap, (inputs, outputs) = block.tap, stats.sides
+        tap, (inputs, outputs), reduce = block.tap, stats.sides, self.sharing == "reduce"
         assert tap is not None
-        x, g, share = self.thinned(stats, block, x, g, step)
-        reduce = self.sharing == "reduce"
-        found = factor_rows(tap.layer, tap.module, x, g, one=block.one, reduce=reduce, dtype=inputs.dtype)
-        inputs.add(row, found.a, 1 / share)
-        outputs.add(row, found.g, 1 / share)
-        stats.counts[row, 0] += found.count / share
-        stats.counts[row, 1] += terms
+        rows = self.rows if reduce or tap.layer.joint else stats.rows
+        most = self.most(block, use.g, rows, stats.thinning)
+        kinds = {"one": block.one, "reduce": reduce, "dtype": inputs.dtype, "most": most, "step": use.step}
+        found = factor_rows(tap.layer, tap.module, use.x, use.g, unit=use.unit, **kinds)
+        inputs.add(row, found.a, 1 / found.share)
+        outputs.add(row, found.g, 1 / found.share)
+        stats.counts[row, 0].add_(found.count, alpha=1 / found.share)
+        stats.counts[row, 1].add_(use.terms)
 
-    def thinned(self, stats: Factors, block: Block, x: Tensor, g: Tensor, step: int) -> tuple[Tensor, Tensor, float]:
-        """The samples of one use that build factors, and their share; see `layers.factor_rows.thin`."""
+    def most(self, block: Block, g: Tensor, rows: int, thinning: int) -> int:
+        """How many of the positions of a gradient are observed, where `rows` are unless they are thinned."""
         assert block.tap is not None
+        if thinning == 1:
+            return rows
         positions = g.numel() // (block.rows if block.tap.layer.input_side else block.cols)
-        most = self.rows if stats.thinning == 1 else max(1, min(self.rows, positions) // stats.thinning)
-        return thin(block.tap.layer, x, g, positions=positions, most=most, step=step)
+        return max(1, min(rows, positions) // thinning)
 
     def windows(self, stats: Factors, row: int) -> list[Tensor]:
         """See `contract.method.ObservesRows.windows`."""

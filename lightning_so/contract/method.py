@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_so.actions.moments import Base
-from lightning_so.contract.block import Block, StackSpec, Tap
+from lightning_so.contract.block import Block, StackSpec, Tap, Use
 from lightning_so.contract.spread import Spread
 from lightning_so.contract.unit import Unit
 from lightning_so.contract.ways import Ways
@@ -164,10 +164,8 @@ class ObservesRows(Method, Protocol):
         """Forget the windows of blocks."""
         ...
 
-    def collect(
-        self, stats: Any, row: int, block: Block, x: Tensor, g: Tensor, terms: Tensor | float, step: int
-    ) -> None:
-        """Add one use of a layer to a block's window; g is the gradient of one sample's loss."""
+    def collect(self, stats: Any, row: int, block: Block, use: Use) -> None:
+        """Add one use of a layer to a block's window."""
         ...
 
     def windows(self, stats: Any, row: int) -> list[Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_so.layers.registry import Layer
+from lightning_so.layers.sampling import positions, samples
 
 
 @dataclass(frozen=True)
@@ -25,16 +26,28 @@ class FactorRows:
         a: Rows of the input side, shape (Q, P, I); or, where indices choose rows of the weight, how often each was
             chosen, the diagonal of A, shape (rows of the weight,).
         g: Rows of the output side, shape (Q, P, O).
-        count: Terms of A's sum, a scalar tensor.
+        count: Terms of A's sum.
+        share: Which part they are of what there is.
     """
 
     a: Tensor
     g: Tensor
-    count: Tensor
+    count: Tensor | float
+    share: float
 
 
 def factor_rows(
-    layer: Layer, module: nn.Module, x: Tensor, g: Tensor, *, one: float | None, reduce: bool, dtype: torch.dtype
+    layer: Layer,
+    module: nn.Module,
+    x: Tensor,
+    g: Tensor,
+    *,
+    unit: Tensor | float,
+    one: float | None,
+    reduce: bool,
+    dtype: torch.dtype,
+    most: int,
+    step: int,
 ) -> FactorRows:
     """The rows of one use of a layer on both sides.
 
@@ -43,75 +56,69 @@ def factor_rows(
         module: The layer.
         x: Its input.
         g: Gradient of the loss in its output.
+        unit: What makes it the gradient of one sample's loss.
         one: What the bias' column holds, zero where it is frozen; None without a bias.
         reduce: Whether positions of a sample share one term (reduce) or have one each (expand).
         dtype: Precision of the sums.
+        most: How many positions should be left of more; see `sampling`.
+        step: Decides which.
 
     Returns:
         The rows.
     """
-    g_QNTO = output_rows(layer, module, x, g, one=one, dtype=dtype)
+    if layer.joint or (reduce and not layer.indices):
+        x, g, share = samples(layer, module, x, g, most=most, step=step)
+        g_QNO = output_rows(layer, module, x, g, unit=unit, one=one, dtype=dtype).sum(2)
+        a_QNI = _with_one(layer, layer.inputs(module, x).to(dtype), one).mean(2)
+        return FactorRows(a_QNI, g_QNO, float(a_QNI.shape[1]), share)
+    x, g, some, share = positions(layer, module, x, g, most=most, step=step)
+    g_QPO = some.rows(layer.outputs, layer.outputs_at, module, g).to(dtype) * unit
     if layer.indices:
-        return _chosen(layer, module, x, g_QNTO)
-    a_QNTI = layer.inputs(module, x).to(dtype)
-    if one is not None and layer.input_side:
-        a_QNTI = F.pad(a_QNTI, (0, 1), value=one)
-    if reduce:
-        a_QNI, g_QNO = a_QNTI.mean(2), g_QNTO.sum(2)
-        return FactorRows(a_QNI, g_QNO, torch.as_tensor(float(a_QNI.shape[1]), device=g.device))
-    a_QPI, g_QPO = a_QNTI.flatten(1, 2), g_QNTO.flatten(1, 2)
-    if a_QNTI.shape[2] == 1 or a_QNTI.shape[0] > 1 or not layer.padded:
-        return FactorRows(a_QPI, g_QPO, torch.as_tensor(float(a_QPI.shape[1]), device=g.device))
+        indices = layer.inputs(module, x).flatten()
+        return _chosen(module, indices if some.kept is None else indices[some.kept], g_QPO, share)
+    a_QPI = _with_one(layer, some.rows(layer.inputs, layer.inputs_at, module, x).to(dtype), one)
+    if some.each == 1 or len(g_QPO) > 1 or not layer.padded:
+        return FactorRows(a_QPI, g_QPO, float(some.count), share)
     # Positions without a gradient are padding: they are no samples of the input either.
-    real = (g_QPO != 0).any(-1, keepdim=True)
-    return FactorRows(a_QPI * real, g_QPO, real.sum().to(dtype))
+    real_QP = lives(g_QPO)
+    return FactorRows(a_QPI * real_QP[..., None], g_QPO, real_QP.sum(), share)
+
+
+def _with_one(layer: Layer, rows: Tensor, one: float | None) -> Tensor:
+    return rows if one is None or not layer.input_side else F.pad(rows, (0, 1), value=one)
 
 
 def output_rows(
-    layer: Layer, module: nn.Module, x: Tensor, g: Tensor, *, one: float | None, dtype: torch.dtype
+    layer: Layer,
+    module: nn.Module,
+    x: Tensor,
+    g: Tensor,
+    *,
+    unit: Tensor | float,
+    one: float | None,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """Rows of the output side, (Q, N, T, O); see `factor_rows`."""
+    """All rows of the output side, (Q, N, T, O); see `factor_rows`."""
     if not layer.joint:
-        return layer.outputs(module, g).to(dtype)
-    g_QNTO = layer.outputs(module, g, x).to(dtype)
+        return layer.outputs(module, g).to(dtype) * unit
+    g_QNTO = layer.outputs(module, g, x).to(dtype) * unit
     if one is None:
         return g_QNTO[..., :1]  # A shift of another group is not in the block.
     return g_QNTO if one else F.pad(g_QNTO[..., :1], (0, 1))
 
 
-def _chosen(layer: Layer, module: nn.Module, x: Tensor, g_QNTO: Tensor) -> FactorRows:
+def _chosen(module: nn.Module, indices_P: Tensor, g_QPO: Tensor, share: float) -> FactorRows:
     """An Embedding: inputs are one-hot, so that A is a diagonal of frequencies."""
-    indices = layer.inputs(module, x).flatten()
-    g = g_QNTO.flatten(1, 2)
-    real = (g[0] != 0).any(-1) & (indices >= 0)
+    real = lives(g_QPO[0]) & (indices_P >= 0)
     assert isinstance(module, nn.Embedding)
-    counts = torch.zeros(module.num_embeddings, dtype=g.dtype, device=g.device)
-    counts.index_add_(0, indices.clamp_min(0), real.to(g.dtype))
-    return FactorRows(counts, g * real[:, None], real.sum().to(g.dtype))
+    counts = torch.zeros(module.num_embeddings, dtype=g_QPO.dtype, device=g_QPO.device)
+    counts.index_add_(0, indices_P.clamp_min(0), real.to(g_QPO.dtype))
+    return FactorRows(counts, g_QPO * real[:, None], real.sum(), share)
 
 
-def thin(layer: Layer, x: Tensor, g: Tensor, *, positions: int, most: int, step: int) -> tuple[Tensor, Tensor, float]:
-    """Every k-th sample of a micro-batch, so that about `most` positions are left, and the share that they are.
-
-    The first of them moves with the step, so that every sample has the same chance: sums divided by the share are
-    unbiased.
-
-    Args:
-        layer: The layer's description.
-        x: Its input.
-        g: Gradient of the output.
-        positions: How many the gradient has.
-        most: How many should be left.
-        step: Decides which.
-
-    Returns:
-        The kept samples of x and g, and their share.
-    """
-    stride = min(g.shape[0], -(-positions // most)) if g.ndim > 1 else 1
-    if stride <= 1 or layer.single(x) or layer.joint:
-        return x, g, 1.0
-    kept = slice(step * 7919 % stride, None, stride)
-    return x[kept], g[kept], len(g[kept]) / len(g)
+def lives(g: Tensor) -> Tensor:
+    """Which rows (..., D) have a number that is not zero; largest ones are found far faster than any."""
+    return g.abs().amax(-1) != 0
 
 
 def loss_terms(layer: Layer, x: Tensor, g: Tensor, *, reduce: bool) -> Tensor | float:
@@ -130,4 +137,4 @@ def loss_terms(layer: Layer, x: Tensor, g: Tensor, *, reduce: bool) -> Tensor | 
         return 1.0
     if reduce or not layer.padded or g.ndim < 3:
         return float(g.shape[0])
-    return (g != 0).any(-1).sum()
+    return lives(g).sum()

@@ -31,6 +31,9 @@ class Layer:
         bias: Name of the bias that is one more column of it; of an input side that is columns, an input of one.
         listen: Module and whom to tell of its calls -> what to remove for silence.
         refuse: Module -> the reason why it cannot be seen so, or None.
+        inputs_at: Module, input and numbers of positions, counted through all samples, (P,) -> the rows of these alone,
+            shape (Q, P, I); where `inputs` are copies, which need not be made for all.
+        outputs_at: The same of `outputs`.
     """
 
     inputs: Callable[[nn.Module, Tensor], Tensor]
@@ -45,6 +48,8 @@ class Layer:
     bias: str | None = "bias"
     listen: Callable[[nn.Module, Told], list[Any]] = of_module
     refuse: Callable[[nn.Module], str | None] = lambda module: None
+    inputs_at: Callable[[nn.Module, Tensor, Tensor], Tensor] | None = None
+    outputs_at: Callable[[nn.Module, Tensor, Tensor], Tensor] | None = None
 
 
 _KNOWN: dict[str, tuple[Layer, ...]] = {}

@@ -27,6 +27,7 @@ def squares(
     x: Tensor,
     g: Tensor,
     *,
+    unit: Tensor | float,
     one: float | None,
     dtype: torch.dtype,
     inputs: Turn,
@@ -39,6 +40,7 @@ def squares(
         module: The layer.
         x: Its input.
         g: Gradient of the loss in its output.
+        unit: What makes it the gradient of one sample's loss.
         one: What the bias' column holds, zero where it is frozen; None without a bias.
         dtype: Precision of the sums.
         inputs: Turns rows of the input, (Q, P, I), into the basis Q_A.
@@ -47,7 +49,7 @@ def squares(
     Returns:
         s, shape (Q, O, I); of a layer whose input side is the rows of its weight, (Q, I, O).
     """
-    g_QNTO = _turned(output_rows(layer, module, x, g, one=one, dtype=dtype), outputs)
+    g_QNTO = _turned(output_rows(layer, module, x, g, unit=unit, one=one, dtype=dtype), outputs)
     if layer.indices:
         return _of_chosen(layer.inputs(module, x), g_QNTO[0], module)
     a_QNTI = layer.inputs(module, x).to(dtype)

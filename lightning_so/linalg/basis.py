@@ -4,6 +4,7 @@ Legend: B factors of one side; T side of a tile; F factor, Q basis (columns, sor
 """
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -33,9 +34,14 @@ def ridge(F_TT: Tensor, strength: float, floor: Tensor | None = None) -> Tensor:
     Returns:
         The diagonal to add, shape (..., T).
     """
-    slope = torch.linspace(1.0, 0.5, F_TT.shape[-1], dtype=F_TT.dtype, device=F_TT.device)
     mean = F_TT.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)
-    return strength * (mean if floor is None else mean + floor) * slope
+    return strength * (mean if floor is None else mean + floor) * _slope(F_TT.shape[-1], F_TT.dtype, F_TT.device)
+
+
+@cache
+@torch.inference_mode(False)
+def _slope(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.linspace(1.0, 0.5, side, dtype=dtype, device=device)
 
 
 def fix_signs(Q_TT: Tensor, signs_T: Tensor) -> Tensor:

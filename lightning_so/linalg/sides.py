@@ -13,6 +13,7 @@ from lightning_so.linalg import psd
 from lightning_so.linalg.kron import Shape, zeros
 from lightning_so.linalg.result import Solved
 from lightning_so.linalg.rows import put, some, together
+from lightning_so.linalg.strips import add_products, mirror
 from lightning_so.linalg.unseen import maybe
 
 
@@ -43,14 +44,14 @@ class Side:
         """Add `scale` times the outer products of rows (Q, P, length), or a diagonal (length,), to a block's window."""
         windows = self.window(row)
         if not self.shape.cuts:
-            diagonal = rows if rows.ndim == 1 else torch.linalg.vector_norm(rows, dim=1).square()
+            diagonal = rows if rows.ndim == 1 else rows.square().sum(1)
             windows[0].add_(diagonal.reshape(windows[0].shape), alpha=scale)
             return
         for window, cut in zip(windows, self.shape.cuts, strict=True):
-            window.baddbmm_(rows[..., cut].mT, rows[..., cut], alpha=scale)
+            add_products(window, rows[..., cut], scale)
 
     def window(self, row: int) -> list[Tensor]:
-        """A block's window, of zeros if nothing was added."""
+        """A block's window, of zeros if nothing was added; what `strips` leaves out is in `gathered` alone."""
         if row not in self.windows:
             place = {"dtype": self.dtype, "device": self.device}
             self.windows[row] = [torch.zeros(shape, **place) for shape in self.window_shapes]
@@ -64,7 +65,10 @@ class Side:
     def gathered(self, rows: list[int]) -> list[Tensor]:
         """The windows of blocks, (k, Q, T, T) a tile or one (k, Q, length); of one block the window itself."""
         windows = [self.window(row) for row in rows]
-        return [tile[0][None] if len(tile) == 1 else torch.stack(tile) for tile in zip(*windows, strict=True)]
+        found = [tile[0][None] if len(tile) == 1 else torch.stack(tile) for tile in zip(*windows, strict=True)]
+        for tile in found if self.shape.cuts else ():
+            mirror(tile)
+        return found
 
     def fold(self, rows: list[int], windows: list[Tensor], keep_k: Tensor, weight_k: Tensor, spoilt_k: Tensor) -> None:
         """`F <- keep F + weight window`.

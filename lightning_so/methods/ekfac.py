@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_so.actions.moments import Base
-from lightning_so.contract.block import Block, StackSpec
+from lightning_so.contract.block import Block, StackSpec, Use
 from lightning_so.contract.known import known
 from lightning_so.contract.layerwise import BETA, SIDES, Factors, Layerwise
 from lightning_so.contract.method import Action, Asked, Turned
@@ -19,6 +19,7 @@ from lightning_so.contract.pairing import all_solved
 from lightning_so.contract.unit import Unit
 from lightning_so.contract.ways import ByDevice, Ways
 from lightning_so.errors import check_count
+from lightning_so.layers.sampling import samples
 from lightning_so.layers.squares import squares
 from lightning_so.linalg import kron
 from lightning_so.linalg.basis import CALLS, by_cholesky, decomposed, refresh, refresh_cost
@@ -81,7 +82,7 @@ class EKFAC(Layerwise, ByDevice):
         clip: Bound of `lr^2 <P g, g>` summed over blocks where gradients are preconditioned; None for none.
         period: Largest interval between two refreshes of one basis, in steps.
         start: Step at which blocks begin to rotate.
-        rows: Most rows of a micro-batch that are observed; a sample of them is drawn beyond it.
+        rows: Most rows of a micro-batch that are observed; see `KFAC`.
         cap: Largest tile of a side; None takes 1024.
 
     Example:
@@ -149,7 +150,7 @@ class EKFAC(Layerwise, ByDevice):
         of_a, of_g = (torch.zeros(count, shape.groups, shape.length, **place) for shape in shapes)
         solved = torch.zeros(count, sum(max(1, len(shape.cuts)) for shape in shapes))
         moments = diagonal(count, stack.blocks[0].grouped, **place) if base.linear else None
-        factors = vars(self.statistics(stack, self.damping or DAMPING))
+        factors = vars(self.statistics(stack, self.damping or DAMPING, base))
         return Stats(**factors, bases=(a, g), values=(of_a, of_g), solved=solved, moments=moments)
 
     def clear(self, stats: Stats, rows: list[int]) -> None:
@@ -158,20 +159,19 @@ class EKFAC(Layerwise, ByDevice):
         if stats.moments is not None:
             stats.moments.spend(rows)
 
-    def collect(
-        self, stats: Stats, row: int, block: Block, x: Tensor, g: Tensor, terms: Tensor | float, step: int
-    ) -> None:
+    def collect(self, stats: Stats, row: int, block: Block, use: Use) -> None:
         """See `contract.method.ObservesRows.collect`."""
-        super().collect(stats, row, block, x, g, terms, step)
+        super().collect(stats, row, block, use)
         tap = block.tap
         if tap is None or stats.moments is None or not stats.solved.numpy()[row].all():
             return
-        x, g, share = self.thinned(stats, block, x, g, step)
+        most = self.most(block, use.g, self.rows, stats.thinning)
+        x, g, share = samples(tap.layer, tap.module, use.x, use.g, most=most, step=use.step)
         inputs, outputs = (partial(basis.rows, row) for basis in stats.bases)
-        one, dtype = block.one, stats.moments.mean.dtype
-        found = squares(tap.layer, tap.module, x, g, one=one, dtype=dtype, inputs=inputs, outputs=outputs)
+        kinds = {"unit": use.unit, "one": block.one, "dtype": stats.moments.mean.dtype}
+        found = squares(tap.layer, tap.module, x, g, **kinds, inputs=inputs, outputs=outputs)
         stats.moments.window[row].add_(found, alpha=1 / share)
-        stats.moments.terms[row] += terms
+        stats.moments.terms[row] += use.terms
 
     def shared_windows(self, stats: Stats, row: int) -> list[Tensor]:
         """See `contract.method.ObservesRows.shared_windows`."""
@@ -285,8 +285,6 @@ class EKFAC(Layerwise, ByDevice):
         left, right = stats.oriented(stats.values)
         s = stats.moments.estimate(kron.product(left[[row]], right[[row]]), [row])[0]
         return (stats.bases[0].dense(row), stats.bases[1].dense(row)), s
-
-    # ---------------------------------------------------------------- state
 
     def tensors(self, stats: Stats) -> Iterator[tuple[str, Tensor]]:
         """See `contract.method.Method.tensors`."""

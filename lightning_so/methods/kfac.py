@@ -68,7 +68,8 @@ class KFAC(Layerwise):
             model pools them.
         clip: Bound of `lr^2 <P g, g>` summed over blocks where gradients are preconditioned; None for none.
         period: Largest interval between two solves of one block, in steps.
-        rows: Most rows of a micro-batch that build a factor; a sample of them is drawn beyond it.
+        rows: Most rows of a micro-batch that build a factor, drawn from all. Under Adam fewer are: as many as the
+            widest tile has, at least 256.
         cap: Largest tile of a side; None takes 1024.
 
     Example:
@@ -129,7 +130,7 @@ class KFAC(Layerwise):
         of_a, of_g = (torch.zeros(count, s.groups, s.length if self.exact else 0, **place) for s in shapes)
         zeros = torch.zeros(count, **place)
         return Stats(
-            **vars(self.statistics(stack, self._rule(base))), solved=(a, g), values=(of_a, of_g), damping=zeros
+            **vars(self.statistics(stack, self._rule(base), base)), solved=(a, g), values=(of_a, of_g), damping=zeros
         )
 
     # ---------------------------------------------------------------- solve and apply

@@ -3,12 +3,15 @@
 import copy
 import statistics
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
+from torch import nn
 
 from lightning_so import KFAC, SOAP, AdaHessian, ConfigError, Muon, Overhead, SecondOrder, Synchronous, attach
 from lightning_so.callbacks.engines import together
+from lightning_so.contract.block import Use
 from lightning_so.core.overhead.controller import FIRST, LAST
 from lightning_so.core.overhead.meter import Meter
 from lightning_so.core.schedule import budget
@@ -102,14 +105,18 @@ def test_rows_are_thinned_from_the_start_and_by_choice(patch):
     assert {stack.stats.thinning for stack in engine.stacks} == {engine.parts.overhead.choice.thinning} == {1}
 
 
-@pytest.mark.parametrize(("thinning", "rows"), [(1, 8), (2, 4), (8, 1)])
+@pytest.mark.parametrize(("thinning", "rows"), [(1, 512), (2, 256), (16, 32)])
 def test_thinned_rows_are_fewer(thinning, rows):
-    net = Net()
+    net = nn.Sequential(nn.Linear(5, 512))
     engine = attach(net, torch.optim.AdamW(net.parameters()), method := KFAC())
-    stack = next(stack for stack in engine.stacks if stack.blocks[0].name == "wide.weight")
+    (stack,) = engine.stacks
     method.thin(stack.stats, thinning)
-    x, g, share = method.thinned(stack.stats, stack.blocks[0], torch.ones(8, 6), torch.ones(8, 10), 3)
-    assert (len(x), len(g), share) == (rows, rows, rows / 8)
+    use = Use(torch.ones(4096, 5), torch.ones(4096, 512), 1.0, 4096.0, 3)
+    with mock.patch("lightning_so.linalg.sides.Side.add") as add:
+        method.collect(stack.stats, 0, stack.blocks[0], use)
+    for call in add.call_args_list:
+        assert call.args[1].shape[1] == rows
+        assert call.args[2] == pytest.approx(4096 / rows)
 
 
 # ---------------------------------------------------------------- what cannot be kept

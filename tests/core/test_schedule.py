@@ -10,7 +10,7 @@ from lightning_so import SOAP, ConfigError, Staggered
 from lightning_so.contract.unit import Unit, interval
 from lightning_so.core.schedule.bought import Bought
 from lightning_so.core.schedule.packing import owners, pack
-from lightning_so.core.schedule.schedule import Schedule
+from lightning_so.core.schedule.schedule import FOLDS, Schedule
 
 COSTS = st.lists(st.floats(0.1, 1e3), min_size=1, max_size=40)
 
@@ -165,3 +165,46 @@ def test_what_is_bought_gives_each_rank_room_of_its_own():
     schedule.bought = Bought([1] * 4, [1.0] * 4, 1.0, False, 0)
     due = schedule.due(1, 1.0)
     assert sorted(schedule.owner[unit] for unit in due) == [0, 1]
+
+
+def two_sided(blocks, period=16):
+    """Units of blocks with two sides, which are due at steps of their own."""
+    return [Unit(0, row, side, 0, 1.0 + row, period=period) for row in range(blocks) for side in (0, 1)]
+
+
+@pytest.mark.parametrize(("period", "settled"), [(16, 4), (8, 2), (4, 1), (1, 1)])
+def test_a_block_is_watched_four_times_an_interval_and_where_a_unit_becomes_due(period, settled):
+    schedule, seen, due = Schedule(two_sided(5, period)), [], []
+    for step in range(1, 401):
+        schedule.due(step, math.inf)
+        seen.append(schedule.watched(step + 1))
+        due.append({(0, unit // 2) for unit, at in enumerate(schedule.next) if at == step + 1})
+    for first, last in ((0, 30), (50, 70), (90, 150), (200, 400)):
+        gap = max(min(2, settled), schedule.units[0].every(first + 1) // FOLDS)
+        for row in range(5):
+            # Both sides of a block are watched at the steps of one, and where the other becomes due.
+            extra = sum((0, row) in new for new in due[first:last])
+            times = sum((0, row) in found for found in seen[first:last])
+            assert (last - first) / gap - 1 <= times <= (last - first) / gap + 1 + extra / 2
+    for found, new in zip(seen, due, strict=True):
+        assert new <= {*found}
+        assert len(found) == len({*found})
+
+
+def test_a_unit_that_slips_is_solved_from_what_was_seen_and_one_that_was_never_tried_is_watched():
+    schedule = Schedule(two_sided(1))
+    assert [schedule.watched(step) for step in (1, 2, 3)] == [[(0, 0)]] * 3
+    for step in range(1, 300):
+        schedule.due(step, math.inf)
+    late = max(schedule.next) + 1  # Its slot has passed and nothing is solved.
+    late += (schedule.slot[0] - late) % 4 == 0
+    assert schedule.watched(late) == []
+    schedule.next[1] = late
+    assert schedule.watched(late) == [(0, 0)]
+
+
+def test_where_intervals_are_bought_blocks_are_watched_as_often_as_was_paid_for():
+    schedule = Schedule(two_sided(2))
+    schedule.bought = Bought([2] * 4, [1.0] * 4, math.inf, False, 1)
+    schedule.due(1, math.inf)
+    assert schedule.watched(2) == schedule.watched(3) == [(0, 0), (0, 1)]

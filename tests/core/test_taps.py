@@ -170,17 +170,21 @@ def test_forward_passes_that_never_go_backward_are_forgotten():
     assert engine.report.preconditioned == 2
 
 
-def test_a_sample_of_the_rows_builds_the_factors():
-    x, method = randn(10, 4, 3), KFAC(period=1, rows=8)
+@pytest.mark.parametrize("sharing", ["expand", "reduce"])
+def test_a_sample_of_the_rows_builds_the_factors(sharing):
+    x, method = randn(10, 4, 3), KFAC(period=1, rows=8, sharing=sharing)
     model = nn.Sequential(nn.Linear(3, 4, **DOUBLE), nn.Tanh(), nn.Linear(4, 2, **DOUBLE))
     (_, g), *_ = spied(model, ["0"], lambda m: m(x).square().sum())["0"]
     engine = sgd(model, method)
-    step(engine, model(x).square().sum(2).mean())
+    step(engine, model(x).square().sum(2).mean() if sharing == "expand" else model(x).square().sum((1, 2)).mean())
     A, G = factors(engine, "0.weight")
-    options = []  # 40 positions: every fifth sample is kept, and any may be the first
+    options = []  # 40 positions: every fifth position or sample is kept, and any may be the first
     for first in range(5):
-        a, h = with_one(x)[first::5].flatten(0, 1), g[first::5].flatten(0, 1)
-        options.append((a.mT @ a / 8, h.mT @ h / 8))
+        if sharing == "expand":
+            a, h = with_one(x).flatten(0, 1)[first::5], g.flatten(0, 1)[first::5]
+        else:
+            a, h = with_one(x)[first::5].mean(1), g[first::5].sum(1)
+        options.append((a.mT @ a / len(a), h.mT @ h / len(h)))
     matches = [torch.allclose(A[0], a, rtol=1e-10) and torch.allclose(G[0], h, rtol=1e-10) for a, h in options]
     assert sum(matches) == 1
 

@@ -231,11 +231,11 @@ def test_two_parts_of_a_batch_are_the_batch():
 def test_calls_of_which_a_sample_is_taken_weigh_as_all_of_it():
     layer, N, few, many = attention(batch_first=True), 6, 1, 4
     q, k = randn(N, few, E), randn(N, many, E, seed=4)
-    engine = sgd(layer, KFAC(period=1, rows=8))  # 6 positions of queries, 24 of keys: every third sample
+    engine = sgd(layer, KFAC(period=1, rows=8))  # 6 positions of queries, 24 of keys: every third one
     step(engine, layer(q, k, k)[0].square().sum())
     found, options = factors(engine, "in_proj_weight")[0][0], []
     for first in range(3):
-        a, b = with_one(q).flatten(0, 1), with_one(k)[first::3].flatten(0, 1)
+        a, b = with_one(q).flatten(0, 1), with_one(k).flatten(0, 1)[first::3]
         options.append((a.mT @ a + 3 * b.mT @ b) / (N * few + N * many))
     assert sum(torch.allclose(found, option, rtol=1e-10) for option in options) == 1
 

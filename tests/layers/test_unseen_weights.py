@@ -1,6 +1,7 @@
 """Pitfall 15: in a hook a sharded layer's weight is a piece, or its memory is gone, so nothing may read it."""
 
 import copy
+from itertools import product
 
 import pytest
 import torch
@@ -30,10 +31,10 @@ def test_layers_are_seen_without_their_weights(name):
         found = []
         for described in lookup(layer):
             bias = described.bias is not None and getattr(layer, described.bias, None) is not None
-            common = {"one": 1.0 if bias else None, "dtype": torch.float64}
-            for reduce in (False, True):
-                rows = factor_rows(described, layer, x, gradient, reduce=reduce, **common)
-                found += [rows.a, rows.g, rows.count]
+            common = {"unit": 2.0, "one": 1.0 if bias else None, "dtype": torch.float64}
+            for reduce, most in product((False, True), (3, 10**6)):
+                rows = factor_rows(described, layer, x, gradient, reduce=reduce, most=most, step=5, **common)
+                found += [rows.a, rows.g, rows.count, rows.share]
             same = {"inputs": lambda X: X, "outputs": lambda X: X}
             found += [squares(described, layer, x, gradient, **common, **same), described.groups(layer)]
         return found

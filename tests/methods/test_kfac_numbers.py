@@ -1,11 +1,13 @@
 """K-FAC where numbers are scaled, zero, singular or not finite, and where arguments are bad."""
 
 import math
+from unittest import mock
 
 import pytest
 import torch
 
-from lightning_so import KFAC, ConfigError, Relative, attach
+from lightning_so import EKFAC, KFAC, ConfigError, Relative, attach
+from lightning_so.contract.block import Use
 from lightning_so.core.trust.memory import state_bytes
 from lightning_so.linalg import psd
 from tests.methods.test_kfac import EXACT, close, data, factors, linears, losses, matrix, net, stats_of, step
@@ -190,3 +192,28 @@ def test_windows_exist_while_their_layers_are_watched():
     gained = [full - empty for full, empty in zip(before[1:], between)]
     assert 4 * sum(gained[-16:]) == 16 * gained[1]
     assert max(gained[-16:]) < gained[1]
+
+
+ADAMW, SGD = torch.optim.AdamW, torch.optim.SGD
+
+
+@pytest.mark.parametrize(
+    ("base", "method", "rows"),
+    [
+        (ADAMW, KFAC(), 512),
+        (ADAMW, EKFAC(cap=64), 256),
+        (ADAMW, KFAC(rows=64), 64),
+        (ADAMW, KFAC(sharing="reduce"), 4096),
+        (SGD, KFAC(), 4096),
+        (SGD, KFAC(rows=2048), 2048),
+    ],
+)
+def test_how_many_rows_build_a_factor(base, method, rows):
+    net = torch.nn.Sequential(torch.nn.Linear(5, 512))
+    engine = attach(net, base(net.parameters(), lr=1e-2), method)
+    (stack,) = engine.stacks
+    use = Use(torch.ones(8192, 5), torch.ones(8192, 512), 1.0, 8192.0, 3)
+    with mock.patch("lightning_so.linalg.sides.Side.add") as add:
+        method.collect(stack.stats, 0, stack.blocks[0], use)
+    assert [call.args[1].shape[1] for call in add.call_args_list] == [rows, rows]
+    assert [call.args[2] for call in add.call_args_list] == [8192 / rows] * 2  # Sums are those of all.

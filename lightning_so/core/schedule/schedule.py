@@ -10,8 +10,11 @@ from lightning_so.contract.unit import Unit
 from lightning_so.core.schedule.bought import Bought
 from lightning_so.core.schedule.packing import owners, pack
 
-#: How often rows are observed between two solves of a unit, where a method observes rows.
-FOLDS = 4
+#: How often rows are observed between two solves of a unit, where a method observes rows; and after how many steps
+#: again at the soonest, where intervals are longer later on and none are bought: every step tells little more.
+FOLDS, LEAST_GAP = 4, 2
+#: Stack and row of a block.
+Place = tuple[int, int]
 
 
 class Rung(IntEnum):
@@ -72,6 +75,8 @@ class Schedule:
         self.every, self.slot = [0] * count, [0] * count
         self.next = [1] * count
         self._of_period = {unit.period: unit for unit in self.units}
+        first: dict[Place, int] = {}
+        self._leads = [first.setdefault((unit.stack, unit.row), number) for number, unit in enumerate(self.units)]
         costs, slots = [unit.cost for unit in self.units], self._slots([unit.final for unit in self.units])
         self.final_slot = pack(costs, slots)
         self.owner = self.given or owners(self.units, self.final_slot, slots, self.ranks)
@@ -120,13 +125,27 @@ class Schedule:
             self.next[unit] = self._following(unit, step + max(1, self.every[unit] // 2))
         return chosen
 
-    def watched(self, step: int) -> list[int]:
-        """The units whose statistics a step adds to: those due by then, and `FOLDS` times an interval all others."""
-        return [
-            u
-            for u, (due, every, slot) in enumerate(zip(self.next, self.every, self.slot, strict=True))
-            if due <= step or (step - slot) % max(1, every // FOLDS) == 0
-        ]
+    def watched(self, step: int) -> list[Place]:
+        """The blocks whose rows a step adds to.
+
+        A block is watched `FOLDS` times an interval, at the steps of its first unit, and where a unit becomes due. One
+        that has slipped is solved from what was seen.
+
+        Args:
+            step: The step.
+
+        Returns:
+            Their places, each once.
+        """
+        found: dict[Place, None] = {}
+        for unit, lead in enumerate(self._leads):
+            gap = max(1, self.every[lead] // FOLDS)
+            if self.bought is None:
+                gap = max(gap, min(LEAST_GAP, self.units[lead].final // FOLDS))
+            new = self.next[unit] < step and not self.tried[unit]
+            if new or self.next[unit] == step or (step - self.slot[lead]) % gap == 0:
+                found[self.units[unit].stack, self.units[unit].row] = None
+        return list(found)
 
     def _following(self, unit: int, step: int) -> int:
         """The first step from `step` on that belongs to a unit's slot: after a slip it returns to its own."""

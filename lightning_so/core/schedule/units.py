@@ -7,11 +7,8 @@ from functools import cached_property
 from lightning_so.contract.block import Block
 from lightning_so.contract.method import Asked
 from lightning_so.contract.unit import Unit
-from lightning_so.core.schedule.schedule import Rung, Schedule
+from lightning_so.core.schedule.schedule import Place, Rung, Schedule
 from lightning_so.core.stacks.stack import Stack
-
-#: Stack and row of a block.
-Place = tuple[int, int]
 
 
 @dataclass(frozen=True, eq=False)

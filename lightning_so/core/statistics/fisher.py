@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
-from lightning_so.contract.block import Block
+from lightning_so.contract.block import Block, Use
 from lightning_so.contract.method import ObservesRows
 from lightning_so.core.host import Host
 from lightning_so.core.schedule.units import Units
@@ -129,10 +129,11 @@ def _collect(
                 continue
             once = 0.0 if block in counted else terms
             counted.add(block)
-            g = call.rows(g).to(torch.promote_types(g.dtype, torch.float32))
-            g = g * (torch.as_tensor(weight, dtype=g.dtype, device=g.device) / facts.scale).sqrt()
+            dtype = torch.promote_types(g.dtype, torch.float32)
+            unit = (torch.as_tensor(weight, dtype=dtype, device=g.device) / facts.scale).sqrt()
+            use = Use(call.x, call.rows(g), unit, once, step)
             with FullPrecision():
-                method.collect(units.stacks[index].stats, row, block, call.x, g, once, step)
+                method.collect(units.stacks[index].stats, row, block, use)
 
 
 class Passes:

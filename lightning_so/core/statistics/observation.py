@@ -58,6 +58,7 @@ class Observation:
         running: Whether one is under way.
         counts: Whether it is one of a loss, whose rows count.
         terms: Its loss terms, once a layer has told them.
+        unit: What makes gradients of its loss those of one sample's, from then on.
         rows: Rows of this step, kept where gradients are preconditioned through them.
     """
 
@@ -70,6 +71,7 @@ class Observation:
     running: bool = False
     counts: bool = True
     terms: Tensor | float | None = None
+    unit: Tensor | float = 1.0
     rows: KeptRows = field(default_factory=KeptRows)
 
     def fire(self, block: Block) -> None:

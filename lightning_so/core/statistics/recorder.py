@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from lightning_so.contract.block import Block, Tap
+from lightning_so.contract.block import Block, Tap, Use
 from lightning_so.contract.method import ActsOnRows, ObservesRows
 from lightning_so.core.host import Host
 from lightning_so.core.report import Report
@@ -71,14 +71,12 @@ class Recorder:
         self.disarm()
         self._timed = timed
         stacks, before = self._units.stacks, self.seen
-        units = [self._units[number] for number in self._units.schedule.watched(step)]
+        places = self._units.schedule.watched(step)
         for (index, row), block in before.watched.items():
             if block in before.fired:  # and not folded: the step was skipped, or the block has no gradient
                 self.method.clear(stacks[index].stats, [row])
         watched = {
-            (unit.stack, unit.row): stacks[unit.stack].blocks[unit.row]
-            for unit in units
-            if stacks[unit.stack].method is self.method
+            (index, row): stacks[index].blocks[row] for index, row in places if stacks[index].method is self.method
         }
         self.seen = Observation(watched, counts=before.counts)
         taps = []
@@ -132,7 +130,8 @@ class Recorder:
                     self._begin_pass()
                     # A batch, or an expert's part of one, may be without samples.
                     if self.seen.terms is None and g.numel():
-                        self.seen.terms = self.method.terms(tap, x, rows(g))
+                        terms = self.seen.terms = self.method.terms(tap, x, rows(g))
+                        self.seen.unit = (terms if self.facts.mean else 1.0) / self.facts.scale
                     if where is not None and self.seen.counts:
                         self._commit(*where, x.detach(), rows(g) if g.numel() else None)
 
@@ -235,11 +234,10 @@ class Recorder:
         if g is None:
             return
         assert self.seen.terms is not None
-        g = g * ((self.seen.terms if self.facts.mean else 1.0) / self.facts.scale)
         # Several uses in one pass are positions of the same terms.
         terms = self.seen.terms if self.seen.counted.get(block) != self.seen.passes else 0.0
         self.seen.counted[block] = self.seen.passes
-        self.method.collect(stats, row, block, x, g, terms, self._report.step)
+        self.method.collect(stats, row, block, Use(x, g, self.seen.unit, terms, self._report.step))
 
     # ---------------------------------------------------------------- at the step
 
