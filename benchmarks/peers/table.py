@@ -152,7 +152,7 @@ def main() -> None:
             lines[f"{line['problem']}, {line['steps']} steps"].append(line)
     groups = {title: sweeps(ones) for title, ones in lines.items()}
     names = {title: ones[0]["loss_name"] for title, ones in lines.items()}
-    show(*(table(found, title, names[title]) for title, found in groups.items()), width=200)
+    show(*(table(found, title, names[title]) for title, found in groups.items()), width=240)
     for title, ones in lines.items():
         for line in ones:
             if "failed" in line:
