@@ -25,6 +25,8 @@ from benchmarks.training.table import Cell, finite, speed, spread
 
 ADAMW = "adamw"
 MUONS = ("torch_muon", "torch_muon_adamw")
+#: Lines of the plot by package; all others are dotted.
+STYLES = {"torch": "--", "lightning_so": "-"}
 
 
 @dataclass(frozen=True)
@@ -121,9 +123,10 @@ def draw(groups: dict[str, dict[str, Sweep]], names: dict[str, str], out: Path) 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(len(groups), 2, figsize=(11, 4.5 * len(groups)), layout="constrained", squeeze=False)
+    colors = [matplotlib.colormaps["tab20"](at) for at in range(20)]
+    figure, axes = plt.subplots(len(groups), 2, figsize=(13, 4.5 * len(groups)), layout="constrained", squeeze=False)
     for row, (title, found) in zip(axes, groups.items(), strict=True):
-        for number_, sweep in enumerate(found.values()):
+        for place, sweep in enumerate(found.values()):
             curves = [run["curve"] for run in sweep.best.runs if run["curve"]["steps"]]
             if not curves:
                 continue
@@ -131,11 +134,13 @@ def draw(groups: dict[str, dict[str, Sweep]], names: dict[str, str], out: Path) 
             losses = [mean(finite(curve["losses"][i]) for curve in curves) for i in range(points)]
             for axis, places in zip(row, ("steps", "seconds"), strict=True):
                 at = [mean(curve[places][i] for curve in curves) for i in range(points)]
-                style = "-" if sweep.best.runs[-1]["package"] != "torch" else "--"
-                axis.plot(at, losses, style, color=f"C{number_ % 10}", label=f"{sweep.name}, {sweep.best.lr:g}")
+                style = STYLES.get(sweep.best.runs[-1]["package"], ":")
+                axis.plot(
+                    at, losses, style, color=colors[place % len(colors)], label=f"{sweep.name}, {sweep.best.lr:g}"
+                )
         row[0].set(title=title, xlabel="step", ylabel=names[title], yscale="log")
         row[1].set(title=title, xlabel="CPU seconds of one core", yscale="log")
-        row[1].legend(fontsize=6)
+        row[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(out, dpi=90)
     print(f"plot: {out}")
 
