@@ -9,7 +9,7 @@ PYTEST := OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/.ci/start $(BIN)/python -m pyte
 .DEFAULT_GOAL := help
 FLOORS ?= .venv/floors
 
-.PHONY: help demo test fast test-cluster test-image floors faults matrix clients licences lint format bench bench-gpu clean
+.PHONY: help demo test fast test-cluster test-image floors faults matrix clients licences lint format bench bench-gpu bench-peers clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 12
@@ -102,6 +102,19 @@ format: $(READY) ## Format the code and fix what the linter can fix
 # DEVICE=cpu BENCH="--quick" shows that it runs; python -m benchmarks.steps.gpu --help says the rest.
 bench-gpu: ## Measure all there is to measure on a GPU in less than 9 minutes, and write its table
 	@$(firstword $(wildcard $(BIN)/python) $(PYTHON)) -m benchmarks.steps.gpu --device $(or $(DEVICE),cuda) $(BENCH)
+
+# Other packages' optimizers, as Python alone: torch is there. Meta's Shampoo is in no registry; where it is installed by
+# hand (pip install --no-deps git+https://github.com/facebookresearch/optimizers, Python 3.12) it takes part.
+# PEERS="--problem cnn" chooses; python -m benchmarks.peers.run --help says the rest.
+OPTIMIZERS := heavyball==3.2.1 pytorch-optimizer==4.1.0 opt-einsum==3.4.0
+.venv/bench-peers/.ready: $(READY)
+	@echo "Setting up .venv/bench-peers (once)"
+	@for package in $(OPTIMIZERS); do $(PIP) --target .venv/bench-peers --no-deps $$package \
+		|| echo "$$package cannot be had: it is not compared"; done
+	@mkdir -p .venv/bench-peers && touch $@
+
+bench-peers: .venv/bench-peers/.ready ## Train side by side with other packages' optimizers; what the file has is skipped
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.peers.run $(PEERS)
 
 bench: ## Print the commands of the benchmarks
 	@echo "$(BIN)/python -m benchmarks.training.grid --problem byte_lm --method soap --lrs 1e-3 2e-3 4e-3 8e-3 --seeds 0 1 2 --jobs 2"

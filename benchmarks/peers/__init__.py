@@ -1,0 +1,1 @@
+"""Beside what a user can install: other packages' optimizers and ours, side by side."""
