@@ -1,7 +1,5 @@
 """One run of the suite, its JSON line, and which runs a file has."""
 
-import json
-import math
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -13,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.anywhere.problems import load
+from benchmarks.shared import lines
 from benchmarks.shared.loop import trained
 from benchmarks.shared.methods import Settings, build
 
@@ -48,37 +47,26 @@ def ran(cell: Cell) -> dict[str, Any]:
         model = problem.model(cell.seed)
         contender = build(cell.method, model, Settings(cell.rate, steps=steps))
         curve = trained(problem, model, contender, cell.seed, steps, max(1, steps // POINTS))
-    except Exception as error:
+    except Exception as error:  # Whatever a method or torch says: it is a result.
         return {**first, "failed": f"{type(error).__name__}: {error}", "final_loss": None}
-    losses = [rounded(point.loss) for point in curve]
     return {
         **first,
-        "final_loss": losses[-1],
+        "final_loss": lines.rounded(curve[-1].loss),
         "cpu_seconds": round(curve[-1].seconds, 3),
         "wall_seconds": round(time.perf_counter() - begun, 3),
-        "curve": {
-            "steps": [point.step for point in curve],
-            "seconds": [round(point.seconds, 3) for point in curve],
-            "losses": losses,
-        },
+        "curve": lines.written(curve),
         "counters": contender.counters(),
     }
 
 
-def rounded(loss: float) -> float | None:
-    """To six digits; one that is not finite becomes null."""
-    return float(f"{loss:.6g}") if math.isfinite(loss) else None
-
-
 def read(path: Path) -> dict[Cell, dict[str, Any]]:
-    """The lines of a file by their runs; of two of the same run the later one counts."""
-    lines = [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
-    return {Cell(**{name: line[name] for name in Cell._fields}): line for line in lines}
+    """The lines of a file by their runs."""
+    return lines.read(path, Cell)
 
 
 def left(cells: Iterable[Cell], path: Path) -> list[Cell]:
     """Those that a file does not have. What failed is run again."""
-    have = {cell for cell, line in read(path).items() if "failed" not in line}
+    have = lines.done(path, Cell)
     return [cell for cell in dict.fromkeys(cells) if cell not in have]
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.anywhere.cell import rounded
 from benchmarks.peers.contenders import Entry
+from benchmarks.shared.lines import rounded, written
 from benchmarks.shared.loop import Point
 from benchmarks.shared.methods import Contender, Settings
 from benchmarks.shared.problems import Batch, Problem
@@ -62,7 +62,7 @@ def started(problem: Problem, entry: Entry, rate: float, seed: int, steps: int) 
     model = problem.model(seed)
     try:
         contender = entry.contender(model, Settings(rate, steps=steps))
-    except Exception as error:
+    except Exception as error:  # Whatever a package says: the others go on.
         return f"{type(error).__name__}: {error}"
     if contender.engine is not None:
         contender.engine.stopwatch.clock = time.process_time
@@ -73,7 +73,7 @@ def stepped(lane: Lane, problem: Problem, batch: Batch, look: bool) -> None:
     """One training step, and the validation loss after it where it is time to look."""
     try:
         step(lane, problem, batch)
-    except Exception as error:
+    except Exception as error:  # As above.
         lane.failed = f"{type(error).__name__}: {error}"
         return
     if look:
@@ -109,15 +109,10 @@ def kernels(entry: Entry) -> AbstractContextManager:
 
 def figures(lane: Lane) -> dict[str, Any]:
     """What is written of one that has ended."""
-    losses = [rounded(point.loss) for point in lane.curve]
     line: dict[str, Any] = {
-        "final_loss": None if lane.failed else losses[-1],
+        "final_loss": None if lane.failed else rounded(lane.curve[-1].loss),
         "cpu_seconds": round(sum(lane.seconds), 3),
-        "curve": {
-            "steps": [point.step for point in lane.curve],
-            "seconds": [round(point.seconds, 3) for point in lane.curve],
-            "losses": losses,
-        },
+        "curve": written(lane.curve),
         "state": round(state(lane), 3),
         **({"failed": lane.failed} if lane.failed else {}),
     }

@@ -23,6 +23,7 @@ import torch
 
 from benchmarks.peers.contenders import ENTRIES, Entry, dotted, present
 from benchmarks.peers.round import trained
+from benchmarks.shared import lines
 from benchmarks.shared.problems import PROBLEMS, load
 from benchmarks.shared.table import machine
 
@@ -43,9 +44,8 @@ class Cell(NamedTuple):
 
 
 def read(path: Path) -> dict[Cell, dict[str, Any]]:
-    """The lines of a file; of two of the same run the later one counts."""
-    lines = [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
-    return {Cell(**{name: line[name] for name in Cell._fields}): line for line in lines}
+    """The lines of a file by their runs."""
+    return lines.read(path, Cell)
 
 
 def cell(problem: str, entry: Entry, times: float, seed: int, steps: int) -> Cell:
@@ -57,10 +57,10 @@ def played(cells: Sequence[Cell], entries: dict[str, Entry], out: Path) -> None:
     """One round, AdamW first; its lines are appended when it ends. What failed says so."""
     first = cells[0]
     problem = load(first.problem)
-    lines = trained(problem, [(entries[one.contender], one.rate) for one in cells], first.seed, first.steps)
-    clock = lines[0].get("median_ms")
+    figures = trained(problem, [(entries[one.contender], one.rate) for one in cells], first.seed, first.steps)
+    clock = figures[0].get("median_ms")
     with out.open("a") as file:
-        for one, line in zip(cells, lines, strict=True):
+        for one, line in zip(cells, figures, strict=True):
             package = entries[one.contender].package
             facts = {**one._asdict(), **package, "loss_name": problem.loss_name, "adamw_ms": clock}
             print(json.dumps({**facts, **line, **machine("cpu")}), file=file)
@@ -94,7 +94,7 @@ def main() -> None:
     steps = args.steps or load(args.problem).steps
     out = args.out or Path(f"benchmarks/peers/results/peers_{args.problem}.jsonl")
     out.parent.mkdir(parents=True, exist_ok=True)
-    have = {one for one, line in read(out).items() if "failed" not in line}
+    have = lines.done(out, Cell)
     rounds = [
         [cell(args.problem, entry, times, seed, steps) for entry in entries.values()]
         for seed, times in product(args.seeds, args.times)

@@ -168,7 +168,7 @@ def tried(work: Callable[[], Any], one: Lane | None = None) -> Any:
     """What some work gives, or the lane that it was done to; where it fails, with what."""
     try:
         found = work()
-    except Exception as error:
+    except Exception as error:  # Being out of memory, or what a method refuses: the others go on.
         return f"{type(error).__name__}: {error}"
     return found if one is None else one
 

@@ -69,14 +69,14 @@ def factor_rows(
     if layer.joint or (reduce and not layer.indices):
         x, g, share = samples(layer, module, x, g, most=most, step=step)
         g_QNO = output_rows(layer, module, x, g, unit=unit, one=one, dtype=dtype).sum(2)
-        a_QNI = _with_one(layer, layer.inputs(module, x).to(dtype), one).mean(2)
+        a_QNI = with_one(layer, layer.inputs(module, x).to(dtype), one).mean(2)
         return FactorRows(a_QNI, g_QNO, float(a_QNI.shape[1]), share)
     x, g, some, share = positions(layer, module, x, g, most=most, step=step)
     g_QPO = some.rows(layer.outputs, layer.outputs_at, module, g).to(dtype) * unit
     if layer.indices:
         indices = layer.inputs(module, x).flatten()
         return _chosen(module, indices if some.kept is None else indices[some.kept], g_QPO, share)
-    a_QPI = _with_one(layer, some.rows(layer.inputs, layer.inputs_at, module, x).to(dtype), one)
+    a_QPI = with_one(layer, some.rows(layer.inputs, layer.inputs_at, module, x).to(dtype), one)
     if some.each == 1 or len(g_QPO) > 1 or not layer.padded:
         return FactorRows(a_QPI, g_QPO, float(some.count), share)
     # Positions without a gradient are padding: they are no samples of the input either.
@@ -84,7 +84,8 @@ def factor_rows(
     return FactorRows(a_QPI * real_QP[..., None], g_QPO, real_QP.sum(), share)
 
 
-def _with_one(layer: Layer, rows: Tensor, one: float | None) -> Tensor:
+def with_one(layer: Layer, rows: Tensor, one: float | None) -> Tensor:
+    """Rows of the input side with the bias' column, where the layer has one in the block; see `factor_rows`."""
     return rows if one is None or not layer.input_side else F.pad(rows, (0, 1), value=one)
 
 

@@ -10,9 +10,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from lightning_so.layers.factor_rows import output_rows
+from lightning_so.layers.factor_rows import output_rows, with_one
 from lightning_so.layers.registry import Layer
 
 #: Numbers of single samples' gradients that are held at once.
@@ -52,10 +51,7 @@ def squares(
     g_QNTO = _turned(output_rows(layer, module, x, g, unit=unit, one=one, dtype=dtype), outputs)
     if layer.indices:
         return _of_chosen(layer.inputs(module, x), g_QNTO[0], module)
-    a_QNTI = layer.inputs(module, x).to(dtype)
-    if one is not None and layer.input_side:
-        a_QNTI = F.pad(a_QNTI, (0, 1), value=one)
-    a_QNTI = _turned(a_QNTI, inputs)
+    a_QNTI = _turned(with_one(layer, layer.inputs(module, x).to(dtype), one), inputs)
     a_QNTI = a_QNTI.expand(-1, g_QNTO.shape[1], -1, -1)  # a constant input is one row
     found = _summed(g_QNTO, a_QNTI)
     return found if layer.input_side else found.mT

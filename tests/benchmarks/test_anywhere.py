@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.anywhere import cell, problems, run, shares, table, tune
 from benchmarks.anywhere.cell import Cell
+from benchmarks.shared import lines
 from benchmarks.shared.methods import METHODS
 
 
@@ -130,7 +131,7 @@ def test_a_method_that_is_refused_is_written_down_and_the_others_go_on(monkeypat
 
 
 def test_losses_keep_six_digits_and_become_null():
-    assert [cell.rounded(loss) for loss in (1.23456789e-7, math.nan, math.inf)] == [1.23457e-7, None, None]
+    assert [lines.rounded(loss) for loss in (1.23456789e-7, math.nan, math.inf)] == [1.23457e-7, None, None]
 
 
 # ---------------------------------------------------------------- the table

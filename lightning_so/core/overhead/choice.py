@@ -7,7 +7,7 @@ from statistics import median
 
 from lightning_so.core.overhead.timings import Timings
 from lightning_so.core.schedule.packing import pack
-from lightning_so.core.schedule.schedule import FOLDS
+from lightning_so.core.schedule.schedule import gap
 
 #: Largest step over the median one that solves may make; what is measured differs a little from step to step.
 PEAK = 1.12
@@ -145,8 +145,8 @@ def _solves(every: Sequence[int], costs: Sequence[float], wares: Wares) -> list[
 
 
 def _share(every: int) -> float:
-    """Share of the steps at which a block is watched: `FOLDS` times an interval."""
-    return 1 / max(1, every // FOLDS)
+    """Share of the steps at which a block is watched."""
+    return 1 / gap(every)
 
 
 def _watching(every: Sequence[int], thinning: int, timings: Timings, wares: Wares) -> float:

@@ -17,6 +17,11 @@ FOLDS, LEAST_GAP = 4, 2
 Place = tuple[int, int]
 
 
+def gap(every: int) -> int:
+    """Steps from one observation of a block's rows to the next, at an interval."""
+    return max(1, every // FOLDS)
+
+
 class Rung(IntEnum):
     """By what a unit is solved; where that fails it climbs to the next rung, for its next step."""
 
@@ -139,11 +144,11 @@ class Schedule:
         """
         found: dict[Place, None] = {}
         for unit, lead in enumerate(self._leads):
-            gap = max(1, self.every[lead] // FOLDS)
+            steps = gap(self.every[lead])
             if self.bought is None:
-                gap = max(gap, min(LEAST_GAP, self.units[lead].final // FOLDS))
+                steps = max(steps, min(LEAST_GAP, gap(self.units[lead].final)))
             new = self.next[unit] < step and not self.tried[unit]
-            if new or self.next[unit] == step or (step - self.slot[lead]) % gap == 0:
+            if new or self.next[unit] == step or (step - self.slot[lead]) % steps == 0:
                 found[self.units[unit].stack, self.units[unit].row] = None
         return list(found)
 

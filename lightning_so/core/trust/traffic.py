@@ -10,7 +10,7 @@ from lightning_so.contract.method import Action
 from lightning_so.core.host import Host
 from lightning_so.core.matrices.matrices import Matrices
 from lightning_so.core.matrices.sharded import ShardedMatrices
-from lightning_so.core.schedule.schedule import FOLDS
+from lightning_so.core.schedule.schedule import gap
 from lightning_so.core.schedule.units import Place, Units
 from lightning_so.core.solves.wire import unit_bytes
 from lightning_so.core.stacks.stack import Stack
@@ -110,7 +110,7 @@ def _windows(units: Units, host: Host) -> float:
             continue
         for row in range(len(stack.blocks)):
             place = index, row
-            every = max(1, units[units.of_block(place)[0]].final // FOLDS)
+            every = gap(units[units.of_block(place)[0]].final)
             total += sum(window.nbytes for window in method.shared_windows(stack.stats, row)) / every
             if units.owner_of(place) != host.team.rank:
                 sizes = [math.prod(compact_shape(shape)) for shape in method.window_shapes(stack.stats, row)]
