@@ -71,7 +71,7 @@ class Layerwise:
     """The half of a method that observes layers: `A = E[a a']`, `G = E[g g']`.
 
     Attributes:
-        fisher: Whose g: "empirical", "sampled" or "exact", see `core.statistics.fisher`.
+        fisher: Whose g: "empirical", "sampled", "exact" or "auto", see `core.statistics.labels`.
         sharing: "expand": every position is a sample; "reduce": positions of a sample are summed first.
         clip: Bound of `lr^2 <P g, g>` where gradients are preconditioned; None for none.
         period: Largest interval between two solves of one unit, in steps.
@@ -104,7 +104,7 @@ class Layerwise:
             check_range(name, "damping", damping.times if isinstance(damping, Relative) else damping, 1e-12, 1e12)
         check_count(name, "period", period, 1, 100_000)
         check_count(name, "rows", self.rows, 1, 1_000_000_000)
-        check_choice(name, "fisher", self.fisher, ("empirical", "sampled", "exact"))
+        check_choice(name, "fisher", self.fisher, ("auto", "empirical", "sampled", "exact"))
         check_choice(name, "sharing", self.sharing, ("expand", "reduce"))
         if clip is not None:
             check_range(name, "clip", clip, 1e-12, 1e12)

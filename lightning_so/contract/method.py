@@ -140,7 +140,8 @@ class ObservesRows(Method, Protocol):
     """A method that observes rows (`Taps.ROWS`): windows of sums, which are reduced to the owner and folded there.
 
     Attributes:
-        fisher: Whose output gradients: "empirical", those of the loss; "sampled" or "exact", see `statistics.fisher`.
+        fisher: Whose output gradients: "empirical", those of the loss; "sampled" or "exact", see `statistics.fisher`;
+            or "auto", see `statistics.labels`.
     """
 
     @property

@@ -122,7 +122,11 @@ def assemble(host: Host, options: Options, report: Report, chosen: Chosen | None
     chosen = chosen or choose(units, host, options.ways)
     line = line_of((stack.device for stack in stacks if stack.solver is not None), options.lag)
     layout = described(units, host, matrices, options.lag) + line.told
-    plan = replace(plan, costs=costs(units, host.team.ranks), layout=layout)
+    recorders = [
+        Recorder(m, units, host, report, options.reduction) for m in methods_of(stacks) if isinstance(m, ObservesRows)
+    ]
+    labels = [recorder.labels for recorder in recorders]
+    plan = replace(plan, costs=costs(units, host.team.ranks), layout=layout, labels=labels)
     parts = Parts(
         host,
         report,
@@ -136,11 +140,7 @@ def assemble(host: Host, options: Options, report: Report, chosen: Chosen | None
         budget_of(units, host),
         chosen,
         Windows(units, host.team),
-        [
-            Recorder(m, units, host, report, options.reduction)
-            for m in methods_of(stacks)
-            if isinstance(m, ObservesRows)
-        ],
+        recorders,
         line,
         Controller(options.overhead, units, host, report.step) if options.overhead is not None else None,
     )

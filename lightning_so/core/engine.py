@@ -211,7 +211,7 @@ class Engine:
         with self.stopwatch.stage("solve"):
             wait(parts.flights)
         with self.stopwatch.stage("watch"):
-            fold_rows(parts.recorders, parts.windows, roster, step)
+            fold_rows(parts.recorders, parts.windows, roster, step, self.tell)
         with self.stopwatch.stage("observe"):
             fold_gradients(roster, matrices)
         with self.stopwatch.stage("solve"):

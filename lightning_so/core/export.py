@@ -76,15 +76,16 @@ def curvature(engine: Engine) -> dict[str, LayerCurvature]:
         raise ConfigError(f"curvature: {methods} observes no layers; train with KFAC() or EKFAC().")
     engine.share_factors()
     names = {param: row.name for row, param in zip(engine.plan.rows, engine.host.params, strict=True)}
+    labels = {id(recorder.method): recorder.labels.found or recorder.labels.asked for recorder in engine.recorders}
     found = {}
     for stack in engine.stacks:
         for row, block in enumerate(stack.blocks):
             if isinstance(stack.method, Layerwise) and float(stack.stats.weight[row]) > 0:
-                found[block.name] = _of(stack, row, block, names)
+                found[block.name] = _of(stack, row, block, names, labels[id(stack.method)])
     return found
 
 
-def _of(stack: Stack, row: int, block: Block, names: dict[Tensor, str]) -> LayerCurvature:
+def _of(stack: Stack, row: int, block: Block, names: dict[Tensor, str], fisher: str) -> LayerCurvature:
     method, stats = stack.method, stack.stats
     assert isinstance(method, Layerwise)
     assert isinstance(stats, Factors)
@@ -93,9 +94,7 @@ def _of(stack: Stack, row: int, block: Block, names: dict[Tensor, str]) -> Layer
     bases, moments = method.second_moments(stats, row) or (None, None)
     bias = None if block.bias is None else names[block.bias]
     kind = type(block.tap.module).__name__
-    return LayerCurvature(
-        block.name, bias, kind, method.fisher, inputs, outputs, stats.transposed, bases, moments
-    )  # fmt: skip
+    return LayerCurvature(block.name, bias, kind, fisher, inputs, outputs, stats.transposed, bases, moments)
 
 
 def _whole(side: Side, row: int) -> Tensor:

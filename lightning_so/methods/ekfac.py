@@ -77,7 +77,7 @@ class EKFAC(Layerwise, ByDevice):
     Attributes:
         damping: d, in the units of the curvature of one sample's loss; or `Relative(c)`: c mean(A) mean(G). None takes
             0.002. Under Adam there is none.
-        fisher: Whose g: "empirical", "sampled" or "exact", as of `KFAC`.
+        fisher: Whose g: "auto", "empirical", "sampled" or "exact", as of `KFAC`.
         sharing: Of the factors: "expand": every position is a sample; "reduce": positions of a sample are summed first.
         clip: Bound of `lr^2 <P g, g>` summed over blocks where gradients are preconditioned; None for none.
         period: Largest interval between two refreshes of one basis, in steps.
@@ -91,7 +91,7 @@ class EKFAC(Layerwise, ByDevice):
     """
 
     damping: float | Relative | None = None
-    fisher: str = "empirical"
+    fisher: str = "auto"
     sharing: str = "expand"
     clip: float | None = 3e-5
     period: int = 20

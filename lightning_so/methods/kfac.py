@@ -60,9 +60,10 @@ class KFAC(Layerwise):
     Attributes:
         damping: l, in the units of the curvature of one sample's loss; or `Relative(d)`: d mean(A) mean(G). None takes
             `Relative(0.1)` where updates are bent and 0.002 where gradients are preconditioned.
-        fisher: Whose g: "empirical", of the labels at hand, at no cost; "sampled", of labels drawn from the model's own
-            distribution, one more backward pass where layers are watched; "exact", the Gauss-Newton matrix, a pass for
-            each prediction of a sample. Both know cross-entropy, squared and logistic losses.
+        fisher: Whose g: "sampled", of labels drawn from the model's own distribution, one more backward pass where
+            layers are watched; "exact", the Gauss-Newton matrix, a pass for each prediction of a sample; "empirical",
+            of the labels at hand, at no cost, which vanishes where the fit is good. The first two know cross-entropy,
+            squared and logistic losses; "auto" samples where the loss is one of them, and the plan says what it does.
         exact: Damp the product, `(G x A + l I)^-1`, in the eigenbases, instead of each side.
         sharing: "expand": every position is a sample; "reduce": positions of a sample are summed first, right where the
             model pools them.
@@ -78,7 +79,7 @@ class KFAC(Layerwise):
     """
 
     damping: float | Relative | None = None
-    fisher: str = "empirical"
+    fisher: str = "auto"
     exact: bool = False
     sharing: str = "expand"
     clip: float | None = 3e-5

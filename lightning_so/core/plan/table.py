@@ -1,6 +1,6 @@
 """The printed plan: where every parameter went and why. Nothing is routed silently."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lightning_so.contract.block import Block
@@ -44,6 +44,7 @@ class Plan:
         assigned: The blocks that a method works on, and the method of each.
         costs: By name of a parameter, extra bytes held for its blocks and the ranks that solve their units.
         layout: Where matrices are whole and what a rank sends per step; empty in one process.
+        labels: Whose labels Fisher matrices are of, by method; texts that may change with the first loss.
         ways: How what can be computed in several ways is; empty where nothing was chosen.
     """
 
@@ -54,6 +55,7 @@ class Plan:
     costs: Mapping[str, tuple[int, list[int]]] = field(default_factory=dict)
     layout: str = ""
     ways: str = ""
+    labels: Sequence[object] = ()
 
     @property
     def blocks(self) -> list[Block]:
@@ -85,7 +87,7 @@ class Plan:
         lines = [
             f"{self.method} on {self.base}: {len(weights)} of {len(self.rows)} parameters, "
             f"{100 * self.coverage:.1f} % of the elements, {megabytes(extra)} of extra state",
-            *(f"  {line}" for line in (self.layout, self.ways) if line),
+            *(f"  {line}" for line in (self.layout, self.ways, *map(str, self.labels)) if line),
         ]
         for row in self.rows:
             shape = "x".join(map(str, row.shape)) or "scalar"

@@ -38,6 +38,7 @@ MICRO_BATCHES, HEADS = 256, 16
 
 def observe(
     method: ObservesRows,
+    how: str,
     seen: Observation,
     facts: LossFacts,
     units: Units,
@@ -50,6 +51,7 @@ def observe(
 
     Args:
         method: The method; its hooks are quiet.
+        how: "sampled" or "exact".
         seen: What the step has observed of it; `fired` changes.
         facts: What is known of the loss.
         units: Its stacks, whose windows grow.
@@ -61,7 +63,7 @@ def observe(
     Returns:
         The calls that the loss does not reach: another loss may.
     """
-    name = f"{type(method).__name__}(fisher={method.fisher!r})"
+    name = f"{type(method).__name__}(fisher={how!r})"
     for (index, row), block in seen.watched.items():
         if host.access.cleared(block.param):
             # Gradients were set to none since: what is in the window belongs to them.
@@ -81,7 +83,7 @@ def observe(
             last, g = reached[-1]
             assert last.x is not None
             terms = method.terms(last.tap, last.x, last.rows(g))
-            found = [drawn] if method.fisher == "sampled" else passes.exact()
+            found = [drawn] if how == "sampled" else passes.exact()
             _collect(method, seen, facts, units, found, terms, step)
     return [call for call, g in zip(seen.calls, drawn, strict=True) if g is None]
 

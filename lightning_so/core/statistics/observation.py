@@ -1,5 +1,7 @@
 """What one step observes of one method: made anew whenever its layers are hooked."""
 
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -78,3 +80,23 @@ class Observation:
         """Note that a block was observed in this pass."""
         count, last = self.fired.get(block, (0, 0))
         self.fired[block] = (count + (last != self.passes), self.passes)
+
+
+def name_silent(seen: Observation, named: set[str], lives: Callable[[Block], bool]) -> None:
+    """Name watched blocks that have a gradient although their layer's hooks have not fired, once each.
+
+    Args:
+        seen: What a step has observed.
+        named: Names of those that were named before; grows.
+        lives: Whether a block has a gradient.
+    """
+    for block in seen.watched.values():
+        if lives(block) and block not in seen.fired and block.name not in named:
+            named.add(block.name)
+            warnings.warn(
+                f"{block.name} has a gradient, but its layer's hooks were not called in training mode: its weight "
+                f"is used functionally, or its code was compiled before this training without hooks (then call "
+                f"torch.compiler.reset() first). Without its layer's rows it stays on the base; "
+                f"route={{'base': ['{block.name}']}} says so.",
+                stacklevel=3,
+            )

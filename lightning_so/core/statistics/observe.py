@@ -1,6 +1,6 @@
 """Fold what a step has observed: rows of layers, or gradients."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from torch import Tensor
 
@@ -12,7 +12,9 @@ from lightning_so.core.statistics.windows import Windows
 from lightning_so.linalg.precision import FullPrecision
 
 
-def fold_rows(recorders: Iterable[Recorder], windows: Windows, roster: Roster, step: int) -> None:
+def fold_rows(
+    recorders: Iterable[Recorder], windows: Windows, roster: Roster, step: int, tell: Callable[[object], None]
+) -> None:
     """Fold the rows that methods have observed, of the blocks whose gradient is there.
 
     Args:
@@ -20,8 +22,11 @@ def fold_rows(recorders: Iterable[Recorder], windows: Windows, roster: Roster, s
         windows: Where rows are summed over ranks.
         roster: Who has a gradient.
         step: The step.
+        tell: Gets what the first loss has told.
     """
     for recorder in recorders:
+        if news := recorder.labels.news():
+            tell(news)
         windows.fold(recorder.places(roster.lives), step, recorder.factor())
         recorder.spend(roster.lives)
 

@@ -4,7 +4,6 @@ A forward hook keeps the input and hooks the output *tensor*: its gradient comes
 whatever checkpointing does to the forward pass, and before an in-place activation behind it.
 """
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -19,9 +18,10 @@ from lightning_so.core.host import Host
 from lightning_so.core.report import Report
 from lightning_so.core.schedule.units import Place, Units
 from lightning_so.core.statistics import fisher
+from lightning_so.core.statistics.labels import Labels
 from lightning_so.core.statistics.layer_call import REMEMBERED, LayerCall
 from lightning_so.core.statistics.loss import LossFacts, is_mean
-from lightning_so.core.statistics.observation import Observation
+from lightning_so.core.statistics.observation import Observation, name_silent
 from lightning_so.errors import ConfigError, TrustError
 from lightning_so.linalg.precision import FullPrecision
 from lightning_so.losses.graph import reaches
@@ -34,6 +34,7 @@ class Recorder:
         method: The method.
         facts: What is known of the loss.
         seen: What this step has observed.
+        labels: Whose labels output gradients are of.
         silent: Names of blocks with a gradient whose layer has not fired.
         ours: Whether passes are our own.
     """
@@ -49,12 +50,11 @@ class Recorder:
             reduction: Whether the loss is a "mean" or a "sum" over samples; None where its graph tells.
         """
         self.method, self.facts, self.seen = method, LossFacts(mean=reduction != "sum"), Observation()
-        self.silent, self.ours = set[str](), False
+        self.silent, self.ours, self._handles = set[str](), False, list[Any]()
         self._units, self._host, self._report, self._reduction = units, host, report, reduction
         single = host.team.ranks == 1 and host.base.linear
         self._rowwise = isinstance(method, ActsOnRows) and method.rowwise and single
-        self._empirical = method.fisher == "empirical"
-        self._handles: list[Any] = []
+        self.labels = Labels.of(method.fisher, sharded=host.access.sharded)
         self._output: Tap | None = None
         self._latest: Tap | None = None
         self._timed: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -72,9 +72,7 @@ class Recorder:
         self._timed = timed
         stacks, before = self._units.stacks, self.seen
         places = self._units.schedule.watched(step)
-        for (index, row), block in before.watched.items():
-            if block in before.fired:  # and not folded: the step was skipped, or the block has no gradient
-                self.method.clear(stacks[index].stats, [row])
+        self._forget_rows()  # not folded: the step was skipped, or the block has no gradient
         watched = {
             (index, row): stacks[index].blocks[row] for index, row in places if stacks[index].method is self.method
         }
@@ -89,6 +87,12 @@ class Recorder:
                 taps.append(block.tap)
         if self._output is not None and self._output not in taps:
             self._hook(self._output, None)
+
+    def _forget_rows(self) -> None:
+        """Clear the windows of the blocks that have fired."""
+        for (index, row), block in self.seen.watched.items():
+            if self.seen.fired.pop(block, None):
+                self.method.clear(self._units.stacks[index].stats, [row])
 
     def look_away(self) -> None:
         """Watch nothing more at this step."""
@@ -141,9 +145,9 @@ class Recorder:
             tensor.register_hook(backward)
             if outside:
                 samples = 1 if tap.layer.single(x) else x.shape[0]
-                kept = None if self._empirical else x.detach()
+                kept = None if self.labels.empirical else x.detach()
                 self.seen.calls.append(LayerCall(where, tap, kept, rows, get_gradient_edge(tensor), samples))
-                if self._empirical:  # A call keeps the graph of a forward pass that may never go backward.
+                if self.labels.empirical:  # A call keeps the graph of a forward pass that may never go backward.
                     del self.seen.calls[: -REMEMBERED * len(self._handles)]
 
         def noted(x: Tensor, output: Tensor, arrange: Callable[[Tensor], Tensor]) -> None:
@@ -172,12 +176,13 @@ class Recorder:
         if samples := next((call.samples for call in reversed(self.seen.calls) if call.samples), 0):
             needed_by = self.method if self.method.needs_loss_unit(self._host.base) else None
             self.facts.mean = is_mean(loss, stops, samples, self.facts, self._reduction, needed_by)
-        if not self._empirical:
+        if self.labels.open and samples:
+            self.labels.decide(loss, [call.edge for call in self.seen.calls], samples)
+        if self.labels.found in ("sampled", "exact"):
             self.seen.passes += 1
+            asked = self.method, self.labels.found, self.seen, self.facts, self._units, self._host
             with self.ignoring():
-                self.seen.calls = fisher.observe(
-                    self.method, self.seen, self.facts, self._units, self._host, loss, samples, self._report.step
-                )
+                self.seen.calls = fisher.observe(*asked, loss, samples, self._report.step)
 
     @contextmanager
     def ignoring(self) -> Iterator[None]:
@@ -190,9 +195,13 @@ class Recorder:
 
     def _check_recomputed(self, where: tuple[int, int, Block] | None) -> None:
         """Refuse a layer that runs with gradients only inside the backward pass, which ours cannot enter."""
-        if self._empirical or where is None:
+        if self.labels.empirical or where is None:
             return
         if where[:2] in self.seen.watched and where[2] not in self.seen.fired:
+            if self.labels.free:
+                self.labels.settle(f"{where[2].name} is inside checkpoint(..., use_reentrant=True)")
+                self._forget_rows()
+                return
             raise ConfigError(
                 f"{where[2].name}: {type(self.method).__name__}(fisher={self.method.fisher!r}) cannot reach into "
                 f"checkpoint(..., use_reentrant=True): use use_reentrant=False, or fisher='empirical'."
@@ -206,7 +215,9 @@ class Recorder:
             return
         self.seen.running, self.seen.terms = True, None
         self.seen.counts = self.facts.announced is not False  # Once losses are shown, other passes are none of theirs.
-        self.seen.passes += self._empirical
+        if self.labels.open and self.facts.announced is None:
+            self.labels.settle("the loss was not shown to `engine.before_backward`")
+        self.seen.passes += self.labels.empirical
 
         def done() -> None:
             self.seen.running = False
@@ -222,7 +233,7 @@ class Recorder:
             return
         if self._rowwise and g is not None:
             self.seen.rows.keep(block, x, g)
-        if (index, row) not in self.seen.watched or not self._empirical:
+        if (index, row) not in self.seen.watched or not self.labels.empirical:
             return
         stats = self._units.stacks[index].stats
         _, last = self.seen.fired.get(block, (0, 0))
@@ -252,7 +263,12 @@ class Recorder:
         Raises:
             TrustError: If no loss was shown to a method that needs it.
         """
-        if not self._empirical and self.facts.announced is None and any(map(lives, self.seen.watched.values())):
+        if (
+            not self.labels.free
+            and not self.labels.empirical
+            and self.facts.announced is None
+            and any(map(lives, self.seen.watched.values()))
+        ):
             raise TrustError(
                 f"{type(self.method).__name__}(fisher={self.method.fisher!r}) has not seen the loss: call "
                 f"`engine.before_backward(loss)` before `loss.backward()` (in a LightningModule: "
@@ -260,16 +276,7 @@ class Recorder:
             )
         if self.facts.announced is not None and not self.seen.losses:
             return  # No loss of ours went backward: gradients are older, or of a search for a rate.
-        for block in self.seen.watched.values():
-            if lives(block) and block not in self.seen.fired and block.name not in self.silent:
-                self.silent.add(block.name)
-                warnings.warn(
-                    f"{block.name} has a gradient, but its layer's hooks were not called in training mode: its weight "
-                    f"is used functionally, or its code was compiled before this training without hooks (then call "
-                    f"torch.compiler.reset() first). Without its layer's rows it stays on the base; "
-                    f"route={{'base': ['{block.name}']}} says so.",
-                    stacklevel=2,
-                )
+        name_silent(self.seen, self.silent, lives)
 
     @property
     def share(self) -> float:
@@ -290,4 +297,4 @@ class Recorder:
     def factor(self) -> float:
         """K^2 over micro-batches, whose losses are divided by K before gradients are squared; K of a Hessian."""
         passes = max((count for count, _ in self.seen.fired.values()), default=1)
-        return float(self.facts.accumulate or passes) ** (2 if self._empirical else 1)
+        return float(self.facts.accumulate or passes) ** (2 if self.labels.empirical else 1)
