@@ -23,6 +23,7 @@ from lightning_so.errors import ConfigError as ConfigError
 from lightning_so.errors import LaunchError as LaunchError
 from lightning_so.errors import StateError as StateError
 from lightning_so.errors import TrustError as TrustError
+from lightning_so.linalg.damping import OfRate as OfRate
 from lightning_so.linalg.damping import Relative as Relative
 from lightning_so.methods.adahessian import AdaHessian as AdaHessian
 from lightning_so.methods.adahessian import Sophia as Sophia
@@ -60,6 +61,7 @@ __all__ = [
     "Muon",
     "NewtonCG",
     "Nystrom",
+    "OfRate",
     "Overhead",
     "QuadraticModel",
     "Relative",

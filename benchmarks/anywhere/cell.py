@@ -14,6 +14,7 @@ from benchmarks.anywhere.problems import load
 from benchmarks.shared import lines
 from benchmarks.shared.loop import trained
 from benchmarks.shared.methods import Settings, build
+from lightning_so.errors import UnusableError
 
 #: Points of a curve beside its start.
 POINTS = 12
@@ -47,6 +48,8 @@ def ran(cell: Cell) -> dict[str, Any]:
         model = problem.model(cell.seed)
         contender = build(cell.method, model, Settings(cell.rate, steps=steps))
         curve = trained(problem, model, contender, cell.seed, steps, max(1, steps // POINTS))
+    except UnusableError as error:
+        return {**first, "refused": str(error), "final_loss": None}
     except Exception as error:  # Whatever a method or torch says: it is a result.
         return {**first, "failed": f"{type(error).__name__}: {error}", "final_loss": None}
     return {
@@ -84,7 +87,11 @@ def runs(cells: Iterable[Cell], jobs: int) -> Iterator[dict[str, Any]]:
 
 def told(line: dict[str, Any]) -> dict[str, Any]:
     """The line, after a word of it was printed."""
-    said = line.get("failed") or f"{line['loss_name']} {line['final_loss']}  {line['cpu_seconds']:.1f} s"
+    said = (
+        line.get("failed")
+        or line.get("refused")
+        or f"{line['loss_name']} {line['final_loss']}  {line['cpu_seconds']:.1f} s"
+    )
     name = f"{line['problem']:<18} {line['method']:<16} rate {line['rate']:<8.3g} seed {line['seed']}"
     print(f"{name} x{line['stretch']:g} steps  {said}", flush=True)
     return line

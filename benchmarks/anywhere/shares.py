@@ -9,6 +9,7 @@
   took. The base was run for 1, 1.5, 2 and 3 times the steps, each with its own schedule; between them its loss is
   linear in logarithms, and beyond the longest it is the longest's.
 - A run whose loss is not finite, or that failed, is infinitely worse than one that is; two such are equal.
+- A method that refuses a model by name, since nothing of it is a matrix that it works on, has no cell there.
 """
 
 import math
@@ -55,7 +56,7 @@ class Runs(NamedTuple):
 def grouped(lines: Mapping[Cell, dict[str, Any]]) -> Runs:
     """The lines of a file."""
     found: dict[Place, dict[int, dict[str, Any]]] = {}
-    for cell, line in lines.items():
+    for cell, line in ((cell, line) for cell, line in lines.items() if "refused" not in line):
         found.setdefault((cell.problem, cell.method, cell.times, cell.stretch), {})[cell.seed] = line
     return Runs(found)
 

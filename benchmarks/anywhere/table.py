@@ -72,8 +72,8 @@ def main() -> None:
     runs = grouped(lines)
     show(shares(runs), *(ratios(runs, times) for times in runs.rates), width=180)
     for cell, line in lines.items():
-        if "failed" in line:
-            print(f"{cell.problem} {cell.method} x{cell.times:g} seed {cell.seed}: {line['failed']}")
+        if said := line.get("failed") or line.get("refused"):
+            print(f"{cell.problem} {cell.method} x{cell.times:g} seed {cell.seed}: {said}")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,8 @@ class SecondOrder(Callback):
     Optimizer, learning rate, schedule, clipping, hooks, accumulation, precision and checkpoints keep working.
 
     Args:
-        method: `SOAP()`, `KFAC()`, `Muon()`, ..., or a `Mixture` of rules.
+        method: `SOAP()`, `KFAC()`, `Muon()`, ..., or a `Mixture` of rules. None takes what is recommended: `SOAP()`,
+            and `KFAC()` before SGD.
         route: Overrides, role ("base", "hidden", "embedding", "head") -> globs on parameter names; and "split" -> globs
             and how many matrices a parameter is, as `{"split": {"*.qkv.weight": 3}}`.
         min_coverage: Smallest share of an optimizer's elements that must be covered.
@@ -63,7 +64,7 @@ class SecondOrder(Callback):
 
     def __init__(
         self,
-        method: Method | Mixture,
+        method: Method | Mixture | None = None,
         route: dict[str, list[str] | dict[str, int]] | None = None,
         min_coverage: float = 0.0,
         print_plan: bool = True,
@@ -77,7 +78,7 @@ class SecondOrder(Callback):
         ways: Ways | None = None,
     ) -> None:
         """Check the arguments; everything else happens when training starts."""
-        mixture = Mixture.of(method)
+        mixture = None if method is None else Mixture.of(method)
         check_range("SecondOrder", "min_coverage", min_coverage, 0.0, 1.0)
         check_choice("SecondOrder", "state", state, checkpoint.KINDS)
         check_choice("SecondOrder", "reduction", reduction, (None, "mean", "sum"))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lightning_so.contract.loss_unit import Written
 from lightning_so.layers.registry import Layer
 
 
@@ -187,6 +188,7 @@ class Use:
         unit: What makes it that of one sample's loss.
         terms: Loss terms of the pass; 0 where another use of the layer has told them.
         step: Steps made; decides what is drawn.
+        written: How the loss is written; None where another use has told it, and where nobody asks.
     """
 
     x: Tensor
@@ -194,3 +196,4 @@ class Use:
     unit: Tensor | float
     terms: Tensor | float
     step: int
+    written: Written | None = None

@@ -11,18 +11,19 @@ import torch
 from torch import Tensor
 
 from lightning_so.actions.moments import Base
+from lightning_so.actions.precondition import Footing
 from lightning_so.contract.block import Block, StackSpec, Tap, Use
+from lightning_so.contract.footing import footing, refuse_rate
+from lightning_so.contract.loss_unit import BETA, LossUnit
 from lightning_so.contract.method import Chosen, Taps
 from lightning_so.contract.spread import Spread, Staggered
 from lightning_so.errors import check_choice, check_count, check_range
 from lightning_so.layers.factor_rows import factor_rows, loss_terms
 from lightning_so.linalg import kron, sides, tiles
-from lightning_so.linalg.damping import Relative
+from lightning_so.linalg.damping import OfRate, Relative, Rule
 from lightning_so.linalg.rows import each, put, some
 from lightning_so.linalg.sides import Side, traces
 
-#: Decay of the factors' moving average a step.
-BETA = 0.95
 #: Rows of one use that build a factor of any size by which updates are bent; more build larger ones. They are averaged
 #: with those of other steps.
 ENOUGH = 256
@@ -51,6 +52,7 @@ class Factors:
         rule: How the damping of solves to come is found.
         thinning: Of how many samples one is taken, beyond what the method does.
         rows: How many positions of a use build factors, unless they are thinned.
+        loss: How the loss is written, where gradients are preconditioned; else None.
     """
 
     sides: tuple[Side, Side]
@@ -58,13 +60,21 @@ class Factors:
     weight: Tensor
     counts: Tensor
     transposed: bool
-    rule: Relative | float
+    rule: Rule
     thinning: int
     rows: int
+    loss: LossUnit | None
 
     def oriented(self, pair: tuple[T, T]) -> tuple[T, T]:
         """See the function."""
         return oriented(pair, transposed=self.transposed)
+
+    def in_force(self, rows: list[int] | slice) -> Relative | Tensor | float:
+        """The rule for blocks; one in the unit of their rate as a damping of each, (k,)."""
+        if not isinstance(self.rule, OfRate):
+            return self.rule
+        assert self.loss is not None
+        return self.rule.times / self.loss.pace(rows)
 
 
 class Layerwise:
@@ -73,7 +83,7 @@ class Layerwise:
     Attributes:
         fisher: Whose g: "empirical", "sampled", "exact" or "auto", see `core.statistics.labels`.
         sharing: "expand": every position is a sample; "reduce": positions of a sample are summed first.
-        clip: Bound of `lr^2 <P g, g>` where gradients are preconditioned; None for none.
+        clip: Bound of preconditioned steps, see `actions.precondition`; None for none.
         period: Largest interval between two solves of one unit, in steps.
         rows: Most rows of a micro-batch that build a factor.
         cap: Largest tile of a side; None takes 1024.
@@ -88,7 +98,7 @@ class Layerwise:
 
     taps: ClassVar[Taps] = Taps.ROWS
 
-    def check_statistics(self, damping: float | Relative | None, clip: float | None, period: int) -> None:
+    def check_statistics(self, damping: Rule | None, clip: float | None, period: int) -> None:
         """Check the arguments that all methods of layers have.
 
         Args:
@@ -101,7 +111,9 @@ class Layerwise:
         """
         name = type(self).__name__
         if damping is not None:
-            check_range(name, "damping", damping.times if isinstance(damping, Relative) else damping, 1e-12, 1e12)
+            check_range(
+                name, "damping", damping.times if isinstance(damping, Relative | OfRate) else damping, 1e-12, 1e12
+            )
         check_count(name, "period", period, 1, 100_000)
         check_count(name, "rows", self.rows, 1, 1_000_000_000)
         check_choice(name, "fisher", self.fisher, ("auto", "empirical", "sampled", "exact"))
@@ -144,8 +156,9 @@ class Layerwise:
         inputs, outputs = (tiles.label(shape.cuts) for shape in self.shapes(block))
         return f"{bias}; {groups}inputs {inputs}, outputs {outputs}"
 
-    def statistics(self, stack: StackSpec, rule: Relative | float, base: Base) -> Factors:
+    def statistics(self, stack: StackSpec, rule: Rule, base: Base) -> Factors:
         """The factors of a stack, all zero."""
+        refuse_rate(type(self).__name__, rule, base)
         count, first = len(stack.blocks), stack.blocks[0]
         place = {"dtype": stack.dtype, "device": stack.device}
         a, g = (sides.statistics(shape, count, **place, home=stack.home) for shape in self.shapes(first))
@@ -154,7 +167,9 @@ class Layerwise:
         # What preconditions a gradient sets its length too: there nothing is left out below `rows`.
         enough = max([ENOUGH, *a.shape.widths, *g.shape.widths])
         rows = self.rows if base.linear else min(self.rows, enough)
-        return Factors((a, g), torch.zeros(count), weight, counts, first.tap.layer.input_side == 0, rule, 1, rows)
+        loss = LossUnit.of(count, stack.dtype, stack.device) if base.linear else None
+        folded, transposed = torch.zeros(count), first.tap.layer.input_side == 0
+        return Factors((a, g), folded, weight, counts, transposed, rule, 1, rows, loss)
 
     def dampen(self, stats: Factors, damping: float) -> None:
         """See `contract.method.TakesDamping.dampen`."""
@@ -179,6 +194,8 @@ class Layerwise:
         put(stats.counts, rows, 0)
         for side in stats.sides:
             side.forget(rows)
+        if stats.loss is not None:
+            stats.loss.clear(rows)
 
     def collect(self, stats: Factors, row: int, block: Block, use: Use) -> None:
         """See `contract.method.ObservesRows.collect`."""
@@ -192,6 +209,8 @@ class Layerwise:
         outputs.add(row, found.g, 1 / found.share)
         stats.counts[row, 0].add_(found.count, alpha=1 / found.share)
         stats.counts[row, 1].add_(use.terms)
+        if stats.loss is not None and use.written is not None:
+            stats.loss.add(row, use.written)
 
     def most(self, block: Block, g: Tensor, rows: int, thinning: int) -> int:
         """How many of the positions of a gradient are observed, where `rows` are unless they are thinned."""
@@ -236,11 +255,23 @@ class Layerwise:
             Layerwise.clear(self, stats, rows)
 
     def shared_windows(self, stats: Factors, row: int) -> list[Tensor]:
-        """See `contract.method.ObservesRows.shared_windows`: nothing."""
-        return []
+        """See `contract.method.ObservesRows.shared_windows`: how the loss is written."""
+        return [] if stats.loss is None else [stats.loss.window[row]]
 
     def fold_shared(self, stats: Factors, rows: list[int], step: int, scale: float) -> None:
-        """See `contract.method.ObservesRows.fold_shared`: nothing."""
+        """See `contract.method.ObservesRows.fold_shared`."""
+        if stats.loss is not None:
+            stats.loss.fold(rows, step)
+
+    def follow_rates(self, stats: Factors, rates: Sequence[float | Tensor]) -> None:
+        """See `contract.footing.KnowsLoss.follow_rates`."""
+        if stats.loss is not None:
+            stats.loss.follow(rates)
+
+    def footing(self, stats: Factors, rows: list[int] | None) -> Footing:
+        """See `contract.footing.KnowsLoss.footing`."""
+        assert stats.loss is not None
+        return footing(stats.loss, stats.rule, slice(None) if rows is None else rows)
 
     def second_moments(self, stats: Factors, row: int) -> tuple[tuple[Tensor, Tensor], Tensor] | None:
         """Dense bases of both sides and the second moments in them of one block, where there are some; copies."""
@@ -253,3 +284,5 @@ class Layerwise:
         for name, side in zip(SIDES, stats.sides, strict=True):
             for number, factor in enumerate(side.factors):
                 yield f"{name}.factor.{number}", factor
+        if stats.loss is not None:
+            yield from stats.loss.tensors()

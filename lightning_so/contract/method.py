@@ -85,7 +85,7 @@ class Method(Protocol):
         """The reason why this base optimizer cannot be used, with the pairing that works, or None."""
         ...
 
-    def exclude(self, block: Block) -> str | None:
+    def exclude(self, base: Base, block: Block) -> str | None:
         """The reason why this block stays on the base optimizer, or None."""
         ...
 

@@ -13,6 +13,7 @@ from lightning_so.core.options import Options
 from lightning_so.core.overhead.controller import Controller
 from lightning_so.core.plan import coverage
 from lightning_so.core.plan.owners import appoint, number_calls
+from lightning_so.core.plan.recommended import recommended
 from lightning_so.core.plan.route import refuse_layers, route
 from lightning_so.core.plan.table import Plan
 from lightning_so.core.report import Report
@@ -105,9 +106,10 @@ def assemble(host: Host, options: Options, report: Report, chosen: Chosen | None
     Raises:
         ConfigError: If the optimizer, the method and the model do not fit together.
     """
-    refuse_layers(options.mixture, host)
+    mixture = options.mixture or recommended(host.base)
+    refuse_layers(mixture, host)
     matrices = matrices_of(host, whole_weights=options.checks.whole_weights)
-    plan = route(host, options.mixture, options.route)
+    plan = route(host, mixture, options.route)
     coverage.require(plan, host, options.min_coverage)
     report.coverage = plan.coverage
     number_calls(plan.blocks, host.access)

@@ -204,6 +204,7 @@ class Engine:
         parts, host, report, step = self.parts, self.host, self.report, self.report.step
         units, roster, matrices, landing = parts.units, parts.roster, parts.matrices, parts.landing
         basis.follow(landing)
+        act.follow_rates(units.stacks, host)
         if parts.overhead is not None:
             parts.overhead.consider(step, [r.share for r in parts.recorders], roster, self.stopwatch, self.tell)
         entering = basis.entering(units, roster, host, step)
@@ -225,14 +226,12 @@ class Engine:
             basis.enter(landing)
         cohorts = list(roster)
         acting = [cohort for cohort in cohorts if cohort.action is not Action.BASE]
-        waiting = [cohort for cohort in cohorts if act.waiting(cohort, host)]
         current.reference = reference(cohorts, host, report, every=self.options.checks.verify_every)
         with self.stopwatch.stage("act"):
             for cohort in cohorts:
                 cohort.observed += 1
             kept = {block: rows for recorder in parts.recorders for block, rows in recorder.seen.rows.kept.items()}
             act.begin(current, acting, host, matrices, kept, parts.chosen.ways.rotation)
-            act.bound(waiting, host, matrices)
         if current.reference is not None:
             current.reference.entered()
         act.count(acting, report)

@@ -67,7 +67,7 @@ class Options:
     """What the user has asked for; whoever takes it from the user checks it.
 
     Attributes:
-        mixture: The rules that choose a method for every parameter.
+        mixture: The rules that choose a method for every parameter; None for the method that is recommended.
         route: See `plan.route.route`.
         min_coverage: Smallest share of elements that must be covered.
         checks: Optional checks of the running engine.
@@ -77,7 +77,7 @@ class Options:
         overhead: The share of time that may be taken; None where the schedule is a function of the step alone.
     """
 
-    mixture: Mixture
+    mixture: Mixture | None = None
     route: Route | None = None
     min_coverage: float = 0.0
     checks: Checks = field(default_factory=Checks)

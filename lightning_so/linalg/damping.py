@@ -24,9 +24,32 @@ class Relative:
     times: float = 0.1
 
 
-def strength(rule: Relative | float, means: list[Tensor]) -> Tensor:
-    """The damping l of a block, a scalar tensor; `means` are those of its two sides."""
-    return rule.times * (means[0] * means[1]) if isinstance(rule, Relative) else torch.full_like(means[0], rule)
+@dataclass(frozen=True)
+class OfRate:
+    """Damping in the unit of SGD's own step: l = `times` / rate, the rate of the loss of one term.
+
+    `P g / rate`, P = (F + l)^-1, is then Newton's step where F is large, and in no direction longer than SGD's own
+    divided by `times`. Neither depends on what the loss is multiplied by, nor on whether it is a sum or a mean.
+
+    Attributes:
+        times: The multiple.
+
+    Example:
+        >>> OfRate(0.1).times
+        0.1
+    """
+
+    times: float = 0.01
+
+
+Rule = Relative | OfRate | float
+
+
+def strength(rule: Relative | Tensor | float, means: list[Tensor]) -> Tensor:
+    """The damping l of blocks, (k,); `means` are those of their two sides, (k,), and a rule may give one of each."""
+    if isinstance(rule, Relative):
+        return rule.times * (means[0] * means[1])
+    return rule.to(means[0]) if isinstance(rule, Tensor) else torch.full_like(means[0], rule)
 
 
 def split(damping: Tensor, means: list[Tensor]) -> list[Tensor]:
@@ -45,7 +68,7 @@ def split(damping: Tensor, means: list[Tensor]) -> list[Tensor]:
     return [first, damping / first]
 
 
-def added(rule: Relative | float, values: list[Tensor]) -> Tensor:
+def added(rule: Relative | Tensor | float, values: list[Tensor]) -> Tensor:
     """What damping both sides adds to the eigenvalues `l r'` of their product: `(l + d_l) (r + d_r)' - l r'`.
 
     Args:

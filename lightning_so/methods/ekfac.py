@@ -23,7 +23,7 @@ from lightning_so.layers.sampling import samples
 from lightning_so.layers.squares import squares
 from lightning_so.linalg import kron
 from lightning_so.linalg.basis import CALLS, by_cholesky, decomposed, refresh, refresh_cost
-from lightning_so.linalg.damping import Relative, added
+from lightning_so.linalg.damping import OfRate, Relative, Rule, added
 from lightning_so.linalg.diagonal import Diagonal, diagonal
 from lightning_so.linalg.kron import Tiles
 from lightning_so.linalg.polar import polar_cost
@@ -31,7 +31,7 @@ from lightning_so.linalg.result import Result, Solved
 from lightning_so.linalg.sides import means, traces
 
 #: Damping of preconditioned gradients where none is given.
-DAMPING = 0.002
+DAMPING = OfRate(0.01)
 #: Tie-breaking ridge of every solve, relative to the factor's mean diagonal.
 RIDGE = 1e-2
 
@@ -75,11 +75,10 @@ class EKFAC(Layerwise, ByDevice):
     the start, the carried moments and the staggered refreshes are this project's.
 
     Attributes:
-        damping: d, in the units of the curvature of one sample's loss; or `Relative(c)`: c mean(A) mean(G). None takes
-            0.002. Under Adam there is none.
+        damping: d, as of `KFAC`; None takes `OfRate(0.01)`. Under Adam there is none.
         fisher: Whose g: "auto", "empirical", "sampled" or "exact", as of `KFAC`.
         sharing: Of the factors: "expand": every position is a sample; "reduce": positions of a sample are summed first.
-        clip: Bound of `lr^2 <P g, g>` summed over blocks where gradients are preconditioned; None for none.
+        clip: Bound of preconditioned steps, as of `KFAC`; None for none.
         period: Largest interval between two refreshes of one basis, in steps.
         start: Step at which blocks begin to rotate.
         rows: Most rows of a micro-batch that are observed; see `KFAC`.
@@ -90,10 +89,10 @@ class EKFAC(Layerwise, ByDevice):
         50
     """
 
-    damping: float | Relative | None = None
+    damping: Rule | None = None
     fisher: str = "auto"
     sharing: str = "expand"
-    clip: float | None = 3e-5
+    clip: float | None = 1e-4
     period: int = 20
     start: int = 50
     rows: int = 4096
@@ -110,7 +109,7 @@ class EKFAC(Layerwise, ByDevice):
         """See `contract.method.Method.refuse`: every base will do."""
         return None
 
-    def exclude(self, block: Block) -> str | None:
+    def exclude(self, base: Base, block: Block) -> str | None:
         """See `contract.method.Method.exclude`."""
         if any(shape.cuts for shape in self.shapes(block)):
             return None
@@ -136,7 +135,7 @@ class EKFAC(Layerwise, ByDevice):
 
     def needs_loss_unit(self, base: Base) -> bool:
         """See `contract.method.ObservesRows.needs_loss_unit`."""
-        return base.linear and not isinstance(self.damping, Relative)
+        return base.linear and isinstance(self.damping, float | int)
 
     def needed_by_all(self, base: Base) -> bool:
         """See `contract.method.ObservesRows.needed_by_all`: squares are taken in the bases."""
@@ -150,7 +149,7 @@ class EKFAC(Layerwise, ByDevice):
         of_a, of_g = (torch.zeros(count, shape.groups, shape.length, **place) for shape in shapes)
         solved = torch.zeros(count, sum(max(1, len(shape.cuts)) for shape in shapes))
         moments = diagonal(count, stack.blocks[0].grouped, **place) if base.linear else None
-        factors = vars(self.statistics(stack, self.damping or DAMPING, base))
+        factors = vars(self.statistics(stack, self.damping or (DAMPING if base.linear else Relative()), base))
         return Stats(**factors, bases=(a, g), values=(of_a, of_g), solved=solved, moments=moments)
 
     def clear(self, stats: Stats, rows: list[int]) -> None:
@@ -175,10 +174,11 @@ class EKFAC(Layerwise, ByDevice):
 
     def shared_windows(self, stats: Stats, row: int) -> list[Tensor]:
         """See `contract.method.ObservesRows.shared_windows`."""
-        return [] if stats.moments is None else stats.moments.windows(row)
+        return super().shared_windows(stats, row) + ([] if stats.moments is None else stats.moments.windows(row))
 
     def fold_shared(self, stats: Stats, rows: list[int], step: int, scale: float) -> None:
         """See `contract.method.ObservesRows.fold_shared`."""
+        super().fold_shared(stats, rows, step, scale)
         if stats.moments is not None:
             stats.moments.fold(rows, step, BETA, scale)
 
@@ -264,7 +264,7 @@ class EKFAC(Layerwise, ByDevice):
             return self.polar_factor(stats, X.dtype)(X)
         chosen = slice(None) if rows is None else rows
         values = [values[chosen] for values in stats.oriented(stats.values)]
-        s = stats.moments.estimate(kron.product(*values), chosen) + added(stats.rule, values)
+        s = stats.moments.estimate(kron.product(*values), chosen) + added(stats.in_force(chosen), values)
         left, right = stats.oriented(stats.bases)
         return kron.divided(left, right, X, s, rows).contiguous()
 

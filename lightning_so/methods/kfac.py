@@ -11,20 +11,21 @@ from torch import Tensor
 
 from lightning_so.actions.moments import Base
 from lightning_so.contract.block import Block, StackSpec
+from lightning_so.contract.footing import ruling
 from lightning_so.contract.known import known
 from lightning_so.contract.layerwise import SIDES, Factors, Layerwise
 from lightning_so.contract.method import Action, Asked
 from lightning_so.contract.pairing import all_solved, on_curvature, refuse_momentless
 from lightning_so.contract.unit import Unit
 from lightning_so.linalg import kron, psd
-from lightning_so.linalg.damping import Relative, split, strength
+from lightning_so.linalg.damping import OfRate, Relative, Rule, split, strength
 from lightning_so.linalg.kron import Tiles
 from lightning_so.linalg.result import Result, Solved
 from lightning_so.linalg.sides import Gathered, joined, positive, traces
 
 #: Damping where none is given: of bent updates, whose length is the base's, and of preconditioned gradients, whose
 #: length it sets. There a block's own scale will not do: layers whose gradients vanish at first would run away.
-BENT, PRECONDITIONED = Relative(0.1), 0.002
+BENT, PRECONDITIONED = Relative(0.1), OfRate(0.01)
 
 
 @dataclass
@@ -50,16 +51,18 @@ class KFAC(Layerwise):
         A = E[a a'],  G = E[g g'],  a the layer's input and a one for the bias, g the gradient of one sample's loss
         P X = (G + sqrt(l) / pi I)^-1 X (A + pi sqrt(l) I)^-1,  pi^2 = mean(A) / mean(G),  mean(F) = tr F / dim F
 
-    SGD is preconditioned: `g <- nu P g` with the clip nu. Adam is bent: its own length along P m, so that its learning
-    rate stays. Statistics are those of one sample's loss, whatever the batch, accumulation, ranks or scaling; whether
-    the loss is a mean or a sum over samples is read from its graph.
+    SGD is preconditioned: `g <- nu P g / r`, r its largest learning rate so far and nu the bound of
+    `actions.precondition`. Adam is bent: its own length along P m, so that its learning rate stays. Statistics are
+    those of one sample's loss, whatever the batch, accumulation, ranks or scaling; whether the loss is a mean or a sum
+    over samples is read from its graph.
 
     Source: Martens and Grosse 2015, arXiv 1503.05671, sections 3 and 6; Eschenhagen et al. 2023, arXiv 2311.00636, for
     shared weights; Botev, Ritter and Barber 2017, arXiv 1706.03662, for the exact output factor.
 
     Attributes:
-        damping: l, in the units of the curvature of one sample's loss; or `Relative(d)`: d mean(A) mean(G). None takes
-            `Relative(0.1)` where updates are bent and 0.002 where gradients are preconditioned.
+        damping: l, in the units of the curvature of one sample's loss; `Relative(d)`: d mean(A) mean(G); or
+            `OfRate(c)`: c over SGD's learning rate, whatever the loss is multiplied by. None takes `Relative(0.1)`
+            where updates are bent and `OfRate(0.01)` where gradients are preconditioned.
         fisher: Whose g: "sampled", of labels drawn from the model's own distribution, one more backward pass where
             layers are watched; "exact", the Gauss-Newton matrix, a pass for each prediction of a sample; "empirical",
             of the labels at hand, at no cost, which vanishes where the fit is good. The first two know cross-entropy,
@@ -67,7 +70,8 @@ class KFAC(Layerwise):
         exact: Damp the product, `(G x A + l I)^-1`, in the eigenbases, instead of each side.
         sharing: "expand": every position is a sample; "reduce": positions of a sample are summed first, right where the
             model pools them.
-        clip: Bound of `lr^2 <P g, g>` summed over blocks where gradients are preconditioned; None for none.
+        clip: kappa, the part of the loss that a preconditioned step may bend, see `actions.precondition`; None for no
+            bound.
         period: Largest interval between two solves of one block, in steps.
         rows: Most rows of a micro-batch that build a factor, drawn from all. Under Adam fewer are: as many as the
             widest tile has, at least 256.
@@ -78,11 +82,11 @@ class KFAC(Layerwise):
         20
     """
 
-    damping: float | Relative | None = None
+    damping: Rule | None = None
     fisher: str = "auto"
     exact: bool = False
     sharing: str = "expand"
-    clip: float | None = 3e-5
+    clip: float | None = 1e-4
     period: int = 20
     rows: int = 4096
     cap: int | None = None
@@ -97,9 +101,11 @@ class KFAC(Layerwise):
         """See `contract.method.Method.refuse`."""
         return refuse_momentless("K-FAC", base, group)
 
-    def exclude(self, block: Block) -> str | None:
-        """See `contract.method.Method.exclude`."""
-        return None
+    def exclude(self, base: Base, block: Block) -> str | None:
+        """See `contract.method.Method.exclude`: a head whose updates are bent lost on recurrent networks."""
+        return (
+            "head: K-FAC bends matrices inside the network only" if block.role == "head" and not base.linear else None
+        )
 
     def describe(self, base: Base, group: dict, block: Block) -> str:
         """See `contract.method.Method.describe`."""
@@ -117,9 +123,9 @@ class KFAC(Layerwise):
 
     def needs_loss_unit(self, base: Base) -> bool:
         """See `contract.method.ObservesRows.needs_loss_unit`."""
-        return not isinstance(self._rule(base), Relative)
+        return isinstance(self._rule(base), float | int)
 
-    def _rule(self, base: Base) -> Relative | float:
+    def _rule(self, base: Base) -> Rule:
         """How lambda is found under a base."""
         return self.damping or (PRECONDITIONED if base.linear else BENT)
 
@@ -166,7 +172,7 @@ class KFAC(Layerwise):
         pairs = [[(stats.sides[number], unit.row) for stats, unit in asked] for number in range(2)]
         sides = [Gathered.of(pair).over(weight) for pair in pairs]
         means = [side.mean() for side in sides]
-        damping = strength(asked[0][0].rule, means)
+        damping = strength(ruling(asked), means)
         if self.exact:
             found = [side.eigen() for side in sides]
             parts, flags = [of.value for of in found], [*(of.good for of in found), positive([damping])]

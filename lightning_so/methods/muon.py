@@ -68,7 +68,7 @@ class Muon(ByDevice):
         need = f"set {base.moving} > 0" if base.moving else "use Adam, AdamW, NAdam, RAdam, or SGD with momentum"
         return f"Muon bends the first moment, and this optimizer keeps none: {need}."
 
-    def exclude(self, block: Block) -> str | None:
+    def exclude(self, base: Base, block: Block) -> str | None:
         """See `contract.method.Method.exclude`."""
         return f"{block.role}: Muon bends hidden matrices only" if block.edge else None
 

@@ -128,7 +128,7 @@ class Shampoo:
         """See `contract.method.Method.refuse`."""
         return refuse_momentless("Shampoo", base, group)
 
-    def exclude(self, block: Block) -> str | None:
+    def exclude(self, base: Base, block: Block) -> str | None:
         """See `contract.method.Method.exclude`."""
         cap = self._cap(block.param.device)
         if all(not tiles.tiles(length, cap) for length in self._lengths(block).values()):

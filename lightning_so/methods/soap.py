@@ -116,7 +116,7 @@ class SOAP(ByDevice):
             )
         return None
 
-    def exclude(self, block: Block) -> str | None:
+    def exclude(self, base: Base, block: Block) -> str | None:
         """See `contract.method.Method.exclude`."""
         cap = self._cap(block.param.device)
         if min(block.rows, block.cols) > tiles.LONG * cap:

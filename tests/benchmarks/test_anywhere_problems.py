@@ -40,7 +40,7 @@ def loss_after_a_step(problem, method):
 
 # Its table of positions is used without its layer, and K-FAC says that it leaves it alone.
 @pytest.mark.filterwarnings("default:position.weight has a gradient")
-@pytest.mark.parametrize("method", ["adamw", "kfac"])
+@pytest.mark.parametrize("method", ["adamw", "kfac_sgd"])
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_a_step_leaves_a_finite_loss(name, method):
     assert math.isfinite(loss_after_a_step(load(name), method))

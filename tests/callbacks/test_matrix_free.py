@@ -315,7 +315,12 @@ def pieces():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "beside"), [("few", SOAP(start=2, period=2)), ("few", KFAC(period=2)), ("model", KFAC(period=2))]
+    ("name", "beside"),
+    [
+        ("few", SOAP(start=2, period=2)),
+        ("few", KFAC(fisher="empirical", period=2)),
+        ("model", KFAC(fisher="empirical", period=2)),
+    ],
 )
 def test_it_goes_with_methods_on_layers(two, name, beside):
     expected, *_ = trained("one", name, beside)
@@ -329,7 +334,7 @@ def looped(ranks):
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
     wrapped = nn.parallel.DistributedDataParallel(model) if ranks > 1 else model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    inner = attach(model, optimizer, KFAC(period=2))
+    inner = attach(model, optimizer, KFAC(fisher="empirical", period=2))
     engine = attach(wrapped, optimizer, FewDirections(k=3, every=2))
     for step in range(10):
         x = torch.randn(8, 6, generator=torch.Generator().manual_seed(step)).double()
@@ -360,7 +365,7 @@ def test_a_plain_loop_on_two_ranks_is_one_on_one(two):
 def test_a_quadratic_model_damps_kfac():
     callback, ours = (
         MatrixFree(QuadraticModel(initial=0.5), verbose=False),
-        SecondOrder(KFAC(period=2), print_plan=False),
+        SecondOrder(KFAC(fisher="empirical", period=2), print_plan=False),
     )
     fit(Net(), [ours, callback])
     damping = callback.engine.scalars()["curv/damping"]
@@ -385,7 +390,10 @@ def test_what_it_does_is_seen(tmp_path, capsys):
 
 @pytest.mark.parametrize("first", [False, True])
 def test_a_second_fit_finds_the_strategy_as_it_was(first):
-    ours, callback = SecondOrder(KFAC(period=2), print_plan=False), MatrixFree(AutoStep(), verbose=False)
+    ours, callback = (
+        SecondOrder(KFAC(fisher="empirical", period=2), print_plan=False),
+        MatrixFree(AutoStep(), verbose=False),
+    )
     module = Net()
     trainer = fit(module, [callback, ours] if first else [ours, callback])
     assert not {"optimizer_step", "teardown"} & trainer.strategy.__dict__.keys()
@@ -402,7 +410,7 @@ def test_a_step_that_is_not_finite_is_left_to_the_base():
             return loss * float("nan") if batch_idx == 3 else loss
 
     callback = MatrixFree(FewDirections(k=2, every=1), verbose=False)
-    fit(Broken(), [SecondOrder(KFAC(), print_plan=False), callback])
+    fit(Broken(), [SecondOrder(KFAC(fisher="empirical"), print_plan=False), callback])
     assert callback.engine.memory.counts.skipped == 1
     assert callback.engine.memory.counts.steps == 11
     assert all(value.isfinite().all() for value in callback.engine.state.vectors.values())
@@ -434,7 +442,7 @@ def test_what_cannot_work_is_refused():
     with pytest.raises(ConfigError, match="already has a method attached"):
         attach(model, optimizer, FewDirections(k=2))
     with pytest.raises(ConfigError, match="attach methods on layers and matrices before"):
-        attach(model, optimizer, KFAC())
+        attach(model, optimizer, KFAC(fisher="empirical"))
     engine.detach()
     with pytest.raises(ConfigError, match="takes no options"):
         attach(model, optimizer, AutoStep(), lag=1)

@@ -21,9 +21,14 @@ METHODS = {
     "muon fp16": Muon(precision="fp16"),
     "soap cold": SOAP(start=100, period=4),
     "soap": SOAP(start=6, period=4),
-    "ekfac": EKFAC(start=6, period=4),
+    "ekfac": EKFAC(fisher="empirical", start=6, period=4),
     "mixture": Mixture(
-        {"wide.*": Muon(steps=3), "tall.*": EKFAC(start=6, period=4), "Conv2d": Muon(), "*": SOAP(start=6)}
+        {
+            "wide.*": Muon(steps=3),
+            "tall.*": EKFAC(fisher="empirical", start=6, period=4),
+            "Conv2d": Muon(),
+            "*": SOAP(start=6),
+        }
     ),
 }
 

@@ -34,7 +34,7 @@ def test_factors_are_means_over_samples_of_one_samples_loss(method, cap):
 
 def test_of_one_sample_it_is_the_fisher_matrix_of_every_layer():
     model, (x, y) = net(), data(1)
-    engine = sgd(model, KFAC(period=1))
+    engine = sgd(model, KFAC(fisher="empirical", period=1))
     stay(engine, lambda: losses(model, x, y).mean(), 3)
     found = curvature(engine)
     assert list(found) == list(linears(model))
@@ -49,7 +49,7 @@ def test_factors_of_groups_and_diagonals_are_copies_of_the_owners(name):
     make, inputs = LAYERS[name]
     model, x = nn.Sequential(make(), nn.Tanh()), inputs()
     y = torch.randn_like(model(x))
-    engine = sgd(model, KFAC(period=1))
+    engine = sgd(model, KFAC(fisher="empirical", period=1))
     stay(engine, lambda: (model(x) - y).square().flatten(1).sum(1).mean(), 3)
     found, (stats, row) = curvature(engine)["0.weight"], stats_of(engine, "0.weight")
     for F, side in zip((found.inputs, found.outputs), stats.sides, strict=True):
@@ -63,7 +63,7 @@ def test_second_moments_are_the_diagonal_in_the_bases(name):
     make, inputs = LAYERS[name]
     model, x = nn.Sequential(make(), nn.Tanh()), inputs()
     y = torch.randn_like(model(x))
-    engine = sgd(model, EKFAC(period=1, sharing="reduce"))
+    engine = sgd(model, EKFAC(fisher="empirical", period=1, sharing="reduce"))
     stay(engine, lambda: (model(x) - y).square().flatten(1).sum(1).mean(), 300)
     found = curvature(engine)["0.weight"]
     (Q_A, Q_G), s = found.bases, found.moments
@@ -81,7 +81,7 @@ def test_second_moments_are_the_diagonal_in_the_bases(name):
 
 def test_it_can_be_saved_and_is_a_copy():
     model, (x, y) = net(), data(6)
-    engine = sgd(model, EKFAC(period=1))
+    engine = sgd(model, EKFAC(fisher="empirical", period=1))
     stay(engine, lambda: losses(model, x, y).mean(), 6)
     found, file = curvature(engine), io.BytesIO()
     torch.save({name: asdict(layer) for name, layer in found.items()}, file)
@@ -96,7 +96,7 @@ def test_it_can_be_saved_and_is_a_copy():
 
 def test_bases_are_there_once_all_their_tiles_are_solved():
     model, (x, y) = net(), data(6)
-    engine = sgd(model, EKFAC())
+    engine = sgd(model, EKFAC(fisher="empirical"))
     stay(engine, lambda: losses(model, x, y).mean(), 1)  # observed, not solved
     assert all(layer.bases is None and layer.moments is None for layer in curvature(engine).values())
     stay(engine, lambda: losses(model, x, y).mean(), 20)
@@ -105,7 +105,7 @@ def test_bases_are_there_once_all_their_tiles_are_solved():
 
 def test_layers_that_were_never_seen_are_not_in_it():
     model, (x, y) = net(), data(6)
-    engine = sgd(model, KFAC(period=1))
+    engine = sgd(model, KFAC(fisher="empirical", period=1))
     model[2].requires_grad_(False)
     stay(engine, lambda: losses(model, x, y).mean(), 3)
     assert list(curvature(engine)) == ["0.weight", "4.weight"]
@@ -117,7 +117,9 @@ def test_methods_without_layers_say_so():
     with pytest.raises(ConfigError, match="SOAP observes no layers; train with KFAC"):
         curvature(engine)
     engine.detach()
-    engine = attach(model, torch.optim.AdamW(model.parameters()), Mixture({"0.*": KFAC(period=1), "*": SOAP()}))
+    engine = attach(
+        model, torch.optim.AdamW(model.parameters()), Mixture({"0.*": KFAC(fisher="empirical", period=1), "*": SOAP()})
+    )
     x, y = data(6)
     stay(engine, lambda: losses(model, x, y).mean(), 2)
     assert list(curvature(engine)) == ["0.weight"]
@@ -144,6 +146,6 @@ def test_the_example_is_the_dense_posterior():
 def test_it_works_after_a_fit(tmp_path):
     from tests.callbacks.test_second_order import fit, module
 
-    callback = SecondOrder(KFAC())
+    callback = SecondOrder(KFAC(fisher="empirical"))
     fit(module(), [callback])
     assert set(curvature(callback.engines[0])) == {block.name for block in callback.engines[0].plan.blocks}

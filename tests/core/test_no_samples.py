@@ -12,7 +12,7 @@ from lightning_so import EKFAC, KFAC, attach
 SGD, ADAMW = (torch.optim.SGD, {"momentum": 0.9}), (torch.optim.AdamW, {"weight_decay": 0.0})
 CASES = [(cls(period=1, fisher=f), SGD) for cls in (KFAC, EKFAC) for f in ("empirical", "sampled")]
 CASES += [(KFAC(period=1, fisher="exact", sharing="reduce", exact=True), SGD)]
-CASES += [(KFAC(period=1), ADAMW), (EKFAC(period=1, start=2), ADAMW)]
+CASES += [(KFAC(fisher="empirical", period=1), ADAMW), (EKFAC(fisher="empirical", period=1, start=2), ADAMW)]
 EVERY = pytest.mark.parametrize("case", CASES, ids=lambda case: f"{type(case[0]).__name__}-{case[1][0].__name__}")
 
 

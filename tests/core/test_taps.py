@@ -35,7 +35,7 @@ class Trunk(nn.Module):
 
 def three_steps(model, cls=torch.optim.SGD):
     optimizer = cls(model.parameters(), lr=0.05)
-    engine = attach(model, optimizer, KFAC(damping=0.01, period=1))
+    engine = attach(model, optimizer, KFAC(fisher="empirical", damping=0.01, period=1))
     for t in range(3):
         step(engine, model(randn(6, 5, 3, seed=t)).square().sum(1).mean())
     return [matrix(layer) for layer in linears(model).values()], [factors(engine, name) for name in linears(model)]
@@ -75,7 +75,7 @@ def test_an_activation_in_place_changes_nothing(kind, bias):
     plain = nn.Sequential(layer, nn.ReLU(), nn.Flatten(), nn.Linear(layer(x)[0].numel(), 2, **DOUBLE))
     model = copy.deepcopy(plain)
     model[1] = nn.ReLU(inplace=True)
-    engines = [sgd(m, KFAC(damping=0.01, period=1), lr=0.05) for m in (plain, model)]
+    engines = [sgd(m, KFAC(fisher="empirical", damping=0.01, period=1), lr=0.05) for m in (plain, model)]
     for engine in engines:
         for _ in range(3):
             step(engine, engine.host.model(x).square().sum(1).mean())
@@ -97,7 +97,7 @@ def test_two_calls_of_a_layer_are_two_positions():
 
     model, x, N = Twice(), randn(5, 3), 5
     calls = spied(model, ["layer"], lambda m: m(x).square().sum())["layer"]
-    engine = sgd(model, KFAC(period=1))
+    engine = sgd(model, KFAC(fisher="empirical", period=1))
     step(engine, model(x).square().sum(1).mean())
     A, G = factors(engine, "layer.weight")
     assert len(calls) == 2
@@ -108,7 +108,7 @@ def test_two_calls_of_a_layer_are_two_positions():
 def test_gradients_that_are_not_of_the_loss_are_no_statistics():
     plain, x = nn.Sequential(nn.Linear(3, 4, **DOUBLE), nn.Tanh(), nn.Linear(4, 2, **DOUBLE)), randn(6, 3)
     model = copy.deepcopy(plain)
-    engines = [sgd(m, KFAC(damping=0.01, period=1), lr=0.05) for m in (plain, model)]
+    engines = [sgd(m, KFAC(fisher="empirical", damping=0.01, period=1), lr=0.05) for m in (plain, model)]
     for engine in engines:
         for _ in range(3):
             engine.optimizer.zero_grad()
@@ -129,7 +129,7 @@ def test_a_backward_pass_that_failed_leaves_no_statistics():
     def fail(_):
         raise MemoryError
 
-    engines = [sgd(m, KFAC(damping=0.01, period=1), lr=0.05) for m in (plain, model)]
+    engines = [sgd(m, KFAC(fisher="empirical", damping=0.01, period=1), lr=0.05) for m in (plain, model)]
     h = model[:2](randn(8, 3))
     h.register_hook(fail)
     with pytest.raises(MemoryError):
@@ -145,7 +145,7 @@ def test_a_backward_pass_that_failed_leaves_no_statistics():
 def test_a_step_that_was_skipped_leaves_no_statistics(set_to_none):
     plain = nn.Sequential(nn.Linear(3, 4, **DOUBLE), nn.Tanh(), nn.Linear(4, 2, **DOUBLE))
     model = copy.deepcopy(plain)
-    engines = [sgd(m, KFAC(damping=0.01, period=1), lr=0.05) for m in (plain, model)]
+    engines = [sgd(m, KFAC(fisher="empirical", damping=0.01, period=1), lr=0.05) for m in (plain, model)]
     for engine in engines:
         for t in range(4):
             x = randn(6, 3, seed=t) * (torch.inf if t == 1 else 1.0)
@@ -162,7 +162,7 @@ def test_a_step_that_was_skipped_leaves_no_statistics(set_to_none):
 
 def test_forward_passes_that_never_go_backward_are_forgotten():
     model = nn.Sequential(nn.Linear(3, 4, **DOUBLE), nn.Tanh(), nn.Linear(4, 2, **DOUBLE))
-    engine = sgd(model, KFAC(period=1))
+    engine = sgd(model, KFAC(fisher="empirical", period=1))
     for _ in range(100):
         model(randn(6, 3))
     assert len(engine.recorders[0].seen.calls) <= 2 * REMEMBERED
@@ -172,7 +172,7 @@ def test_forward_passes_that_never_go_backward_are_forgotten():
 
 @pytest.mark.parametrize("sharing", ["expand", "reduce"])
 def test_a_sample_of_the_rows_builds_the_factors(sharing):
-    x, method = randn(10, 4, 3), KFAC(period=1, rows=8, sharing=sharing)
+    x, method = randn(10, 4, 3), KFAC(fisher="empirical", period=1, rows=8, sharing=sharing)
     model = nn.Sequential(nn.Linear(3, 4, **DOUBLE), nn.Tanh(), nn.Linear(4, 2, **DOUBLE))
     (_, g), *_ = spied(model, ["0"], lambda m: m(x).square().sum())["0"]
     engine = sgd(model, method)
@@ -213,7 +213,7 @@ class Odd(nn.Module):
 @pytest.mark.parametrize("cls", [torch.optim.SGD, torch.optim.AdamW])
 def test_what_has_no_rows_is_named_and_trains_on_the_base(cls):
     model, x = Odd(), torch.arange(10).view(2, 5) % 5
-    engine = attach(model, cls(model.parameters(), lr=0.02), KFAC(damping=0.1, clip=1e-2, period=1))
+    engine = attach(model, cls(model.parameters(), lr=0.02), KFAC(fisher="empirical", damping=0.1, clip=1e-2, period=1))
     verdicts = {row.name: row.verdict for row in engine.plan.rows}
     for name, reason in {
         "embed.weight": "base: tied: embed and head share it",

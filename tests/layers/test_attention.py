@@ -70,7 +70,7 @@ def test_factors_are_those_of_the_definition(kind, weights, order, sharing):
     explicit = Explicit(layer)
     seen = {name: uses[0] for name, uses in spied(explicit, "qkv", lambda m: m(*inputs).square().sum()).items()}
     (x_out, g_out), *_ = spied(explicit, ["out"], lambda m: m(*inputs).square().sum())["out"]
-    engine = sgd(layer, KFAC(period=1, sharing=sharing))
+    engine = sgd(layer, KFAC(fisher="empirical", period=1, sharing=sharing))
     given = {id(x): x[0] if N == 1 else x if layer.batch_first else x.transpose(0, 1).contiguous() for x in inputs}
     out = layer(*(given[id(x)] for x in inputs), need_weights=weights)[0]
     close(out.detach().flatten().sort()[0], explicit(*inputs).detach().flatten().sort()[0])  # the oracle's own proof
@@ -115,7 +115,7 @@ def test_one_sample_and_one_position_give_the_dense_fisher_of_every_matrix(width
         flat = torch.cat([grads[0], *(g[:, None] for g in grads[1:])], 1).flatten()
         assert float(flat.norm()) > 1e-3
         expected[name] = torch.outer(flat, flat)
-    engine = sgd(layer, KFAC(period=1, sharing=sharing))
+    engine = sgd(layer, KFAC(fisher="empirical", period=1, sharing=sharing))
     step(engine, layer(x, *inputs)[0].square().sum())
     assert {block.name for block in engine.plan.blocks} == set(expected)
     for name, exact in expected.items():
@@ -176,12 +176,12 @@ def walk(engine, steps=8, parts=1):
 
 
 METHODS = {
-    "empirical": KFAC(period=1, damping=0.1),
-    "reduce": KFAC(period=1, damping=0.1, sharing="reduce"),
+    "empirical": KFAC(fisher="empirical", period=1, damping=0.1),
+    "reduce": KFAC(fisher="empirical", period=1, damping=0.1, sharing="reduce"),
     "sampled": KFAC(period=1, damping=0.1, fisher="sampled"),
     "exact": KFAC(period=1, damping=0.1, fisher="exact"),
-    "some-rows": KFAC(period=1, damping=0.1, rows=8),
-    "product": KFAC(period=2, damping=0.1, exact=True),
+    "some-rows": KFAC(fisher="empirical", period=1, damping=0.1, rows=8),
+    "product": KFAC(fisher="empirical", period=2, damping=0.1, exact=True),
 }
 
 
@@ -215,7 +215,7 @@ def test_a_checkpoint_changes_nothing(method, mode):
 def test_two_parts_of_a_batch_are_the_batch():
     whole = nets()[1]
     parts = copy.deepcopy(whole)
-    method = KFAC(period=1, damping=0.1, sharing="reduce")
+    method = KFAC(fisher="empirical", period=1, damping=0.1, sharing="reduce")
     engines = [attach(net, torch.optim.SGD(net.parameters(), lr=0.0), method) for net in (whole, parts)]
     for engine, count in zip(engines, (1, 2)):
         for _ in range(2):
@@ -231,7 +231,9 @@ def test_two_parts_of_a_batch_are_the_batch():
 def test_calls_of_which_a_sample_is_taken_weigh_as_all_of_it():
     layer, N, few, many = attention(batch_first=True), 6, 1, 4
     q, k = randn(N, few, E), randn(N, many, E, seed=4)
-    engine = sgd(layer, KFAC(period=1, rows=8))  # 6 positions of queries, 24 of keys: every third one
+    engine = sgd(
+        layer, KFAC(fisher="empirical", period=1, rows=8)
+    )  # 6 positions of queries, 24 of keys: every third one
     step(engine, layer(q, k, k)[0].square().sum())
     found, options = factors(engine, "in_proj_weight")[0][0], []
     for first in range(3):
@@ -273,7 +275,7 @@ def test_a_forward_pass_that_is_interrupted_leaves_nothing_behind_when_hooks_are
 
 def test_two_methods_listen_to_one_module():
     plain, model = nets()
-    other = KFAC(period=1, damping=0.1, cap=512)
+    other = KFAC(fisher="empirical", period=1, damping=0.1, cap=512)
     rules = [{"qkv*": METHODS["empirical"], "*": other}, {"*in_proj*": METHODS["empirical"], "*": other}]
     for net, rule in zip((plain, model), rules):
         engine = attach(net, torch.optim.SGD(net.parameters(), lr=0.05), Mixture(rule))
@@ -330,7 +332,7 @@ def test_nothing_is_in_the_way_where_nothing_is_watched(training, monkeypatch):
 def test_every_parameter_of_a_transformer_layer_is_covered(kind, cls):
     model, x = kind(8, 2, 16, dropout=0.0, batch_first=True), torch.randn(4, 3, 8)
     others = [torch.randn(4, 5, 8)] if kind is nn.TransformerDecoderLayer else []
-    engine = attach(model, cls(model.parameters(), lr=1e-3), KFAC(period=2))
+    engine = attach(model, cls(model.parameters(), lr=1e-3), KFAC(fisher="empirical", period=2))
     assert [row.name for row in engine.plan.rows if row.verdict.startswith("base")] == []
     before = {key: p.detach().clone() for key, p in model.named_parameters()}
     for _ in range(6):
@@ -356,7 +358,7 @@ def test_what_is_no_part_of_a_matrix_is_named():
     model = nn.ModuleDict({"a": attention(kdim=3, add_bias_kv=True), "b": Own(E, HEADS, **DOUBLE), "c": attention()})
     model["tied"] = nn.Linear(E, E)
     model["tied"].weight = model["c"].out_proj.weight
-    engine = sgd(model, KFAC())
+    engine = sgd(model, KFAC(fisher="empirical"))
     verdicts = {row.name: row.verdict for row in engine.plan.rows}
     for name in ("in_proj_bias", "bias_k", "bias_v"):
         assert verdicts[f"a.{name}"] == f"base: {name} of MultiheadAttention is not a column of its matrix"

@@ -128,7 +128,7 @@ def test_a_sum_trains_as_a_mean_with_the_same_damping(method, fisher):
 
 
 def test_the_reduction_that_is_said_is_taken():
-    method = KFAC(period=2)
+    method = KFAC(fisher="empirical", period=2, clip=None)
     ends = [
         trained(method, loss, lr, **options)[0]
         for loss, lr, options in (
@@ -146,22 +146,25 @@ def test_the_reduction_that_is_said_is_taken():
 def test_an_absolute_damping_and_a_loss_that_does_not_tell_are_refused_with_the_next_move(name):
     loss, where = UNKNOWN[name]
     with pytest.raises(ConfigError, match=rf"(?s)KFAC.*{where}.*reduction='mean' or reduction='sum'.*Relative"):
-        trained(KFAC(period=2), loss, 0.1)
-    trained(KFAC(damping=Relative(1.0), period=2), loss, 1e-3)
+        trained(KFAC(damping=0.1, fisher="empirical", period=2), loss, 0.1)
+    trained(KFAC(period=2), loss, 1e-3)
+    trained(KFAC(fisher="empirical", damping=Relative(1.0), period=2), loss, 1e-3)
 
 
 @pytest.mark.parametrize("bad", ["avg", True, 1])
 def test_a_bad_reduction_is_refused_by_name(bad):
     model = net()
     with pytest.raises(ConfigError, match=r"reduction=.*'mean', 'sum'"):
-        attach(model, torch.optim.SGD(model.parameters(), lr=0.1), KFAC(), reduction=bad)
+        attach(model, torch.optim.SGD(model.parameters(), lr=0.1), KFAC(fisher="empirical"), reduction=bad)
 
 
 @pytest.mark.parametrize("set_to_none", [True, False])
 def test_gradients_that_are_not_of_a_loss_that_was_shown_are_no_statistics(set_to_none):
     plain = net()
     model, (x, y) = copy.deepcopy(plain), data(6)
-    engines = [attach(m, torch.optim.SGD(m.parameters(), lr=0.05), KFAC(period=1)) for m in (plain, model)]
+    engines = [
+        attach(m, torch.optim.SGD(m.parameters(), lr=0.05), KFAC(fisher="empirical", period=1)) for m in (plain, model)
+    ]
     for engine in engines:
         for _ in range(3):
             engine.optimizer.zero_grad(set_to_none=set_to_none)

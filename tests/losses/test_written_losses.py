@@ -142,7 +142,7 @@ def test_what_the_graph_tells_is_what_the_gradients_of_samples_say(name, mean):
 @pytest.mark.parametrize("name", ["normalised weights", "few kept", "chosen"])
 def test_a_training_takes_them_for_means(name):
     model = nn.Linear(4, C, dtype=torch.float64)
-    engine = attach(model, torch.optim.SGD(model.parameters(), lr=0.1), KFAC(period=2))
+    engine = attach(model, torch.optim.SGD(model.parameters(), lr=0.1), KFAC(fisher="empirical", period=2))
     loss = MEANS[name][0](model(torch.randn(N, 4, dtype=torch.float64)))
     engine.before_backward(loss)
     loss.backward()
@@ -155,7 +155,7 @@ def test_what_it_does_not_tell_is_refused_with_the_next_move(name):
     f = predictions()
     assert joined(REFUSED[name](f), {f.grad_fn}, N).mean is None
     model = nn.Linear(4, C, dtype=torch.float64)
-    engine = attach(model, torch.optim.SGD(model.parameters(), lr=0.1), KFAC())
+    engine = attach(model, torch.optim.SGD(model.parameters(), lr=0.1), KFAC(damping=0.1, fisher="empirical"))
     with pytest.raises(ConfigError, match=r"(?s)KFAC.*reduction='mean' or reduction='sum'.*Relative"):
         engine.before_backward(REFUSED[name](model(torch.randn(N, 4, dtype=torch.float64))))
     engine.detach()

@@ -22,7 +22,7 @@ BASES = {
 def method_of(name, modules):
     return {
         "soap": lambda: SOAP(start=4, period=4),
-        "kfac": lambda: KFAC(period=4),
+        "kfac": lambda: KFAC(fisher="empirical", period=4),
         "onesided": lambda: modules.one_sided.OneSided(period=4),
     }[name]()
 

@@ -27,7 +27,9 @@ MORE = 20
 ADAMW, SGD = (torch.optim.AdamW, {"lr": 1e-2, "weight_decay": 0.1}), (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9})
 PLAIN, SMALL = (torch.optim.SGD, {"lr": 0.1}), (torch.optim.SGD, {"lr": 0.02, "momentum": 0.9})
 ADAM = (torch.optim.Adam, {"lr": 1e-2, "eps": 1e-3})
-SOAP, KFAC, EKFAC = so.SOAP(start=4, period=4), so.KFAC(period=4), so.EKFAC(start=4, period=4)
+#: Arguments that were defaults then.
+THEN = {"fisher": "empirical", "clip": 3e-5}
+SOAP, KFAC, EKFAC = so.SOAP(start=4, period=4), so.KFAC(period=4, **THEN), so.EKFAC(start=4, period=4, **THEN)
 MIXTURE = so.Mixture({"0.*": KFAC, "*.bias": "base", "*": SOAP})
 
 
@@ -58,12 +60,12 @@ LAYERS = {
     "shampoo sgd": Loop(so.Shampoo(period=4), SMALL),
     "kfac": Loop(KFAC, SGD),
     "kfac adamw lag": Loop(KFAC, ADAMW, options={"lag": 1}),
-    "kfac sampled": Loop(so.KFAC(period=4, fisher="sampled"), SGD),
+    "kfac sampled": Loop(so.KFAC(period=4, clip=3e-5, fisher="sampled"), SGD),
     "ekfac": Loop(EKFAC, ADAMW),
     "ekfac sgd": Loop(EKFAC, SGD),
     # Late and seldom, a step observes some layers alone.
-    "kfac late": Loop(so.KFAC(period=16), SGD, at=203),
-    "ekfac late": Loop(so.EKFAC(period=16), SGD, at=203),
+    "kfac late": Loop(so.KFAC(period=16, **THEN), SGD, at=203),
+    "ekfac late": Loop(so.EKFAC(period=16, **THEN), SGD, at=203),
     "mixture": Loop(MIXTURE, ADAMW),
 }
 EXACT = {"options": {"product": "exact"}}

@@ -10,8 +10,8 @@ from tests.support import ranks
 from tests.support.world import World
 
 SOAP10 = SOAP(start=10, period=4)
-KFAC4 = KFAC(period=4)
-MIXED = Mixture({"tall.*": KFAC(period=4), "*": SOAP(start=10, period=8)})
+KFAC4 = KFAC(fisher="empirical", period=4)
+MIXED = Mixture({"tall.*": KFAC(fisher="empirical", period=4), "*": SOAP(start=10, period=8)})
 ADAMW = (torch.optim.AdamW, {"lr": 3e-3, "weight_decay": 0.1})
 SGD = (torch.optim.SGD, {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01})
 ADAM = (torch.optim.Adam, {"lr": 3e-3, "weight_decay": 0.1})
@@ -62,7 +62,7 @@ def test_muon_equals_one_process(pool, precision, tolerance):
 @pytest.mark.parametrize("more", [{}, {"accumulate": 2}, {"clip": 0.1}], ids=["", "accumulate", "clip"])
 @pytest.mark.parametrize(
     "method",
-    [KFAC4, KFAC(period=4, exact=True, cap=5), KFAC(period=4, fisher="exact")],
+    [KFAC4, KFAC(fisher="empirical", period=4, exact=True, cap=5), KFAC(period=4, fisher="exact")],
     ids=["factored", "exact-tiles", "gauss-newton"],
 )
 def test_kfac_equals_one_process(two, base, more, method):
@@ -104,8 +104,8 @@ def test_ekfac_equals_one_process(two, base, more, fisher):
     [
         (SOAP10, ADAMW, {"accumulate": 2}),
         (KFAC4, SGD, {"clip": 0.1}),
-        (KFAC(period=4, exact=True, cap=5), ADAMW, {}),
-        (EKFAC(start=10, period=4), ADAMW, {"accumulate": 2}),
+        (KFAC(fisher="empirical", period=4, exact=True, cap=5), ADAMW, {}),
+        (EKFAC(fisher="empirical", start=10, period=4), ADAMW, {"accumulate": 2}),
         (EKFAC(period=4, fisher="exact"), SGD, {}),
         (Shampoo(period=4), SGD, {}),
     ],
@@ -119,7 +119,7 @@ def test_four_ranks_equal_one_process(four, method, base, more):
 
 @pytest.mark.parametrize("how", ["curvature", "end"])
 def test_every_rank_has_the_curvature(pool, how):
-    arguments = (EKFAC(period=4), *SGD, 12, how)
+    arguments = (EKFAC(fisher="empirical", period=4), *SGD, 12, how)
     one = ranks.observed(*arguments)
     assert len(one) == 3
     for found in pool.run(ranks.observed, *arguments):
@@ -141,14 +141,14 @@ def test_kfac_of_a_sum_equals_that_of_a_mean(pool):
 
 
 def test_a_mixture_equals_one_process(pool):
-    method = Mixture({"tall.*": KFAC(period=4), "wide.*": Muon(), "*": SOAP(start=10, period=8)})
+    method = Mixture({"tall.*": KFAC(fisher="empirical", period=4), "wide.*": Muon(), "*": SOAP(start=10, period=8)})
     one = ranks.train(method, *ADAMW, 24, shard=False, dtype=torch.float64)
     close(pool.run(ranks.train, method, *ADAMW, 24, dtype=torch.float64), one, 1e-10)
 
 
 @pytest.mark.parametrize(
     ("method", "rel"),
-    [(SOAP10, 0.05), (KFAC4, 0.05), (EKFAC(period=4), 0.1), (MIXED, 0.1)],
+    [(SOAP10, 0.05), (KFAC4, 0.05), (EKFAC(fisher="empirical", period=4), 0.1), (MIXED, 0.1)],
     ids=["soap", "kfac", "ekfac", "mixture"],
 )
 def test_bytes_are_as_predicted(pool, method, rel):
@@ -178,8 +178,8 @@ def test_a_gradient_that_one_rank_lacks_is_withheld_on_all(pool):
         (KFAC4, ADAMW, 9),
         (KFAC4, SGD, 9),
         (KFAC(period=4, fisher="sampled"), SGD, 9),
-        (EKFAC(start=10, period=4), ADAMW, 17),
-        (EKFAC(period=4), SGD, 9),
+        (EKFAC(fisher="empirical", start=10, period=4), ADAMW, 17),
+        (EKFAC(fisher="empirical", period=4), SGD, 9),
         (Shampoo(period=4), SGD, 9),
         (Shampoo(period=4), ADAMW, 9),
         (MIXED, ADAMW, 17),

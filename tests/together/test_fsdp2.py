@@ -11,11 +11,11 @@ from tests.support import shards
 METHODS = {
     "soap": SOAP(start=6, period=4),
     "muon": Muon(),
-    "kfac": KFAC(period=4),
-    "exact": KFAC(period=4, exact=True, cap=4),
+    "kfac": KFAC(fisher="empirical", period=4),
+    "exact": KFAC(fisher="empirical", period=4, exact=True, cap=4),
     "shampoo": Shampoo(period=4),
-    "ekfac": EKFAC(start=6, period=4),
-    "mixture": Mixture({"Conv1d": KFAC(period=4), "up.*": "muon", "*": SOAP(start=6, period=8)}),
+    "ekfac": EKFAC(fisher="empirical", start=6, period=4),
+    "mixture": Mixture({"Conv1d": KFAC(fisher="empirical", period=4), "up.*": "muon", "*": SOAP(start=6, period=8)}),
 }
 BASES = {
     "adamw": (torch.optim.AdamW, {"lr": 3e-3, "weight_decay": 0.1}),

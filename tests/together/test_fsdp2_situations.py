@@ -10,8 +10,8 @@ from tests.together.test_fsdp2 import same
 ADAMW = (torch.optim.AdamW, {"lr": 3e-3, "weight_decay": 0.1})
 SGD = (torch.optim.SGD, {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01})
 SOAP4 = (SOAP(start=4, period=4), *ADAMW)
-KFAC4 = (KFAC(period=4), *SGD)
-EKFAC4 = (EKFAC(start=4, period=4), *ADAMW)
+KFAC4 = (KFAC(fisher="empirical", period=4), *SGD)
+EKFAC4 = (EKFAC(fisher="empirical", start=4, period=4), *ADAMW)
 SLOW = pytest.mark.slow
 EACH = pytest.mark.parametrize("how", [SOAP4, pytest.param(KFAC4, marks=SLOW)], ids=["soap", "kfac"])
 
@@ -64,7 +64,7 @@ def test_a_frozen_parameter_stays_as_it_is(two, how, name):
 @pytest.mark.parametrize("event", [shards.still, shards.alone])
 @pytest.mark.parametrize(
     "how",
-    [EKFAC4, pytest.param((EKFAC(period=4), *SGD), marks=SLOW), pytest.param(KFAC4, marks=SLOW)],
+    [EKFAC4, pytest.param((EKFAC(fisher="empirical", period=4), *SGD), marks=SLOW), pytest.param(KFAC4, marks=SLOW)],
     ids=["ekfac", "preconditioned", "kfac"],
 )
 def test_biases_that_stand_still_or_live_alone(two, how, event):
@@ -91,7 +91,9 @@ def test_a_parameter_may_join_the_optimizer_later(two, how, name):
 
 @pytest.mark.thread("own")
 @pytest.mark.parametrize(
-    "how", [SOAP4, pytest.param((EKFAC(start=4, period=4), *ADAMW), marks=SLOW)], ids=["soap", "ekfac"]
+    "how",
+    [SOAP4, pytest.param((EKFAC(fisher="empirical", start=4, period=4), *ADAMW), marks=SLOW)],
+    ids=["soap", "ekfac"],
 )
 def test_a_solve_that_fails_at_its_owner_is_counted_by_all(pool, how):
     many, alone = equal(pool, how, event=shards.failing)
@@ -125,7 +127,7 @@ def test_checks_that_need_whole_weights_are_refused_by_name(two, check):
     [
         (KFAC4, shards.failing),
         pytest.param(SOAP4, shards.drop, marks=SLOW),
-        pytest.param((EKFAC(start=4, period=4), *SGD), shards.poison, marks=SLOW),
+        pytest.param((EKFAC(fisher="empirical", start=4, period=4), *SGD), shards.poison, marks=SLOW),
         pytest.param((Muon(), *ADAMW), shards.drop, marks=SLOW),
         pytest.param((Shampoo(period=4), *ADAMW), shards.failing, marks=SLOW),
     ],

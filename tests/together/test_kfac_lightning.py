@@ -10,8 +10,8 @@ from tests.support import noted
 from tests.support.problems import batch
 from tests.together.test_situations import Plain, loss_of, net, same
 
-METHOD = KFAC(period=4, damping=0.01)
-METHODS = [METHOD, EKFAC(period=4, start=5, damping=0.01)]
+METHOD = KFAC(fisher="empirical", period=4, damping=0.01)
+METHODS = [METHOD, EKFAC(fisher="empirical", period=4, start=5, damping=0.01)]
 BASES = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
     "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=1e-2),

@@ -13,8 +13,8 @@ SGD = (torch.optim.SGD, {"lr": 0.05, "momentum": 0.9})
 #: Of every kind: gradients observed and bases, rows and inverses, rows and bases, roots.
 METHODS = {
     "soap": (SOAP(start=10, period=4), ADAMW),
-    "kfac": (KFAC(period=4), SGD),
-    "ekfac": (EKFAC(start=10, period=4), ADAMW),
+    "kfac": (KFAC(fisher="empirical", period=4), SGD),
+    "ekfac": (EKFAC(fisher="empirical", start=10, period=4), ADAMW),
     "shampoo": (Shampoo(period=4), SGD),
 }
 

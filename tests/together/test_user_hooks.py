@@ -17,7 +17,11 @@ def sgd(parameters):
     return torch.optim.SGD(parameters, lr=0.05, momentum=0.9)
 
 
-METHODS = {"soap": (METHOD, adamw), "shampoo": (Shampoo(period=4), sgd), "kfac": (KFAC(period=4), sgd)}
+METHODS = {
+    "soap": (METHOD, adamw),
+    "shampoo": (Shampoo(period=4), sgd),
+    "kfac": (KFAC(fisher="empirical", clip=None, period=4), sgd),
+}
 PLACES = ("on_after_backward", "on_before_optimizer_step", "configure_gradient_clipping")
 
 
@@ -141,7 +145,11 @@ def dropped(model):
 # ray-project/ray#47452: NaN gradients become zeros; Lightning-AI/pytorch-lightning#4956: they are taken away.
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("mend", [mended, dropped])
-@pytest.mark.parametrize("method", [METHOD, KFAC(period=1), EKFAC(period=1)], ids=["soap", "kfac", "ekfac"])
+@pytest.mark.parametrize(
+    "method",
+    [METHOD, KFAC(fisher="empirical", clip=None, period=1), EKFAC(fisher="empirical", clip=None, period=1)],
+    ids=["soap", "kfac", "ekfac"],
+)
 def test_gradients_that_were_mended_make_a_step(method, mend, place):
     make = adamw if method is METHOD else sgd
     model, ours = Between(make, place, mend, broken_loss), SecondOrder(method)
@@ -156,7 +164,7 @@ def test_gradients_that_were_mended_make_a_step(method, mend, place):
 
 # Lightning-AI/pytorch-lightning#21339: the scaler leaves a step out, and nobody is told.
 def test_a_step_that_the_scaler_leaves_out_is_counted_and_its_rows_are_forgotten():
-    method = KFAC(period=1)
+    method = KFAC(fisher="empirical", clip=None, period=1)
 
     def loss(model, number):
         return loss_of(model, number) * (float("inf") if number == 9 else 1.0)

@@ -100,7 +100,7 @@ def attach(
 def attach(
     model: nn.Module,
     optimizer: Optimizer,
-    method: Method | Mixture,
+    method: Method | Mixture | None = None,
     *,
     route: Route | None = None,
     min_coverage: float = 0.0,
@@ -117,7 +117,7 @@ def attach(
 def attach(
     model: nn.Module,
     optimizer: Optimizer,
-    method: Method | Mixture | VectorMethod,
+    method: Method | Mixture | VectorMethod | None = None,
     *,
     route: Route | None = None,
     min_coverage: float = 0.0,
@@ -138,8 +138,9 @@ def attach(
     Args:
         model: The model whose parameter names are used.
         optimizer: The base optimizer; it stays the only one.
-        method: `SOAP()`, `KFAC()`, `Muon()`, ..., or a `Mixture` of rules. Or one on the whole parameter vector
-            (`FewDirections()`, ...), which takes `product` alone and has `optimizer.step(closure)` called.
+        method: `SOAP()`, `KFAC()`, `Muon()`, ..., or a `Mixture` of rules; None takes `SOAP()`, and `KFAC()` before
+            SGD. Or one on the whole parameter vector (`FewDirections()`, ...), which takes `product` alone and has
+            `optimizer.step(closure)` called.
         route: Overrides, role ("base", "hidden", "embedding", "head") -> globs on names; and "split" -> globs and how
             many matrices a parameter is, as `{"split": {"*.qkv.weight": 3}}`.
         min_coverage: Smallest share of the optimizer's elements that must be covered.
@@ -201,4 +202,5 @@ def attach(
     access = access_of((p for group in optimizer.param_groups for p in group["params"]), model, sharding=sharding)
     host = Host.of(unwrapped(model), optimizer, access=access, world=ambient(sharded=access.sharded))
     rest = reduction, lag, ways or Ways(), Overhead.of(max_overhead)
-    return Attached(host, Options(Mixture.of(method), route, min_coverage, checks, *rest))
+    mixture = None if method is None else Mixture.of(method)
+    return Attached(host, Options(mixture, route, min_coverage, checks, *rest))

@@ -17,7 +17,7 @@ def structural_roles(model: nn.Module) -> dict[Tensor, str]:
     """Embeddings and the output head, found by structure and not by name.
 
     A head is a layer tied to an Embedding (one block, under its first name), or the last Linear in registration order
-    whose out_features equals some Embedding's num_embeddings.
+    whose out_features equals some Embedding's num_embeddings; in a model with a recurrent layer the last Linear.
 
     Args:
         model: The model.
@@ -37,6 +37,8 @@ def structural_roles(model: nn.Module) -> dict[Tensor, str]:
     heads = [
         m for m in linears if m.out_features in vocabularies and (m.out_features not in widths or m is linears[-1])
     ]
+    if not heads and any(isinstance(m, nn.RNNBase) for m in model.modules()):
+        heads = linears
     if heads:
         roles[heads[-1].weight] = "head"
     return roles

@@ -168,7 +168,7 @@ class Router:
         if tap is not None:
             block = Block(name, param, index, role, shape[0], shape.numel() // shape[0], shape)
             self._join(block, tap, group, method)
-            return method.exclude(block) or [block]
+            return method.exclude(self.host.base, block) or [block]
         if min(view.rows, view.cols) == 1:
             return "a single row or column"
         blocks = [
@@ -184,7 +184,7 @@ class Router:
             )
             for of in view.parts(name)
         ]
-        return method.exclude(blocks[0]) or blocks
+        return method.exclude(self.host.base, blocks[0]) or blocks
 
     def _view(self, param: nn.Parameter, name: str) -> View:
         """How a parameter is seen as matrices.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_so.contract.block import Block, StackSpec
+from lightning_so.contract.footing import KnowsLoss
 from lightning_so.contract.method import (
     Action,
     BendsByPolarFactor,
@@ -41,6 +42,7 @@ class Stack(StackSpec):
         thinner: The method, if it can take fewer rows.
         versatile: The method, if it computes in one of several ways.
         orthogonaliser: The method, if it bends by polar factors.
+        knower: The method, if it preconditions and knows how the loss is written.
         rotates: Whether the moments of its warm blocks are in its bases: those of preconditioned gradients stay plain.
         stats: What the method keeps, opaque to the engine.
         hidden: Room for the saved parameters p0, or for this rank's pieces of them; see `Matrices.make_room`.
@@ -57,6 +59,7 @@ class Stack(StackSpec):
     thinner: TakesThinning | None
     versatile: TakesWays | None
     orthogonaliser: BendsByPolarFactor | None
+    knower: KnowsLoss | None
     rotates: bool
     stats: Any = None
     hidden: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -87,6 +90,7 @@ class Stack(StackSpec):
             thinner=method if isinstance(method, TakesThinning) else None,
             versatile=method if isinstance(method, TakesWays) else None,
             orthogonaliser=method if isinstance(method, BendsByPolarFactor) else None,
+            knower=method if host.base.linear and isinstance(method, KnowsLoss) else None,
             rotates=rotator is not None and not host.base.linear,
         )
 

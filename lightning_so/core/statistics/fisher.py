@@ -18,7 +18,7 @@ from lightning_so.contract.method import ObservesRows
 from lightning_so.core.host import Host
 from lightning_so.core.schedule.units import Units
 from lightning_so.core.statistics.layer_call import LayerCall
-from lightning_so.core.statistics.loss import LossFacts
+from lightning_so.core.statistics.loss import LossFacts, written
 from lightning_so.core.statistics.observation import Observation
 from lightning_so.errors import ConfigError
 from lightning_so.linalg.precision import FullPrecision
@@ -84,6 +84,9 @@ def observe(
             assert last.x is not None
             terms = method.terms(last.tap, last.x, last.rows(g))
             found = [drawn] if how == "sampled" else passes.exact()
+            seen.written = (
+                written(loss.detach(), facts, terms, host.team.ranks, given=False) if host.base.linear else None
+            )
             _collect(method, seen, facts, units, found, terms, step)
     return [call for call, g in zip(seen.calls, drawn, strict=True) if g is None]
 
@@ -129,11 +132,11 @@ def _collect(
             seen.fire(block)
             if not g.numel():
                 continue
-            once = 0.0 if block in counted else terms
+            once, told = (0.0, None) if block in counted else (terms, seen.written)
             counted.add(block)
             dtype = torch.promote_types(g.dtype, torch.float32)
             unit = (torch.as_tensor(weight, dtype=dtype, device=g.device) / facts.scale).sqrt()
-            use = Use(call.x, call.rows(g), unit, once, step)
+            use = Use(call.x, call.rows(g), unit, once, step, told)
             with FullPrecision():
                 method.collect(units.stacks[index].stats, row, block, use)
 

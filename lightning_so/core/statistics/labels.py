@@ -61,11 +61,6 @@ class Labels:
         return self.found == "empirical"
 
     @property
-    def free(self) -> bool:
-        """Whether others may be taken than were: where none was asked for by name."""
-        return self.asked == "auto"
-
-    @property
     def of_loss(self) -> bool:
         """Whether the loss must be shown: its own gradients were ruled out by name."""
         return self.asked not in ("auto", "empirical")
@@ -77,6 +72,23 @@ class Labels:
             why: What hinders the others.
         """
         self.found, self.why = "empirical", why
+
+    def recomputed(self, layer: str, method: str) -> None:
+        """Take the labels at hand where a layer runs with gradients only inside the backward pass.
+
+        Args:
+            layer: Its name.
+            method: That of the method.
+
+        Raises:
+            ConfigError: If others were asked for by name.
+        """
+        if self.asked != "auto":
+            raise ConfigError(
+                f"{layer}: {method}(fisher={self.asked!r}) cannot reach into checkpoint(..., use_reentrant=True): use "
+                f"use_reentrant=False, or fisher='empirical'."
+            )
+        self.settle(f"{layer} is inside checkpoint(..., use_reentrant=True)")
 
     def decide(self, loss: Tensor, outputs: Sequence[GradientEdge], samples: int) -> None:
         """See whether labels can be drawn for a loss.
@@ -100,7 +112,7 @@ class Labels:
 
     def __str__(self) -> str:
         """The line of the plan; nothing where the user has said it."""
-        if not self.free:
+        if self.asked != "auto":
             return ""
         if self.open:
             return f"Fisher matrices: {DRAWN} if the first loss is one of those that are known, else {GIVEN}"

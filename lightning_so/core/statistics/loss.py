@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.autograd.graph import Node
 
+from lightning_so.contract.loss_unit import Written
 from lightning_so.contract.method import ObservesRows
 from lightning_so.errors import ConfigError
 from lightning_so.losses.reduction import joined
@@ -67,3 +68,20 @@ def is_mean(
             f"beside the method, or give damping=Relative(...)."
         )
     return told.mean is not False
+
+
+def written(loss: Tensor | None, facts: LossFacts, terms: Tensor | float, ranks: int, *, given: bool = True) -> Written:
+    """How a loss is written.
+
+    Args:
+        loss: The loss as it goes backward; None where it was not shown.
+        facts: By what it was multiplied, and whether it is a mean.
+        terms: Its terms.
+        ranks: How many there are, over whose losses gradients are averaged.
+        given: Whether gradients are those of the labels at hand.
+
+    Returns:
+        What a use tells of it.
+    """
+    level = 0.0 if loss is None else loss / (facts.scale * ranks)
+    return Written(level, 1.0 if facts.mean else terms, given)

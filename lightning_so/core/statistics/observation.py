@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_so.contract.block import Block
+from lightning_so.contract.loss_unit import Written
 from lightning_so.core.schedule.units import Place
 from lightning_so.core.statistics.layer_call import LayerCall
 
@@ -61,6 +62,8 @@ class Observation:
         counts: Whether it is one of a loss, whose rows count.
         terms: Its loss terms, once a layer has told them.
         unit: What makes gradients of its loss those of one sample's, from then on.
+        loss: The last loss that was shown; None before.
+        written: How the loss of the pass is written, where a method asks; else None.
         rows: Rows of this step, kept where gradients are preconditioned through them.
     """
 
@@ -74,6 +77,8 @@ class Observation:
     counts: bool = True
     terms: Tensor | float | None = None
     unit: Tensor | float = 1.0
+    loss: Tensor | None = None
+    written: Written | None = None
     rows: KeptRows = field(default_factory=KeptRows)
 
     def fire(self, block: Block) -> None:

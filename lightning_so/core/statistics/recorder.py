@@ -20,9 +20,9 @@ from lightning_so.core.schedule.units import Place, Units
 from lightning_so.core.statistics import fisher
 from lightning_so.core.statistics.labels import Labels
 from lightning_so.core.statistics.layer_call import REMEMBERED, LayerCall
-from lightning_so.core.statistics.loss import LossFacts, is_mean
+from lightning_so.core.statistics.loss import LossFacts, is_mean, written
 from lightning_so.core.statistics.observation import Observation, name_silent
-from lightning_so.errors import ConfigError, TrustError
+from lightning_so.errors import TrustError
 from lightning_so.linalg.precision import FullPrecision
 from lightning_so.losses.graph import reaches
 
@@ -91,7 +91,7 @@ class Recorder:
     def _forget_rows(self) -> None:
         """Clear the windows of the blocks that have fired."""
         for (index, row), block in self.seen.watched.items():
-            if self.seen.fired.pop(block, None):
+            if block in self.seen.fired:
                 self.method.clear(self._units.stacks[index].stats, [row])
 
     def look_away(self) -> None:
@@ -136,6 +136,8 @@ class Recorder:
                     if self.seen.terms is None and g.numel():
                         terms = self.seen.terms = self.method.terms(tap, x, rows(g))
                         self.seen.unit = (terms if self.facts.mean else 1.0) / self.facts.scale
+                        if self._host.base.linear:
+                            self.seen.written = written(self.seen.loss, self.facts, terms, self._host.team.ranks)
                     if where is not None and self.seen.counts:
                         self._commit(*where, x.detach(), rows(g) if g.numel() else None)
 
@@ -173,16 +175,19 @@ class Recorder:
         self.facts.announced = reaches(loss.grad_fn, stops)
         if not self.facts.announced:
             return
+        self.seen.loss = loss.detach()
         if samples := next((call.samples for call in reversed(self.seen.calls) if call.samples), 0):
-            needed_by = self.method if self.method.needs_loss_unit(self._host.base) else None
-            self.facts.mean = is_mean(loss, stops, samples, self.facts, self._reduction, needed_by)
-        if self.labels.open and samples:
-            self.labels.decide(loss, [call.edge for call in self.seen.calls], samples)
+            if self.labels.open:
+                self.labels.decide(loss, [call.edge for call in self.seen.calls], samples)
+            # Of drawn labels the curvature is that of the loss as it is written.
+            needed = self.labels.empirical and self.method.needs_loss_unit(self._host.base)
+            by = self.method if needed else None
+            self.facts.mean = is_mean(loss, stops, samples, self.facts, self._reduction, by)
         if self.labels.found in ("sampled", "exact"):
             self.seen.passes += 1
-            asked = self.method, self.labels.found, self.seen, self.facts, self._units, self._host
+            asked = self.method, self.labels.found, self.seen, self.facts, self._units, self._host, loss, samples
             with self.ignoring():
-                self.seen.calls = fisher.observe(*asked, loss, samples, self._report.step)
+                self.seen.calls = fisher.observe(*asked, self._report.step)
 
     @contextmanager
     def ignoring(self) -> Iterator[None]:
@@ -194,18 +199,12 @@ class Recorder:
             self.ours = before
 
     def _check_recomputed(self, where: tuple[int, int, Block] | None) -> None:
-        """Refuse a layer that runs with gradients only inside the backward pass, which ours cannot enter."""
+        """Notice a layer that runs with gradients only inside the backward pass, which ours cannot enter."""
         if self.labels.empirical or where is None:
             return
         if where[:2] in self.seen.watched and where[2] not in self.seen.fired:
-            if self.labels.free:
-                self.labels.settle(f"{where[2].name} is inside checkpoint(..., use_reentrant=True)")
-                self._forget_rows()
-                return
-            raise ConfigError(
-                f"{where[2].name}: {type(self.method).__name__}(fisher={self.method.fisher!r}) cannot reach into "
-                f"checkpoint(..., use_reentrant=True): use use_reentrant=False, or fisher='empirical'."
-            )
+            self.labels.recomputed(where[2].name, type(self.method).__name__)
+            self._forget_rows()
 
     # ---------------------------------------------------------------- what
 
@@ -246,9 +245,10 @@ class Recorder:
             return
         assert self.seen.terms is not None
         # Several uses in one pass are positions of the same terms.
-        terms = self.seen.terms if self.seen.counted.get(block) != self.seen.passes else 0.0
+        first = self.seen.counted.get(block) != self.seen.passes
+        told = (self.seen.terms, self.seen.written) if first else (0.0, None)
         self.seen.counted[block] = self.seen.passes
-        self.method.collect(stats, row, block, Use(x, g, self.seen.unit, terms, self._report.step))
+        self.method.collect(stats, row, block, Use(x, g, self.seen.unit, told[0], self._report.step, told[1]))
 
     # ---------------------------------------------------------------- at the step
 
@@ -263,12 +263,7 @@ class Recorder:
         Raises:
             TrustError: If no loss was shown to a method that needs it.
         """
-        if (
-            not self.labels.free
-            and not self.labels.empirical
-            and self.facts.announced is None
-            and any(map(lives, self.seen.watched.values()))
-        ):
+        if self.labels.of_loss and self.facts.announced is None and any(map(lives, self.seen.watched.values())):
             raise TrustError(
                 f"{type(self.method).__name__}(fisher={self.method.fisher!r}) has not seen the loss: call "
                 f"`engine.before_backward(loss)` before `loss.backward()` (in a LightningModule: "

@@ -1,19 +1,19 @@
 """What happens to cohorts before the base's step: precondition, or hide (and rotate)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from lightning_so.actions import hide
-from lightning_so.actions.precondition import Clip
+from lightning_so.actions.precondition import Clip, Footing
 from lightning_so.contract.method import Action
 from lightning_so.core.host import Host
 from lightning_so.core.matrices.matrices import Matrices, MatrixWork, alike
 from lightning_so.core.report import Report
 from lightning_so.core.stacks.cohort import Cohort
-from lightning_so.core.stacks.stack import methods_of
+from lightning_so.core.stacks.stack import Stack, methods_of
 from lightning_so.core.step import lending, rowwise
 from lightning_so.core.step.progress import Progress
 from lightning_so.core.step.rowwise import Kept
@@ -38,6 +38,7 @@ def begin(
     clips = _clips(acting)
     lending.lend(acting, host)
     try:
+        _hold(acting, clips, matrices)
         rest = host, matrices, kept, rotation
         matrices.transform(
             [item for cohort in acting for item in _items(cohort, clips[id(cohort.stack.method)], *rest)]
@@ -61,16 +62,20 @@ def _items(
     seen = stack.observer is not None
     source, sink = partial(matrices.fill, cohort, gradients, 0), partial(matrices.write, cohort, gradients)
     if cohort.action is Action.PRECONDITION:
-        rates = _rates(cohort, host)
-        clip.hold(gradients)
-        if (products := rowwise.precondition(cohort, kept)) is not None:
-            clip.add(products, rates)
+        footing = _footing(cohort)
+        over = None if footing is None or footing.pace is None else footing.pace.reciprocal()
+        if (products := rowwise.precondition(cohort, kept, over)) is not None:
+            if footing is not None:
+                clip.add(products, footing)
             return
 
         @FullPrecision()
         def precondition(X: Tensor) -> Tensor:
             update = stack.method.direction(stack.stats, X, cohort.rows)
-            clip.add(_products(update, X), rates)
+            if over is not None:
+                update = update * over[:, None, None]
+            if footing is not None:
+                clip.add(_products(update, X), footing)
             return update
 
         yield MatrixWork(cohort, source, partial(map, precondition), sink, seen)
@@ -100,9 +105,27 @@ def _apply(clips: Iterable[Clip], matrices: Matrices) -> None:
             clip.apply(total)
 
 
-def _rates(cohort: Cohort, host: Host) -> list:
-    """The learning rate of each block."""
-    return cohort.of_blocks(host, lambda group: group["lr"])
+def _hold(acting: Sequence[Cohort], clips: Mapping[int, Clip], matrices: Matrices) -> None:
+    """Show gradients to the clips of those that are preconditioned, before they are."""
+    found = [(cohort, cohort.stack.knower) for cohort in acting if cohort.action is Action.PRECONDITION]
+    known = [(cohort, matrices.gradients(cohort)) for cohort, knower in found if knower is not None]
+    for (cohort, gradients), squares in zip(known, matrices.squares(known) if known else (), strict=True):
+        footing = _footing(cohort)
+        assert footing is not None
+        clips[id(cohort.stack.method)].hold(gradients, squares, footing)
+
+
+def _footing(cohort: Cohort) -> Footing | None:
+    """What bounds the steps of a cohort; None where gradients keep a length of their own."""
+    stack = cohort.stack
+    return None if stack.knower is None else stack.knower.footing(stack.stats, cohort.rows)
+
+
+def follow_rates(stacks: Iterable[Stack], host: Host) -> None:
+    """Tell methods that measure by the base's learning rates what they are at this step."""
+    for stack in stacks:
+        if stack.knower is not None:
+            stack.knower.follow_rates(stack.stats, [host.group(block.group)["lr"] for block in stack.blocks])
 
 
 def count(acting: Sequence[Cohort], report: Report) -> None:
@@ -116,32 +139,6 @@ def count(acting: Sequence[Cohort], report: Report) -> None:
         sum(len(cohort.blocks) for cohort in acting if cohort.action is action)
         for action in (Action.ROTATE, Action.BEND, Action.PRECONDITION)
     )
-
-
-def waiting(cohort: Cohort, host: Host) -> bool:
-    """Whether a cohort is on the base only until its gradients can be preconditioned."""
-    if cohort.action is not Action.BASE:
-        return False
-    return cohort.stack.action(host, cohort.blocks[0], True) is Action.PRECONDITION
-
-
-def bound(cohorts: Sequence[Cohort], host: Host, matrices: Matrices) -> None:
-    """Bound the step of waiting cohorts: `lr |g| <= sqrt(kappa)`.
-
-    Args:
-        cohorts: Those that wait.
-        host: The training.
-        matrices: Where their gradients are.
-    """
-    clips = _clips(cohorts)
-    lending.lend(cohorts, host)
-    found = [(cohort, matrices.gradients(cohort)) for cohort in cohorts]
-    for (cohort, gradients), squares in zip(found, matrices.squares(found), strict=True):
-        clip = clips[id(cohort.stack.method)]
-        clip.hold(gradients)
-        clip.add(squares, _rates(cohort, host))
-    lending.take_back(cohorts, host)
-    _apply(clips.values(), matrices)
 
 
 def _products(X_BMN: Tensor, Y_BMN: Tensor) -> Tensor:

@@ -22,15 +22,16 @@ Kept = Mapping[Block, tuple[Tensor, Tensor] | None]
 
 
 @FullPrecision()
-def precondition(cohort: Cohort, kept: Kept) -> Tensor | None:
-    """`g <- P g` for a cohort from its rows, if they are there and do give the gradients.
+def precondition(cohort: Cohort, kept: Kept, over_B: Tensor | None) -> Tensor | None:
+    """`g <- over P g` for a cohort from its rows, if they are there and do give the gradients.
 
     Args:
         cohort: The cohort.
         kept: The rows.
+        over_B: By what each is multiplied, (B,); None for one.
 
     Returns:
-        `<P g, g>` of each block, shape (B,); None if nothing was done. One host read.
+        `<over P g, g>` of each block, shape (B,); None if nothing was done. One host read.
     """
     stack = cohort.stack
     if not isinstance(stack.method, ActsOnRows):
@@ -46,6 +47,7 @@ def precondition(cohort: Cohort, kept: Kept) -> Tensor | None:
     for block, row, (a, g), factor in zip(cohort.blocks, numbers, rows, factors, strict=True):
         b, h = stack.method.of_rows(stack.stats, row, a, g)
         # With g = f sum_n g_n a_n', <P g, g> = f^2 sum_nm (h_n . g_m) (b_n . a_m).
+        h = h if over_B is None else h * over_B[len(products)]
         products.append(factor.square() * torch.linalg.vecdot((h @ g.mT).flatten(), (b @ a.mT).flatten()))
         _write(block, factor * h, b)
     return torch.stack(products)

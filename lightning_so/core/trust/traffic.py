@@ -5,6 +5,7 @@ Every interval is at its largest, and every block has its last action; asked for
 
 import math
 
+from lightning_so.actions.precondition import Clip
 from lightning_so.contract.block import Block
 from lightning_so.contract.method import Action
 from lightning_so.core.host import Host
@@ -159,20 +160,13 @@ def _moments(host: Host, matrices: ShardedMatrices, block: Block) -> list[int]:
 
 
 def _sums(units: Units, host: Host, warm: bool) -> int:
-    """Lengths of bent updates, and totals of clips: of gradients that are preconditioned, and of those that wait."""
-    found = [
-        (stack, stack.action(host, block, warm), stack.action(host, block, True))
-        for stack in units.stacks
-        for block in stack.blocks
-    ]
-    bent = [stack for stack, action, _ in found if action is Action.BEND]
+    """Lengths of bent updates, and totals of clips."""
+    found = [(stack, stack.action(host, block, warm)) for stack in units.stacks for block in stack.blocks]
+    bent = [stack for stack, action in found if action is Action.BEND]
     total = len(bent) * bent[0].dtype.itemsize if bent else 0
-    for now in (Action.PRECONDITION, Action.BASE):
-        clipped = [
-            stack
-            for stack, action, later in found
-            if action is now and later is Action.PRECONDITION and stack.method.step_bound is not None
-        ]
-        dtypes = {id(stack.method): stack.dtype for stack in clipped[::-1]}
-        total += len(dtypes) * max((dtype.itemsize for dtype in dtypes.values()), default=0)
+    clipped = [
+        stack for stack, action in found if action is Action.PRECONDITION and stack.method.step_bound is not None
+    ]
+    dtypes = {id(stack.method): stack.dtype for stack in clipped[::-1]}
+    total += Clip.NUMBERS * len(dtypes) * max((dtype.itemsize for dtype in dtypes.values()), default=0)
     return total
