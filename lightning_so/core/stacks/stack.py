@@ -21,6 +21,7 @@ from lightning_so.contract.method import (
     TakesThinning,
     TakesWays,
 )
+from lightning_so.contract.polishing import Polishes
 from lightning_so.core.host import Host
 
 
@@ -42,6 +43,7 @@ class Stack(StackSpec):
         versatile: The method, if it computes in one of several ways.
         orthogonaliser: The method, if it bends by polar factors.
         rotates: Whether the moments of its warm blocks are in its bases: those of preconditioned gradients stay plain.
+        polisher: The method, if it polishes what the base did to these blocks in its bases.
         stats: What the method keeps, opaque to the engine.
         hidden: Room for the saved parameters p0, or for this rank's pieces of them; see `Matrices.make_room`.
         saved: Views of `hidden`, by block one a parameter.
@@ -58,6 +60,7 @@ class Stack(StackSpec):
     versatile: TakesWays | None
     orthogonaliser: BendsByPolarFactor | None
     rotates: bool
+    polisher: Polishes | None
     stats: Any = None
     hidden: Tensor = field(default_factory=lambda: torch.empty(0))
     saved: list[list[Tensor]] = field(default_factory=list)
@@ -88,6 +91,7 @@ class Stack(StackSpec):
             versatile=method if isinstance(method, TakesWays) else None,
             orthogonaliser=method if isinstance(method, BendsByPolarFactor) else None,
             rotates=rotator is not None and not host.base.linear,
+            polisher=method if isinstance(method, Polishes) and method.polish and not spec.edge else None,
         )
 
     @property
