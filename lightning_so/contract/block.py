@@ -168,6 +168,11 @@ class StackSpec:
         return self.blocks[0].rows, self.blocks[0].cols
 
     @property
+    def edge(self) -> bool:
+        """Whether its blocks are at the edge of the network."""
+        return self.blocks[0].edge
+
+    @property
     def parts(self) -> int:
         """Parameters of each matrix: 2 with a bias, else 1."""
         return len(self.blocks[0].params)

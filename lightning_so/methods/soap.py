@@ -15,7 +15,7 @@ from lightning_so.contract.pairing import all_solved
 from lightning_so.contract.spread import Spread, Staggered
 from lightning_so.contract.unit import Unit
 from lightning_so.contract.ways import ByDevice, Ways
-from lightning_so.errors import ConfigError, check_count, check_range
+from lightning_so.errors import ConfigError, check_choice, check_count, check_range
 from lightning_so.linalg import tiles
 from lightning_so.linalg.basis import (
     CALLS,
@@ -81,6 +81,7 @@ class SOAP(ByDevice):
         ridge: Tie-breaking ridge of every solve, relative to the factor's mean diagonal.
         cap: Largest tile of a side; None takes 256 on CPU and 1024 on other devices.
         schedule: `Staggered()`, or `Synchronous()` for the textbook burst.
+        polish: Whether a rotated update d of a hidden matrix becomes `|d| O / |O|`, `O = polar(d)` (SOAP-Muon).
 
     Example:
         >>> SOAP(period=32).period
@@ -93,6 +94,7 @@ class SOAP(ByDevice):
     ridge: float = 1e-2
     cap: int | None = None
     schedule: Spread = field(default_factory=Staggered)
+    polish: bool = False
 
     taps: ClassVar[Taps] = Taps.GRADS
     step_bound: ClassVar[float | None] = None
@@ -107,6 +109,7 @@ class SOAP(ByDevice):
             check_count("SOAP", "cap", self.cap, 2, 65_536)
         if not isinstance(self.schedule, Spread):
             raise ConfigError(f"SOAP(schedule={self.schedule!r}): schedule must be Staggered() or Synchronous().")
+        check_choice("SOAP", "polish", self.polish, (False, True))
 
     def refuse(self, base: Base, group: dict) -> str | None:
         """See `contract.method.Method.refuse`."""
@@ -170,7 +173,8 @@ class SOAP(ByDevice):
         calls = CALLS / stack.alike  # One call serves the stack.
         if action is Action.BEND:
             return turn + polar_cost(stack.shape, 5) + calls
-        return 3 * turn + calls if action is Action.ROTATE else turn
+        polish = polar_cost(stack.shape, 5) if self.polish and not stack.edge else 0.0
+        return 3 * turn + polish + calls if action is Action.ROTATE else turn
 
     def observe(self, stats: Stats, gradients: Tensor, rows: list[int] | None) -> None:
         """See `contract.method.ObservesGradients.observe`."""

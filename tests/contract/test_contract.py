@@ -25,6 +25,7 @@ METHODS = [
     Shampoo(period=1, merge=True, cap=3, schedule=Synchronous()),
     Shampoo(period=2, beta=1.0, power=2),
     Shampoo(period=2, whiten=True),
+    SOAP(start=2, period=2, polish=True),
 ]
 #: Those that are tried every day; the others in the whole suite.
 EVERYDAY = [METHODS[number] for number in (0, 3, 5, 6, 8, 10)]

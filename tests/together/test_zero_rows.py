@@ -16,6 +16,7 @@ ADAMW, SGD = (torch.optim.AdamW, {"lr": 1e-2, "weight_decay": 0.0}), (torch.opti
 CASES = {
     "SOAP": (SOAP(start=6, period=3), ADAMW),
     "SOAP, no ridge": (SOAP(start=6, period=3, ridge=0.0), ADAMW),
+    "SOAP, polished": (SOAP(start=6, period=3, polish=True), ADAMW),
     "SOAP, tiles": (SOAP(start=6, period=3, cap=5), ADAMW),
     "EKFAC": (EKFAC(start=6, period=3), ADAMW),
     "EKFAC, preconditioned": (EKFAC(period=3), SGD),

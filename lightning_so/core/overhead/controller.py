@@ -188,7 +188,7 @@ class Controller:
         if warm == sum(len(stack.blocks) for stack in stacks):
             return 1.0
         cold, hot = (
-            sum(len(s.blocks) * s.method.step_cost(s, action) for s in stacks if s.rotates and not s.blocks[0].edge)
+            sum(len(s.blocks) * s.method.step_cost(s, action) for s in stacks if s.rotates and not s.edge)
             for action in (Action.BEND, Action.ROTATE)
         )
         return min(1.0, hot / cold) if cold else 1.0

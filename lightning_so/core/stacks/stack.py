@@ -22,6 +22,7 @@ from lightning_so.contract.method import (
     TakesThinning,
     TakesWays,
 )
+from lightning_so.contract.polishing import Polishes
 from lightning_so.core.host import Host
 
 
@@ -44,6 +45,7 @@ class Stack(StackSpec):
         orthogonaliser: The method, if it bends by polar factors.
         knower: The method, if it preconditions and knows how the loss is written.
         rotates: Whether the moments of its warm blocks are in its bases: those of preconditioned gradients stay plain.
+        polisher: The method, if it polishes what the base did to these blocks in its bases.
         stats: What the method keeps, opaque to the engine.
         hidden: Room for the saved parameters p0, or for this rank's pieces of them; see `Matrices.make_room`.
         saved: Views of `hidden`, by block one a parameter.
@@ -61,6 +63,7 @@ class Stack(StackSpec):
     orthogonaliser: BendsByPolarFactor | None
     knower: KnowsLoss | None
     rotates: bool
+    polisher: Polishes | None
     stats: Any = None
     hidden: Tensor = field(default_factory=lambda: torch.empty(0))
     saved: list[list[Tensor]] = field(default_factory=list)
@@ -92,6 +95,7 @@ class Stack(StackSpec):
             orthogonaliser=method if isinstance(method, BendsByPolarFactor) else None,
             knower=method if host.base.linear and isinstance(method, KnowsLoss) else None,
             rotates=rotator is not None and not host.base.linear,
+            polisher=method if isinstance(method, Polishes) and method.polish and not spec.edge else None,
         )
 
     @property

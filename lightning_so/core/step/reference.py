@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_so.actions import hide
+from lightning_so.actions.polish import polished
 from lightning_so.contract.block import StackSpec
 from lightning_so.contract.method import Action
 from lightning_so.core.host import Host
@@ -109,6 +110,8 @@ class Reference:
         host, stack = self._host, self._cohort.stack
         group, stats, update = host.group(self._block.group), self._statistics(), self._double(self._block.params)
         if self._cohort.action is Action.ROTATE:
+            if stack.polisher is not None:
+                update = polished(update, stack.polisher.polar_factor(stats, update.dtype))
             change = stack.turning.turn(stats, update, None, leave=True)
         else:
             a, b = host.base.lookahead(group)
