@@ -7,8 +7,10 @@
 
 With F the Gauss-Newton matrix `r <u, g>` is twice what the quadratic model of the loss loses by the curvature of the
 step: kappa is the part of the loss that it may be. Where F is of the labels at hand it shrinks with their gradients and
-is no curvature: there nu is the smaller of both, and at least what keeps every direction below SGD's own step. Of a
-damping in absolute units u is P g, and what bends by it n r^2 <u, g>.
+is no curvature: there nu is the smaller of both, and at least what keeps every direction below SGD's own step.
+
+Of a damping in absolute units u is P g and what bends n r^2 <u, g>. There `near` alone bounds, whatever SGD's step
+promises: the rate may be any. A loss that is not positive, or was never shown, counts as 1 there.
 
 All of it is computed on the device, once a step, and in sums over blocks; schedules that lower the rate shorten the
 step as they shorten SGD's. Source: the bound by the quadratic model is Martens and Grosse 2015, arXiv 1503.05671,
@@ -68,7 +70,8 @@ class Clip:
         """
         self._grads += grads
         self.least = max(self.least, footing.least)
-        self._of_base.append(torch.linalg.vecdot(squares.to(footing.rate), footing.rate))
+        if footing.pace is not None:
+            self._of_base.append(torch.linalg.vecdot(squares.to(footing.rate), footing.rate))
 
     def add(self, products: Tensor, footing: Footing) -> None:
         """Count a batch, where it is whole.
@@ -98,7 +101,8 @@ class Clip:
         promised = torch.zeros(self.NUMBERS, dtype=dtype, device=device)
         for part in self._of_blocks:
             promised[[0, 1, 3, 4, 5]] += part.to(promised)
-        promised[2] = torch.stack([part.to(promised) for part in self._of_base]).sum()
+        for part in self._of_base:
+            promised[2] += part.to(promised)
         return promised
 
     def apply(self, total: Tensor) -> None:
@@ -122,7 +126,10 @@ def factor(total: Tensor, bound: float, least: float) -> Tensor:
     tiny = torch.finfo(total.dtype).tiny
     equal = SHARE * base / promised.clamp_min(tiny)
     level = levels / count.clamp_min(1)
-    near = (bound * level.clamp_min(0) / bends.clamp_min(tiny)).sqrt()
+    alone = base <= 0
+    level = torch.where(alone & (level <= 0), 1.0, level.clamp_min(0))
+    near = (bound * level / bends.clamp_min(tiny)).sqrt()
     # A loss that is not positive, or was never shown, is no measure.
     smaller = torch.where(level > 0, torch.minimum(equal, near), equal).clamp_min(least)
-    return torch.where(given > 0, smaller, torch.maximum(equal, near)).clamp_max(1.0)
+    of_both = torch.where(given > 0, smaller, torch.maximum(equal, near))
+    return torch.where(alone, near, of_both).clamp_max(1.0)

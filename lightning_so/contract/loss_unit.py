@@ -61,10 +61,10 @@ class LossUnit:
 
     @classmethod
     def of(cls, count: int, dtype: torch.dtype, device: torch.device) -> "LossUnit":
-        """That of `count` blocks, of which nothing is known."""
+        """That of `count` blocks, of which nothing is known: the loss is taken for a mean."""
         place = {"dtype": dtype, "device": device}
         return cls(
-            torch.zeros(count, 3, **place),
+            torch.tensor([0.0, 1.0, 0.0], **place).repeat(count, 1),
             torch.zeros(count, **place),
             torch.zeros(count, 4, **place),
             torch.zeros(count),

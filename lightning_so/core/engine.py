@@ -225,13 +225,12 @@ class Engine:
                 swap.land(parts.flights, parts.unread, landing)
             basis.enter(landing)
         cohorts = list(roster)
-        acting = [cohort for cohort in cohorts if cohort.action is not Action.BASE]
         current.reference = reference(cohorts, host, report, every=self.options.checks.verify_every)
         with self.stopwatch.stage("act"):
             for cohort in cohorts:
                 cohort.observed += 1
             kept = {block: rows for recorder in parts.recorders for block, rows in recorder.seen.rows.kept.items()}
-            act.begin(current, acting, host, matrices, kept, parts.chosen.ways.rotation)
+            acting = act.begin(current, cohorts, host, matrices, kept, parts.chosen.ways.rotation)
         if current.reference is not None:
             current.reference.entered()
         act.count(acting, report)

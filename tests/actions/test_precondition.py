@@ -18,7 +18,7 @@ def nu(promised=1.0, bends=1.0, base=1.0, level=1.0, given=0.0, bound=1e-4, leas
 
 
 def test_half_of_what_sgd_promises_is_always_allowed():
-    assert nu(promised=10.0, base=2.0, level=0.0) == pytest.approx(0.5 * 2 / 10)
+    assert nu(promised=10.0, base=2.0, bends=1e9, level=0.0) == pytest.approx(0.5 * 2 / 10)
 
 
 def test_a_step_may_bend_a_part_of_the_loss():
@@ -41,6 +41,12 @@ def test_where_labels_are_at_hand_the_smaller_counts_above_the_least():
 def test_a_loss_that_is_not_positive_is_no_measure(level):
     assert nu(promised=10.0, base=2.0, level=level, given=1.0, least=0.01) == pytest.approx(0.1)
     assert nu(promised=10.0, base=2.0, level=level) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("level", "counts"), [(9.0, 9.0), (0.0, 1.0), (-5.0, 1.0)])
+@pytest.mark.parametrize("given", [0.0, 1.0])
+def test_of_an_absolute_damping_the_part_of_the_loss_alone_bounds(level, counts, given):
+    assert nu(base=0.0, bends=4.0, level=level, given=given) == pytest.approx(math.sqrt(1e-4 * counts / 4))
 
 
 def test_gradients_of_zeros_are_left_as_they_are():

@@ -246,3 +246,14 @@ def test_resuming_equals_not_having_stopped():
 def test_bad_rules_are_refused_with_the_next_move(build, message):
     with pytest.raises(ConfigError, match=message):
         build()
+
+
+RECOMMENDED = {torch.optim.AdamW: SOAP(), torch.optim.RMSprop: SOAP(), torch.optim.SGD: KFAC()}
+
+
+@pytest.mark.parametrize(("base", "expected"), RECOMMENDED.items())
+def test_the_method_that_is_recommended_is_taken_where_none_is_named(base, expected):
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    engine = attach(model, base(model.parameters(), lr=0.01))
+    assert {method for method in engine.plan.assigned.values()} == {expected}
+    assert str(engine.plan).startswith(f"{expected} on {base.__name__}: ")

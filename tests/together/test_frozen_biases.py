@@ -152,6 +152,19 @@ def test_a_bias_that_was_frozen_from_the_start_is_no_obstacle(case):
     assert not any(torch.equal(layer.bias, value) for layer, value in zip(model.layers, before, strict=True))
 
 
+def test_the_step_of_blocks_that_wait_is_bounded_without_their_frozen_biases(monkeypatch):
+    monkeypatch.setattr(torch, "empty_like", lambda tensor: torch.full_like(tensor, torch.nan))
+    model = Normed()
+    frozen(model, "bias")
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    engine = attach(model, optimizer, KFAC(fisher="empirical", period=3, damping=0.01, clip=1e-6))
+    steps(model, optimizer, [0])
+    moved = torch.cat([(p - value).flatten() for p, value in zip(model.parameters(), before, strict=True)])
+    assert acting(engine) == 0
+    assert float(moved.square().sum()) == pytest.approx(1e-6 * float(engine.stacks[0].stats.loss.means[0, 0]))
+
+
 @pytest.mark.parametrize("begin", [5, 12])
 @EACH
 def test_biases_that_live_alone_are_the_bases_from_plain_moments(case, begin):

@@ -23,22 +23,27 @@ from lightning_so.linalg.precision import FullPrecision, Uncast
 
 @Uncast()
 def begin(
-    progress: Progress, acting: Sequence[Cohort], host: Host, matrices: Matrices, kept: Kept, rotation: str | None
-) -> None:
+    progress: Progress, cohorts: Sequence[Cohort], host: Host, matrices: Matrices, kept: Kept, rotation: str | None
+) -> list[Cohort]:
     """Precondition the gradients of cohorts, or hide their parameters (and rotate gradients), before the base steps.
 
     Args:
         progress: Its `hidden` gets every cohort whose parameters are hidden.
-        acting: The cohorts whose action is not BASE.
+        cohorts: All of the step.
         host: The training.
         matrices: Where they are whole.
         kept: Rows of layers that made gradients.
         rotation: How rotations are computed, see `Ways`.
+
+    Returns:
+        The cohorts whose action is not BASE.
     """
-    clips = _clips(acting)
-    lending.lend(acting, host)
+    acting = [cohort for cohort in cohorts if cohort.action is not Action.BASE]
+    waiting = [cohort for cohort in cohorts if _waits(cohort, host)]
+    clips = _clips([*acting, *waiting])
+    lending.lend([*acting, *waiting], host)
     try:
-        _hold(acting, clips, matrices)
+        _hold(acting, waiting, clips, matrices)
         rest = host, matrices, kept, rotation
         matrices.transform(
             [item for cohort in acting for item in _items(cohort, clips[id(cohort.stack.method)], *rest)]
@@ -51,7 +56,9 @@ def begin(
             progress.hidden += some
             hide.hide(weights)
     finally:
-        lending.take_back([cohort for cohort in acting if cohort.lent and cohort not in progress.hidden], host)
+        lent = [cohort for cohort in (*acting, *waiting) if cohort.lent and cohort not in progress.hidden]
+        lending.take_back(lent, host)
+    return acting
 
 
 def _items(
@@ -105,14 +112,23 @@ def _apply(clips: Iterable[Clip], matrices: Matrices) -> None:
             clip.apply(total)
 
 
-def _hold(acting: Sequence[Cohort], clips: Mapping[int, Clip], matrices: Matrices) -> None:
-    """Show gradients to the clips of those that are preconditioned, before they are."""
-    found = [(cohort, cohort.stack.knower) for cohort in acting if cohort.action is Action.PRECONDITION]
-    known = [(cohort, matrices.gradients(cohort)) for cohort, knower in found if knower is not None]
+def _hold(acting: Sequence[Cohort], waiting: Sequence[Cohort], clips: Mapping[int, Clip], matrices: Matrices) -> None:
+    """Show gradients to the clips of those that are preconditioned, before they are, and of those that wait for it."""
+    found = [cohort for cohort in acting if cohort.action is Action.PRECONDITION and cohort.stack.knower is not None]
+    known = [(cohort, matrices.gradients(cohort)) for cohort in (*found, *waiting)]
     for (cohort, gradients), squares in zip(known, matrices.squares(known) if known else (), strict=True):
-        footing = _footing(cohort)
+        footing, clip = _footing(cohort), clips[id(cohort.stack.method)]
         assert footing is not None
-        clips[id(cohort.stack.method)].hold(gradients, squares, footing)
+        clip.hold(gradients, squares, footing)
+        if cohort in waiting:
+            clip.add(squares.to(footing.rate), footing)
+
+
+def _waits(cohort: Cohort, host: Host) -> bool:
+    """Whether a cohort has SGD's own step until its first solve, at a rate that need not be SGD's."""
+    footing = _footing(cohort) if cohort.action is Action.BASE else None
+    later = footing is not None and cohort.stack.action(host, cohort.blocks[0], True)
+    return footing is not None and footing.pace is None and later is Action.PRECONDITION
 
 
 def _footing(cohort: Cohort) -> Footing | None:
