@@ -1,10 +1,10 @@
 """The deep autoencoder of Hinton and Salakhutdinov (2006) on scikit-learn's digits, from the command line.
 
     python -m examples.autoencoder fit --config configs/kfac_autoencoder.yaml                                # on AdamW
-    python -m examples.autoencoder fit --config configs/kfac_autoencoder.yaml --model.base sgd --model.lr 0.1  # on SGD
+    python -m examples.autoencoder fit --config configs/kfac_autoencoder.yaml --model.base sgd --model.lr 0.01  # on SGD
 
 Under AdamW K-FAC turns the updates at AdamW's own length and learning rate; under SGD it preconditions the gradients,
-and its `clip` bounds the step. `--trainer.callbacks null` is the training without it.
+at a rate that is right for SGD. `--trainer.callbacks null` is the training without it.
 """
 
 from itertools import pairwise

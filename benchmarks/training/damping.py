@@ -25,7 +25,6 @@ from rich.table import Table
 from benchmarks.shared.methods import Settings
 from benchmarks.shared.problems import PROBLEMS, load
 from benchmarks.training.grid import Run, train
-from lightning_so import Relative
 from lightning_so.methods.kfac import BENT, PRECONDITIONED
 
 #: The defaults that are tried, and what multiplies them.
@@ -49,7 +48,7 @@ def damped(method: str, times: float) -> Any:
     default = DEFAULTS[method]
     if times == 1.0:
         return None
-    return Relative(times * default.times) if isinstance(default, Relative) else times * default
+    return type(default)(times * default.times)
 
 
 def runs(args: argparse.Namespace) -> list[tuple[dict[str, Any], Run]]:

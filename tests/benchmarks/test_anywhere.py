@@ -130,6 +130,16 @@ def test_a_method_that_is_refused_is_written_down_and_the_others_go_on(monkeypat
     assert math.isfinite(lines[1]["final_loss"])
 
 
+def test_a_model_that_is_refused_by_name_is_no_cell(tmp_path, monkeypatch, capsys):
+    (found,) = cell.runs([Cell("tanh_rnn", "kfac", 1e-3, 0)], 1)
+    assert "works on none of the 6 parameters" in found["refused"]
+    out = written(tmp_path / "runs.jsonl", [line("tanh_rnn", "adamw", 1.0)[1], found])
+    assert cell.left([Cell("tanh_rnn", "kfac", 1e-3, 0)], out) == []
+    assert not shares.grouped(cell.read(out)).at("tanh_rnn", "kfac")
+    called(table, monkeypatch, out)
+    assert "tanh_rnn kfac x1 seed 0: coverage is 0" in capsys.readouterr().out
+
+
 def test_losses_keep_six_digits_and_become_null():
     assert [lines.rounded(loss) for loss in (1.23456789e-7, math.nan, math.inf)] == [1.23457e-7, None, None]
 

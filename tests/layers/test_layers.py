@@ -508,8 +508,8 @@ def test_positions_of_a_sequence_are_terms_of_its_normalisation():
     layer, x = nn.LayerNorm(4, **DOUBLE), randn(5, 3, 4)
     engine = sgd(nn.Sequential(layer, nn.Tanh()), KFAC(fisher="empirical", period=1))
     out = engine.host.model(x)
-    step(engine, out.square().sum(2).mean())
     y = layer(x).detach().requires_grad_()
+    step(engine, out.square().sum(2).mean())
     (g,) = torch.autograd.grad(torch.tanh(y).square().sum(), y)
     pairs = torch.stack([(F.layer_norm(x, (4,)) * g).sum(1), g.sum(1)], -1)  # of a sample's sum over positions
     close(factors(engine, "0.weight")[1], torch.einsum("nup,nuq->upq", pairs, pairs) / 15, 1e-2)

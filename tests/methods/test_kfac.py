@@ -297,3 +297,27 @@ def test_the_clip_bounds_the_step_over_all_blocks_together():
     for ratio in ratios:
         close(ratio, nu.expand_as(ratio), 1e-9)
     assert float(nu) == pytest.approx(max((bound * level / bends) ** 0.5, 0.5 * promises / bends), rel=1e-9)
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.cells, self.down = nn.Linear(3, 4), nn.GRU(4, 5), nn.Linear(5, 2)
+
+
+class Language(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.up, self.down = nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 9)
+
+
+@pytest.mark.parametrize("kind", [Recurrent, Language])
+def test_a_head_keeps_the_updates_of_a_base_that_is_bent(kind):
+    model = kind()
+    for base, covered in ((torch.optim.AdamW, False), (torch.optim.SGD, True)):
+        engine = attach(model, base(model.parameters(), lr=0.1), KFAC())
+        rows = {row.name: row for row in engine.plan.rows}
+        assert rows["down.weight"].role == "head"
+        assert rows["down.weight"].covered is covered
+        assert rows["up.weight"].covered
+        engine.detach()
