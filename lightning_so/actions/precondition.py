@@ -52,7 +52,7 @@ class Footing:
 class Clip:
     """Adds up what bounds the step of preconditioned gradients, and scales them once; unbounded it does nothing."""
 
-    #: Numbers that ranks sum: what is promised, what bends, what SGD promises, levels, their count, labels at hand.
+    #: Numbers that ranks sum: what is promised, what bends, levels, their count, labels at hand, what SGD promises.
     NUMBERS = 6
 
     def __init__(self, bound: float | None) -> None:
@@ -97,13 +97,11 @@ class Clip:
 
     def total(self, device: torch.device) -> Tensor:
         """The sums so far, shape (`NUMBERS`,)."""
-        dtype = torch.promote_types(self._grads[0].dtype, torch.float32)
-        promised = torch.zeros(self.NUMBERS, dtype=dtype, device=device)
-        for part in self._of_blocks:
-            promised[[0, 1, 3, 4, 5]] += part.to(promised)
-        for part in self._of_base:
-            promised[2] += part.to(promised)
-        return promised
+        place = {"dtype": torch.promote_types(self._grads[0].dtype, torch.float32), "device": device}
+        zeros = torch.zeros(self.NUMBERS, **place).split([self.NUMBERS - 1, 1])
+        of_blocks = torch.stack([zeros[0], *(part.to(zeros[0]) for part in self._of_blocks)]).sum(0)
+        of_base = torch.cat([zeros[1], *(part.to(zeros[1])[None] for part in self._of_base)]).sum()
+        return torch.cat([of_blocks, of_base[None]])
 
     def apply(self, total: Tensor) -> None:
         """Scale, by the sums over all blocks."""
@@ -122,7 +120,7 @@ def factor(total: Tensor, bound: float, least: float) -> Tensor:
     Returns:
         A number above zero, at most 1.
     """
-    promised, bends, base, levels, count, given = total.unbind()
+    promised, bends, levels, count, given, base = total.unbind()
     tiny = torch.finfo(total.dtype).tiny
     equal = SHARE * base / promised.clamp_min(tiny)
     level = levels / count.clamp_min(1)

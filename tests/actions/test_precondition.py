@@ -13,7 +13,7 @@ from lightning_so.actions.precondition import Clip, Footing, factor
 
 def nu(promised=1.0, bends=1.0, base=1.0, level=1.0, given=0.0, bound=1e-4, least=0.0):
     """The factor of one block."""
-    total = torch.tensor([promised, bends, base, level, 1.0, given], dtype=torch.float64)
+    total = torch.tensor([promised, bends, level, 1.0, given, base], dtype=torch.float64)
     return float(factor(total, bound, least))
 
 
