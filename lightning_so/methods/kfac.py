@@ -66,7 +66,8 @@ class KFAC(Layerwise):
         fisher: Whose g: "sampled", of labels drawn from the model's own distribution, one more backward pass where
             layers are watched; "exact", the Gauss-Newton matrix, a pass for each prediction of a sample; "empirical",
             of the labels at hand, at no cost, which vanishes where the fit is good. The first two know cross-entropy,
-            squared and logistic losses; "auto" samples where the loss is one of them, and the plan says what it does.
+            squared and logistic losses. "auto" is empirical where updates are bent and the loss is a cross-entropy of
+            classes, or none of these, and else sampled; the plan says which.
         exact: Damp the product, `(G x A + l I)^-1`, in the eigenbases, instead of each side.
         sharing: "expand": every position is a sample; "reduce": positions of a sample are summed first, right where the
             model pools them.

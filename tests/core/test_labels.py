@@ -15,6 +15,10 @@ def known(f, c):
     return F.cross_entropy(f, c)
 
 
+def squares(f, c):
+    return F.mse_loss(f, F.one_hot(c, 3).float())
+
+
 def unknown(f, c):
     return (f.logsumexp(1) - f.gather(1, c[:, None])[:, 0]).mean()
 
@@ -55,9 +59,14 @@ def weights(model):
 
 
 @pytest.mark.parametrize("method", [KFAC, EKFAC])
-@pytest.mark.parametrize("base", [torch.optim.AdamW, torch.optim.SGD])
-def test_labels_are_drawn_where_the_loss_is_known(method, base):
-    (engine, model, told), (_, same, _) = trained(method(), base=base), trained(method(fisher="sampled"), base=base)
+@pytest.mark.parametrize(
+    ("loss", "base"),
+    [(squares, torch.optim.AdamW), (squares, torch.optim.SGD), (known, torch.optim.SGD)],
+)
+def test_labels_are_drawn_where_the_loss_is_known(method, loss, base):
+    (engine, model, told), (_, same, _) = (
+        trained(method(fisher=fisher), loss, base=base) for fisher in ("auto", "sampled")
+    )
     assert torch.equal(weights(model), weights(same))
     assert "of labels drawn from the model\n" in str(engine.plan)
     assert told == ["Fisher matrices: of labels drawn from the model"]
@@ -77,9 +86,17 @@ def test_labels_at_hand_are_taken_where_it_is_not_and_the_plan_says_why(method, 
     assert {layer.fisher for layer in curvature(engine).values()} == {"empirical"}
 
 
+@pytest.mark.parametrize("method", [KFAC, EKFAC])
+def test_classes_at_hand_are_taken_where_only_a_direction_is_asked_for(method):
+    (engine, model, told), (_, same, _) = (trained(method(fisher=fisher)) for fisher in ("auto", "empirical"))
+    assert torch.equal(weights(model), weights(same))
+    assert told == ["Fisher matrices: of the labels at hand (empirical): the loss is a cross-entropy of classes"]
+    assert told[0] in str(engine.plan)
+
+
 def test_the_plan_leaves_it_open_before_the_first_loss():
     engine, *_ = trained(KFAC(), steps=0)
-    assert "if the first loss is one of those that are known" in str(engine.plan)
+    assert "the first loss will tell" in str(engine.plan)
     assert "Fisher" not in str(trained(KFAC(fisher="sampled"), steps=0)[0].plan)
 
 
@@ -90,7 +107,7 @@ def test_a_loss_that_is_not_shown_leaves_the_labels_at_hand():
 
 
 def test_layers_that_only_run_inside_the_backward_pass_leave_the_labels_at_hand():
-    engine, model, _ = trained(KFAC(), reentrant=True, steps=3)
+    engine, model, _ = trained(KFAC(), squares, reentrant=True, steps=3)
     assert "first.weight is inside checkpoint(..., use_reentrant=True)" in str(engine.plan)
     assert len(curvature(engine)) == 2
     assert bool(torch.isfinite(weights(model)).all())
@@ -107,7 +124,7 @@ def test_a_compiled_model_leaves_the_labels_at_hand():
         warnings.simplefilter("ignore")
         for _ in range(3):
             engine.optimizer.zero_grad()
-            loss = F.cross_entropy(compiled(torch.randn(16, 5)), torch.randint(0, 3, (16,)))
+            loss = squares(compiled(torch.randn(16, 5)), torch.randint(0, 3, (16,)))
             engine.before_backward(loss)
             loss.backward()
             engine.optimizer.step()

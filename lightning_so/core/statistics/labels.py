@@ -1,7 +1,9 @@
 """Whose labels output gradients are of: of the model's own distribution where the loss is known, else those at hand.
 
 "auto" is left open until the first loss of a training is seen; what was found then holds to its end, and the plan says
-it.
+it. Where gradients are preconditioned their length needs the curvature, of which labels at hand tell nothing once they
+are fitted. Where updates are bent only a direction is asked for. There the labels at hand of classes are taken: they
+cost nothing, and trained language models further; those of squared and logistic losses failed as the fit got good.
 """
 
 from collections.abc import Sequence
@@ -11,6 +13,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from lightning_so.errors import ConfigError
+from lightning_so.losses.curvature import Softmax
 from lightning_so.losses.terms import lasts
 
 #: What the plan says of each.
@@ -90,13 +93,14 @@ class Labels:
             )
         self.settle(f"{layer} is inside checkpoint(..., use_reentrant=True)")
 
-    def decide(self, loss: Tensor, outputs: Sequence[GradientEdge], samples: int) -> None:
-        """See whether labels can be drawn for a loss.
+    def decide(self, loss: Tensor, outputs: Sequence[GradientEdge], samples: int, *, bent: bool) -> None:
+        """See whether labels can, and should, be drawn for a loss.
 
         Args:
             loss: The first of the training, before its backward pass.
             outputs: Where passes of our own would end.
             samples: Those of the micro-batch.
+            bent: Whether only a direction is asked for.
         """
         from lightning_so.core.statistics.fisher import Passes
 
@@ -104,9 +108,12 @@ class Labels:
             self.settle("the model is compiled, and its graph bears one backward pass")
             return
         try:
-            Passes(loss, outputs, samples, "auto")
+            passes = Passes(loss, outputs, samples, "auto")
         except ConfigError as error:
             self.settle(str(error).removeprefix("auto must know the loss function, and ").split(";")[0])
+            return
+        if bent and all(isinstance(head.curvature, Softmax) for head in passes.heads):
+            self.settle("the loss is a cross-entropy of classes")
         else:
             self.found = "sampled"
 
@@ -115,7 +122,7 @@ class Labels:
         if self.asked != "auto":
             return ""
         if self.open:
-            return f"Fisher matrices: {DRAWN} if the first loss is one of those that are known, else {GIVEN}"
+            return f"Fisher matrices: {DRAWN}, or {GIVEN}: the first loss will tell"
         return f"Fisher matrices: {GIVEN}: {self.why}" if self.empirical else f"Fisher matrices: {DRAWN}"
 
     def news(self) -> str:

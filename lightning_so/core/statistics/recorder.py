@@ -178,7 +178,8 @@ class Recorder:
         self.seen.loss = loss.detach()
         if samples := next((call.samples for call in reversed(self.seen.calls) if call.samples), 0):
             if self.labels.open:
-                self.labels.decide(loss, [call.edge for call in self.seen.calls], samples)
+                bent = not self._host.base.linear
+                self.labels.decide(loss, [call.edge for call in self.seen.calls], samples, bent=bent)
             # Of drawn labels the curvature is that of the loss as it is written.
             needed = self.labels.empirical and self.method.needs_loss_unit(self._host.base)
             by = self.method if needed else None
