@@ -118,9 +118,10 @@ class Die(pl.Callback):
         """Inside the optimizer's step statistics are folded, due units solved and weights zero: no hook is there."""
         begin = act.begin
 
-        def begun(*arguments: Any) -> None:
-            begin(*arguments)
+        def begun(*arguments: Any) -> Any:
+            acting = begin(*arguments)
             self.at(trainer, "hidden")
+            return acting
 
         act.begin = begun
 

@@ -15,12 +15,12 @@ CASES = {
     "soap adam": SOAP(start=4, period=2),
     "soap amsgrad": SOAP(start=4, period=4, cap=4),
     "muon sgd": Muon(),
-    "kfac adamw": KFAC(period=2),
-    "kfac sgd": KFAC(period=4),
+    "kfac adamw": KFAC(fisher="empirical", period=2),
+    "kfac sgd": KFAC(fisher="empirical", period=4),
     "shampoo adamw": Shampoo(period=4),
     "shampoo sgd": Shampoo(period=4),
-    "ekfac adamw": EKFAC(start=4, period=4),
-    "ekfac sgd": EKFAC(period=4),
+    "ekfac adamw": EKFAC(fisher="empirical", start=4, period=4),
+    "ekfac sgd": EKFAC(fisher="empirical", period=4),
 }
 EVERYDAY = [("two", "soap adam")]
 ROWS = [*(("two", case) for case in CASES), ("four", "kfac sgd")]
@@ -49,12 +49,12 @@ def test_bytes_of_cold_blocks_are_as_predicted(request, mesh):
 @pytest.mark.parametrize(
     ("method", "base", "trips"),
     [
-        (KFAC(period=4), "sgd", 2),
-        pytest.param(KFAC(period=4), "adamw", 2, marks=pytest.mark.slow),
+        (KFAC(fisher="empirical", period=4), "sgd", 2),
+        pytest.param(KFAC(fisher="empirical", period=4), "adamw", 2, marks=pytest.mark.slow),
         pytest.param(Shampoo(period=4), "sgd", 2, marks=pytest.mark.slow),
         pytest.param(Muon(), "adamw", 2, marks=pytest.mark.slow),
         (SOAP(start=4, period=4), "adamw", 4),
-        pytest.param(EKFAC(start=4, period=4), "adamw", 4, marks=pytest.mark.slow),
+        pytest.param(EKFAC(fisher="empirical", start=4, period=4), "adamw", 4, marks=pytest.mark.slow),
         # The gradient is observed before the moment exists that is bent: a third trip.
         pytest.param(COLD, "adamw", 3, marks=pytest.mark.slow),
         pytest.param(Shampoo(period=4), "adamw", 3, marks=pytest.mark.slow),
@@ -68,7 +68,7 @@ def test_pieces_travel_no_more_often_than_promised_and_curvature_is_shared_out(p
     alone = shards.train(method, *BASES[base], 1, **how)
     for rank in pool.run(shards.train, method, *BASES[base], 16, **how):
         # A few numbers a block are on all ranks.
-        assert rank.curvature == pytest.approx(alone.curvature / ranks, rel=0.03)
+        assert rank.curvature == pytest.approx(alone.curvature / ranks, rel=0.05)
         sent = rank.pieces[-1]
         assert sent == trips * 4 * covered / ranks * (ranks - 1) / ranks
         assert sent <= trips * 4 * covered / ranks

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from datetime import timedelta
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -31,10 +32,11 @@ class Fault(pl.Callback):
     def on_train_start(self, trainer, pl_module) -> None:
         self.engine, begin = trainer.callbacks[0].engines[0], act.begin
 
-        def begun(*arguments) -> None:
+        def begun(*arguments) -> Any:
             self.happen("solved")
-            begin(*arguments)
+            acting = begin(*arguments)
             self.happen("hidden")
+            return acting
 
         act.begin = begun
 

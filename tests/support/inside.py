@@ -15,9 +15,10 @@ def inside(happen: Callable[[], Any]) -> Iterator[None]:
     """Have something happen in each step, right after its weights were hidden."""
     begin = act.begin
 
-    def begun(*arguments: Any) -> None:
-        begin(*arguments)
+    def begun(*arguments: Any) -> Any:
+        acting = begin(*arguments)
         happen()
+        return acting
 
     with mock.patch.object(act, "begin", begun):
         yield

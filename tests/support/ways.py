@@ -1,18 +1,26 @@
 """One batch in several ways, in float64: whole, in micro-batches, through a checkpoint, on the ranks of the pool."""
 
+from dataclasses import replace
+
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from lightning_so import attach
-from tests.contract.test_contract import LAYERS, METHODS, made
+from lightning_so import EKFAC, KFAC, attach
+from tests.contract import test_contract
+from tests.contract.test_contract import LAYERS, made
 from tests.support import noted
 
 BASES = {
     "adamw": (torch.optim.AdamW, {"lr": 1e-2, "weight_decay": 0.01}),
     "sgd": (torch.optim.SGD, {"lr": 1e-2, "momentum": 0.9}),
 }
+#: Labels that are drawn differ with the number of ranks and micro-batches.
+METHODS = [
+    replace(method, fisher="empirical") if isinstance(method, KFAC | EKFAC) else method
+    for method in test_contract.METHODS
+]
 SAMPLES = 4
 
 

@@ -19,15 +19,20 @@ ADAMW = (torch.optim.AdamW, {"lr": 1e-2, "weight_decay": 0.1})
 SGD = (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9})
 #: Beside those: every method and what it does on either kind of base.
 OTHERS = [
-    (KFAC(period=2), SGD),
+    (KFAC(fisher="empirical", period=2), SGD),
     (KFAC(period=2, fisher="exact", cap=8), SGD),
-    (KFAC(period=2, sharing="reduce", exact=True), ADAMW),
-    (EKFAC(start=4, period=2), SGD),
-    (EKFAC(start=4, period=2), ADAMW),
+    (KFAC(fisher="empirical", period=2, sharing="reduce", exact=True), ADAMW),
+    (EKFAC(fisher="empirical", start=4, period=2), SGD),
+    (EKFAC(fisher="empirical", start=4, period=2), ADAMW),
     (Shampoo(period=2), SGD),
     (Shampoo(period=2, whiten=True), ADAMW),
     (Muon(), SGD),
-    (Mixture({"Conv2d": Shampoo(period=2), "tall.*": KFAC(period=2), "*": SOAP(start=4, period=2)}), ADAMW),
+    (
+        Mixture(
+            {"Conv2d": Shampoo(period=2), "tall.*": KFAC(fisher="empirical", period=2), "*": SOAP(start=4, period=2)}
+        ),
+        ADAMW,
+    ),
 ]
 VARIANTS = [{}, {"foreach": True}, {"fused": True}, {"capturable": True}, {"capturable": True, "lr": "tensor"}]
 

@@ -67,7 +67,7 @@ def test_image_classifier_reaches_its_accuracy_in_the_rotated_basis(quickly, tmp
 @pytest.mark.parametrize(
     ("arguments", "loss", "did"),
     [
-        (["--model.base", "sgd", "--model.lr", "0.1"], 0.4, "8 preconditioned"),
+        (["--model.base", "sgd", "--model.lr", "0.01"], 1.5, "8 preconditioned"),
         (["--trainer.callbacks", "null"], 2.0, ""),
     ],
     ids=["sgd", "alone"],

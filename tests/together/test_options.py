@@ -14,7 +14,7 @@ from tests.support.trainings import train
 
 METHODS = {
     "soap": (SOAP(start=4, period=4), (torch.optim.AdamW, {"lr": 3e-3, "weight_decay": 0.1})),
-    "kfac": (KFAC(period=4), (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9})),
+    "kfac": (KFAC(fisher="empirical", period=4), (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9})),
 }
 SLOW, STEPS = pytest.mark.slow, 8
 

@@ -15,11 +15,11 @@ STEPS = 12
 METHODS = {
     "soap": (SOAP(start=2, period=8), ADAMW),
     "muon": (Muon(), ADAMW),
-    "kfac-sgd": (KFAC(period=4), SGD),
-    "kfac-adamw": (KFAC(period=4), ADAMW),
+    "kfac-sgd": (KFAC(fisher="empirical", period=4), SGD),
+    "kfac-adamw": (KFAC(fisher="empirical", period=4), ADAMW),
     # Roots of nearly singular factors magnify rounding: with an epsilon of 1e-6 (the default) float32 agrees to 4e-4.
     "shampoo": (Shampoo(period=4, epsilon=1e-3), ADAMW),
-    "ekfac": (EKFAC(start=2, period=8), ADAMW),
+    "ekfac": (EKFAC(fisher="empirical", start=2, period=8), ADAMW),
 }
 SITUATIONS = {"plain": {}, "accumulate and clip": {"accumulate": 2, "clip": 0.3}}
 STRATEGIES = ("fsdp2", "fsdp1", "ddp")

@@ -20,7 +20,7 @@ from tests.support.trainings import train
 
 ADAMW = (torch.optim.AdamW, {"lr": 3e-3, "weight_decay": 0.1})
 SGD = (torch.optim.SGD, {"lr": 0.05})
-HOW = {"soap": (SOAP(start=4, period=4), ADAMW), "kfac": (KFAC(period=4), SGD)}
+HOW = {"soap": (SOAP(start=4, period=4), ADAMW), "kfac": (KFAC(fisher="empirical", period=4), SGD)}
 STEPS, AT = 20, 8
 
 

@@ -26,8 +26,8 @@ STEPS, STOP = 14, 10
 METHODS = {
     "none": (None, ADAMW),
     "soap": (SOAP(start=2, period=4), ADAMW),
-    "kfac": (KFAC(period=4), SGD),
-    "ekfac": (EKFAC(start=2, period=4), ADAMW),
+    "kfac": (KFAC(fisher="empirical", period=4), SGD),
+    "ekfac": (EKFAC(fisher="empirical", start=2, period=4), ADAMW),
 }
 #: Strategies with the files that they write: of whole tensors, or folders of pieces.
 FORMS = {

@@ -22,13 +22,13 @@ CASES = {
     "soap all": (SOAP(start=2, period=8), ADAMW, {"accumulate": 2, "clip": 0.3, "grouped": True}),
     "muon": (Muon(), ADAMW, {}),
     "muon all": (Muon(), SGD, {"accumulate": 2, "clip": 0.3, "grouped": True}),
-    "kfac": (KFAC(period=8), ADAMW, {}),
-    "kfac sgd": (KFAC(period=8), SGD, {}),
-    "kfac sgd all": (KFAC(period=8), SGD, {"accumulate": 2, "clip": 0.3, "grouped": True}),
+    "kfac": (KFAC(fisher="empirical", period=8), ADAMW, {}),
+    "kfac sgd": (KFAC(fisher="empirical", period=8), SGD, {}),
+    "kfac sgd all": (KFAC(fisher="empirical", period=8), SGD, {"accumulate": 2, "clip": 0.3, "grouped": True}),
     "shampoo": (Shampoo(period=8, epsilon=1e-3), ADAMW, {}),
     "shampoo sgd": (Shampoo(period=8, epsilon=1e-3), SGD, {"accumulate": 2, "clip": 0.3}),
-    "ekfac": (EKFAC(start=2, period=8), ADAMW, {"accumulate": 2, "clip": 0.3, "grouped": True}),
-    "ekfac sgd": (EKFAC(period=8), SGD, {}),
+    "ekfac": (EKFAC(fisher="empirical", start=2, period=8), ADAMW, {"accumulate": 2, "clip": 0.3, "grouped": True}),
+    "ekfac sgd": (EKFAC(fisher="empirical", period=8), SGD, {}),
 }
 pytestmark = [pytest.mark.slow, needs_deepspeed]
 #: The last of the bases that start at the second have begun to turn at the tenth.
