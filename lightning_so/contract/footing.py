@@ -38,7 +38,7 @@ def footing(loss: LossUnit, rule: Rule, rows: list[int] | slice) -> Footing:
     Returns:
         The footing.
     """
-    level, unit, given = loss.means[rows].unbind(1)
+    level, unit, given, _ = loss.means[rows].unbind(1)
     of_rate = isinstance(rule, OfRate)
     pace = loss.pace(rows) if of_rate else None
     return Footing(loss.rate[rows], unit, level, given, pace, rule.times if of_rate else 0.0)

@@ -74,7 +74,7 @@ class Factors:
         if not isinstance(self.rule, OfRate):
             return self.rule
         assert self.loss is not None
-        return self.rule.times / self.loss.pace(rows)
+        return self.loss.damping(self.rule.times, rows)
 
 
 class Layerwise:

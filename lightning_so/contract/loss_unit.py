@@ -47,7 +47,7 @@ class LossUnit:
     """What the losses of a stack's blocks have told, the same on every rank.
 
     Attributes:
-        means: Moving averages of level, unit and given, shape (B, 3).
+        means: Moving averages of level, unit, given and a one, shape (B, 4): the last is how far they have been seen.
         rate: The largest learning rate so far, shape (B,).
         window: Sums of `Written.numbers` since the last fold, shape (B, 4). Not saved.
         folded: Step of each block's last fold, shape (B,), on the CPU; 0 before the first.
@@ -64,7 +64,7 @@ class LossUnit:
         """That of `count` blocks, of which nothing is known: the loss is taken for a mean."""
         place = {"dtype": dtype, "device": device}
         return cls(
-            torch.tensor([0.0, 1.0, 0.0], **place).repeat(count, 1),
+            torch.tensor([0.0, 1.0, 0.0, 0.0], **place).repeat(count, 1),
             torch.zeros(count, **place),
             torch.zeros(count, 4, **place),
             torch.zeros(count),
@@ -75,13 +75,18 @@ class LossUnit:
         self.window[row].add_(written.numbers(self.window))
 
     def fold(self, rows: list[int], step: int) -> None:
-        """`mean <- b^k mean + (1 - b^k) window`, k the steps since the last fold; the first replaces what is there."""
-        kept = [BETA ** (step - int(last)) if last else 0.0 for last in self.folded.numpy()[rows]]
+        """`mean <- b^k mean + (1 - b^k) window`, k the steps since the last fold; the first replaces what is there.
+
+        But of the one: it begins at zero, so that it is the weight of what factors have seen.
+        """
+        last = self.folded.numpy()[rows]
+        seen = [BETA ** (step - int(before)) for before in last]
+        kept = [[share if before else 0.0] * 3 + [share] for share, before in zip(seen, last, strict=True)]
         window, means = some(self.window, rows), some(self.means, rows)
         count = window[:, 3:]
-        keep = torch.tensor(kept, dtype=means.dtype).to(means.device, non_blocking=True)[:, None]
+        keep = torch.tensor(kept, dtype=means.dtype).to(means.device, non_blocking=True)
         # A level is a sum over micro-batches, each divided by their number; the others are means over them.
-        found = torch.cat([window[:, :1], window[:, 1:3] / count.clamp_min(1)], 1)
+        found = torch.cat([window[:, :1], window[:, 1:] / count.clamp_min(1)], 1)
         told = (count > 0) & found.isfinite().all(1, keepdim=True)
         put(self.means, rows, torch.where(told, torch.lerp(found, means, keep), means))
         self.folded.numpy()[rows] = step
@@ -109,6 +114,19 @@ class LossUnit:
     def pace(self, rows: list[int] | slice) -> Tensor:
         """`rate unit` of blocks, (k,): SGD's step down one term's loss is as long as its gradient times this."""
         return (self.rate[rows] * self.means[rows, 1]).clamp_min(LEAST)
+
+    def damping(self, times: float, rows: list[int] | slice) -> Tensor:
+        """What is added to the curvature of blocks where `times` is, in the unit of their rate.
+
+        Args:
+            times: What is, once enough was seen.
+            rows: The blocks.
+
+        Returns:
+            `(times + 1 - w) / (rate n)`, (k,), w the weight of what was seen. Of the rest nothing is known but that SGD
+            steps down it: there the curvature is taken for one over its rate.
+        """
+        return (times + 1 - self.means[rows, 3]) / self.pace(rows)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """What is saved."""

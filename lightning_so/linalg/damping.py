@@ -29,7 +29,8 @@ class OfRate:
     """Damping in the unit of SGD's own step: l = `times` / rate, the rate of the loss of one term.
 
     `P g / rate`, P = (F + l)^-1, is then Newton's step where F is large, and in no direction longer than SGD's own
-    divided by `times`. Neither depends on what the loss is multiplied by, nor on whether it is a sum or a mean.
+    divided by `times`; while little of F was seen it is between SGD's and that. Neither depends on what the loss is
+    multiplied by, nor on whether it is a sum or a mean.
 
     Attributes:
         times: The multiple.

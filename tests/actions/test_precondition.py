@@ -1,6 +1,7 @@
 """The bound of preconditioned steps: what half of SGD's own promises, or a part of the loss; in no one's units."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -114,8 +115,37 @@ def test_a_step_is_newtons_where_nothing_bounds_it():
     loss.backward()
     gradient, hessian = model.weight.grad.clone(), 2 * x.T @ x / 40
     optimizer.step()
-    step = -torch.linalg.solve(hessian + 0.01 / rate * torch.eye(5, dtype=torch.float64), gradient[0])
+    # Of the moving average 0.95 has not been seen: it counts as SGD's own curvature.
+    step = -torch.linalg.solve(hessian + (0.01 + 0.95) / rate * torch.eye(5, dtype=torch.float64), gradient[0])
     assert torch.allclose(model.weight.detach() - before, step[None], rtol=1e-8)
+
+
+@pytest.mark.parametrize("method", [KFAC(), EKFAC()])
+def test_first_steps_at_the_whole_rate_are_near_to_sgds(method):
+    """Factors of one batch are no curvature yet: at SGD's own rate, with no warm-up, nothing may explode."""
+    found = []
+    for asked in (None, method):
+        torch.manual_seed(0)
+        widths = [64, 120, 60, 20, 60, 120, 64]
+        layers = [layer for pair in pairwise(widths) for layer in (nn.Linear(*pair), nn.Tanh())]
+        model = nn.Sequential(*layers[:-1])
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+        engine = None if asked is None else attach(model, optimizer, asked)
+        losses = []
+        for step in range(60):
+            generator = torch.Generator().manual_seed(step)
+            x = torch.rand(128, 8, generator=generator) @ torch.rand(8, 64, generator=torch.Generator().manual_seed(1))
+            optimizer.zero_grad()
+            loss = (model(x) - x).square().sum(1).mean()
+            if engine is not None:
+                engine.before_backward(loss)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        found.append(losses)
+    alone, ours = found
+    assert max(ours) <= 1.1 * max(alone)
+    assert ours[-1] < alone[-1]
 
 
 def test_deep_linear_network_ends_below_sgd():
