@@ -71,7 +71,7 @@ class Method(Protocol):
 
     Attributes:
         taps: What the method observes.
-        step_bound: Bound kappa of the step in the curvature's metric, where the method preconditions; None for none.
+        step_bound: What part of the loss preconditioned steps may bend, of a `footing.KnowsLoss`; None for no bound.
     """
 
     taps: ClassVar[Taps]
