@@ -86,9 +86,10 @@ class LossUnit:
         count = window[:, 3:]
         keep = torch.tensor(kept, dtype=means.dtype).to(means.device, non_blocking=True)
         # A level is a sum over micro-batches, each divided by their number; the others are means over them.
-        found = torch.cat([window[:, :1], window[:, 1:] / count.clamp_min(1)], 1)
-        told = (count > 0) & found.isfinite().all(1, keepdim=True)
-        put(self.means, rows, torch.where(told, torch.lerp(found, means, keep), means))
+        # One that is not finite says nothing: its gradients may have been mended.
+        level = torch.where(window[:, :1].isfinite(), window[:, :1], means[:, :1])
+        found = torch.cat([level, window[:, 1:] / count.clamp_min(1)], 1)
+        put(self.means, rows, torch.where(count > 0, torch.lerp(found, means, keep), means))
         self.folded.numpy()[rows] = step
         self.clear(rows)
 

@@ -30,7 +30,9 @@ def by_hand(method, base, accumulate=1, clip=None):
     for number in range(0, 16, accumulate):
         optimizer.zero_grad()
         for i in range(accumulate):
-            (loss_of(hand, number + i) / accumulate).backward()
+            loss = loss_of(hand, number + i) / accumulate
+            engine.before_backward(loss)
+            loss.backward()
         if clip:
             torch.nn.utils.clip_grad_norm_(hand.parameters(), clip)
         optimizer.step()
