@@ -19,7 +19,7 @@ from tests.cluster.hosts import sent_through
 WIDTH, BATCH, PERIOD = 96, 32, 4
 METHODS = {
     "soap": (SOAP(start=10, period=PERIOD), torch.optim.AdamW, {"lr": 1e-3}),
-    "kfac": (KFAC(period=PERIOD), torch.optim.SGD, {"lr": 1e-2, "momentum": 0.9}),
+    "kfac": (KFAC(fisher="empirical", period=PERIOD), torch.optim.SGD, {"lr": 1e-2, "momentum": 0.9}),
 }
 #: Intervals are at their largest after ten of them, and in their slots after one more; then bytes are counted.
 SETTLED, COUNTED = 11 * PERIOD, 4 * PERIOD
