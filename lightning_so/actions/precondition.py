@@ -80,6 +80,8 @@ class Clip:
             products: `<u, g>` of each block, (k,).
             footing: What bounds them.
         """
+        if self.bound is None:
+            return
         promised = products * footing.rate
         bends = promised if footing.pace is not None else promised * footing.rate * footing.unit
         known = torch.stack([promised, bends, footing.level, torch.ones_like(promised), footing.given])

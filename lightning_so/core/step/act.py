@@ -115,7 +115,8 @@ def _apply(clips: Iterable[Clip], matrices: Matrices) -> None:
 def _hold(acting: Sequence[Cohort], waiting: Sequence[Cohort], clips: Mapping[int, Clip], matrices: Matrices) -> None:
     """Show gradients to the clips of those that are preconditioned, before they are, and of those that wait for it."""
     found = [cohort for cohort in acting if cohort.action is Action.PRECONDITION and cohort.stack.knower is not None]
-    known = [(cohort, matrices.gradients(cohort)) for cohort in (*found, *waiting)]
+    bounded = [cohort for cohort in (*found, *waiting) if cohort.stack.method.step_bound is not None]
+    known = [(cohort, matrices.gradients(cohort)) for cohort in bounded]
     for (cohort, gradients), squares in zip(known, matrices.squares(known) if known else (), strict=True):
         footing, clip = _footing(cohort), clips[id(cohort.stack.method)]
         assert footing is not None
