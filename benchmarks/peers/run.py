@@ -28,8 +28,6 @@ from benchmarks.shared.problems import PROBLEMS, load
 from benchmarks.shared.table import machine
 
 TIMES = [1.0, 0.3, 3.0, 0.1, 10.0]
-#: Where `make bench-peers` puts the packages.
-FOLDER = Path(".venv/bench-peers")
 
 
 class Cell(NamedTuple):
@@ -86,7 +84,6 @@ def main() -> None:
     """Do the rounds that the file does not have whole."""
     args = arguments()
     torch.set_num_threads(1)
-    sys.path.append(str(FOLDER))
     found = present([*(ENTRIES[name] for name in args.contenders), *args.others])
     if not found:
         sys.exit("nothing is left to compare")
