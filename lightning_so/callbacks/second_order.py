@@ -23,7 +23,7 @@ from lightning_so.core.checkpoint import checkpoint, stamp
 from lightning_so.core.checkpoint.resting import rest
 from lightning_so.core.engine import Engine
 from lightning_so.core.host import Host
-from lightning_so.core.options import Checks, Options, Overhead
+from lightning_so.core.options import LENGTHS, Checks, Options, Overhead
 from lightning_so.core.plan.mixture import Mixture
 from lightning_so.core.telemetry import Telemetry, summary
 from lightning_so.errors import ConfigError, check_choice, check_range
@@ -52,6 +52,7 @@ class SecondOrder(Callback):
         max_overhead: What all of it may cost, as a share of the training's own step, which is measured; or
             `Overhead(0.1, strict=True)`. None leaves the schedule a function of the step alone.
         ways: How bases, polar factors and rotations are computed; what it leaves open is measured, but on a CPU.
+        lengths: Of bent updates: "measured", longer while the loss falls straight along them, or as the "base"'s.
 
     Raises:
         ConfigError: If an argument is out of range.
@@ -76,16 +77,17 @@ class SecondOrder(Callback):
         sharding: str = "exact",
         max_overhead: float | Overhead | None = None,
         ways: Ways | None = None,
+        lengths: str = "measured",
     ) -> None:
         """Check the arguments; everything else happens when training starts."""
         mixture = None if method is None else Mixture.of(method)
         check_range("SecondOrder", "min_coverage", min_coverage, 0.0, 1.0)
-        check_choice("SecondOrder", "state", state, checkpoint.KINDS)
-        check_choice("SecondOrder", "reduction", reduction, (None, "mean", "sum"))
-        check_choice("SecondOrder", "lag", lag, (0, 1))
-        check_choice("SecondOrder", "sharding", sharding, SHARDINGS)
-        checks, overhead = Checks(verify_every, compare_every), Overhead.of(max_overhead)
-        self.options = Options(mixture, route, min_coverage, checks, reduction, lag, ways or Ways(), overhead)
+        choices = {"state": checkpoint.KINDS, "reduction": (None, "mean", "sum"), "lag": (0, 1)}
+        given = {"state": state, "reduction": reduction, "lag": lag, "sharding": sharding, "lengths": lengths}
+        for name, allowed in {**choices, "sharding": SHARDINGS, "lengths": LENGTHS}.items():
+            check_choice("SecondOrder", name, given[name], allowed)
+        rest = reduction, lag, ways or Ways(), Overhead.of(max_overhead), lengths
+        self.options = Options(mixture, route, min_coverage, Checks(verify_every, compare_every), *rest)
         self.method, self.print_plan, self.state, self.sharding = method, print_plan, state, sharding
         self._forget()
         self._clear()

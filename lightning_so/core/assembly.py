@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
+from lightning_so.actions.stretch import Slopes
 from lightning_so.contract.method import Method, ObservesRows
 from lightning_so.core.device.choose import Chosen, choose
 from lightning_so.core.host import Host
@@ -120,6 +121,8 @@ def assemble(host: Host, options: Options, report: Report, chosen: Chosen | None
         matrices.make_room(stack)
         stack.shared = stack.shared or (stack.tapped is not None and stack.tapped.needed_by_all(host.base))
         stack.stats = stack.method.init(stack, host.base)
+        if options.lengths == "measured" and not host.base.linear:
+            stack.slopes = Slopes.none(len(stack.blocks), stack.dtype, stack.device)
     units = Units.of(stacks, host.team.ranks, owned=matrices.sharded)
     chosen = chosen or choose(units, host, options.ways)
     line = line_of((stack.device for stack in stacks if stack.solver is not None), options.lag)

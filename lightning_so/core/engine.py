@@ -25,7 +25,7 @@ from lightning_so.core.stacks.stack import Stack
 from lightning_so.core.statistics.observe import fold_gradients, fold_rows
 from lightning_so.core.statistics.recorder import Recorder
 from lightning_so.core.statistics.windows import share_factors
-from lightning_so.core.step import act, finish
+from lightning_so.core.step import act, finish, slopes
 from lightning_so.core.step.guard import Guard
 from lightning_so.core.step.progress import Progress, put_back
 from lightning_so.core.step.reference import reference
@@ -230,7 +230,7 @@ class Engine:
             for cohort in cohorts:
                 cohort.observed += 1
             kept = {block: rows for recorder in parts.recorders for block, rows in recorder.seen.rows.kept.items()}
-            acting = act.begin(current, cohorts, host, matrices, kept, parts.chosen.ways.rotation)
+            acting = act.begin(current, cohorts, units.stacks, host, matrices, kept, parts.chosen.ways.rotation)
         if current.reference is not None:
             current.reference.entered()
         act.count(acting, report)
@@ -255,7 +255,8 @@ class Engine:
                 current.reference.stepped()
             with self.stopwatch.stage("finish"):
                 parts = self.parts
-                finish.finish(current.hidden, current.call, self.host, parts.matrices, parts.chosen.ways)
+                rest = self.host, parts.matrices, parts.chosen.ways
+                finish.finish(current.hidden, current.call, *rest, measured=slopes.due(self.report.step))
             current.call += 1
             if current.call == self.parts.calls:
                 self._end(current)

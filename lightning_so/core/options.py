@@ -7,6 +7,9 @@ from lightning_so.core.plan.mixture import Mixture
 from lightning_so.core.plan.roles import Route
 from lightning_so.errors import ConfigError, check_count
 
+#: Of bent updates: longer than the base's where that is measured to be better, or as the base's.
+LENGTHS = ("measured", "base")
+
 
 @dataclass(frozen=True)
 class Checks:
@@ -74,6 +77,7 @@ class Options:
         reduction: Whether the loss is a "mean" or a "sum" over samples; None where its graph tells.
         lag: Steps between a solve and its use, 0 or 1.
         ways: How what can be computed in several ways is; what it leaves open is measured.
+        lengths: Of bent updates, one of `LENGTHS`; see `actions.stretch`.
         overhead: The share of time that may be taken; None where the schedule is a function of the step alone.
     """
 
@@ -85,3 +89,4 @@ class Options:
     lag: int = 0
     ways: Ways = field(default_factory=Ways)
     overhead: Overhead | None = None
+    lengths: str = "measured"

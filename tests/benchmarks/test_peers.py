@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.peers import run, table
+from benchmarks.peers import FOLDER, run, table
 from benchmarks.peers.contenders import ENTRIES, OURS, Entry, dotted, present
 from benchmarks.peers.round import held, trained
 from benchmarks.shared import problems
@@ -39,7 +39,7 @@ def short(monkeypatch):
 
 @pytest.fixture
 def installed(monkeypatch):
-    monkeypatch.setattr("sys.path", [*sys.path, str(Path(__file__).parents[2] / run.FOLDER)])
+    monkeypatch.setattr("sys.path", [*sys.path, str(Path(__file__).parents[2] / FOLDER)])
 
 
 def called(module, monkeypatch, *args):
@@ -91,7 +91,7 @@ def test_a_dotted_path_is_a_contender_with_the_middle_of_its_sweep(short):
 def test_every_peer_takes_steps(name, short):
     entry = ENTRIES[name]
     if not entry.there:
-        pytest.skip(f"{entry.module} is not there: make bench-peers puts it into {run.FOLDER}")
+        pytest.skip(f"{entry.module} is not there: make bench-peers puts it into {FOLDER}")
     (line,) = trained(short, [(entry, entry.rate)], 0, 2)
     assert "failed" not in line, line
     assert line["final_loss"] < line["curve"]["losses"][0]

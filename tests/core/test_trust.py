@@ -154,7 +154,7 @@ def test_a_wrong_update_is_refused_by_name(method, monkeypatch):
     net, optimizer, _ = pair(method, verify_every=1)
     train(net, optimizer, range(10))
 
-    def plain_step(hidden, *_):  # what a hook that never fired would leave: the base's own update, unturned
+    def plain_step(hidden, *_, **__):  # what a hook that never fired would leave: the base's own update, unturned
         for cohort in hidden:
             for p, saved in zip(cohort.params, cohort.saved, strict=True):
                 p.add_(saved)

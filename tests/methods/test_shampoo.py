@@ -110,7 +110,7 @@ def test_twenty_steps_are_those_of_the_equations(base, options):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
     else:
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, weight_decay=0.1)
-    engine = attach(model, optimizer, method, verify_every=1)
+    engine = attach(model, optimizer, method, verify_every=1, lengths="base")
     for step in range(20):
         for p, reference, g in zip(model.tensors, references, gradients(SHAPES, step)):
             p.grad = g.clone()

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.thread("own")
 @pytest.mark.parametrize("name", MOST)
 def test_operations_of_a_step(name):
     method, most = MOST[name]
-    counts = of_steps(method, 12)
+    counts = of_steps(method, 12, lengths="base")
     assert max(count.total() for count in counts) <= most
     assert all(count[READ] == 1 for count in counts)
 
@@ -32,6 +32,17 @@ def test_operations_of_a_step(name):
 def test_operations_do_not_grow_with_equal_layers(name):
     method, most = MOST[name]
     assert max(count.total() for count in of_steps(method, 24)) <= 1.2 * most
+
+
+@pytest.mark.parametrize("name", ["muon", "kfac"])
+def test_slopes_take_few_operations_of_a_step_and_no_number_is_read(name):
+    """On blocks of a few shapes: at two of eight steps, and a handful at each for the lengths that come of them."""
+    method, _ = MOST[name]
+    base, measured = (of_steps(method, 4, steps=76, last=8, lengths=lengths) for lengths in ("base", "measured"))
+    more = sorted(ours.total() - plain.total() for ours, plain in zip(measured, base, strict=True))
+    assert more[5] <= 8
+    assert 8 < more[7] <= 85
+    assert all(count[READ] == 1 for count in measured)
 
 
 #: Models of 8 and 9 shapes; and by what share of operations a step of Muon, and of SOAP while it is cold, has fewer
@@ -54,7 +65,7 @@ def test_operations_of_a_step_on_many_shapes(name, cold):
 
     method = SOAP(start=100, period=100, cap=1024) if cold else Muon()
     apart, padded = (
-        of_training(method, model, loss, steps=3, last=1, ways=Ways(padding=padding))[0]
+        of_training(method, model, loss, steps=3, last=1, ways=Ways(padding=padding), lengths="base")[0]
         for padding in ("apart", "padded")
     )
     assert padded.total() <= shares[cold] * apart.total()

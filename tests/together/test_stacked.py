@@ -116,14 +116,16 @@ def test_files_hold_plain_moments_of_all_parts_whoever_wrote_them(two, tmp_path,
 # ---------------------------------------------------------------- what ranks send, rows of ranks
 
 
-def sharded(method=None, sharding="exact", steps=14, route=SPLIT):
+def sharded(method=None, sharding="exact", steps=14, route=SPLIT, lengths="measured"):
     """A plain loop under FSDP2; what was sent a step, what is predicted, owners, verdicts, whether all is finite."""
     model = made()
     mesh = init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("shard",))
     for layer in (model.experts, model.third, model):
         fully_shard(layer, mesh=mesh)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    engine = attach(model, optimizer, method or SOAP(start=2, period=2), sharding=sharding, route=route)
+    engine = attach(
+        model, optimizer, method or SOAP(start=2, period=2), sharding=sharding, route=route, lengths=lengths
+    )
     sent = []
     for step in range(steps):
         x, y = batch(step)
@@ -140,10 +142,18 @@ def sharded(method=None, sharding="exact", steps=14, route=SPLIT):
 
 
 def test_each_matrix_has_an_owner_of_its_own_and_what_travels_is_what_the_plan_says(two):
-    for sent, predicted, owners, _, finite in two.run(sharded, Muon()):
+    for sent, predicted, owners, _, finite in two.run(sharded, Muon(), lengths="base"):
         assert finite
         assert set(owners[:5]) == {0, 1}
         assert [now - before for before, now in pairwise(sent)] == [predicted] * 13
+
+
+def test_slopes_along_updates_are_in_what_the_plan_says_travels(two):
+    """At every eighth step, after the first."""
+    for sent, predicted, *_ in two.run(sharded, Muon(), steps=88):
+        steps = [now - before for before, now in pairwise(sent)]
+        assert len({*steps[-16:]}) == 2
+        assert sum(steps[-16:]) == 16 * predicted
 
 
 def test_where_ranks_take_their_rows_experts_stay_whole(two):

@@ -1,5 +1,6 @@
 """Checkpoints that an earlier version has written are read, and trainings go on from them as they did then."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,9 @@ def test_a_plain_loop_goes_on(name, monkeypatch):
     monkeypatch.setattr(fisher, "seed_of", seed_of)
     monkeypatch.setattr(Schedule, "watched", watched)
     file = read(name)
-    near(go_on(LAYERS[name], file), file["expected"], 1e-9)
+    bends = name in ("shampoo", "kfac adamw lag", "mixture")
+    with pytest.warns(UserWarning, match="base's lengths") if bends else nullcontext():
+        near(go_on(LAYERS[name], file), file["expected"], 1e-9)
 
 
 @pytest.mark.parametrize("name", VECTORS)

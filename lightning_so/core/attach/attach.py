@@ -21,7 +21,7 @@ from lightning_so.core.checkpoint.header import check_header
 from lightning_so.core.checkpoint.portable import FORMAT, load_state_dict, state_dict
 from lightning_so.core.engine import Engine
 from lightning_so.core.host import Host
-from lightning_so.core.options import Checks, Options, Overhead
+from lightning_so.core.options import LENGTHS, Checks, Options, Overhead
 from lightning_so.core.plan.mixture import Mixture
 from lightning_so.core.plan.roles import Route
 from lightning_so.errors import ConfigError, check_choice
@@ -111,6 +111,7 @@ def attach(
     sharding: str = "exact",
     max_overhead: float | Overhead | None = None,
     ways: Ways | None = None,
+    lengths: str = "measured",
 ) -> Attached: ...
 
 
@@ -128,6 +129,7 @@ def attach(
     sharding: str = "exact",
     max_overhead: float | Overhead | None = None,
     ways: Ways | None = None,
+    lengths: str = "measured",
     product: str = "difference",
 ) -> Attached | AttachedVector:
     """Put a method in front of an optimizer in a plain torch loop.
@@ -155,6 +157,7 @@ def attach(
         max_overhead: What all of it may cost, as a share of the training's own step, which is measured: intervals are
             what it buys. `Overhead(0.1, strict=True)` refuses a share that cannot be kept. None for the fixed schedule.
         ways: How bases, polar factors and rotations are computed; what it leaves open is measured, but on a CPU.
+        lengths: Of bent updates: "measured", longer while the loss falls straight along them, or as the "base"'s.
         product: How a method on the whole vector has its products: by "difference" of gradients, "exact", by double
             backward, or "auto", by double backward where there is one.
 
@@ -181,8 +184,19 @@ def attach(
     if getattr(optimizer, "_lightning_so_vector" if whole else "_lightning_so", None) is not None:
         raise ConfigError("attach: this optimizer already has a method attached; call `engine.detach()` first.")
     if whole:
-        options = route, min_coverage, reduction, verify_every, compare_every, lag, sharding, max_overhead, ways
-        if options != (None, 0, None, 0, 0, 0, "exact", None, None):
+        options = (
+            route,
+            min_coverage,
+            reduction,
+            verify_every,
+            compare_every,
+            lag,
+            sharding,
+            max_overhead,
+            ways,
+            lengths,
+        )
+        if options != (None, 0, None, 0, 0, 0, "exact", None, None, "measured"):
             raise ConfigError(
                 f"attach: {type(method).__name__} is one method on all parameters: it takes no options but product."
             )
@@ -198,9 +212,10 @@ def attach(
     check_choice("attach", "reduction", reduction, (None, "mean", "sum"))
     check_choice("attach", "lag", lag, (0, 1))
     check_choice("attach", "sharding", sharding, SHARDINGS)
+    check_choice("attach", "lengths", lengths, LENGTHS)
     checks = Checks(verify_every, compare_every)
     access = access_of((p for group in optimizer.param_groups for p in group["params"]), model, sharding=sharding)
     host = Host.of(unwrapped(model), optimizer, access=access, world=ambient(sharded=access.sharded))
-    rest = reduction, lag, ways or Ways(), Overhead.of(max_overhead)
+    rest = reduction, lag, ways or Ways(), Overhead.of(max_overhead), lengths
     mixture = None if method is None else Mixture.of(method)
     return Attached(host, Options(mixture, route, min_coverage, checks, *rest))

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_so.core.assembly import Parts
-from lightning_so.core.checkpoint import exact_moments, ranks_apart
+from lightning_so.core.checkpoint import exact_moments, ranks_apart, waiting
 from lightning_so.core.checkpoint.header import check_header
 from lightning_so.core.checkpoint.portable import (
     FORMAT,
@@ -38,7 +38,7 @@ def write(parts: Parts, kind: str) -> dict[str, Any]:
     """
     if kind == "rebuild":
         state = {"format": FORMAT, "method": parts.plan.method, "report": parts.report.portable()}
-        state["ways"] = parts.chosen.portable()
+        state["ways"], state["slopes"] = parts.chosen.portable(), waiting.written(parts, exact=False)
     else:
         forget_stale(parts)
         state = state_dict(parts)
@@ -49,6 +49,7 @@ def write(parts: Parts, kind: str) -> dict[str, Any]:
             for name, factors in _factors(parts.stacks).items():
                 tensors = state["blocks"][name]["tensors"]
                 state["blocks"][name]["tensors"] = {key: compact(tensors[key]) for key in factors}
+            state["slopes"] = waiting.written(parts, exact=False)
     state = {**state, "kind": kind}
     return state if kind == "rebuild" else ranks_apart.together(parts, state)
 
@@ -74,6 +75,7 @@ def _load(parts: Parts, state: dict[str, Any]) -> None:
     """Load a state of any kind, which is this rank's."""
     if state["kind"] == "rebuild":
         load_facts(parts, state)
+        waiting.recall(parts, state.get("slopes"))
         parts.units.schedule.restart(parts.report.step)
         if parts.overhead is not None:
             parts.overhead.load_state_dict(None, parts.report.step)

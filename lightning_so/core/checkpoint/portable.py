@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_so.comm import replicated_tensors
 from lightning_so.core.assembly import Parts, compute
+from lightning_so.core.checkpoint import waiting
 from lightning_so.core.checkpoint.header import check_header
 from lightning_so.core.schedule.schedule import Rung
 from lightning_so.core.schedule.units import Units
@@ -45,6 +46,7 @@ def state_dict(parts: Parts) -> dict[str, Any]:
         "units": {units.key(number): schedule.history(number) for number in range(len(units))},
         "flights": _flights(parts),
         "unread": _unread(parts),
+        "slopes": waiting.written(parts),
         "origin": schedule.origin,
         "placed": schedule.placed,
         "report": parts.report.portable(),
@@ -127,6 +129,7 @@ def take_over(parts: Parts, state: dict[str, Any]) -> None:
             parts.units.schedule.recall(number, state["units"][key])
     parts.roster.foreign = False
     _recall_unread(parts, state.get("unread", {}))
+    waiting.recall(parts, state.get("slopes"))
     parts.flights[:] = [_recalled(parts.units, flight) for flight in state["flights"]]
     parts.roster.regroup_all()
 

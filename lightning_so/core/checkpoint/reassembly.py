@@ -111,6 +111,7 @@ def _of(state: dict[str, Any], names: set[str]) -> dict[str, Any]:
     return {
         **state,
         "blocks": {name: block for name, block in state["blocks"].items() if name in names},
+        "slopes": state["slopes"] and {name: of for name, of in state["slopes"].items() if name in names},
         "units": kept(state["units"]),
         "unread": kept(state["unread"]),
         "flights": [

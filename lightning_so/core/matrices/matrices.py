@@ -196,6 +196,10 @@ class Matrices:
         norm = self.total(squares.sum().reshape(1)).sqrt()
         torch._foreach_mul_([*found.values()], (bound / (norm + 1e-6)).clamp_max(1)[0])
 
+    def products(self, cohort: Cohort, first: Tensor, second: Tensor) -> Tensor:
+        """Inner products of two buffers of a cohort by block, (k,), over the numbers that this rank counts."""
+        return torch.linalg.vecdot(first.flatten(1), second.flatten(1))
+
     def total(self, numbers: Tensor) -> Tensor:
         """The sum over ranks of numbers to which each rank has given its part."""
         return numbers

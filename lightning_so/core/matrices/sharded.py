@@ -96,6 +96,13 @@ class ShardedMatrices(Matrices):
         squares = super().counted(params, tensors, dtype)
         return squares * torch.tensor([self._counted[param] for param in params], device=squares.device)
 
+    def products(self, cohort: Cohort, first: Tensor, second: Tensor) -> Tensor:
+        """See `Matrices.products`."""
+        sizes = torch.tensor([saved.numel() for saved in cohort.saved], device=first.device)
+        sums = torch.segment_reduce(first * second, "sum", lengths=sizes)
+        counted = [self._counted[param] for block in cohort.blocks for param in block.params]
+        return (sums * torch.tensor(counted, device=sums.device)).view(len(cohort.blocks), -1).sum(1)
+
     def total(self, numbers: Tensor) -> Tensor:
         """See `Matrices.total`: one small all-reduce."""
         self.comm.sum(numbers)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_so.actions.stretch import Slopes
 from lightning_so.contract.block import Block, StackSpec
 from lightning_so.contract.footing import KnowsLoss
 from lightning_so.contract.method import (
@@ -47,6 +48,7 @@ class Stack(StackSpec):
         rotates: Whether the moments of its warm blocks are in its bases: those of preconditioned gradients stay plain.
         polisher: The method, if it polishes what the base did to these blocks in its bases.
         stats: What the method keeps, opaque to the engine.
+        slopes: Those along its bent updates; None where these keep the base's lengths.
         hidden: Room for the saved parameters p0, or for this rank's pieces of them; see `Matrices.make_room`.
         saved: Views of `hidden`, by block one a parameter.
     """
@@ -65,6 +67,7 @@ class Stack(StackSpec):
     rotates: bool
     polisher: Polishes | None
     stats: Any = None
+    slopes: Slopes | None = None
     hidden: Tensor = field(default_factory=lambda: torch.empty(0))
     saved: list[list[Tensor]] = field(default_factory=list)
 

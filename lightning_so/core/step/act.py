@@ -14,7 +14,7 @@ from lightning_so.core.matrices.matrices import Matrices, MatrixWork, alike
 from lightning_so.core.report import Report
 from lightning_so.core.stacks.cohort import Cohort
 from lightning_so.core.stacks.stack import Stack, methods_of
-from lightning_so.core.step import lending, rowwise
+from lightning_so.core.step import lending, rowwise, slopes
 from lightning_so.core.step.progress import Progress
 from lightning_so.core.step.rowwise import Kept
 from lightning_so.core.step.turning import turning
@@ -23,13 +23,20 @@ from lightning_so.linalg.precision import FullPrecision, Uncast
 
 @Uncast()
 def begin(
-    progress: Progress, cohorts: Sequence[Cohort], host: Host, matrices: Matrices, kept: Kept, rotation: str | None
+    progress: Progress,
+    cohorts: Sequence[Cohort],
+    stacks: Sequence[Stack],
+    host: Host,
+    matrices: Matrices,
+    kept: Kept,
+    rotation: str | None,
 ) -> list[Cohort]:
     """Precondition the gradients of cohorts, or hide their parameters (and rotate gradients), before the base steps.
 
     Args:
         progress: Its `hidden` gets every cohort whose parameters are hidden.
         cohorts: All of the step.
+        stacks: Those of the training.
         host: The training.
         matrices: Where they are whole.
         kept: Rows of layers that made gradients.
@@ -49,6 +56,7 @@ def begin(
             [item for cohort in acting for item in _items(cohort, clips[id(cohort.stack.method)], *rest)]
         )
         _apply(clips.values(), matrices)
+        slopes.end(cohorts, stacks, matrices)
         for some in alike((c for c in acting if c.action is not Action.PRECONDITION), _memory):
             weights = [weight for cohort in some for weight in matrices.weights(cohort)]
             hide.save(weights, [saved for cohort in some for saved in cohort.saved])

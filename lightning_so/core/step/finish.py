@@ -11,7 +11,7 @@ from lightning_so.contract.ways import Ways
 from lightning_so.core.host import Host
 from lightning_so.core.matrices.matrices import Matrices, MatrixWork, Work
 from lightning_so.core.stacks.cohort import Cohort
-from lightning_so.core.step import lending
+from lightning_so.core.step import lending, slopes
 from lightning_so.core.step.bending import bending
 from lightning_so.core.step.turning import turning
 from lightning_so.linalg.precision import Uncast
@@ -19,7 +19,7 @@ from lightning_so.linalg.unseen import maybe
 
 
 @Uncast()
-def finish(hidden: list[Cohort], call: int, host: Host, matrices: Matrices, ways: Ways) -> None:
+def finish(hidden: list[Cohort], call: int, host: Host, matrices: Matrices, ways: Ways, *, measured: bool) -> None:
     """Turn the updates that the base left in the hidden parameters, and write the parameters back.
 
     Args:
@@ -28,18 +28,27 @@ def finish(hidden: list[Cohort], call: int, host: Host, matrices: Matrices, ways
         host: The training.
         matrices: Where they are whole.
         ways: How rotations and polar factors are computed.
+        measured: Whether slopes along the step are measured.
     """
     ended = [cohort for cohort in hidden[::-1] if cohort.blocks[0].call == call]
     bend = [cohort for cohort in ended if cohort.action is Action.BEND]
-    works = bending(bend, _lengths(bend, matrices), matrices, ways.padding)
+    lengths = _lengths(bend, matrices)
+    promised = slopes.promised(bend, lengths, matrices) if measured else {}
+    works = bending(bend, slopes.lengthen(bend, lengths), matrices, ways.padding)
     rest = hidden, host, matrices, ways
-    matrices.transform([_last(cohort, works.get(id(cohort)), *rest) for cohort in ended])
+    matrices.transform([_last(c, works.get(id(c)), promised.get(id(c)), *rest) for c in ended])
 
 
 def _last(
-    cohort: Cohort, bend: Work | None, hidden: list[Cohort], host: Host, matrices: Matrices, ways: Ways
+    cohort: Cohort,
+    bend: Work | None,
+    promised: Tensor | None,
+    hidden: list[Cohort],
+    host: Host,
+    matrices: Matrices,
+    ways: Ways,
 ) -> MatrixWork:
-    """The work that turns or bends the updates of a cohort and writes its new weights."""
+    """The work that turns or bends the updates of a cohort, writes its new weights, and may measure what they are."""
     weights = matrices.weights(cohort)
     update = partial(matrices.fill, cohort, weights, 0)
 
@@ -51,6 +60,8 @@ def _last(
         room, per_block = matrices.room(cohort, 1), partial(matrices.per_block, cohort)
         matrices.write(cohort, weights, hide.combine(matrices.saved(cohort), buffer, factors, room, per_block))
         lending.stay(cohort, host)
+        if promised is not None:
+            slopes.begin(cohort, promised, matrices)
         lending.take_back([cohort], host)
         hidden.remove(cohort)
         cohort.applied += 1

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_so.actions import hide
 from lightning_so.actions.polish import polished
+from lightning_so.actions.stretch import bounds, stretched
 from lightning_so.contract.block import StackSpec
 from lightning_so.contract.method import Action
 from lightning_so.core.host import Host
@@ -117,10 +118,17 @@ class Reference:
             a, b = host.base.lookahead(group)
             moment = self._double([host.optimizer.state[p][host.base.first[0]] for p in self._block.params])
             direction = stack.method.direction(stats, a * moment + b * self._seen_gradient(), None)
-            change = -update.norm() / direction.norm() * direction if bool(direction.norm() > 0) else update
+            change = -self._length(update) / direction.norm() * direction if bool(direction.norm() > 0) else update
         self._change = change
         self._expected = self._p0 * hide.shrink(group, decoupled=host.base.decoupled(group)) + change
         self._expected[..., self._still] = self._p0[..., self._still]
+
+    def _length(self, update: Tensor) -> Tensor:
+        """How long a bent update must be, in place of the base's."""
+        slopes, length = self._cohort.stack.slopes, update.norm()
+        if slopes is None:
+            return length
+        return length * stretched(bounds(slopes.means[self._row].double()[None]), length[None])
 
     def finished(self) -> None:
         """Compare what the parameter has become."""

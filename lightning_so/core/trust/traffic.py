@@ -15,6 +15,7 @@ from lightning_so.core.schedule.schedule import gap
 from lightning_so.core.schedule.units import Place, Units
 from lightning_so.core.solves.wire import unit_bytes
 from lightning_so.core.stacks.stack import Stack
+from lightning_so.core.step import slopes
 from lightning_so.core.step.guard import agreement_bytes
 from lightning_so.linalg.triangle import compact_shape
 
@@ -159,11 +160,12 @@ def _moments(host: Host, matrices: ShardedMatrices, block: Block) -> list[int]:
     return [matrices.travelling(p, usual) * host.access.weight(p).itemsize for p in block.params]
 
 
-def _sums(units: Units, host: Host, warm: bool) -> int:
-    """Lengths of bent updates, and totals of clips."""
+def _sums(units: Units, host: Host, warm: bool) -> float:
+    """Lengths of bent updates and slopes along them, and totals of clips."""
     found = [(stack, stack.action(host, block, warm)) for stack in units.stacks for block in stack.blocks]
     bent = [stack for stack, action in found if action is Action.BEND]
-    total = len(bent) * bent[0].dtype.itemsize if bent else 0
+    measured = sum(stack.slopes is not None for stack in bent) * slopes.NUMBERS / slopes.EVERY
+    total = (len(bent) + measured) * bent[0].dtype.itemsize if bent else 0
     clipped = [
         stack for stack, action in found if action is Action.PRECONDITION and stack.method.step_bound is not None
     ]
