@@ -8,6 +8,9 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 OUT = ROOT / "benchmarks" / "clients" / "results" / "clients.jsonl"
 PAGE = ROOT / "docs" / "tested-with.md"
+#: Columns; the first is without.
+METHODS = {"": "without", "SOAP": "SOAP", "KFAC": "K-FAC", "EKFAC": "EKFAC", "Muon": "Muon", "Shampoo": "Shampoo"}
+COLUMNS = ["package", "version", "what was trained", "optimizer", "first loss", *METHODS.values(), "covered", "failed"]
 #: Tests that train with a package every time that they run.
 TESTS = {
     "pina-mathlab": "tests/together/test_pina.py",
@@ -23,17 +26,16 @@ Written by `make clients`, not by hand, from [its lines](../benchmarks/clients/r
 lightning {lightning}, torchmetrics {torchmetrics}, one core.
 
 Every training is the package's own way: its modules, its data loaders, its optimizer, its Trainer where it has one.
-What is added is `callbacks=[SecondOrder(SOAP())]`, or `KFAC()`. No rate was chosen for it: both sides have the same
-rate, the same random numbers and {steps} steps. The losses are means over the
-last ten steps and {seeds} seeds. They say that it works there, not how much it helps: for that both sides need rates of
+What is added is `callbacks=[SecondOrder(SOAP())]`, or another method in its place. No rate was chosen for it: both
+sides have the same rate, the same random numbers and {steps} steps. The losses are means over the last ten steps and
+{seeds} seeds. They say that it works there, not how much it helps: for that both sides need rates of
 their own ([benchmarks](../benchmarks/README.md)).
 
 A run counts if every step was made by the method: none was skipped or undone. Failed are solves that failed, of all;
 their blocks stay on the optimizer's own step. Those of `TemporalFusionTransformer` are of four matrices whose gradient
-is zero: the series have no static variables. Covered is the share of the parameters that the method works on.
+is zero: the series have no static variables. Covered is the share of the parameters that the method works on. Both are
+of SOAP and K-FAC.
 
-| package | version | what was trained | optimizer | first loss | without | SOAP | K-FAC | covered | failed |
-|---|---|---|---|---|---|---|---|---|---|
 """
 
 
@@ -47,9 +49,10 @@ def rendered(lines: list[dict[str, Any]]) -> str:
     first = lines[0]
     seeds = {line["seed"] for line in lines}
     page = HEAD.format(**{key: first[key] for key in ("torch", "lightning", "torchmetrics", "steps")}, seeds=len(seeds))
+    page += f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}\n"
     for client in sorted({line["client"] for line in lines}):
         mine = [line for line in lines if line["client"] == client]
-        of = {method: [line for line in mine if line["method"] == method] for method in ("", "SOAP", "KFAC")}
+        of = {method: [line for line in mine if line["method"] == method] for method in METHODS}
         last = [_last(found) for found in of.values()]
         covered = " / ".join(f"{of[method][0].get('coverage', 0):.0%}" for method in ("SOAP", "KFAC"))
         failed = " / ".join(_failed(of[method]) for method in ("SOAP", "KFAC"))

@@ -29,10 +29,10 @@ except RuntimeError:  # Beside a torch that it was not built for it has no kerne
 
 from benchmarks.clients.page import OUT, write  # noqa: E402
 from benchmarks.clients.trainings import CLIENTS, STEPS  # noqa: E402
-from lightning_so import KFAC, SOAP, ConfigError, SecondOrder  # noqa: E402
+from lightning_so import EKFAC, KFAC, SOAP, ConfigError, Muon, SecondOrder, Shampoo  # noqa: E402
 from lightning_so.callbacks.names import Callback  # noqa: E402
 
-METHODS = {"": None, "SOAP": SOAP(), "KFAC": KFAC()}
+METHODS = {"": None, **{type(m).__name__: m for m in (SOAP(), KFAC(), EKFAC(), Muon(), Shampoo())}}
 SEEDS = (0, 1)
 #: Steps over which the last losses are averaged.
 LAST = 10
@@ -78,8 +78,9 @@ def run(client: str, method: str, seed: int) -> dict[str, Any]:
 def main() -> None:
     """Train those that are asked for, and write their lines and the page anew."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("clients", nargs="*", choices=CLIENTS, help="which; all of them without any")
-    asked = parser.parse_args().clients or list(CLIENTS)
+    parser.add_argument("clients", nargs="*", choices=["all", *CLIENTS], default="all", help="which; all without any")
+    asked = parser.parse_args().clients
+    asked = list(CLIENTS) if "all" in asked else asked
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     for name in ("pytorch_lightning", "lightning.pytorch"):

@@ -1,6 +1,6 @@
-"""*Bend*: keep the length of the base's update, take the direction from curvature.
+"""*Bend*: take the length from the base's update, the direction from curvature.
 
-    p <- p0 (1 - lr wd) - |u| d / |d|,    u the base's update, d = P m, m its first moment
+    p <- p0 (1 - lr wd) - s |u| d / |d|,    u the base's update, d = P m, m its first moment; s: see `stretch`
 
 The sign is minus under `maximize` too, since the base then stores the moment of the negated gradient.
 """

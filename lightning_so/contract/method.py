@@ -43,7 +43,7 @@ class Action(Enum):
     ROTATE = "rotate"
     """The base runs in the curvature eigenbasis."""
     BEND = "bend"
-    """The base's length, the curvature's direction."""
+    """The base's length or more, the curvature's direction."""
     PRECONDITION = "precondition"
     """The gradient is multiplied by the inverse curvature."""
     BASE = "base"

@@ -3,6 +3,7 @@
 import time
 
 from lightning_so.core.engine import Engine
+from lightning_so.core.step import slopes
 from lightning_so.core.trust.memory import state_bytes
 from lightning_so.core.trust.proof import staleness, work
 
@@ -54,6 +55,7 @@ class Telemetry:
             "so/staleness_p95": float(p95),
             "so/rotated_blocks": float(report.rotated),
             "so/bent_blocks": float(report.bent),
+            "so/bent_length": slopes.longest(parts.roster),
             "so/preconditioned_blocks": float(report.preconditioned),
             "so/silent_layers": float(sum(len(recorder.silent) for recorder in self.engine.recorders)),
             "so/solves": float(report.solves),

@@ -34,8 +34,9 @@ class Muon(ByDevice):
 
         p <- p0 (1 - lr wd) - |u| O / |O|,    O = polar(b1 m + (1 - b1) g),    u the base's update
 
-    The base's length per matrix carries the learning rate over, so AdamW's own works. Embeddings and the output head
-    stay on the base. Prefer it to SOAP when memory or time per step is short: it is the cheapest method.
+    The base's length per matrix carries the learning rate over, so AdamW's own works; `actions.stretch` says when it is
+    more. Embeddings and the output head stay on the base. Prefer it to SOAP when memory or time per step is short: it
+    is the cheapest method.
 
     Source: Jordan et al. 2024 (Muon); Newton-Schulz coefficients from there.
 

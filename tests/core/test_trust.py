@@ -223,7 +223,7 @@ def test_logged_names_are_stable(capsys):
     names = {key for key in trainer.callback_metrics if key.startswith("so/")}
     assert names == {
         "so/overhead_frac", "so/solve_ms", "so/comm_ms", "so/state_mem_gb", "so/staleness_max", "so/staleness_p95",
-        "so/rotated_blocks", "so/bent_blocks", "so/preconditioned_blocks",
+        "so/rotated_blocks", "so/bent_blocks", "so/bent_length", "so/preconditioned_blocks",
         "so/silent_layers", "so/solves", "so/solve_fallbacks", "so/cooled_blocks",
         "so/skipped_steps", "so/withheld_gradients", "so/coverage_params",
     }  # fmt: skip

@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from lightning_so import SOAP, StateError
+from lightning_so import SOAP, Muon, StateError
 from tests.support import shards
 from tests.support.peers import needs_deepspeed
 from tests.support.trainings import Save, plain, train
@@ -116,3 +116,15 @@ def test_a_file_that_is_saved_after_a_fit_is_as_exact_as_one_before_its_end(two,
     if "optimizer_states" in before:  # DeepSpeed has files of its own.
         theirs, now = (numbers(file["optimizer_states"][0]["state"]) for file in (before, after))
         torch.testing.assert_close(now, theirs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("stop", [7, pytest.param(8, marks=SLOW)])
+def test_a_run_that_wrote_between_two_slopes_is_the_one_that_goes_on_from_it(two, tmp_path, stop):
+    """Pieces of the weights before a step are not in the file: there the second slope is left out by both."""
+    path = str(tmp_path / "between.ckpt")
+    straight = two.run(train, "fsdp2", Muon(), ADAMW, callbacks=[Save(path, stop)])
+    again = two.run(train, "fsdp2", Muon(), ADAMW, resume=path)
+    kept = two.run(train, "fsdp2", Muon(), ADAMW, lengths="base")
+    for one, other, base in zip(straight, again, kept, strict=True):
+        assert all(torch.equal(value, other.weights[name]) for name, value in one.weights.items())
+        assert any(not torch.equal(value, base.weights[name]) for name, value in one.weights.items())

@@ -101,6 +101,12 @@ def begin(cohort: Cohort, of_base: Tensor, matrices: Matrices) -> None:
     slopes.open = slopes.used = True
 
 
+def longest(cohorts: Iterable[Cohort]) -> float:
+    """How many times the base's length the longest bent update of the last step had, at least 1: a host read."""
+    bent = _known(cohort for cohort in cohorts if cohort.action is Action.BEND)
+    return max((float(_of(cohort, slopes.times).max()) for cohort, slopes in bent), default=1.0)
+
+
 def _gradients_and_moves(cohort: Cohort, matrices: Matrices) -> tuple[Tensor, Tensor]:
     """Buffers of the gradients of a cohort, and of what its last step has made of its weights."""
     gradients = matrices.fill(cohort, matrices.gradients(cohort), 0)
