@@ -31,7 +31,7 @@ def test_operations_of_a_step(name):
 @pytest.mark.parametrize("name", MOST)
 def test_operations_do_not_grow_with_equal_layers(name):
     method, most = MOST[name]
-    assert max(count.total() for count in of_steps(method, 24)) <= 1.2 * most
+    assert max(count.total() for count in of_steps(method, 24, lengths="base")) <= 1.2 * most
 
 
 @pytest.mark.parametrize("name", ["muon", "kfac"])
@@ -41,7 +41,7 @@ def test_slopes_take_few_operations_of_a_step_and_no_number_is_read(name):
     base, measured = (of_steps(method, 4, steps=76, last=8, lengths=lengths) for lengths in ("base", "measured"))
     more = sorted(ours.total() - plain.total() for ours, plain in zip(measured, base, strict=True))
     assert more[5] <= 8
-    assert 8 < more[7] <= 85
+    assert 8 < more[7] <= 90
     assert all(count[READ] == 1 for count in measured)
 
 

@@ -3,9 +3,6 @@
 import warnings
 from typing import Any
 
-import torch
-
-from lightning_so.actions.stretch import bounds
 from lightning_so.contract.method import Action
 from lightning_so.core.assembly import Parts
 
@@ -35,10 +32,10 @@ def written(parts: Parts, *, exact: bool = True) -> Written | None:
             continue
         if parts.matrices.sharded:
             slopes.drop()
-        numbers = torch.cat([slopes.means, slopes.opened], 1).tolist()
+        numbers, moved = slopes.numbers.tolist(), slopes.opened[:, 1].tolist()
         for row, block in enumerate(stack.blocks):
             found[block.name] = {"numbers": numbers[row]}
-            if exact and slopes.open and numbers[row][-2] > 0:
+            if exact and slopes.open and moved[row] > 0:
                 found[block.name]["before"] = [saved.clone() for saved in stack.saved[row]]
     return found
 
@@ -51,6 +48,7 @@ def recall(parts: Parts, saved: Written | None) -> None:
         saved: The slopes; None where updates had the base's lengths, as in files of before.
     """
     measured = [stack for stack in parts.stacks if stack.slopes is not None]
+    first = not parts.matrices.sharded or parts.host.team.rank == 0
     if saved is None and measured and _bends(parts):
         warnings.warn(
             "the state goes on as it was written, with bent updates of the base's lengths (lengths='base'). Start "
@@ -65,12 +63,12 @@ def recall(parts: Parts, saved: Written | None) -> None:
         for row, block in enumerate(stack.blocks):
             if (of_block := (saved or {}).get(block.name)) is None:
                 continue
-            numbers = torch.tensor(of_block["numbers"], dtype=slopes.means.dtype)
-            slopes.means[row], slopes.used = numbers[:4], True
-            if "before" in of_block and not parts.matrices.sharded:
-                slopes.opened[row], slopes.open = numbers[4:], True
-                torch._foreach_copy_(stack.saved[row], of_block["before"])
-        slopes.bounds.copy_(bounds(slopes.means))
+            before = of_block.get("before", ())
+            # Of first slopes each rank has a part: the first has all that is in a file.
+            slopes.recall(row, of_block["numbers"], opened=bool(before) and first)
+            slopes.open = slopes.open or bool(before)
+            for number, (saved_piece, whole) in enumerate(zip(stack.saved[row], before, strict=bool(before))):
+                saved_piece.copy_(parts.matrices.cut(block, number, whole).view_as(saved_piece))
 
 
 def _bends(parts: Parts) -> bool:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_so.actions import hide
 from lightning_so.actions.polish import polished
-from lightning_so.actions.stretch import bounds, stretched
+from lightning_so.actions.stretch import stretched
 from lightning_so.contract.block import StackSpec
 from lightning_so.contract.method import Action
 from lightning_so.core.host import Host
@@ -128,7 +128,7 @@ class Reference:
         slopes, length = self._cohort.stack.slopes, update.norm()
         if slopes is None:
             return length
-        return length * stretched(bounds(slopes.means[self._row].double()[None]), length[None])
+        return length * stretched(slopes.bounds[self._row].double()[None], length[None])
 
     def finished(self) -> None:
         """Compare what the parameter has become."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lightning_so.actions.stretch import Slopes, bounds, learned, stretched
+from lightning_so.actions.stretch import Slopes, bounds, learned, sampled, stretched
 from lightning_so.contract.method import Action
 from lightning_so.core.matrices.matrices import Matrices, alike
 from lightning_so.core.stacks.cohort import Cohort
@@ -42,10 +42,12 @@ def end(cohorts: Iterable[Cohort], stacks: Iterable[Stack], matrices: Matrices) 
         ends = torch.cat([matrices.products(cohort, *_gradients_and_moves(cohort, matrices)) for cohort, _ in some])
         opened = torch.cat([_of(cohort, slopes.opened) for cohort, slopes in some])
         totals = matrices.total(torch.cat([opened, ends[:, None]], 1))
-        means = learned(torch.cat([_of(c, slopes.means) for c, slopes in some]), totals[:, :3], totals[:, 3])
-        found = zip(means.split(_sizes(some)), bounds(means).split(_sizes(some)), strict=True)
-        for (cohort, slopes), (part, bound) in zip(some, found, strict=True):
-            slopes.means[_rows(cohort)], slopes.bounds[_rows(cohort)] = part, bound
+        sample = sampled(totals[:, :3], totals[:, 3])
+        means = learned(torch.cat([_of(cohort, slopes.means) for cohort, slopes in some]), sample)
+        bound = bounds(means, sample, torch.cat([_of(cohort, slopes.times) for cohort, slopes in some]))
+        found = zip(means.split(_sizes(some)), bound.split(_sizes(some)), strict=True)
+        for (cohort, slopes), parts in zip(some, found, strict=True):
+            slopes.means[_rows(cohort)], slopes.bounds[_rows(cohort)] = parts
     for stack in stacks:
         if stack.slopes is not None:
             stack.slopes.drop()
