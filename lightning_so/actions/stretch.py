@@ -146,4 +146,5 @@ def stretched(bounds: Tensor, lengths: Tensor) -> Tensor:
     Returns:
         Numbers from 1 to `MOST`.
     """
-    return torch.minimum(bounds[:, 0] / lengths, bounds[:, 1]).clamp_(1.0, MOST)
+    least = bounds[:, 0] / lengths.clamp_min(torch.finfo(lengths.dtype).tiny)
+    return torch.minimum(least, bounds[:, 1]).clamp_(1.0, MOST)

@@ -31,8 +31,9 @@ ROWS = [*(("two", case) for case in CASES), ("four", "kfac sgd")]
 )
 def test_bytes_of_sharded_parameters_are_as_predicted(request, size, case):
     pool = request.getfixturevalue(size)
-    # The interval is at its largest after ten of them, and its slots are kept after one more.
-    steps = 11 * CASES[case].pace()[0] + 20
+    # The interval is at its largest after ten of them, and its slots are kept after one more. Slopes along bent updates
+    # are taken less often after the 64th step.
+    steps = max(11 * CASES[case].pace()[0] + 20, 20 if "soap" in case else 88)
     for rank in pool.run(shards.train, CASES[case], *BASES[case.split()[1]], steps):
         assert (rank.sent[-1] - rank.sent[-17]) / 16 == pytest.approx(rank.predicted[0], rel=0.01)
 
@@ -41,7 +42,7 @@ def test_bytes_of_sharded_parameters_are_as_predicted(request, size, case):
 @pytest.mark.parametrize("mesh", [None, (2, 2)], ids=["sharded", "replicas"])
 def test_bytes_of_cold_blocks_are_as_predicted(request, mesh):
     pool = request.getfixturevalue("four" if mesh else "two")
-    for rank in pool.run(shards.train, COLD, *BASES["adamw"], 42, mesh=mesh):
+    for rank in pool.run(shards.train, COLD, *BASES["adamw"], 88, mesh=mesh):
         assert (rank.sent[-1] - rank.sent[-17]) / 16 == pytest.approx(rank.predicted[1], rel=0.01)
         assert rank.predicted[1] != pytest.approx(rank.predicted[0], rel=0.2)
 

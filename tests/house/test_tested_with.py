@@ -4,10 +4,8 @@ import math
 
 import pytest
 
-from benchmarks.clients.page import PAGE, ROOT, TESTS, read, rendered
+from benchmarks.clients.page import METHODS, PAGE, ROOT, TESTS, read, rendered
 from benchmarks.clients.trainings import CLIENTS, STEPS
-
-METHODS = ("", "SOAP", "KFAC")
 
 
 def test_the_page_is_what_the_lines_say():

@@ -83,7 +83,7 @@ def promised(cohorts: Iterable[Cohort], lengths: Mapping[int, Tensor], matrices:
     for cohort, _ in _known(cohorts):
         gradients = matrices.fill(cohort, matrices.gradients(cohort), 0)
         products = matrices.products(cohort, gradients, matrices.fill(cohort, matrices.weights(cohort), 1))
-        found[id(cohort)] = products / lengths[id(cohort)]
+        found[id(cohort)] = products / lengths[id(cohort)].clamp_min(torch.finfo(products.dtype).tiny)
     return found
 
 
