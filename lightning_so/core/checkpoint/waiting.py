@@ -48,27 +48,31 @@ def recall(parts: Parts, saved: Written | None) -> None:
         saved: The slopes; None where updates had the base's lengths, as in files of before.
     """
     measured = [stack for stack in parts.stacks if stack.slopes is not None]
+    if saved is None:
+        if measured and _bends(parts):
+            warnings.warn(
+                "the state goes on as it was written, with bent updates of the base's lengths (lengths='base'). Start "
+                "without the state for measured ones.",
+                stacklevel=2,
+            )
+        for stack in measured:
+            stack.slopes = None
+        return
+    # Of first slopes each rank has a part: the first has all that is in a file.
     first = not parts.matrices.sharded or parts.host.team.rank == 0
-    if saved is None and measured and _bends(parts):
-        warnings.warn(
-            "the state goes on as it was written, with bent updates of the base's lengths (lengths='base'). Start "
-            "without the state for measured ones.",
-            stacklevel=2,
-        )
     for stack in measured:
-        stack.slopes = None if saved is None else stack.slopes
-        if (slopes := stack.slopes) is None:
-            continue
+        slopes = stack.slopes
+        assert slopes is not None
         slopes.drop()
         for row, block in enumerate(stack.blocks):
-            if (of_block := (saved or {}).get(block.name)) is None:
+            if block.name not in saved:
                 continue
-            before = of_block.get("before", ())
-            # Of first slopes each rank has a part: the first has all that is in a file.
-            slopes.recall(row, of_block["numbers"], opened=bool(before) and first)
-            slopes.open = slopes.open or bool(before)
-            for number, (saved_piece, whole) in enumerate(zip(stack.saved[row], before, strict=bool(before))):
-                saved_piece.copy_(parts.matrices.cut(block, number, whole).view_as(saved_piece))
+            before = saved[block.name].get("before")
+            slopes.recall(row, saved[block.name]["numbers"], opened=before is not None and first)
+            if before is not None:
+                slopes.open = True
+                for number, (piece, whole) in enumerate(zip(stack.saved[row], before, strict=True)):
+                    piece.copy_(parts.matrices.cut(block, number, whole).view_as(piece))
 
 
 def _bends(parts: Parts) -> bool:
