@@ -75,6 +75,11 @@ def byte_lm_large(name: str, batch_size: int = 32) -> Problem:
     return byte_lm(name, batch_size, 256, partial(ByteTransformer, d=768, layers=8, heads=12, context=256))
 
 
+def byte_lm_medium(name: str, batch_size: int = 4) -> Problem:
+    """The same with seven blocks of width 320 on windows of 64 bytes: 8.8 million parameters, 256 bytes a batch."""
+    return byte_lm(name, batch_size, 64, partial(ByteTransformer, d=320, layers=7, heads=5))
+
+
 # ------------------------------------------------------------------ images
 def image_problem(
     name: str, data: Callable[[], Images], batch_size: int, steps: int, make: Callable, loss: Callable, loss_name: str
@@ -223,6 +228,7 @@ PROBLEMS: dict[str, Callable[..., Problem]] = {
     "byte_lm": byte_lm,
     "byte_lm_2k": partial(byte_lm, batch_size=32),
     "byte_lm_8k": partial(byte_lm, batch_size=128),
+    "byte_lm_medium": byte_lm_medium,
     "byte_lm_large": byte_lm_large,
     "autoencoder": partial(autoencoder_on, data=digits),
     "autoencoder_mnist": partial(autoencoder_on, data=mnist),
