@@ -21,7 +21,7 @@ ALLOWED = {
     "contract": {"actions", "layers", "linalg"},
     "core": {"contract", "probe", "actions", "linalg", "layers", "losses", "comm"},
     "methods": {"contract", "linalg", "layers", "actions"},
-    "monitor": {"probe", "linalg"},
+    "monitor": {"probe", "linalg", "comm"},
     "strategies": {"comm"},
     "callbacks": BELOW | {"strategies"},
     "cli": BELOW | {"strategies", "callbacks"},
