@@ -23,7 +23,7 @@ def rooms(page: str) -> dict[str, set[str]]:
     every = {name.rstrip("/") for name in said if name.endswith("/")}
     found = {}
     for name, text in said.items():
-        what, *but = text.split(" but ")
+        what, *but = re.split(" but | and ", text)
         named = {"all rooms": every, "nothing": set()}.get(what, set(what.split()))
         found[name] = named - {name.rstrip("/"), *but}
     return found

@@ -10,7 +10,10 @@ from pathlib import Path
 PACKAGE = "lightning_so"
 ROOT = Path(__file__).parents[2] / PACKAGE
 
-BELOW = {"core", "layers", "losses", "linalg", "methods", "actions", "comm", "monitor", "contract", "probe"}
+BELOW = {
+    *("core", "layers", "losses", "linalg", "methods", "actions", "comm", "monitor", "contract", "probe"),
+    "recording",
+}
 ALLOWED = {
     "linalg": set(),
     "comm": set(),
@@ -23,8 +26,10 @@ ALLOWED = {
     "methods": {"contract", "linalg", "layers", "actions"},
     "monitor": {"probe", "linalg", "comm"},
     "strategies": {"comm"},
+    "recording": set(),
+    "report": {"recording"},
     "callbacks": BELOW | {"strategies"},
-    "cli": BELOW | {"strategies", "callbacks"},
+    "cli": BELOW | {"strategies", "callbacks", "report"},
 }
 #: Rooms and files of core, the lowest first. One may import those of lower floors, and nothing beside it.
 FLOORS = (
