@@ -9,13 +9,13 @@ SOURCE = "\n".join(path.read_text() for path in (ROOT / "lightning_so").rglob("*
 
 
 def test_every_name_in_a_source_is_on_the_page() -> None:
-    names = set(re.findall(r"""["'`]((?:so|curv)/[a-z_0-9]+)["'`]""", SOURCE))
+    names = set(re.findall(r"""["'`]((?:so|curv|health)/[a-z_0-9]+)["'`]""", SOURCE))
     assert len(names) > 40
     assert names - set(re.findall(r"`([a-z]+/\w+)`", PAGE)) == set()
 
 
 def test_every_name_on_the_page_is_in_a_source() -> None:
     names = re.findall(r"^\| (.*?) \|", PAGE, re.MULTILINE)
-    names = [name for cell in names for name in re.findall(r"`(?:so|curv)/(\w+)", cell)]
+    names = [name for cell in names for name in re.findall(r"`(?:so|curv|health)/(\w+)", cell)]
     assert len(names) > 40
     assert [name for name in names if not re.search(rf"""["'`/]{name}["'`/]""", SOURCE)] == []
