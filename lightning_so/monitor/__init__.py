@@ -1,1 +1,1 @@
-"""Curvature that is looked at: what is measured, and how it is shown."""
+"""Curvature and the health of layers that are looked at: what is measured, and how it is shown."""
