@@ -1,20 +1,19 @@
-// Draws the charts: those that are seen first, the others while nothing else is to be done; anew where colours change.
+// Draws the charts: those that are seen first, one after the other, so that the page can be used meanwhile; anew where colours change.
 (() => {
   "use strict";
   const charts = JSON.parse(document.getElementById("charts").textContent);
   const dark = matchMedia("(prefers-color-scheme: dark)");
-  const calm = (run) => (window.requestIdleCallback ? requestIdleCallback(run, { timeout: 200 }) : setTimeout(run, 1));
 
-  // Columns become rows once.
+  // Columns become rows when they are drawn first.
   const rows = (columns) => {
     const names = Object.keys(columns);
     const length = names.length ? columns[names[0]].length : 0;
     return Array.from({ length }, (_, i) => Object.fromEntries(names.map((name) => [name, columns[name][i]])));
   };
-  for (const chart of charts) {
-    chart.values = Object.fromEntries(Object.entries(chart.data).map(([name, columns]) => [name, rows(columns)]));
-    delete chart.data;
-  }
+  const values = (chart) => {
+    chart.values ??= Object.fromEntries(Object.entries(chart.data).map(([name, columns]) => [name, rows(columns)]));
+    return chart.values;
+  };
 
   const colours = () => {
     const style = getComputedStyle(document.documentElement);
@@ -31,7 +30,7 @@
     return Object.fromEntries(Object.entries(part).map(([name, each]) => [name, coloured(each, of)]));
   };
 
-  const config = (wide) => {
+  const config = (width, letters) => {
     const { of, category, heat, diverging } = colours();
     const font = getComputedStyle(document.body).fontFamily;
     const narrow = innerWidth < 560;
@@ -43,7 +42,7 @@
       axisY: narrow ? { labelLimit: 110 } : {}, view: { stroke: null },
       legend: { orient: "top", direction: "horizontal", labelColor: of("soft"), titleColor: of("soft"), titleFontWeight: 400,
         labelFontSize: 12, titleFontSize: 12, symbolType: "square", symbolStrokeWidth: 0, symbolSize: 80, offset: 8,
-        gradientLength: narrow ? 120 : 200, gradientThickness: 10, columns: narrow ? 3 : wide ? 8 : 4, labelLimit: 220 },
+        gradientLength: narrow ? 120 : 200, gradientThickness: 10, columns: Math.max(1, Math.floor((width - 60) / (7 * letters + 34))), labelLimit: 260 },
       range: { category, heatmap: heat, ramp: heat, diverging },
       line: { strokeWidth: 1.8, strokeJoin: "round" }, rect: { stroke: null }, bar: { stroke: null },
       style: {
@@ -62,10 +61,10 @@
     const place = document.getElementById(`chart-${chart.name}`);
     const said = { role: place.getAttribute("role"), label: place.getAttribute("aria-label") };
     if (views.has(chart)) views.get(chart).finalize();
-    const spec = { width: "container", ...coloured(chart.spec, colours().of), datasets: chart.values };
+    const spec = { width: "container", ...coloured(chart.spec, colours().of), datasets: values(chart) };
     try {
       const options = { actions: false, renderer: chart.renderer, mode: "vega-lite", logLevel: 1,
-        config: config(chart.wide) };
+        config: config(place.clientWidth, chart.letters) };
       views.set(chart, await vegaEmbed(place, spec, options));
       place.style.minHeight = "";
       // The figure has a text of its own: nobody is read thousands of marks.
@@ -92,7 +91,7 @@
       const chart = waiting.shift();
       if (!chart) { document.documentElement.dataset.ready = "yes"; return; }
       await draw(chart);
-      calm(next);
+      setTimeout(next);
     };
     next();
   };

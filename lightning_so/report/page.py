@@ -88,7 +88,7 @@ def _hash(script: str) -> str:
 
 def _told(chart: Chart) -> dict[str, Any]:
     renderer = "svg" if chart.marks <= ELEMENTS else "canvas"
-    return {"name": chart.name, "spec": chart.spec, "data": chart.data, "wide": chart.wide, "renderer": renderer}
+    return {"name": chart.name, "spec": chart.spec, "data": chart.data, "letters": chart.letters, "renderer": renderer}
 
 
 # ---------------------------------------------------------------------- parts
@@ -112,13 +112,13 @@ def _things(count: int) -> str:
 
 def _verdict(runs: Sequence[Run], verdicts: Sequence[Verdict], known: set[str]) -> str:
     cards = []
-    for run, verdict in zip(runs, verdicts):
+    for number, (run, verdict) in enumerate(zip(runs, verdicts)):
         name = f"<h3>{text(run.name)}</h3>" if len(runs) > 1 else ""
         line = _headline(verdict)
         head = (
             f'<p class="headline"><span class="dot" aria-hidden="true"></span>{text(line[0].upper() + line[1:])}.</p>'
         )
-        found = "".join(_finding(each, known) for each in verdict.findings)
+        found = "".join(_finding(each, known, number) for each in verdict.findings)
         found = f'<div class="findings">{found}</div>' if found else ""
         good = listing(map(prose, verdict.good), "good")
         if verdict.findings:
@@ -132,8 +132,9 @@ def _verdict(runs: Sequence[Run], verdicts: Sequence[Verdict], known: set[str]) 
     )
 
 
-def _finding(each: Finding, known: set[str]) -> str:
-    link = f' <a href="#{each.chart}">See it</a>' if each.chart in known else ""
+def _finding(each: Finding, known: set[str], number: int) -> str:
+    place = next((name for name in (each.chart, f"{each.chart}-{number}") if name in known), None)
+    link = f' <a href="#{place}">See it</a>' if place else ""
     return (
         f'<div class="finding {each.severity}"><p><span class="tag">{TAGS[each.severity]}</span>'
         f'<span class="what">{prose(each.what)}</span></p>'

@@ -58,6 +58,14 @@ class Chart:
         """How many there are, about."""
         return sum(len(next(iter(columns.values()), ())) for columns in self.data.values())
 
+    @property
+    def letters(self) -> int:
+        """Of the longest name in its legend."""
+        parts = [self.spec, *self.spec.get("layer", ())]
+        colours = [part["encoding"]["color"] for part in parts if "color" in part.get("encoding", {})]
+        names = [name for colour in colours for name in colour["scale"].get("domain", ()) if isinstance(name, str)]
+        return max(map(len, names), default=0)
+
 
 @dataclass(frozen=True)
 class Missing:
@@ -165,7 +173,7 @@ def lines(
         more: Other numbers to tell where the pointer is.
 
     Returns:
-        Vega-Lite, of the data "main".
+        Vega-Lite, of the data of `thin.series`.
     """
     colour = {"field": by, "type": "nominal", "scale": {"domain": list(names)}, "title": None}
     colour["legend"] = {} if len(names) > 1 else None
@@ -179,7 +187,7 @@ def lines(
             *under,
             {"data": {"name": "main"}, "mark": {"type": "line"}, "encoding": encoding},
             {
-                "data": {"name": "main"},
+                "data": {"name": "near"},
                 "params": [hover([x.column, by])],
                 "mark": {"type": "point", "style": "near"},
                 "encoding": {**encoding, "opacity": shown, "tooltip": [*told, *series]},

@@ -16,6 +16,7 @@ from lightning_so.report.charts.chart import (
     logarithmic,
     rounded,
 )
+from lightning_so.report.charts.thin import series
 from lightning_so.report.run import Run
 from lightning_so.report.verdict import curvature
 from lightning_so.report.verdict.finding import figure
@@ -53,7 +54,7 @@ def _lines(
     said = " ".join(f"{row[0]}: {row[1]} at last, {row[2]} to {row[3]}." for row in rows)
     y = Axis("value", y.title, y.log and logarithmic(main["value"]), y.form, y.more)
     spec = lines(STEP, y, "series", [part["series"][0] for part in parts])
-    return Chart(name, title, said, spec, {"main": main}, Table(["", "at last", "least", "largest"], rows))
+    return Chart(name, title, said, spec, series(parts, "value"), Table(["", "at last", "least", "largest"], rows))
 
 
 def staleness(runs: Sequence[Run]) -> Chart | Missing:
@@ -118,7 +119,7 @@ def sharpness(runs: Sequence[Run]) -> Chart | Missing:
         title,
         said,
         lines(STEP, y, "series", [part["series"][0] for part in parts]),
-        {"main": main},
+        series(parts, "value"),
         table,
         note=note,
     )
@@ -204,6 +205,6 @@ def noise(runs: Sequence[Run]) -> Chart | Missing:
         "Gradient noise scale",
         said,
         lines(STEP, y, "run", [run.name for run in runs]),
-        {"main": main},
+        series(parts, "value"),
         note=note,
     )

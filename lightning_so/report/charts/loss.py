@@ -15,6 +15,7 @@ from lightning_so.report.charts.chart import (
     logarithmic,
     rounded,
 )
+from lightning_so.report.charts.thin import series
 from lightning_so.report.run import Number, Run
 from lightning_so.report.verdict.finding import Finding, figure
 from lightning_so.report.verdict.levels import smooth
@@ -62,7 +63,7 @@ def loss(runs: Sequence[Run], findings: Sequence[Finding], along: Axis) -> Chart
         "mark": {"type": "line", "style": "faint", "clip": cut},
         "encoding": {"x": along.encoding(), "y": {**y.encoding(), "field": "loss"}, "color": colour},
     }
-    under, data = [faint], {"main": main}
+    under, data = [faint], series(parts, "loss")
     # What holds from the first looks on is no moment of the run.
     early = runs[0].first["begun"].get("step", 0) + EARLY * runs[0].length
     told = [(each.steps[0], each.what) for each in findings if each.steps and each.steps[0] > early]
@@ -131,7 +132,9 @@ def gradient(runs: Sequence[Run]) -> Chart | Missing:
     main = joined(parts)
     y = Axis("norm", "gradient norm", logarithmic(main["norm"], 5))
     said = " ".join(f"{part['run'][0]}: {_range(part['norm'])}." for part in parts)
-    return Chart("gradient", "Gradient norm", said, lines(STEP, y, "run", [r.name for r in runs]), {"main": main})
+    return Chart(
+        "gradient", "Gradient norm", said, lines(STEP, y, "run", [r.name for r in runs]), series(parts, "norm")
+    )
 
 
 def rate(runs: Sequence[Run]) -> Chart | Missing:
@@ -143,10 +146,11 @@ def rate(runs: Sequence[Run]) -> Chart | Missing:
     for run in found:
         steps, rates = run.column("lr")
         parts.append({"step": steps, "rate": rounded(rates), "run": [run.name] * len(steps)})
-    main = joined(parts)
     y = Axis("rate", "learning rate", form="~g", more={"scale": {"zero": True}})
     said = " ".join(f"{part['run'][0]}: {_range(part['rate'])}." for part in parts)
-    return Chart("rate", "Learning rate", said, lines(STEP, y, "run", [run.name for run in runs]), {"main": main})
+    return Chart(
+        "rate", "Learning rate", said, lines(STEP, y, "run", [run.name for run in runs]), series(parts, "rate")
+    )
 
 
 def _range(values: Sequence[Number]) -> str:

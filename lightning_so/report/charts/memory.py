@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from lightning_so.report.charts.chart import STEP, Axis, Chart, Missing, Table, lines, logarithmic, rounded
+from lightning_so.report.charts.thin import series
 from lightning_so.report.run import Run
 from lightning_so.report.verdict.finding import figure
 
@@ -56,15 +57,20 @@ def shadow(run: Run, suffix: str = "") -> Chart | Missing:
         return Missing(title, "SecondOrder(..., shadow=True) tries a method beside the optimizer that trains.")
     method = str(known.get("method") or "the method")
     names = ["the optimizer", method]
-    main = {
-        "step": [each["step"] for each in samples for _ in names],
-        "value": rounded([each.get(key) for each in samples for key in ("base", "method")]),
-        "series": names * len(samples),
-    }
+    steps = [each["step"] for each in samples]
+    parts = [
+        {"step": steps, "value": rounded([each.get(key) for each in samples]), "series": [name] * len(steps)}
+        for key, name in zip(("base", "method"), names)
+    ]
     said = str(known.get("text") or f"{method} beside the optimizer, at {len(samples)} samples.")
-    y = Axis("value", "decrease", logarithmic(main["value"]))
+    y = Axis("value", "decrease", logarithmic([value for part in parts for value in part["value"]]))
     rows = [[name, figure(known.get(key))] for name, key in
             (("share of the steps", "steps_share"), ("share of the time more", "seconds_share"))]  # fmt: skip
     return Chart(
-        f"shadow{suffix}", title, said, lines(STEP, y, "series", names), {"main": main}, Table(["", method], rows)
+        f"shadow{suffix}",
+        title,
+        said,
+        lines(STEP, y, "series", names),
+        series(parts, "value"),
+        Table(["", method], rows),
     )

@@ -16,6 +16,7 @@ from lightning_so.report.charts.chart import (
     logarithmic,
     rounded,
 )
+from lightning_so.report.charts.thin import series
 from lightning_so.report.run import Run
 from lightning_so.report.verdict.finding import figure
 
@@ -45,7 +46,9 @@ def step_time(runs: Sequence[Run]) -> Chart | Missing:
     y = y if y.log else Axis("ms", "milliseconds", more={"scale": {"zero": True}})
     said = " ".join(f"{row[0]}: median {row[1]} ms, 95 % within {row[2]} ms, the longest {row[3]} ms." for row in rows)
     table = Table(["run", "median, ms", "95 %, ms", "longest, ms"], rows)
-    return Chart("steps", "Time of a step", said, lines(STEP, y, "run", [r.name for r in runs]), {"main": main}, table)
+    return Chart(
+        "steps", "Time of a step", said, lines(STEP, y, "run", [r.name for r in runs]), series(parts, "ms"), table
+    )
 
 
 def colours(stages: Sequence[str]) -> dict[str, Any]:
