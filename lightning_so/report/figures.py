@@ -67,7 +67,7 @@ def beside(runs: Sequence[Run]) -> str:
 
 
 def _median(run: Run, name: str) -> Number:
-    known = [value for value in run.column(name)[1] if value is not None]
+    known = run.known(name)[1]
     return median(known) if known else None
 
 

@@ -96,6 +96,11 @@ class Run:
         steps = [step for step in self.steps if any(step in rank for rank in of_ranks)]
         return steps, [self._joined(name, [rank[step] for rank in of_ranks if step in rank]) for step in steps]
 
+    def known(self, name: str) -> tuple[list[int], list[float]]:
+        """A column without what is not finite or was not measured."""
+        found = [(step, value) for step, value in zip(*self.column(name)) if value is not None]
+        return [step for step, _ in found], [value for _, value in found]
+
     def of_rank(self, rank: dict[str, Any], name: str) -> dict[int, Number]:
         """A column of one rank's recording, by step."""
         found = dict[int, Number]()

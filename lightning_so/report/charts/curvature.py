@@ -32,8 +32,8 @@ def _columns(runs: Sequence[Run], names: dict[str, str], factor: float = 1.0) ->
     for run in runs:
         for name, said in names.items():
             if run.has(name):
-                steps, numbers = run.column(name)
-                values = rounded([None if number is None else factor * number for number in numbers])
+                steps, numbers = run.known(name)
+                values = rounded([factor * number for number in numbers])
                 series = f"{run.name}: {said}" if len(runs) > 1 else said
                 parts.append({"step": steps, "value": values, "series": [series] * len(steps)})
     return parts
@@ -48,9 +48,8 @@ def _lines(
     main = joined(parts)
     rows = []
     for part in parts:
-        known = [value for value in part["value"] if value is not None]
-        if known:
-            rows.append([part["series"][0], figure(known[-1]), figure(min(known)), figure(max(known))])
+        values = part["value"]
+        rows.append([part["series"][0], figure(values[-1]), figure(min(values)), figure(max(values))])
     said = " ".join(f"{row[0]}: {row[1]} at last, {row[2]} to {row[3]}." for row in rows)
     y = Axis("value", y.title, y.log and logarithmic(main["value"]), y.form, y.more)
     spec = lines(STEP, y, "series", [part["series"][0] for part in parts])

@@ -92,7 +92,7 @@ def _losses(run: Run) -> dict[str, list]:
 
 def ends(run: Run) -> tuple[Number, Number, Number]:
     """The loss at the beginning and at the end, medians of a twentieth, and the least."""
-    known = [loss for loss in run.column("loss")[1] if loss is not None]
+    known = run.known("loss")[1]
     if not known:
         return None, None, None
     few = max(3, len(known) // 20)
@@ -101,7 +101,7 @@ def ends(run: Run) -> tuple[Number, Number, Number]:
 
 def seconds(run: Run) -> Number:
     """Wall seconds of the whole run."""
-    return next((value for value in reversed(run.column("seconds")[1]) if value is not None), None)
+    return next(reversed(run.known("seconds")[1]), None)
 
 
 def _said(run: Run, against: str) -> str:
@@ -113,7 +113,7 @@ def _said(run: Run, against: str) -> str:
 def _table(runs: Sequence[Run]) -> Table:
     rows = []
     for run in runs:
-        known = [(step, loss) for step, loss in zip(*run.column("loss")) if loss is not None]
+        known = list(zip(*run.known("loss")))
         tenth = [known[round(n * (len(known) - 1) / 10)] for n in range(11)] if known else []
         rows += [[run.name, f"{step:,}", figure(loss)] for step, loss in tenth]
     return Table(["run", "step", "loss"], rows)
@@ -126,8 +126,8 @@ def gradient(runs: Sequence[Run]) -> Chart | Missing:
         return Missing("Gradient norm", "Recorded with automatic optimization, and by SecondOrder.")
     parts = []
     for run in found:
-        steps, squares = run.column("gradient")
-        norms = [None if square is None else square**0.5 for square in squares]
+        steps, squares = run.known("gradient")
+        norms = [square**0.5 for square in squares]
         parts.append({"step": steps, "norm": rounded(norms), "run": [run.name] * len(steps)})
     main = joined(parts)
     y = Axis("norm", "gradient norm", logarithmic(main["norm"], 5))
@@ -144,7 +144,7 @@ def rate(runs: Sequence[Run]) -> Chart | Missing:
         return Missing("Learning rate", "Recorded of every optimizer that Lightning steps.")
     parts = []
     for run in found:
-        steps, rates = run.column("lr")
+        steps, rates = run.known("lr")
         parts.append({"step": steps, "rate": rounded(rates), "run": [run.name] * len(steps)})
     y = Axis("rate", "learning rate", form="~g", more={"scale": {"zero": True}})
     said = " ".join(f"{part['run'][0]}: {_range(part['rate'])}." for part in parts)

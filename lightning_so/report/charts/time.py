@@ -36,10 +36,10 @@ def step_time(runs: Sequence[Run]) -> Chart | Missing:
         return Missing("Time of a step", "Recorded of every run of two steps or more.")
     parts, rows = [], []
     for run in found:
-        steps, seconds = run.column("step_seconds")
-        ms = [None if value is None else 1e3 * value for value in seconds]
+        steps, seconds = run.known("step_seconds")
+        ms = [1e3 * value for value in seconds]
         parts.append({"step": steps, "ms": rounded(ms), "run": [run.name] * len(steps)})
-        known = sorted(value for value in ms if value is not None)
+        known = sorted(ms)
         rows.append([run.name, *(figure(known[min(len(known) - 1, int(q * len(known)))]) for q in (0.5, 0.95, 1.0))])
     main = joined(parts)
     y = Axis("ms", "milliseconds", logarithmic(main["ms"], 10))

@@ -24,8 +24,8 @@ LEFT, BACK = ("cooled", "reverted"), ("entered", "promoted")
 
 def _half(run: Run, name: str) -> list[float]:
     """The known numbers of a column's second half."""
-    numbers = run.column(name)[1]
-    return [number for number in numbers[len(numbers) // 2 :] if number is not None]
+    numbers = run.known(name)[1]
+    return numbers[len(numbers) // 2 :]
 
 
 def bound(run: Run) -> float | None:
@@ -63,12 +63,11 @@ def budget(run: Run) -> Check:
 
 def stale(run: Run) -> Check:
     """Whether a basis was left to age."""
-    steps, oldest = run.column("staleness_max")
+    steps, oldest = run.known("staleness_max")
     usual = _half(run, "staleness_p95")
-    known = [(step, age) for step, age in zip(steps, oldest) if age is not None]
-    if not known:
+    if not steps:
         return Check()
-    step, age = known[-1]
+    step, age = steps[-1], oldest[-1]
     limit = max(OLD * median(usual) if usual else 0.0, STEPS)
     if usual and age > limit:
         what = "The basis of a block was not renewed."
@@ -82,8 +81,8 @@ def fallbacks(run: Run) -> Check:
     """Whether solves went on by safer means, or failed."""
     if not run.facts.get("method"):
         return Check()
-    fell = max([value for value in run.column("fallbacks")[1] if value is not None], default=0)
-    solves = max([value for value in run.column("solves")[1] if value is not None], default=0)
+    fell = max(run.known("fallbacks")[1], default=0)
+    solves = max(run.known("solves")[1], default=0)
     events = [event for event in run.events if event["kind"] in ("fallback", "failure")]
     if not fell and not events:
         return Check(good=f"None of {solves:,.0f} solves fell back or failed." if solves else "")

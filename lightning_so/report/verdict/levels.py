@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 
 #: Of a normal distribution, the standard deviation over the median distance from the median.
 NORMAL = 1.4826
+#: What drifts by itself stays within so many spreads of the window before it.
+DRIFT = 2.0
 
 
 def spread(values: Sequence[float]) -> float:
@@ -35,6 +38,21 @@ def smooth(values: Sequence[float], width: int) -> list[float]:
     return [median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
 
 
+def steps_apart(values: Sequence[float], width: int) -> list[float]:
+    """Standard deviation of a series' noise around each place, by what follow each other: drift is not in it.
+
+    Args:
+        values: At least two.
+        width: Of the window.
+
+    Returns:
+        As many.
+    """
+    # Of a normal distribution, that of a value over the median of |difference of two|.
+    steps = [abs(after - before) / (2**0.5 / NORMAL) for before, after in pairwise(values)]
+    return smooth([steps[0], *steps], width)
+
+
 @dataclass(frozen=True)
 class Excursion:
     """A part of a series that stands clearly above what was before.
@@ -54,7 +72,9 @@ class Excursion:
     back: bool
 
 
-def excursions(values: Sequence[float], window: int, far: float, times: float) -> list[Excursion]:
+def apart(
+    values: Sequence[float], window: int, far: float, times: float, noise: Sequence[float] | None = None
+) -> list[Excursion]:
     """Where a series leaves its level upwards.
 
     The level before a place is the median of the window before it, and nothing of an excursion is part of it: one that
@@ -66,6 +86,8 @@ def excursions(values: Sequence[float], window: int, far: float, times: float) -
         window: Places that are a level.
         far: In spreads of the window.
         times: In levels.
+        noise: The spread at each place, where a window has too few numbers that are not alike; that of the window then
+            tells how far the series drifts.
 
     Returns:
         The excursions, in order.
@@ -73,8 +95,9 @@ def excursions(values: Sequence[float], window: int, far: float, times: float) -
     found, calm, i = list[Excursion](), list(values[:window]), window
     while i < len(values):
         recent = calm[-window:]
-        level, noise = median(recent), spread(recent)
-        limit = level + max(far * noise, times * abs(level))
+        level = median(recent)
+        usual = spread(recent)
+        limit = level + max(far * noise[i] + DRIFT * usual if noise else far * usual, times * abs(level))
         if values[i] <= limit:
             calm.append(values[i])
             i += 1

@@ -5,25 +5,21 @@ from itertools import pairwise
 from statistics import median
 
 from lightning_so.report.run import Number, Run
-from lightning_so.report.verdict.finding import BAD, NOTE, WARN, Check, Finding, figure
-from lightning_so.report.verdict.levels import Excursion, excursions, smooth, spread
+from lightning_so.report.verdict.finding import BAD, WARN, Check, Finding, figure
+from lightning_so.report.verdict.levels import spread
+from lightning_so.report.verdict.spikes import excursions
 
 #: Fewer losses have no level.
 FEWEST = 20
+#: Gradients are measured at some steps alone.
+NORMS = 6
 #: Part of a run that is its beginning, and its end.
 END = 0.05
 #: A run has diverged where its end is above its beginning by this much of all that it had gained, and by so many
 #: spreads of its losses; a run that has learnt nothing wanders within them.
 LOST, FAR_OFF = 1.0, 8.0
-#: A loss left its level where it is above it by so many spreads of the window before, and by this share of the level:
-#: mini-batches of usual trainings stay within 6 spreads, and the few that do not are heavy tails, not excursions.
-SPREADS, SHARE, WINDOW = 8.0, 0.3, 40
-#: More spikes than this in a thousand losses are what the noise of this training is like.
-USUAL = 3
-#: A spike is farther above its level than any other loss by this factor: tails that are heavy make many that are far.
-TAIL = 3.0
-#: Places in a row that are no spike but another level: other data, or labels.
-LASTING = 5
+#: Losses before a step that tell its level.
+BEFORE = 40
 #: A gradient has exploded where it grew by this factor.
 GREW = 1e3
 #: Scalers of 16 bits look for their scale by steps that they skip.
@@ -35,7 +31,7 @@ def finite(run: Run) -> Check:
     steps, losses = run.column("loss")
     holes = _holes(steps, losses)
     told = [event["step"] for event in run.events if event["kind"] in ("nan", "skipped")]
-    skipped = max([value for value in run.column("skipped")[1] if value is not None], default=0)
+    skipped = max(run.known("skipped")[1], default=0)
     first = min([*told, *holes], default=None)
     if first is None and not skipped:
         known = sum(loss is not None for loss in losses)
@@ -77,23 +73,21 @@ def _holes(steps: Sequence[int], losses: Sequence[Number]) -> list[int]:
 
 
 def _before(steps: Sequence[int], losses: Sequence[Number], step: int) -> list[float]:
-    return [loss for at, loss in zip(steps, losses) if at < step and loss is not None][-WINDOW:]
+    return [loss for at, loss in zip(steps, losses) if at < step and loss is not None][-BEFORE:]
 
 
 def course(run: Run) -> Check:
     """Whether the loss fell, and stayed down."""
-    steps, losses = run.column("loss")
-    known = [(step, loss) for step, loss in zip(steps, losses) if loss is not None]
-    if len(known) < FEWEST:
-        return Check(missing=f"The course of the loss needs {FEWEST} losses; there are {len(known)}.")
-    steps, losses = [step for step, _ in known], [loss for _, loss in known]
+    steps, losses = run.known("loss")
+    if len(losses) < FEWEST:
+        return Check(missing=f"The course of the loss needs {FEWEST} losses; there are {len(losses)}.")
     few = max(3, int(END * len(losses)))
     begin, end = median(losses[:few]), median(losses[-few:])
     best = min(median(losses[i : i + few]) for i in range(0, len(losses) - few + 1, max(1, few // 2)))
     noise = spread([after - before for before, after in pairwise(losses)]) / 2**0.5
     if end - begin > max(LOST * (begin - best), FAR_OFF * noise, 0.05 * abs(begin)):
         return Check([_diverged(run, steps, losses, begin, best, end)])
-    found = _excursions(run, steps, losses)
+    found = excursions(steps, losses)
     if found:
         return Check(found)
     fell = f"from {figure(begin)} to {figure(end)} over {steps[-1] - steps[0] + 1:,} steps"
@@ -106,8 +100,7 @@ def _diverged(run: Run, steps: list[int], losses: list[float], begin: float, bes
     low = losses.index(min(losses))
     onset = next((i for i in range(len(losses) - 1, -1, -1) if losses[i] <= begin), low)
     step = steps[min(onset + 1, len(steps) - 1)]
-    rates = dict(zip(*run.column("lr")))
-    rate = next((rates[at] for at in reversed(sorted(rates)) if at <= step and rates[at] is not None), None)
+    rate = next((rate for at, rate in reversed(list(zip(*run.known("lr")))) if at <= step), None)
     why = f"loss {figure(begin)} at the beginning, {figure(best)} at its best, {figure(end)} at the end"
     grown = _grown(run)
     why += f"; {grown}" if grown else ""
@@ -137,58 +130,11 @@ def _grown(run: Run) -> str:
     )
 
 
-def _excursions(run: Run, steps: list[int], losses: list[float]) -> list[Finding]:
-    window = min(WINDOW, len(losses) // 3)
-    parts = excursions(losses, window, SPREADS, SHARE)
-    spikes = [part for part in parts if part.back and part.last - part.first + 1 < LASTING]
-    if len(spikes) > USUAL * max(1, len(losses) / 1000):
-        what = "The loss spikes again and again: its noise has heavy tails."
-        why = f"{len(spikes)} of {len(losses):,} losses that were kept left their level by {SPREADS:g} spreads or more."
-        move = (
-            "Usual for small batches and for losses over orders of magnitude; else clip gradients, or lower the rate."
-        )
-        noisy = Finding(NOTE, "noisy", "the whole run", what, why, move, "loss")
-        return [noisy, *(_excursion(steps, part) for part in parts if part not in spikes)]
-    usual = _usual(losses, parts, window)
-    return [_excursion(steps, part) for part in parts if part not in spikes or part.top - part.before > TAIL * usual]
-
-
-def _usual(losses: list[float], parts: list[Excursion], window: int) -> float:
-    """How far above their level losses are that belong to no excursion, at the most."""
-    apart = {place for part in parts for place in range(part.first, part.last + 1)}
-    levels = smooth(losses, window)
-    return max((loss - levels[place] for place, loss in enumerate(losses) if place not in apart), default=0.0)
-
-
-def _excursion(steps: list[int], part: Excursion) -> Finding:
-    first, last = steps[part.first], steps[part.last]
-    places = part.last - part.first + 1
-    where = f"step {first:,}" if first == last else f"steps {first:,} to {last:,}"
-    level = f"about {figure(part.top)}, after {figure(part.before)}"
-    if not part.back:
-        return Finding(
-            WARN, "risen", f"from step {first:,}", "The loss rose and did not come back.", f"It stood at {level}.",
-            "Go back to a checkpoint of before, and look at what changed there: the data, the learning rate.", "loss",
-            (first, last),
-        )  # fmt: skip
-    if places >= LASTING:
-        return Finding(
-            WARN, "plateau", where, "The loss stood clearly above what was before it, and fell back.",
-            f"{level}, for {last - first + 1:,} steps.",
-            "Look at the data of these steps (labels, shuffling, another source, augmentation): an optimizer that goes "
-            "too far seldom comes back so sharply. Then at the learning rate's schedule.", "loss", (first, last),
-        )  # fmt: skip
-    return Finding(
-        WARN, "spike", where, "The loss spiked, and came back.", f"It was {level}.",
-        "Look at the batch of this step; if its samples are right, clip gradients.", "loss", (first, last),
-    )  # fmt: skip
-
-
 def gradient(run: Run) -> Check:
     """Whether gradients stayed of their size."""
-    steps, squares = run.column("gradient")
-    known = [(step, square**0.5) for step, square in zip(steps, squares) if square is not None]
-    if len(known) < FEWEST:
+    steps, squares = run.known("gradient")
+    known = [(step, square**0.5) for step, square in zip(steps, squares)]
+    if len(known) < NORMS:
         return Check(missing="No norms of gradients were recorded.")
     few = max(3, int(END * len(known)))
     begin, end = median(norm for _, norm in known[:few]), median(norm for _, norm in known[-few:])

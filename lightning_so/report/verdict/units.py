@@ -1,6 +1,5 @@
 """Of the outputs of layers: dead and saturated units, layers of few directions, outputs that explode."""
 
-import math
 from statistics import median
 
 from lightning_so.report.run import Matrix, Run
@@ -8,16 +7,14 @@ from lightning_so.report.verdict.finding import BAD, WARN, Check, Finding, figur
 
 #: Looks that are the end of a run: its last quarter, and no fewer than this.
 LATE, LOOKS = 4, 2
-#: Share of a layer's units that is much: trained ReLU networks at usual rates lose up to a third of theirs, and half is
-#: a layer of half the width. From `ALL` on next to nothing passes.
-MUCH, ALL, WHOLE = 0.5, 0.9, 0.999
-#: One direction holds more than four fifths of the variance of outputs.
-FLAT = 1.5
-#: Fewer units than this may well need no more than one direction; so may what comes from fewer inputs.
-WIDE = 8
-#: A layer is to blame for having few directions if what it reads has more than this times as many.
-FROM = 2.0
-#: Root mean square of outputs that is large, if it has also grown by this factor: half precision ends at 65,504.
+#: Shares of a layer's units that are much: trained ReLU networks lose up to two thirds of theirs at usual rates. From
+#: `ALL` on next to nothing passes, at `WHOLE` nothing.
+DEAD, SATURATED, ALL, WHOLE = 0.8, 0.5, 0.95, 0.999
+#: Outputs that vary along one direction, of so many units at least: fewer may well need no more. Of a layer that reads
+#: but one direction there is no rank.
+FLAT, WIDE = 1.1, 8
+#: Root mean square of outputs that is large: half precision ends at 65,504. Answers of a network may be as large as
+#: their targets, so of the last layer it must have grown by this factor too.
 HUGE, GREW = 1e3, 30.0
 
 UNWATCHED = (
@@ -50,11 +47,11 @@ def dead(run: Run) -> Check:
     found = []
     for name, numbers in matrix.layers():
         share = _late(numbers)
-        if share is None or share < MUCH:
+        if share is None or share < DEAD:
             continue
-        since = _since(matrix, numbers, MUCH)
+        since = _since(matrix, numbers, DEAD)
         what = f"{share:.0%} of the units of {name} are dead: zero for every sample."
-        why = f"{share:.1%} at the end, above {MUCH:.0%} since step {since:,}; {_looked(matrix)[1]} looks."
+        why = f"{share:.1%} at the end, above {DEAD:.0%} since step {since:,}; {_looked(matrix)[1]} looks."
         stuck = _without_gradient(run) if share >= WHOLE else []
         why += f" No gradient passes: {listed(stuck)} did not move." if stuck else ""
         move = (
@@ -82,18 +79,18 @@ def blocked(run: Run) -> bool:
 
 
 def saturated(run: Run) -> Check:
-    """Layers whose tanh or sigmoid is at its ends; the last one of a network may be, as a fitted classifier's is."""
+    """Layers whose tanh or sigmoid is at its ends."""
     matrix = run.units("saturated")
     if matrix is None or not _looked(matrix)[0]:
         return Check(missing="No layer with units that can saturate (tanh, sigmoid) was looked at.")
     found = []
-    for place, (name, numbers) in enumerate(matrix.layers()):
+    for name, numbers in matrix.layers():
         share = _late(numbers)
-        if share is None or share < MUCH or (place == len(matrix.names) - 1 and place and _late(numbers[:1] * 2) == 0):
+        if share is None or share < SATURATED:
             continue
-        since = _since(matrix, numbers, MUCH)
+        since = _since(matrix, numbers, SATURATED)
         what = f"{share:.0%} of the units of {name} are saturated: at the ends of tanh or sigmoid."
-        why = f"{share:.1%} at the end, above {MUCH:.0%} since step {since:,}; {_looked(matrix)[1]} looks."
+        why = f"{share:.1%} at the end, above {SATURATED:.0%} since step {since:,}; {_looked(matrix)[1]} looks."
         move = (
             f"Next to no gradient passes {name}. Start its weights smaller (Xavier: 1 / sqrt(fan in)), normalise what "
             "it reads, or lower the rate; decay of its weights brings them back."
@@ -107,34 +104,28 @@ def saturated(run: Run) -> Check:
 
 
 def collapsed(run: Run) -> Check:
-    """Layers whose outputs lie along few directions, though what they read does not: the first of each chain."""
+    """Layers whose outputs vary along one direction, though what they read does not."""
     matrix = run.units("rank")
     if matrix is None or not _looked(matrix)[0]:
         return Check(missing="No effective rank of outputs was recorded.")
     widths = dict(zip(matrix.names, _widths(run)))
     shapes = (run.first.get("layers") or {}).get("shapes") or []
-    narrow = bool(shapes) and math.prod(shapes[0][1:]) < WIDE
-    few_answers = bool(shapes) and shapes[-1][0] <= 2
-    late = {name: _late(numbers) for name, numbers in matrix.layers()}
-    names = [name for name in matrix.names if late[name] is not None]
+    late = {name: rank for name, numbers in matrix.layers() if (rank := _late(numbers)) is not None}
+    # What is told apart in two classes, or is one number, needs one direction in the end.
+    free = list(late)[-2:] if shapes and shapes[-1][0] <= 2 else []
     found = []
-    for place, name in enumerate(names):
-        rank = late[name] or 0.0
-        before = late[names[place - 1]] if place else (None if narrow else math.inf)
-        # What is told apart in two classes, or is one number, needs one direction in the end.
-        last = few_answers and place >= len(names) - 2
-        if rank >= FLAT or widths.get(name, WIDE) < WIDE or last or not before or before < FROM * rank:
+    for name, rank in late.items():
+        if rank >= FLAT or widths[name] < WIDE or name in free:
             continue
-        reads = "" if before == math.inf else f", and what comes before it has {figure(before)}"
-        what = f"The outputs of {name} lie along next to one direction."
-        why = f"An effective rank of {figure(rank)} of {widths.get(name, 0)} units at the end{reads}."
+        what = f"The outputs of {name} vary along one direction."
+        why = f"An effective rank of {rank:.3g} of {widths[name]} units at the end, while what it reads has more."
         move = (
             f"All that comes after {name} sees one number a sample: start its weights anew (orthogonal), look for a "
             "normalisation or a skip connection that is missing, and for a rate that is too high."
         )
         found.append(Finding(WARN, "collapsed", name, what, why, move, "rank", (matrix.steps[0], matrix.steps[-1])))
     layers, looks = _looked(matrix)
-    least = min((late[name] or 0.0 for name in names), default=0.0)
+    least = min(late.values(), default=None)
     good = f"No layer has collapsed among {layers} over {looks} looks; the least effective rank is {figure(least)}."
     return Check(found, "" if found else good)
 
@@ -149,13 +140,14 @@ def large(run: Run) -> Check:
     if matrix is None or not _looked(matrix)[0]:
         return Check(missing=UNWATCHED)
     found = []
-    for name, numbers in matrix.layers():
+    for place, (name, numbers) in enumerate(matrix.layers()):
         size, first = _late(numbers), next((number for number in numbers if number), None)
-        if size is None or first is None or size < HUGE or size < GREW * first:
+        last = place == len(matrix.names) - 1
+        if size is None or first is None or size < HUGE or (last and size < GREW * first):
             continue
-        since = next(step for step, number in zip(matrix.steps, numbers) if number and number >= GREW * first)
+        since = next(step for step, number in zip(matrix.steps, numbers) if number and number >= HUGE)
         what = f"The outputs of {name} have exploded."
-        why = f"Their root mean square grew from {figure(first)} to {figure(size)}, most of it since step {since:,}."
+        why = f"Their root mean square was {figure(first)} at first and is {figure(size)}, large since step {since:,}."
         move = "Lower the learning rate or warm up longer; a normalisation behind the layer holds its size."
         found.append(Finding(BAD, "large", name, what, why, move, "largest", (since, matrix.steps[-1])))
         break  # The first has made those behind it large.

@@ -7,7 +7,7 @@ from lightning_so.report.verdict import units
 from lightning_so.report.verdict.finding import WARN, Check, Finding, figure
 
 #: Looks that are needed to say that a weight does not move.
-LOOKS = 3
+LOOKS = 2
 #: Of the looks, the part at the end over which it did not.
 PART = 0.5
 
