@@ -227,7 +227,7 @@ def test_a_mislabelled_epoch_is_found_with_its_steps(lift):
 
 def test_a_small_lift_that_lasts_is_found():
     recordings = recorded.healthy(1, 2000)
-    recorded.lossy(recordings, lambda step, loss: loss + 0.2 if 1300 <= step < 1420 else loss)
+    recorded.lossy(recordings, lambda step, loss: loss + 0.45 if 1300 <= step < 1420 else loss)
     ((severity, kind, where),) = found(recordings)
     first, last = (int(step.replace(",", "")) for step in where.removeprefix("steps ").split(" to "))
     assert (severity, kind) == (WARN, "plateau")
@@ -328,3 +328,10 @@ def test_the_worst_comes_first():
     recorded.event(recordings, 900, "entered", WEIGHT, "")
     recorded.units(recordings, "dead", LAYER, 1.0)
     assert [severity for severity, _, _ in found(recordings)] == [BAD, WARN, NOTE]
+
+
+def test_what_loses_next_to_nothing_of_what_was_gained_is_no_lift():
+    """Losses over orders of magnitude, as of physics-informed networks under Adam, double at the end and come back."""
+    recordings = recorded.healthy(1, 2000)
+    recorded.lossy(recordings, lambda step, loss: 50 * math.exp(-step / 60) + (0.2 if 1300 <= step < 1350 else 0.02))
+    assert found(recordings) == []
