@@ -8,7 +8,7 @@ from lightning_so.report.charts.chart import STEP, Axis, Chart, Missing
 from lightning_so.report.run import Run
 from lightning_so.report.verdict.finding import Finding
 
-SECONDS = Axis("seconds", "seconds", form=",~g")
+SECONDS = Axis("seconds", "seconds", form=",.3~f")
 
 
 @dataclass(frozen=True)

@@ -200,6 +200,14 @@ def test_a_loss_that_stays_not_finite_is_broken():
     assert [(s, k) for s, k, _ in found(recordings)] == [(BAD, "nan")]
 
 
+def test_a_loss_that_exploded_first_is_told_from_a_batch_that_is_not_finite():
+    recordings = recorded.healthy(1, 2000)
+    recorded.lossy(recordings, lambda step, loss: None if step >= 1210 else loss * 10 if step >= 1200 else loss)
+    assert "exploded" in judge(Run("run", recordings)).findings[0].what
+    recorded.lossy(recordings, lambda step, loss: None if step >= 1210 else 2.0)
+    assert "exploded" not in judge(Run("run", recordings)).findings[0].what
+
+
 def test_a_scaler_that_looks_for_its_scale_is_no_fault():
     recordings = recorded.healthy(1, 2000)
     recordings[0]["facts"]["precision"] = "16-mixed"
