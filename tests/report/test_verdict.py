@@ -255,6 +255,15 @@ def test_many_spikes_are_the_noise_of_the_training():
     assert found(recordings) == [(NOTE, "noisy", "the whole run")]
 
 
+def test_two_that_are_not_much_farther_out_than_others_are_no_spikes():
+    recordings = recorded.healthy(1, 1000)
+    far = {step: 0.7 if step in (433, 733) else 0.29 for step in range(53, 1000, 20)}
+    recorded.lossy(recordings, lambda step, _: 1.0 + far.get(step, 0.01 * math.sin(step)))
+    assert found(recordings) == []
+    recorded.lossy(recordings, lambda step, _: 1.0 + far.get(step, 0.01 * math.sin(step)) * (9 if step == 433 else 1))
+    assert found(recordings) == [(WARN, "spike", "step 433")]
+
+
 def test_an_excursion_that_lasts_is_no_new_level():
     (one,) = apart([1.0] * 50 + [5.0] * 200 + [1.0] * 50, 40, 8.0, 0.3)
     assert (one.first, one.last, one.back, one.before, one.top) == (50, 249, True, 1.0, 5.0)
