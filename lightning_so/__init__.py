@@ -3,6 +3,7 @@
 from lightning_so import strategies as strategies
 from lightning_so.callbacks.matrix_free import MatrixFree as MatrixFree
 from lightning_so.callbacks.monitor import CurvatureMonitor as CurvatureMonitor
+from lightning_so.callbacks.record.recorder import Recorder as Recorder
 from lightning_so.callbacks.restart.loader import ResumableLoader as ResumableLoader
 from lightning_so.callbacks.restart.restartable import Restartable as Restartable
 from lightning_so.callbacks.restart.restartable import Stopped as Stopped
@@ -64,6 +65,7 @@ __all__ = [
     "OfRate",
     "Overhead",
     "QuadraticModel",
+    "Recorder",
     "Relative",
     "Restartable",
     "ResumableLoader",

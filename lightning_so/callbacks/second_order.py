@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_so.callbacks import engines, saving, strategies, zero_step
+from lightning_so.callbacks.clocked import Clocked
 from lightning_so.callbacks.first_steps import FirstSteps
 from lightning_so.callbacks.following import Following, before, current, take_over
 from lightning_so.callbacks.logged import log
-from lightning_so.callbacks.names import Callback
 from lightning_so.callbacks.one_step import tell_scale, undoing, unscale
+from lightning_so.callbacks.record.recorder import Recorder, join
 from lightning_so.callbacks.signals import inside_handler
 from lightning_so.callbacks.standing import StandIn, ending
 from lightning_so.comm import SHARDINGS, Local, ambient
@@ -25,11 +26,12 @@ from lightning_so.core.engine import Engine
 from lightning_so.core.host import Host
 from lightning_so.core.options import LENGTHS, Checks, Options, Overhead
 from lightning_so.core.plan.mixture import Mixture
+from lightning_so.core.stopwatch import Stopwatch
 from lightning_so.core.telemetry import Telemetry, summary
 from lightning_so.errors import ConfigError, check_choice, check_range
 
 
-class SecondOrder(Callback):
+class SecondOrder(Clocked):
     """Put a second-order method in front of the optimizers of `configure_optimizers`.
 
     Optimizer, learning rate, schedule, clipping, hooks, accumulation, precision and checkpoints keep working.
@@ -53,6 +55,7 @@ class SecondOrder(Callback):
             `Overhead(0.1, strict=True)`. None leaves the schedule a function of the step alone.
         ways: How bases, polar factors and rotations are computed; what it leaves open is measured, but on a CPU.
         lengths: Of bent updates: "measured", longer while the loss falls straight along them, or as the "base"'s.
+        recorder: Whether the training is recorded; or by which `Recorder`.
 
     Raises:
         ConfigError: If an argument is out of range.
@@ -78,6 +81,7 @@ class SecondOrder(Callback):
         max_overhead: float | Overhead | None = None,
         ways: Ways | None = None,
         lengths: str = "measured",
+        recorder: bool | Recorder = True,
     ) -> None:
         """Check the arguments; everything else happens when training starts."""
         mixture = None if method is None else Mixture.of(method)
@@ -89,6 +93,7 @@ class SecondOrder(Callback):
         rest = reduction, lag, ways or Ways(), Overhead.of(max_overhead), lengths
         self.options = Options(mixture, route, min_coverage, Checks(verify_every, compare_every), *rest)
         self.method, self.print_plan, self.state, self.sharding = method, print_plan, state, sharding
+        self.recorder = recorder
         self._forget()
         self._clear()
 
@@ -115,6 +120,7 @@ class SecondOrder(Callback):
             raise ConfigError(f"SecondOrder is in the Trainer's callbacks {len(twins)} times; keep one.")
         strategies.check(trainer)
         strategies.warn_of_finders(trainer, stage)
+        join(trainer, stage, self.recorder)
         if self._read:  # by a run that ended before it used it
             self._forget()
 
@@ -193,15 +199,9 @@ class SecondOrder(Callback):
         self._catch_up()
         tell_scale(trainer, pl_module, self.engines)
 
-    def on_validation_start(self, trainer: Any, pl_module: nn.Module) -> None:
-        """Leave what comes now out of the time of a step."""
-        for engine in self.engines:
-            engine.stopwatch.leave()
-
-    def on_validation_end(self, trainer: Any, pl_module: nn.Module) -> None:
-        """Go on with the step."""
-        for engine in self.engines:
-            engine.stopwatch.come_back()
+    def clocks(self) -> list[Stopwatch]:
+        """Those of the engines."""
+        return [engine.stopwatch for engine in self.engines]
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
         """Show the loss to the engines that observe layers."""
@@ -210,7 +210,7 @@ class SecondOrder(Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the report."""
-        if self._alive is not None and self._alive.check(trainer):
+        if self._alive is not None and self._alive.check(trainer, batch):
             self._alive = None
         log(trainer, pl_module, self._telemetry)
 
@@ -243,12 +243,12 @@ class SecondOrder(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to a running fit, so that the callback can be pickled and copied."""
-        kept = ("method", "options", "print_plan", "state", "sharding", "_loaded", "_stamped", "_read")
+        kept = ("method", "options", "print_plan", "state", "sharding", "recorder", "_loaded", "_stamped", "_read")
         return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy is not part of the fit."""
-        self.__dict__.update(state)
+        vars(self).update(state)
         self._clear()
 
     # ---------------------------------------------------------------- inside

@@ -50,6 +50,28 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return ours, given[end + 1 :]
 
 
+def flagged(given: Sequence[str], function: Callable[..., int]) -> list[str]:
+    """Arguments in which options that are off by themselves may be named alone: "--replace" is "--replace=true".
+
+    Args:
+        given: Our arguments.
+        function: The command's.
+
+    Returns:
+        The same, in jsonargparse's spelling.
+
+    Example:
+        >>> def command(run: str, *, replace: bool = False) -> int: ...
+        >>> flagged(["report", "a", "--replace", "--out", "b"], command)
+        ['report', 'a', '--replace=true', '--out', 'b']
+    """
+    parameters = inspect.signature(function).parameters.values()
+    flags = {f"--{each.name}" for each in parameters if each.default is False}
+    after = [*given[1:], "--"]
+    alone = [each in flags and then not in ("true", "false") for each, then in zip(given, after)]
+    return [f"{each}=true" if bare else each for each, bare in zip(given, alone)]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, run one command.
 
@@ -74,8 +96,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, function in functions.items():
         first, _, more = inspect.cleandoc(function.__doc__ or "").partition("\n")
         each = ArgumentParser(description=f"{first} {more.partition('Args:')[0].strip()}")
-        each.add_function_arguments(function, skip={"overrides"})
+        # A command that has options by name alone (behind "*") takes what it needs by place: lightning-so report RUN.
+        parameters = inspect.signature(function).parameters.values()
+        by_place = any(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters)
+        each.add_function_arguments(function, skip={"overrides"}, as_positional=by_place)
         choices.add_subcommand(name, each, help=first)
+    if ours and ours[0] in functions:
+        ours = flagged(ours, functions[ours[0]])
     chosen = parser.parse_args(ours)
     options = chosen[chosen.name].as_dict()
     if "overrides" in inspect.signature(functions[chosen.name]).parameters:

@@ -17,10 +17,12 @@ class Stopwatch:
     Attributes:
         clock: Seconds since some fixed moment.
         seconds: The sums so far.
+        spans: Stage, begin and end of each, where someone takes them out; None else.
     """
 
     clock: Callable[[], float] = time.perf_counter
     seconds: dict[str, float] = field(default_factory=dict)
+    spans: list[tuple[str, float, float]] | None = None
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -29,7 +31,10 @@ class Stopwatch:
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + self.clock() - begin
+            end = self.clock()
+            self.seconds[name] = self.seconds.get(name, 0.0) + end - begin
+            if self.spans is not None:
+                self.spans.append((name, begin, end))
 
     def hooks(self) -> AbstractContextManager[None]:
         """A context around what hooks on layers do in the training's own passes."""

@@ -67,7 +67,10 @@ def only(folder, pattern):
 def test_the_wheel_holds_the_package_its_types_and_its_licence_alone(built):
     names = zipfile.ZipFile(only(built / "dist", "*.whl")).namelist()
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "lightning_so").rglob("*.py")}
-    assert {name for name in names if ".dist-info/" not in name} == sources | {"lightning_so/py.typed"}
+    others = {"py.typed", *(f"report/page.{kind}" for kind in ("html", "css", "js"))}
+    assert {name for name in names if ".dist-info/" not in name} == sources | {
+        f"lightning_so/{name}" for name in others
+    }
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 
 

@@ -1,5 +1,6 @@
 """Writes docs/licences.md from the metadata of what is installed. `python -m tests.support.licences`."""
 
+import tomllib
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 PAGE = Path(__file__).parents[2] / "docs" / "licences.md"
-EXTRAS = ("cli", "plots", "progress")  # what the image installs
+EXTRAS = ("cli", "plots", "progress", "report")  # what the image installs, and what reports need
 HEAD = f"""# Licences of the dependencies
 
 What `lightning-so[{",".join(EXTRAS)}]` brings at run time on Linux, in the versions of `constraints.txt`, with the
@@ -17,11 +18,17 @@ libraries as well, under NVIDIA's own terms: they are not listed.
 | package | version | licence | why it is here |
 |---|---|---|---|
 """
+OURS = "lightning-so"
 FAMILY = "License :: OSI Approved :: "
 
 
 def requirements(name: str, extras: set[str]) -> list[Requirement]:
     """What a package with these extras requires on this platform."""
+    if name == OURS:
+        # As the project says now: an editable install keeps what it said when it was made.
+        project = tomllib.loads((PAGE.parents[1] / "pyproject.toml").read_text())["project"]
+        more = [line for extra in sorted(extras) for line in project["optional-dependencies"][extra]]
+        return [Requirement(line) for line in (*project["dependencies"], *more)]
     found = [Requirement(line) for line in distribution(name).requires or []]
     wanted = [{"extra": extra} for extra in ("", *extras)]
     return [r for r in found if r.marker is None or any(r.marker.evaluate(environment) for environment in wanted)]
@@ -29,7 +36,7 @@ def requirements(name: str, extras: set[str]) -> list[Requirement]:
 
 def closure() -> dict[str, str]:
     """Every package that is needed, with the first that needs it."""
-    needed, waiting = dict[str, str](), [("lightning-so", frozenset(EXTRAS))]
+    needed, waiting = dict[str, str](), [(OURS, frozenset(EXTRAS))]
     seen = set(waiting)
     while waiting:
         name, extras = waiting.pop(0)

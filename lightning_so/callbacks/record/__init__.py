@@ -1,0 +1,1 @@
+"""The flight recorder: what it looks at in a Trainer, and when."""
