@@ -9,7 +9,7 @@ PYTEST := OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/.ci/start $(BIN)/python -m pyte
 .DEFAULT_GOAL := help
 FLOORS ?= .venv/floors
 
-.PHONY: help demo test fast test-cluster test-image floors faults matrix clients licences lint format bench bench-gpu bench-peers clean
+.PHONY: help demo chromium test fast test-cluster test-image floors faults matrix clients licences lint format bench bench-gpu bench-peers clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 12
@@ -44,7 +44,13 @@ PINA := pina-mathlab==0.3.2.post2610 torch_geometric==2.8.1 requests==2.34.2 url
 demo: $(READY) ## Train one model with AdamW, SOAP and Muon, and plot the curves
 	@$(BIN)/python -m examples.demo
 
-test: lint .venv/.peers ## Lint, type-check and run the whole test suite
+# Reports are looked at in it; without it (no apt-get, no rights, no network) those tests are skipped, and say so.
+chromium: ## Install the browser that tests look at reports with, where it is not there
+	@command -v chromium >/dev/null || { echo "Installing chromium (once)"; apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
+		|| echo "chromium cannot be had: reports are not looked at"
+
+test: lint chromium .venv/.peers ## Lint, type-check and run the whole test suite
 	@$(PYTEST) --ignore tests/cluster
 	@$(MAKE) --no-print-directory test-cluster
 

@@ -76,7 +76,7 @@ class Recording:
         spans: Stage, step, begin, seconds and blocks of what took time.
         solved: Step, owner, seconds and blocks of solves.
         events: What happened.
-        spectra: Looks at the spectrum.
+        spectra: Looks at the spectrum, as `monitor.over_time` keeps them.
         memory: Bytes by part.
         shadow: What another method would have done.
     """
@@ -96,7 +96,7 @@ class Recording:
         self.layers: Looks | None = None
         self.units: Looks | None = None
         self.spans, self.solved = deque[tuple[Any, ...]](maxlen=SPANS), deque[tuple[Any, ...]](maxlen=SOLVES)
-        self.events, self.spectra = Ends[Event](EVENTS), Thinned[dict[str, Any]](LOOKS)
+        self.events, self.spectra = Ends[Event](EVENTS), list[dict[str, Any]]()
         self.memory, self.shadow = dict[str, int](), None
         self._last, self._whole = deque[dict[str, Number]](maxlen=last), Thinned[dict[str, Number]](WHOLE)
 
@@ -138,7 +138,7 @@ class Recording:
             "solved": [list(solve) for solve in self.solved],
             "events": [asdict(event) for event in self.events],
             "events_lost": self.events.lost,
-            "spectra": self.spectra.kept,
+            "spectra": self.spectra,
             "memory": self.memory,
             "shadow": self.shadow,
         }

@@ -44,8 +44,8 @@ def numbers(run: Run) -> dict[str, str]:
         "steps": f"{run.length:,}",
         "wall time": _time(wall),
         "median step": f"{figure(1e3 * step)} ms" if step else "-",
-        "second order takes": f"{overhead:.0%}" if overhead is not None and run.facts.get("method") else "-",
-        "memory of a rank": f"{figure(held / 2**20)} MiB" if held else "-",
+        "second order": f"{overhead:.0%}" if overhead is not None and run.facts.get("method") else "-",
+        "memory a rank": f"{figure(held / 2**20)} MiB" if held else "-",
     }
 
 

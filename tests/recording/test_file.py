@@ -63,10 +63,10 @@ def test_a_truncated_file_is_refused(kept, tmp_path):
         (gzip.compress(b"[" * 100_000, mtime=0), "no JSON"),
         (gzip.compress(b"[1, 2]", mtime=0), "no format"),
         (gzip.compress(b'{"format": "of others"}', mtime=0), "no format"),
-        (gzip.compress(json.dumps({**WHOLE, "version": VERSION + 1}).encode()), "update lightning_so"),
-        (gzip.compress(json.dumps({**WHOLE, "version": "new"}).encode()), "version 'new'"),
-        (gzip.compress(json.dumps({**WHOLE, "facts": 3}).encode()), "'facts' is missing"),
-        (gzip.compress(json.dumps({**WHOLE, "loss": math.nan}).encode()), "no JSON"),
+        (gzip.compress(json.dumps({**WHOLE, "version": VERSION + 1}).encode(), mtime=0), "update lightning_so"),
+        (gzip.compress(json.dumps({**WHOLE, "version": "new"}).encode(), mtime=0), "version 'new'"),
+        (gzip.compress(json.dumps({**WHOLE, "facts": 3}).encode(), mtime=0), "'facts' is missing"),
+        (gzip.compress(json.dumps({**WHOLE, "loss": math.nan}).encode(), mtime=0), "no JSON"),
     ],
 )
 def test_what_is_no_recording_is_refused_in_one_line(content, words, tmp_path):

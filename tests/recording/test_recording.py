@@ -50,7 +50,6 @@ def filled(steps):
         recording.spans.append(("solve", step, 0.1 * step, 0.01, 1))
         recording.solved.append((step, 0, 0.01, names[:2]))
         recording.events.add(Event(step, "fallback", names[0], "once more"))
-        recording.spectra.add({"step": step, "values": [1.0] * 8})
     return recording
 
 

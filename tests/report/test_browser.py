@@ -86,6 +86,7 @@ def test_two_runs_and_strings_that_would_like_to_run(opened):
     assert tab.locator("img").count() == 0
 
 
+@pytest.mark.slow
 def test_hover_tells_numbers(opened, runs):
     tab = opened(runs[:1])
     tip = tab.locator("#vg-tooltip-element")
@@ -104,6 +105,7 @@ def test_hover_tells_numbers(opened, runs):
         tab.mouse.move(0, 0)
 
 
+@pytest.mark.slow
 def test_dark_is_dark_and_switches_while_it_is_open(opened, runs):
     tab = opened(runs[:1], color_scheme="light")
     colour = "getComputedStyle(document.body).backgroundColor"
@@ -141,18 +143,21 @@ CONTRAST = """() => {
 }"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_has_contrast(opened, runs, scheme):
     least, where = opened(runs[:1], color_scheme=scheme).evaluate(CONTRAST)
     assert least >= 4.5, where
 
 
+@pytest.mark.slow
 def test_a_phone_needs_no_sideways_scrolling(opened, runs):
     tab = opened(runs, PHONE, is_mobile=True, has_touch=True)
     assert tab.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     assert min(heights(tab).values()) > 50
 
 
+@pytest.mark.slow
 def test_the_keyboard_reaches_everything(opened, runs):
     tab = opened(runs[:1])
     tab.keyboard.press("Tab")
@@ -173,6 +178,7 @@ def test_the_keyboard_reaches_everything(opened, runs):
     assert tab.locator("#loss table").is_visible()
 
 
+@pytest.mark.slow
 def test_a_slider_moves_the_gantt_chart(opened, runs):
     tab = opened(runs[:1])
     before = tab.locator("#chart-gantt canvas, #chart-gantt svg").screenshot()
@@ -184,6 +190,7 @@ def test_a_slider_moves_the_gantt_chart(opened, runs):
     assert tab.locator("#chart-gantt canvas, #chart-gantt svg").screenshot() != before
 
 
+@pytest.mark.slow
 def test_a_screen_reader_finds_its_way(opened, runs):
     tab = opened(runs[:1])
     for role, least in (

@@ -52,7 +52,7 @@ def test_recordings_of_different_runs_are_refused(tmp_path):
     assert "two recordings of rank 0" in refusal(run)
 
 
-@pytest.mark.parametrize("content", [gzip.compress(b'{"format": "other"}'), b"PK", b""])
+@pytest.mark.parametrize("content", [gzip.compress(b'{"format": "other"}', mtime=0), b"PK", b""])
 def test_one_foreign_file_is_enough(tmp_path, content):
     run = recorded.put(tmp_path, recorded.healthy(2, 40))
     (run / "recording" / "rank-0001.json.gz").write_bytes(content)

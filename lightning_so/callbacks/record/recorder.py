@@ -92,6 +92,7 @@ class Recorder(Clocked):
         told = facts(trainer, optimizers, [each.engine for each in engines], owner)
         told["sharded"] = any(access.sharded for access in accesses.values())
         recording = Recording(run, trainer.global_rank, trainer.world_size, trainer.global_step, told, self.last)
+        recording.spectra = next((each.spectra for each in trainer.callbacks if hasattr(each, "spectra")), [])
         turns = Turns(weights(pl_module, accesses)) if accesses else None
         path = folder / NAME.format(trainer.global_rank)
         self._run = Run(recording, path, accesses, turns, Health(pl_module), engines)
