@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lightning_so.report.charts import curvature, gantt, layers, loss, memory, time
+from lightning_so.report.charts import curvature, gantt, layers, loss, memory, shadow, time
 from lightning_so.report.charts.chart import STEP, Axis, Chart, Missing
 from lightning_so.report.run import Run
 from lightning_so.report.verdict.finding import Finding
 
-SECONDS = Axis("seconds", "seconds", form=",~g")
+SECONDS = Axis("seconds", "seconds", form=",.3~f")
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def sections(runs: Sequence[Run], findings: Sequence[Finding]) -> list[Section]:
         _section("units", "Health of units", [layers.units(run, quantity, title, suffix)
                                               for quantity, title in health for run, suffix in each]),
         _section("memory", "Memory", [memory.memory(runs)]),
-        _section("shadow", "Shadow", [memory.shadow(*one) for one in each]),
+        _section("shadow", "Shadow", [shadow.shadow(*one) for one in each]),
     ]  # fmt: skip
 
 

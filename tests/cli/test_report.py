@@ -59,6 +59,26 @@ def test_bad_input_is_one_line_status_2_and_nothing_written(run, tmp_path, capsy
     assert not (run / "report.html").exists()
 
 
+OTHERS = {
+    "last": {"step": 3},
+    "whole": {"step": ["a"], "loss": [{}]},
+    "layers": {"names": 1, "step": [1]},
+    "units": {"step": [1], "names": ["a"], "dead": 3},
+    "spans": [[1]],
+    "events": "x",
+    "spectra": [3],
+    "facts": {"settings": 3},
+}
+
+
+@pytest.mark.parametrize(("part", "value"), OTHERS.items())
+def test_parts_of_another_kind_are_one_line_too(part, value, tmp_path, capsys):
+    (recording,) = recorded.healthy(1, 60)
+    run = recorded.put(tmp_path, [{**recording, part: value}])
+    assert "not those of its version" in refusal(capsys, run)
+    assert not (run / "report.html").exists()
+
+
 def test_no_file_is_written_over_but_a_report_where_that_is_said(run, tmp_path, capsys):
     assert main(["report", str(run)]) == 0
     first = (run / "report.html").read_bytes()

@@ -98,6 +98,21 @@ def test_what_has_no_data_is_left_out_and_says_what_would_record_it():
     assert "<b>Trust ratios by layer</b> is not there." in content
 
 
+def test_what_the_shadow_has_seen_is_shown_and_said():
+    recordings = recorded.healthy(1, 100, method=None)
+    samples = [{"step": step, "base": 3.0 - step / 50, "method": 3.0 - step / 30} for step in range(1, 60)]
+    text_ = "Shadow: SOAP would have needed 61% of the steps to the loss of the last ones, at 40% more time a step."
+    recordings[0]["shadow"] = {
+        "method": "SOAP(period=50)", "steps_share": 0.61, "seconds_share": 0.4, "samples": samples, "text": text_,
+    }  # fmt: skip
+    run = Run("a", recordings)
+    (chart,) = [chart for chart in charts([run]) if chart.name == "shadow"]
+    assert chart.said == text_
+    assert set(chart.data["main"]["series"]) == {"the training", "SOAP on a copy"}
+    assert ["share of the steps that it would have needed", "61%"] in chart.table.rows
+    assert text_ in page([run]).split('<section id="part-loss"')[0]
+
+
 def test_a_run_of_one_step_is_a_page():
     assert "</html>" in page([Run("a", recorded.healthy(1, 16))])
     recordings = recorded.healthy(1, 16)

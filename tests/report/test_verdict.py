@@ -200,6 +200,14 @@ def test_a_loss_that_stays_not_finite_is_broken():
     assert [(s, k) for s, k, _ in found(recordings)] == [(BAD, "nan")]
 
 
+def test_a_loss_that_exploded_first_is_told_from_a_batch_that_is_not_finite():
+    recordings = recorded.healthy(1, 2000)
+    recorded.lossy(recordings, lambda step, loss: None if step >= 1210 else loss * 10 if step >= 1200 else loss)
+    assert "exploded" in judge(Run("run", recordings)).findings[0].what
+    recorded.lossy(recordings, lambda step, loss: None if step >= 1210 else 2.0)
+    assert "exploded" not in judge(Run("run", recordings)).findings[0].what
+
+
 def test_a_scaler_that_looks_for_its_scale_is_no_fault():
     recordings = recorded.healthy(1, 2000)
     recordings[0]["facts"]["precision"] = "16-mixed"
@@ -227,7 +235,7 @@ def test_a_mislabelled_epoch_is_found_with_its_steps(lift):
 
 def test_a_small_lift_that_lasts_is_found():
     recordings = recorded.healthy(1, 2000)
-    recorded.lossy(recordings, lambda step, loss: loss + 0.2 if 1300 <= step < 1420 else loss)
+    recorded.lossy(recordings, lambda step, loss: loss + 0.45 if 1300 <= step < 1420 else loss)
     ((severity, kind, where),) = found(recordings)
     first, last = (int(step.replace(",", "")) for step in where.removeprefix("steps ").split(" to "))
     assert (severity, kind) == (WARN, "plateau")
@@ -328,3 +336,10 @@ def test_the_worst_comes_first():
     recorded.event(recordings, 900, "entered", WEIGHT, "")
     recorded.units(recordings, "dead", LAYER, 1.0)
     assert [severity for severity, _, _ in found(recordings)] == [BAD, WARN, NOTE]
+
+
+def test_what_loses_next_to_nothing_of_what_was_gained_is_no_lift():
+    """Losses over orders of magnitude, as of physics-informed networks under Adam, double at the end and come back."""
+    recordings = recorded.healthy(1, 2000)
+    recorded.lossy(recordings, lambda step, loss: 50 * math.exp(-step / 60) + (0.2 if 1300 <= step < 1350 else 0.02))
+    assert found(recordings) == []

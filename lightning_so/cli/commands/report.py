@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from lightning_so.errors import StateError
+from lightning_so.errors import ConfigError, StateError
 from lightning_so.report.folder import recordings
 from lightning_so.report.page import GENERATOR, page
 from lightning_so.report.run import Run
@@ -11,6 +11,8 @@ from lightning_so.report.verdict.judge import judge
 
 #: Of a file, where it says what made it.
 BEGIN = 2000
+#: What reading raises where a recording's parts are of another kind than they should be.
+MISREAD = (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError)
 
 
 def command(run: Path, *, against: Path | None = None, out: Path | None = None, replace: bool = False) -> int:
@@ -29,6 +31,7 @@ def command(run: Path, *, against: Path | None = None, out: Path | None = None, 
         The exit status.
 
     Raises:
+        ConfigError: If what draws is not installed.
         StateError: If there is no recording, one cannot be read, or a file is in the way.
     """
     out = out or (run if run.is_dir() else run.parent) / "report.html"
@@ -36,7 +39,16 @@ def command(run: Path, *, against: Path | None = None, out: Path | None = None, 
     found = [recordings(folder) for folder in (run, *(() if against is None else (against,)))]
     names = _names([run, *(() if against is None else (against,))])
     runs = [Run(name, each) for name, each in zip(names, found)]
-    content = page(runs)
+    try:
+        content = page(runs)
+    except ConfigError:
+        raise  # What draws is not installed.
+    except MISREAD as error:
+        said = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise StateError(
+            f"{run} holds a recording whose parts are not those of its version ({said}): take another recording of the "
+            "run; if this one was not changed, it is a fault of ours."
+        ) from error
     partial = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         partial.write_text(content, encoding="utf-8")

@@ -40,7 +40,7 @@ def trust(run: Run, scale: Sequence[float], suffix: str = "") -> Chart | Missing
         most, least = max(last, key=last.__getitem__), min(last, key=last.__getitem__)
         said += f" At the end {figure(median(last.values()))} at the median, {figure(last[most])} of {most} at the most"
         said += f" and {figure(last[least])} of {least} at the least."
-    note = "About 1e-3 is usual. A bright row moves too far; one without colour does not move."
+    note = "About 1e-3 is usual. A row far above the others moves too far; one without colour does not move."
     return _heat(f"trust{suffix}", title, said, matrix, colour, "|dW| / |W|", note)
 
 

@@ -1,7 +1,6 @@
 """Loss against steps and seconds, gradients, learning rate."""
 
 from collections.abc import Sequence
-from statistics import median
 
 from lightning_so.report.charts.chart import (
     STEP,
@@ -17,6 +16,7 @@ from lightning_so.report.charts.chart import (
 )
 from lightning_so.report.charts.thin import series
 from lightning_so.report.run import Number, Run
+from lightning_so.report.verdict import levels
 from lightning_so.report.verdict.finding import Finding, figure
 from lightning_so.report.verdict.levels import smooth
 
@@ -91,12 +91,9 @@ def _losses(run: Run) -> dict[str, list]:
 
 
 def ends(run: Run) -> tuple[Number, Number, Number]:
-    """The loss at the beginning and at the end, medians of a twentieth, and the least."""
+    """The loss at the beginning, at the end, and the least."""
     known = run.known("loss")[1]
-    if not known:
-        return None, None, None
-    few = max(3, len(known) // 20)
-    return median(known[:few]), median(known[-few:]), min(known)
+    return (*levels.ends(known), min(known)) if known else (None, None, None)
 
 
 def seconds(run: Run) -> Number:

@@ -1,9 +1,8 @@
-"""Memory of each rank by part, and what shadow mode has seen."""
+"""Memory of each rank by part."""
 
 from collections.abc import Sequence
 
-from lightning_so.report.charts.chart import STEP, Axis, Chart, Missing, Table, lines, logarithmic, rounded
-from lightning_so.report.charts.thin import series
+from lightning_so.report.charts.chart import Chart, Missing, Table
 from lightning_so.report.run import Run
 from lightning_so.report.verdict.finding import figure
 
@@ -46,31 +45,3 @@ def memory(runs: Sequence[Run]) -> Chart | Missing:
     table = Table(["part", *(f"{name}, MiB" for name, _, _ in rows)],
                   [[part, *(figure(most.get(part, 0) / MIB) for _, most, _ in rows)] for part in parts])  # fmt: skip
     return Chart("memory", "Memory by part", said, spec, {"main": main}, table)
-
-
-def shadow(run: Run, suffix: str = "") -> Chart | Missing:
-    """What a step of the base and of the method beside it brings, at each sample."""
-    title = "In the shadow" + (f": {run.name}" if suffix else "")
-    known = run.shadow
-    samples = [each for each in (known or {}).get("samples") or () if each.get("step") is not None]
-    if not known or not samples:
-        return Missing(title, "SecondOrder(..., shadow=True) tries a method beside the optimizer that trains.")
-    method = str(known.get("method") or "the method")
-    names = ["the optimizer", method]
-    steps = [each["step"] for each in samples]
-    parts = [
-        {"step": steps, "value": rounded([each.get(key) for each in samples]), "series": [name] * len(steps)}
-        for key, name in zip(("base", "method"), names)
-    ]
-    said = str(known.get("text") or f"{method} beside the optimizer, at {len(samples)} samples.")
-    y = Axis("value", "decrease", logarithmic([value for part in parts for value in part["value"]]))
-    rows = [[name, figure(known.get(key))] for name, key in
-            (("share of the steps", "steps_share"), ("share of the time more", "seconds_share"))]  # fmt: skip
-    return Chart(
-        f"shadow{suffix}",
-        title,
-        said,
-        lines(STEP, y, "series", names),
-        series(parts, "value"),
-        Table(["", method], rows),
-    )

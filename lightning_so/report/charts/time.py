@@ -22,6 +22,8 @@ from lightning_so.report.verdict.finding import figure
 
 #: The last steps, which are told one by one.
 STEPS = 200
+#: Of steps by stage, those that take more than `CUT` times what 95 % do not exceed are cut off at `LEFT` times that.
+CUT, LEFT = 3.0, 1.3
 #: Stages in the order of a step; others follow.
 ORDER = ("step", "observe", "guard", "solve", "act", "finish")
 #: What no stage of ours accounts for.
@@ -74,11 +76,18 @@ def stages(run: Run, suffix: str = "") -> Chart | Missing:
     colour = {"field": "stage", "type": "nominal", "scale": colours(names), "title": None}
     told = [{"field": "at", "title": "step", "format": ",d"}, {"field": "stage"}]
     told.append({"field": "ms", "title": "milliseconds", "format": ".4~g"})
-    y = {"field": "ms", "type": "quantitative", "title": "milliseconds", "stack": True}
+    wholes = dict[int, float]()
+    for at, ms in zip(parts["at"], parts["ms"]):
+        wholes[at] = wholes.get(at, 0.0) + ms
+    usual = sorted(wholes.values())[int(0.95 * (len(wholes) - 1))]
+    cut = max(wholes.values()) > CUT * usual
+    said += f" Steps of more than {figure(LEFT * usual)} ms are cut off." if cut else ""
+    scale = {"domain": [0, LEFT * usual]} if cut else {}
+    y = {"field": "ms", "type": "quantitative", "title": "milliseconds", "stack": True, "scale": scale}
     spec = {
         "height": 220,
         "data": {"name": "main"},
-        "mark": {"type": "bar", "binSpacing": 0},
+        "mark": {"type": "bar", "binSpacing": 0, "clip": cut},
         "encoding": {
             "x": {**STEP.encoding(), "bin": {"binned": True, "step": 1}},
             "x2": {"field": "next"},

@@ -123,6 +123,11 @@ def _by_block(run: Run) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
+def shadow(run: Run) -> Check:
+    """What a method in the shadow would have brought."""
+    return Check(good=str((run.shadow or {}).get("text") or ""))
+
+
 def edge(run: Run) -> Check:
     """Whether the largest eigenvalue is above what plain gradient descent bears."""
     looks = [look for look in run.spectra if look.get("top") and look["top"][0] is not None and look.get("lr")]

@@ -10,7 +10,7 @@ CHECKS = (
     *(ranks.ended, loss.finite, loss.course, loss.gradient),
     *(units.dead, units.saturated, units.collapsed, units.large, weights.frozen),
     *(ranks.missing, ranks.slow),
-    *(curvature.budget, curvature.stale, curvature.fallbacks, curvature.left, curvature.edge),
+    *(curvature.budget, curvature.stale, curvature.fallbacks, curvature.left, curvature.edge, curvature.shadow),
 )
 ORDER = (BAD, WARN, NOTE)
 

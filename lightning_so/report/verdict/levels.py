@@ -24,6 +24,18 @@ def spread(values: Sequence[float]) -> float:
     return NORMAL * median(abs(value - middle) for value in values)
 
 
+def ends(values: Sequence[float]) -> tuple[float, float]:
+    """Where a series begins and where it ends: medians of its first hundredth, three to ten, and its last twentieth.
+
+    Args:
+        values: At least three.
+
+    Returns:
+        Both.
+    """
+    return median(values[: max(3, min(10, len(values) // 100))]), median(values[-max(3, len(values) // 20) :])
+
+
 def smooth(values: Sequence[float], width: int) -> list[float]:
     """Medians of windows around each place, cut at the ends.
 

@@ -6,20 +6,22 @@ from statistics import median
 
 from lightning_so.report.run import Number, Run
 from lightning_so.report.verdict.finding import BAD, WARN, Check, Finding, figure
-from lightning_so.report.verdict.levels import spread
+from lightning_so.report.verdict.levels import ends, spread
 from lightning_so.report.verdict.spikes import excursions
 
 #: Fewer losses have no level.
 FEWEST = 20
 #: Gradients are measured at some steps alone.
 NORMS = 6
-#: Part of a run that is its beginning, and its end.
+#: Part of a run over which its best is a level.
 END = 0.05
 #: A run has diverged where its end is above its beginning by this much of all that it had gained, and by so many
 #: spreads of its losses; a run that has learnt nothing wanders within them.
 LOST, FAR_OFF = 1.0, 8.0
 #: Losses before a step that tell its level.
 BEFORE = 40
+#: A loss that is above the beginning by this share of it has exploded.
+HALF = 0.5
 #: A gradient has exploded where it grew by this factor.
 GREW = 1e3
 #: Scalers of 16 bits look for their scale by steps that they skip.
@@ -47,7 +49,10 @@ def finite(run: Run) -> Check:
     said += [f"{skipped:g} steps were left out"] if skipped else []
     near = _before(steps, losses, first)
     said += [f"the losses before it were about {figure(median(near))}"] if near else []
-    if lost:
+    if near and _above(run, median(near[-3:])):
+        what = "The loss exploded, and was not finite then"
+        move = f"Lower the learning rate{_rate(run, first)}, warm up, or clip gradients"
+    elif lost:
         what, move = "The loss is no longer finite, and stayed so to the end", "Go back to a checkpoint of before"
     else:
         what, move = "A loss or gradient was not finite", "The step was left out, and no weight took harm"
@@ -82,7 +87,7 @@ def course(run: Run) -> Check:
     if len(losses) < FEWEST:
         return Check(missing=f"The course of the loss needs {FEWEST} losses; there are {len(losses)}.")
     few = max(3, int(END * len(losses)))
-    begin, end = median(losses[:few]), median(losses[-few:])
+    begin, end = ends(losses)
     best = min(median(losses[i : i + few]) for i in range(0, len(losses) - few + 1, max(1, few // 2)))
     noise = spread([after - before for before, after in pairwise(losses)]) / 2**0.5
     if end - begin > max(LOST * (begin - best), FAR_OFF * noise, 0.05 * abs(begin)):
@@ -100,16 +105,27 @@ def _diverged(run: Run, steps: list[int], losses: list[float], begin: float, bes
     low = losses.index(min(losses))
     onset = next((i for i in range(len(losses) - 1, -1, -1) if losses[i] <= begin), low)
     step = steps[min(onset + 1, len(steps) - 1)]
-    rate = next((rate for at, rate in reversed(list(zip(*run.known("lr")))) if at <= step), None)
     why = f"loss {figure(begin)} at the beginning, {figure(best)} at its best, {figure(end)} at the end"
     grown = _grown(run)
     why += f"; {grown}" if grown else ""
-    rate_said = f" (it was {figure(rate)} there)" if rate else ""
     return Finding(
         BAD, "diverged", f"from step {step:,}", "The loss ended above where it began: the run has diverged.", why + ".",
-        f"Lower the learning rate to a third{rate_said} or warm up longer, and clip gradients; then look at the trust "
-        "ratios: the layers that are bright first are those that move too far.", "loss", (step, steps[-1]),
+        f"Lower the learning rate to a third{_rate(run, step)} or warm up longer, and clip gradients; then look at the "
+        "trust ratios: the layers that stand out first are those that move too far.", "loss", (step, steps[-1]),
     )  # fmt: skip
+
+
+def _above(run: Run, loss: float) -> bool:
+    """Whether a loss is clearly above those of the beginning."""
+    known = run.known("loss")[1]
+    begin = ends(known)[0] if len(known) >= FEWEST else loss
+    return loss > begin + HALF * abs(begin)
+
+
+def _rate(run: Run, step: int) -> str:
+    """What the learning rate was at a step."""
+    rate = next((rate for at, rate in reversed(list(zip(*run.known("lr")))) if at <= step), None)
+    return f" (it was {figure(rate)} there)" if rate else ""
 
 
 def _grown(run: Run) -> str:
@@ -136,8 +152,7 @@ def gradient(run: Run) -> Check:
     known = [(step, square**0.5) for step, square in zip(steps, squares)]
     if len(known) < NORMS:
         return Check(missing="No norms of gradients were recorded.")
-    few = max(3, int(END * len(known)))
-    begin, end = median(norm for _, norm in known[:few]), median(norm for _, norm in known[-few:])
+    begin, end = ends([norm for _, norm in known])
     if begin and end > GREW * begin:
         step = next(step for step, norm in known if norm > GREW * begin)
         what = f"Gradients grew {figure(end / begin)} times."

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from statistics import median
 
 from lightning_so.report.verdict.finding import NOTE, WARN, Finding, figure
 from lightning_so.report.verdict.levels import Excursion, apart, smooth, steps_apart
@@ -11,9 +12,12 @@ WINDOW = 40
 #: A loss has left its level where it is above it by so many spreads of the window before, and by this share of the
 #: level: mini-batches of usual trainings stay within 6 spreads, and the few that do not are heavy tails.
 SPREADS, SHARE = 8.0, 0.3
-#: Medians of so many losses tell smaller lifts, if they last: other data, or labels. Such a median has this share
-#: of the noise of one loss, and the lift is many of its spreads.
+#: Medians of so many losses tell smaller lifts, if they last: other data, or labels. Such a median has this share of
+#: the noise of one loss, and the lift is many of its spreads.
 SMOOTH, LONG, OF_MEDIAN, LIFTED, LIFT = 9, 15, 0.42, 5.0, 0.04
+#: ... and where it loses this share of all that was gained before: losses that fall over orders of magnitude have last
+#: ones that double and come back.
+GAINED = 0.1
 #: More spikes than this in a thousand losses are what the noise of this training is like.
 USUAL = 3
 #: A spike is farther above its level than any other loss by this factor: tails that are heavy make many that are far.
@@ -34,10 +38,12 @@ def excursions(steps: Sequence[int], losses: Sequence[float]) -> list[Finding]:
     """
     window = min(WINDOW, len(losses) // 3)
     noise = [OF_MEDIAN * each for each in steps_apart(losses, 2 * window)]
+    begin = median(losses[: max(3, window // 2)])
     lifted = _joined(apart(smooth(losses, SMOOTH), window, LIFTED, LIFT, noise))
-    lifted = [part for part in lifted if _length(part) >= LONG]
+    lifted = [part for part in lifted if _length(part) >= LONG and _lost(part, begin)]
     inside = {place for part in lifted for place in range(part.first - SMOOTH, part.last + SMOOTH + 1)}
-    raw = [part for part in apart(losses, window, SPREADS, SHARE) if not inside & {part.first, part.last}]
+    raw = [part for part in apart(losses, window, SPREADS, SHARE) if _lost(part, begin)]
+    raw = [part for part in raw if not inside & {part.first, part.last}]
     lasting = [*lifted, *(part for part in raw if _length(part) >= LASTING)]
     spikes = [part for part in raw if _length(part) < LASTING]
     if len(spikes) > USUAL * max(1, len(losses) / 1000):
@@ -60,6 +66,11 @@ def _joined(parts: Sequence[Excursion]) -> list[Excursion]:
             part = replace(before, last=part.last, top=max(before.top, part.top), back=part.back)
         found.append(part)
     return found
+
+
+def _lost(part: Excursion, begin: float) -> bool:
+    """Whether a part loses a share of what was gained from the beginning on."""
+    return part.top - part.before >= GAINED * (begin - part.before)
 
 
 def _length(part: Excursion) -> int:
@@ -87,8 +98,9 @@ def _finding(steps: Sequence[int], part: Excursion) -> Finding:
         return Finding(
             WARN, "plateau", where, "The loss stood clearly above what was before it, and fell back.",
             f"{level}, for {last - first + 1:,} steps.",
-            "Look at the data of these steps (labels, shuffling, another source, augmentation): an optimizer that goes "
-            "too far seldom comes back so sharply. Then at the learning rate's schedule.", "loss", (first, last),
+            "Where it fell back as sharply as it rose, look at the data of these steps: labels, order, source. "
+            "A jump that heals slowly is a step that went too far: lower the rate, or clip gradients.", "loss",
+            (first, last),
         )  # fmt: skip
     return Finding(
         WARN, "spike", where, "The loss spiked, and came back.", f"It was {level}.",
