@@ -81,12 +81,15 @@ class StepWatch:
             return
         alone = len(trainer.optimizers) == 1 and trainer.lightning_module.automatic_optimization
         # A fused step removes the scale itself, which may be another at the next step.
-        if alone and not (_scaler(trainer) and getattr(optimizer, "_step_supports_amp_scaling", False)):
-            self._compare(trainer.global_step + 1, vector)
+        scaled = _scaler(trainer) is not None and getattr(optimizer, "_step_supports_amp_scaling", False)
+        step, here = trainer.global_step + 1, None
+        if alone and not scaled and (step % self.every == 0 or (step + 1) % self.every == 0):
+            here = vector.grads()
+            self._compare(step, vector, here)
         if self._open is None or vector is not self._vector:
             return
         if alone:
-            self._gradient = vector.grads()
+            self._gradient = vector.grads() if here is None else here
             self._stepped = [True for _ in vector.params]
             return
         mine = {id(param) for group in strategies.client(optimizer).param_groups for param in group["params"]}
@@ -98,19 +101,16 @@ class StepWatch:
                 kept.copy_(grad)
                 self._stepped[number] = True
 
-    def _compare(self, step: int, vector: ParameterVector) -> None:
+    def _compare(self, step: int, vector: ParameterVector, here: Tensor) -> None:
         """Compare the gradients of two steps that follow each other, the second of which is looked at."""
         earlier, self._earlier = self._earlier, None
-        last, next_one = step % self.every == 0, (step + 1) % self.every == 0
-        if not last and not next_one:
-            return
-        here = vector.grads()
-        if last and earlier is not None and earlier[0] == step - 1 and earlier[1].shape == here.shape:
+        known = earlier is not None and earlier[0] == step - 1 and earlier[1].shape == here.shape
+        if step % self.every == 0 and earlier is not None and known:
             both = torch.stack([earlier[1], here])
             found = vector.space.along(both, both).tolist()
             if all(map(math.isfinite, (*found[0], *found[1]))):
                 self.noise.add(found[0][0], found[1][1], found[0][1])
-        if next_one:
+        if (step + 1) % self.every == 0:
             self._earlier = (step, here)
 
     def end(self, trainer: Any, vector: ParameterVector, batch: Any) -> dict[str, float]:

@@ -41,15 +41,17 @@ def layer_steps(
     Returns:
         By layer.
     """
-    X = torch.stack([before, after - before, gradient])
-    parts = X.split([piece.count for piece in space.pieces], 1)
-    grams = [part @ part.mT if piece.counted else X.new_zeros(3, 3) for piece, part in zip(space.pieces, parts)]
-    found = space.total(torch.stack(grams).double()).cpu()
+    counted = torch.tensor([float(piece.counted) for piece in space.pieces], dtype=torch.float64, device=space.device)
+    W, D, G = (space.split(vector) for vector in (before, after - before, gradient))
+    # Without copies of what may be as large as the model.
+    squares = [torch.stack(torch._foreach_norm(parts)).double().square() for parts in (W, D, G)]
+    along = torch.stack([torch.dot(step, grad) for step, grad in zip(D, G, strict=True)]).double()
+    found = space.total(torch.stack([*squares, along]) * counted).cpu()
     groups = {"": range(len(space.pieces)), **layers}
-    return {name: _step(found[list(numbers)].sum(0).tolist()) for name, numbers in groups.items()}
+    return {name: _step(*found[:, list(numbers)].sum(1).tolist()) for name, numbers in groups.items()}
 
 
-def _step(gram: list[list[float]]) -> LayerStep:
-    weight, step, gradient = (math.sqrt(gram[place][place]) for place in range(3))
-    trust = step / weight if weight else math.nan
-    return LayerStep(trust, -gram[1][2] / (step * gradient) if step * gradient else math.nan)
+def _step(weight: float, step: float, gradient: float, along: float) -> LayerStep:
+    """One of the squared norms and the product."""
+    trust = math.sqrt(step / weight) if weight else math.nan
+    return LayerStep(trust, -along / math.sqrt(step * gradient) if step * gradient else math.nan)

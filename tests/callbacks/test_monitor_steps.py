@@ -158,33 +158,45 @@ class Pair(pl.LightningModule):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
+        self.seen = []
         self.one = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
         self.other = nn.Linear(6, 3)
         self.one[0].bias.data.fill_(-100.0)
 
     def training_step(self, batch, batch_idx):
         first, second = self.optimizers()
-        for net, optimizer in ((self.one, first), (self.other, second)):
+        self.seen.clear()
+        for net, optimizer in ((self.one, first), (self.other, second), (self.other, second)):
             loss = nn.functional.cross_entropy(net(batch[0]), batch[1])
             optimizer.zero_grad()
             self.manual_backward(loss)
             optimizer.step()
+            self.seen.append(torch.cat([param.grad.reshape(-1) for param in net.parameters()]))
 
     def configure_optimizers(self):
-        return [torch.optim.SGD(net.parameters(), lr=0.1) for net in (self.one, self.other)]
+        return [torch.optim.SGD(net.parameters(), lr=lr) for net, lr in ((self.one, 0.1), (self.other, 2.0))]
 
 
 def test_steps_and_health_are_seen_under_manual_optimization(tmp_path):
-    monitor, logger = CurvatureMonitor(every=5, products=0, verbose=False), CSVLogger(tmp_path)
-    fit(Pair(), [monitor], logger=logger)
+    monitor, logger, module = CurvatureMonitor(every=5, products=0, verbose=False), CSVLogger(tmp_path), Pair()
+    fit(module, [monitor], logger=logger)
     assert [(one.layer, one.kind) for one in monitor.ill] == [("one.0", "dead")]
-    assert monitor.watch.steps["other"].cosine == pytest.approx(1.0, abs=1e-5)
     assert monitor.watch.steps["one.2"].cosine == pytest.approx(1.0, abs=1e-5)
+    _, first, second = module.seen  # Of two steps the direction is that of both, and the gradient the first.
+    along = nn.functional.cosine_similarity(first, first + second, dim=0)
+    assert monitor.watch.steps["other"].cosine == pytest.approx(float(along), abs=1e-5)
+    assert float(along) < 1 - 1e-4
     logged = read(tmp_path)
-    assert logged["health/dead/one.0"] == [1.0] * len(logged["health/dead/one.0"])
+    assert logged["health/dead/one.0"] == [1.0] * 12
     assert len(logged["curv/cosine"]) == 12
     with pytest.raises(ConfigError, match=r"products=8\): with manual optimization .* Use products=0"):
         fit(Pair(), [CurvatureMonitor()])
+
+
+def test_several_steps_a_batch_pass_by_no_look(tmp_path):
+    # 36 steps, three a batch: every seventh is within one of five of them.
+    fit(Pair(), [CurvatureMonitor(every=70, products=0, verbose=False)], logger=CSVLogger(tmp_path))
+    assert len(read(tmp_path)["curv/cosine"]) == 5
 
 
 # ---------------------------------------------------------------- loggers and bars
@@ -240,14 +252,17 @@ def seen(strategy, accumulate=1):
     """What is seen of the last step of a short training, and its weights."""
     monitor = CurvatureMonitor(every=2, products=0, verbose=False)
     found = trainings.train(strategy, SOAP(start=2, period=2), ADAMW, 4, accumulate, callbacks=[monitor])
-    return monitor.watch.steps, monitor.watch.noise.batches, monitor.watch.health.names, monitor.ill, found.weights
+    health = monitor.watch.health
+    read = health.names, health.readers, health.numbers().isnan().tolist()
+    return monitor.watch.steps, monitor.watch.noise.batches, read, monitor.ill, found.weights
 
 
 @pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
 def test_ranks_see_the_steps_that_one_process_sees(two, strategy):
-    steps, noise, names, ill, weights = seen("one")
+    steps, noise, health, ill, weights = seen("one")
+    assert any(health[1])  # A layer reads units behind an activation, and FSDP2's hooks do not hide them.
     for found, of_rank, here, sick, same in two.run(seen, strategy):
-        assert here == names
+        assert here == health
         assert sick == ill == []
         assert set(found) == set(steps)
         for layer, step in steps.items():

@@ -36,7 +36,8 @@ def kill(layer):
 
 
 def saturate(layer):
-    layer.weight.data.mul_(1000.0)
+    for param in layer.parameters():
+        param.data.mul_(1000.0)
 
 
 def collapse(layer):

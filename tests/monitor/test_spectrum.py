@@ -3,6 +3,7 @@
 At the end, the spectrum of a model's loss against its dense Hessian.
 """
 
+import json
 import math
 
 import pytest
@@ -18,6 +19,8 @@ from lightning_so import ConfigError, spectrum
 from lightning_so.linalg.hutchinson import diagonal, trace
 from lightning_so.linalg.lanczos import density, lanczos
 from lightning_so.linalg.vectors import Piece, Space
+from lightning_so.monitor.extremes import extremes
+from lightning_so.monitor.over_time import MOST, remember
 
 
 def space(n, dtype=torch.float64):
@@ -296,3 +299,15 @@ def test_of_sharded_parameters_differences_are_taken(two):
     for found in two.run(of_pieces):
         assert "central differences: of sharded" in found.product
         assert abs(found.top - one.top) < 1e-6
+
+
+def test_of_many_spectra_every_second_goes_and_those_that_stay_are_of_the_whole_run():
+    A, kept = symmetric(6), []
+    seen = extremes(lambda v: A @ v, space(6).normal(1), space(6), steps=4, seed=0)
+    for step in range(1, 1001):
+        remember(kept, seen, step=step, lr=0.1, noise_scale=None)
+        assert len(kept) <= MOST
+    steps = [each["step"] for each in kept]
+    assert steps == sorted(steps)
+    assert (steps[0], steps[-1]) == (1, 1000)
+    assert json.loads(json.dumps(kept, allow_nan=False)) == kept
