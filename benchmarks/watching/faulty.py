@@ -107,20 +107,24 @@ def saturated(net: nn.Module) -> None:
     _sick(net).weight.mul_(200.0)
 
 
-@torch.no_grad()
-def rank_one(net: Any) -> None:
-    """All units are equal, to what reads them too, so that they stay so."""
+def rank_one(net: nn.Module) -> None:
+    """All units are the first, whatever is learnt."""
     layer = _sick(net)
-    layer.weight.copy_(layer.weight[:1].expand_as(layer.weight))
-    layer.bias.fill_(0.0)
-    after = net.down if isinstance(net, Attending) else net.last
-    after.weight.copy_(after.weight[:, :1].expand_as(after.weight))
+
+    def forward(x: Tensor) -> Tensor:
+        return F.linear(x, layer.weight[:1], layer.bias[:1]).expand(*x.shape[:-1], len(layer.weight))
+
+    layer.forward = forward
 
 
 def frozen(net: nn.Module) -> None:
     """The gradient does not reach the weights, which are trained as far as the optimizer knows."""
     layer = _sick(net)
-    layer.forward = lambda x: F.linear(x, layer.weight.detach(), layer.bias.detach())  # pyright: ignore
+
+    def forward(x: Tensor) -> Tensor:
+        return F.linear(x, layer.weight.detach(), layer.bias.detach())
+
+    layer.forward = forward
 
 
 FAULTS = {
@@ -128,7 +132,7 @@ FAULTS = {
     "saturated tanh layer": Fault(frozenset({"saturated"}), True, saturated, torch.tanh),
     "rank-one layer": Fault(frozenset({"collapsed"}), True, rank_one),
     "frozen layer": Fault(frozenset({"frozen"}), True, frozen),
-    "exploding rate": Fault(frozenset({"diverged", "exploded"}), rate=3.0),
+    "exploding rate": Fault(frozenset({"diverged", "exploded", "far"}), rate=3.0),
     "NaN batch": Fault(frozenset({"nan"})),
     "mislabelled epoch": Fault(frozenset({"spike", "plateau"})),
 }

@@ -100,7 +100,7 @@ def test_half_precision_with_a_loss_scale_under_deepspeed_is_refused(two, config
 
 
 def test_a_strategy_that_is_not_known_is_refused():
-    trainer = SimpleNamespace(strategy=type("OtherStrategy", (), {})(), world_size=2, callbacks=[])
+    trainer = SimpleNamespace(strategy=type("OtherStrategy", (), {})(), world_size=2, callbacks=[], loggers=[])
     with pytest.raises(ConfigError, match=r"2 process\(es\) with OtherStrategy\. Use strategy='ddp'"):
         SecondOrder(SOAP()).setup(trainer, Module(), "fit")
     trainer.world_size = 1

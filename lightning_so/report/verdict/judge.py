@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 from lightning_so.report.run import Run
-from lightning_so.report.verdict import curvature, loss, ranks, units, weights
+from lightning_so.report.verdict import curvature, loss, ranks, strides, units, weights
 from lightning_so.report.verdict.finding import BAD, NOTE, WARN, Finding
 
 CHECKS = (
     *(ranks.ended, loss.finite, loss.course, loss.gradient),
-    *(units.dead, units.saturated, units.collapsed, units.large, weights.frozen),
+    *(units.dead, units.saturated, units.collapsed, units.large, weights.frozen, strides.far),
     *(ranks.missing, ranks.slow),
     *(curvature.budget, curvature.stale, curvature.fallbacks, curvature.left, curvature.edge, curvature.shadow),
 )
