@@ -11,6 +11,7 @@ from lightning_so.callbacks.resume.check import resume_check as resume_check
 from lightning_so.callbacks.resume.verdict import ResumeCheck as ResumeCheck
 from lightning_so.callbacks.saddle import SaddleEscape as SaddleEscape
 from lightning_so.callbacks.second_order import SecondOrder as SecondOrder
+from lightning_so.callbacks.shadow.asked import Shadow as Shadow
 from lightning_so.callbacks.sharpness import SharpnessGuard as SharpnessGuard
 from lightning_so.contract.spread import Staggered as Staggered
 from lightning_so.contract.spread import Synchronous as Synchronous
@@ -73,6 +74,7 @@ __all__ = [
     "SaddleEscape",
     "SaddleFreeKrylov",
     "SecondOrder",
+    "Shadow",
     "Shampoo",
     "SharpnessGuard",
     "Sophia",

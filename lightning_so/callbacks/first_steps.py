@@ -6,6 +6,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_so.callbacks import caveats
 from lightning_so.core.engine import Engine
+from lightning_so.core.options import Part
 from lightning_so.errors import TrustError
 
 #: Steps that the Trainer may count before one of ours is seen.
@@ -33,7 +34,7 @@ class FirstSteps:
             batch: The batch.
 
         Returns:
-            Whether one of ours has stepped, so that there is nothing left to watch.
+            Whether one of ours has stepped or all rest, so that there is nothing left to watch.
 
         Raises:
             TrustError: If the Trainer has counted `SILENCE` steps without us.
@@ -41,7 +42,7 @@ class FirstSteps:
         if not self._batch:
             self._batch = True
             _say(caveats.of_batch(batch, trainer.accumulate_grad_batches * trainer.world_size))
-        if self._count() > self._seen:
+        if self._count() > self._seen or all(engine.part is Part.RESTS for engine in self._engines):
             return True
         if trainer.global_step - self._first >= SILENCE:
             names = ", ".join(type(engine.optimizer).__name__ for engine in self._engines)

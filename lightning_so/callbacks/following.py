@@ -12,6 +12,7 @@ from lightning_so.core.attach.states import States
 from lightning_so.core.checkpoint import checkpoint
 from lightning_so.core.engine import Engine
 from lightning_so.core.host import Host
+from lightning_so.core.options import Part
 from lightning_so.errors import ConfigError, StateError, TrustError
 
 
@@ -43,6 +44,7 @@ def take_over(engines: list[Engine], states: list[dict[str, Any]], *, cold: bool
         for recorder in engine.recorders:
             recorder.look_away()  # What was observed since the last step goes with what is loaded over.
         checkpoint.read(engine.parts, state, cold=cold)
+        engine.part = Part(state.get("part", Part.ACTS))
 
 
 class Following:

@@ -50,7 +50,7 @@ class Replay:
             The function.
         """
         with ExitStack() as stack:
-            stack.enter_context(_silent(self._module))
+            stack.enter_context(silent(self._module))
             stack.enter_context(undone(self._module, self._vector.params))
             stack.enter_context(self._vector.forward.kept())
             for recorder in recorders:
@@ -59,12 +59,12 @@ class Replay:
 
     def _loss(self, batch: Any, index: int, state: tuple[Any, ...]) -> Tensor:
         set_random_state(state)
-        found = _loss(strategies.training_step(self._trainer, *_arguments(self._module, batch, index)))
+        found = loss_of(strategies.training_step(self._trainer, *arguments(self._module, batch, index)))
         self.loss = found.detach()
         return found
 
 
-def _arguments(module: Any, batch: Any, index: int) -> tuple[Any, ...]:
+def arguments(module: Any, batch: Any, index: int) -> tuple[Any, ...]:
     """What `training_step` takes: the batch, and its number where there is room for one."""
     params = signature(module.training_step).parameters.values()
     places = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
@@ -72,14 +72,14 @@ def _arguments(module: Any, batch: Any, index: int) -> tuple[Any, ...]:
     return (batch, index) if several else (batch,)
 
 
-def _loss(output: Any) -> Tensor:
+def loss_of(output: Any) -> Tensor:
     """The loss in what `training_step` gave."""
     loss = output.get("loss") if isinstance(output, Mapping) else output
     return scalar(loss, "training_step", "Return the loss, or a dict with it under 'loss'.")
 
 
 @contextmanager
-def _silent(module: nn.Module) -> Iterator[None]:
+def silent(module: nn.Module) -> Iterator[None]:
     """Log nothing."""
     before = {name: module.__dict__[name] for name in ("log", "log_dict") if name in module.__dict__}
     module.__dict__.update(log=_nothing, log_dict=_nothing)

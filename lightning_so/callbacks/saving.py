@@ -16,8 +16,9 @@ from torch.optim import Optimizer
 from lightning_so.callbacks.signals import inside_handler
 from lightning_so.callbacks.standing import StandIn
 from lightning_so.callbacks.strategies import is_deepspeed
-from lightning_so.core.checkpoint import plain_moments, stamp
+from lightning_so.core.checkpoint import checkpoint, plain_moments, stamp
 from lightning_so.core.engine import Engine
+from lightning_so.core.options import Part
 from lightning_so.core.solves import basis
 from lightning_so.core.step import progress
 
@@ -37,22 +38,36 @@ def kind(engine: Engine, asked: str) -> str:
     return "rebuild" if engine.host.world.ranks > 1 and several and inside_handler() else asked
 
 
-def write(engines: Sequence[Engine], checkpoint: dict[str, Any], optimizers: Sequence[Optimizer]) -> None:
+def state(engine: Engine, asked: str) -> dict[str, Any]:
+    """What a checkpoint has of an engine: its curvature, and what part it takes in steps where it does not act.
+
+    Args:
+        engine: The engine.
+        asked: What checkpoints carry.
+
+    Returns:
+        The state.
+    """
+    part = {} if engine.part is Part.ACTS else {"part": engine.part.value}
+    return {**checkpoint.write(engine.parts, kind(engine, asked)), **part}
+
+
+def write(engines: Sequence[Engine], file: dict[str, Any], optimizers: Sequence[Optimizer]) -> None:
     """Have the optimizers' states in a checkpoint hold plain moments, and stamp it.
 
     Args:
         engines: The engines; optimizers that are left alone have none.
-        checkpoint: What the Trainer has collected on this rank; changed in place.
+        file: What the Trainer has collected on this rank; changed in place.
         optimizers: Those that the Trainer has now.
     """
-    states = checkpoint.get("optimizer_states") or []
+    states = file.get("optimizer_states") or []
     for number, optimizer in enumerate(optimizers[: len(states)]):
         engine = next((engine for engine in engines if engine.optimizer is optimizer), None)
         if engine is None:
             continue  # Left alone, or replaced and not followed yet.
         states[number] = plain_moments.plain_optimizer_state(engine.parts, states[number], alone=inside_handler())
         # Folders of pieces are read group by group, by the keys that a new optimizer's groups have: no stamp there.
-        checkpoint[stamp.STAMP] = stamp.MARK
+        file[stamp.STAMP] = stamp.MARK
 
 
 def warn_of_leaving(engine: Engine, state: str) -> bool:

@@ -1,6 +1,5 @@
 """The callback: one line in a Trainer."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -8,15 +7,16 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_so.callbacks import engines, saving, strategies, zero_step
-from lightning_so.callbacks.clocked import Clocked
+from lightning_so.callbacks import around, engines, saving, strategies
 from lightning_so.callbacks.first_steps import FirstSteps
 from lightning_so.callbacks.following import Following, before, current, take_over
 from lightning_so.callbacks.logged import log
-from lightning_so.callbacks.one_step import tell_scale, undoing, unscale
+from lightning_so.callbacks.one_step import tell_scale, unscale
 from lightning_so.callbacks.record.recorder import Recorder, join
+from lightning_so.callbacks.shadow.asked import Shadow
 from lightning_so.callbacks.signals import inside_handler
-from lightning_so.callbacks.standing import StandIn, ending
+from lightning_so.callbacks.standing import StandIn
+from lightning_so.callbacks.switching import Switching
 from lightning_so.comm import SHARDINGS, Local, ambient
 from lightning_so.contract.method import Method
 from lightning_so.contract.ways import Ways
@@ -28,10 +28,10 @@ from lightning_so.core.options import LENGTHS, Checks, Options, Overhead
 from lightning_so.core.plan.mixture import Mixture
 from lightning_so.core.stopwatch import Stopwatch
 from lightning_so.core.telemetry import Telemetry, summary
-from lightning_so.errors import ConfigError, check_choice, check_range
+from lightning_so.errors import check_choice, check_range
 
 
-class SecondOrder(Clocked):
+class SecondOrder(Switching):
     """Put a second-order method in front of the optimizers of `configure_optimizers`.
 
     Optimizer, learning rate, schedule, clipping, hooks, accumulation, precision and checkpoints keep working.
@@ -56,6 +56,7 @@ class SecondOrder(Clocked):
         ways: How bases, polar factors and rotations are computed; what it leaves open is measured, but on a CPU.
         lengths: Of bent updates: "measured", longer while the loss falls straight along them, or as the "base"'s.
         recorder: Whether the training is recorded; or by which `Recorder`.
+        shadow: Whether the method is only tried, on a copy beside the training; or `Shadow(promote_at=500)`.
 
     Raises:
         ConfigError: If an argument is out of range.
@@ -82,6 +83,7 @@ class SecondOrder(Clocked):
         ways: Ways | None = None,
         lengths: str = "measured",
         recorder: bool | Recorder = True,
+        shadow: bool | Shadow = False,
     ) -> None:
         """Check the arguments; everything else happens when training starts."""
         mixture = None if method is None else Mixture.of(method)
@@ -93,7 +95,7 @@ class SecondOrder(Clocked):
         rest = reduction, lag, ways or Ways(), Overhead.of(max_overhead), lengths
         self.options = Options(mixture, route, min_coverage, Checks(verify_every, compare_every), *rest)
         self.method, self.print_plan, self.state, self.sharding = method, print_plan, state, sharding
-        self.recorder = recorder
+        self.recorder, self.shadow = recorder, Shadow.of(shadow)
         self._forget()
         self._clear()
 
@@ -104,7 +106,7 @@ class SecondOrder(Clocked):
         self._alive: FirstSteps | None = None
         self._standing = list[StandIn]()
         self._comm: Local | None = None
-        self._told = False
+        self._told, self._race = False, None
 
     @property
     def state_key(self) -> str:
@@ -115,10 +117,9 @@ class SecondOrder(Clocked):
 
     def setup(self, trainer: Any, pl_module: nn.Module, stage: str) -> None:
         """Refuse what cannot work before anything is set up."""
-        twins = [callback for callback in trainer.callbacks if isinstance(callback, SecondOrder)]
-        if len(twins) > 1:
-            raise ConfigError(f"SecondOrder is in the Trainer's callbacks {len(twins)} times; keep one.")
+        strategies.refuse_several(trainer, SecondOrder)
         strategies.check(trainer)
+        self._check(trainer, pl_module)
         strategies.warn_of_finders(trainer, stage)
         join(trainer, stage, self.recorder)
         if self._read:  # by a run that ended before it used it
@@ -157,8 +158,7 @@ class SecondOrder(Clocked):
         # Not before: torch makes the state of FSDP2's optimizers by a step of zeros, into which it loads.
         host = partial(self._host, trainer, pl_module)
         self._following = Following(trainer, self.engines, host, partial(self._engine, trainer, pl_module))
-        for engine in self.engines:
-            engine.arm()
+        self._begin(trainer, pl_module)
         self._telemetry = [Telemetry(engine) for engine in self.engines]
         self._alive = FirstSteps(self.engines, trainer)
         engines.together(self.engines)
@@ -169,7 +169,8 @@ class SecondOrder(Clocked):
         The optimizers are left with plain moments: they can go on without us.
         """
         self._catch_up()
-        for engine in self.engines:
+        self._drop(trainer)
+        for engine in self.acting:
             engine.share_factors()
             engine.tell(summary(engine))
             rest(engine.parts)
@@ -193,6 +194,7 @@ class SecondOrder(Clocked):
         engine = before(self.engines, optimizer)
         if engine is not None:
             unscale(trainer, engine)
+        self._note(optimizer)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Tell taps by what the loss is multiplied and divided."""
@@ -213,6 +215,7 @@ class SecondOrder(Clocked):
         if self._alive is not None and self._alive.check(trainer, batch):
             self._alive = None
         log(trainer, pl_module, self._telemetry)
+        self._look(trainer, outputs, batch, batch_idx)
 
     # ---------------------------------------------------------------- state
 
@@ -221,7 +224,7 @@ class SecondOrder(Clocked):
         if not self.engines and self._loaded is not None:
             return {"engines": self._loaded}
         self._catch_up()
-        return {"engines": [checkpoint.write(engine.parts, saving.kind(engine, self.state)) for engine in self.engines]}
+        return {"engines": [saving.state(engine, self.state) for engine in self.engines]}
 
     def on_save_checkpoint(self, trainer: Any, pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
         """Write moments in plain coordinates."""
@@ -243,7 +246,8 @@ class SecondOrder(Clocked):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to a running fit, so that the callback can be pickled and copied."""
-        kept = ("method", "options", "print_plan", "state", "sharding", "recorder", "_loaded", "_stamped", "_read")
+        kept = ("method", "options", "print_plan", "state", "sharding", "recorder", "shadow")
+        kept += ("_loaded", "_stamped", "_read")
         return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -272,19 +276,14 @@ class SecondOrder(Clocked):
             engine.arm()
 
     def _wrap(self, trainer: Any) -> None:
-        """Stand around the strategy's own functions; see `undoing`."""
+        """Stand around the strategy's own functions."""
 
         def prepare() -> None:
             self._catch_up(late=not trainer.lightning_module.automatic_optimization)
             if self._following is not None:
                 self._following.close_in()
 
-        def step(original: Callable[..., Any]) -> Callable[..., Any]:
-            return undoing(original, trainer, self.engines, prepare)
-
-        ours = [StandIn(trainer.strategy, "optimizer_step", step), ending(trainer.strategy, self._unhook)]
-        ours += zero_step.wrap(trainer, self.engines)
-        self._standing = [*ours, *saving.wrap(trainer.strategy, self.engines, self._catch_up)]
+        self._standing = around.wrap(trainer, self.engines, prepare, self._catch_up, self._unhook)
 
     def _unhook(self) -> None:
         for engine in self.engines:

@@ -51,6 +51,21 @@ def check(trainer: Any) -> None:
         )
 
 
+def refuse_several(trainer: Any, kind: type) -> None:
+    """Refuse a callback that the Trainer has more than once.
+
+    Args:
+        trainer: The Trainer.
+        kind: The callback's class.
+
+    Raises:
+        ConfigError: If it has.
+    """
+    count = sum(isinstance(callback, kind) for callback in trainer.callbacks)
+    if count > 1:
+        raise ConfigError(f"{kind.__name__} is in the Trainer's callbacks {count} times; keep one.")
+
+
 def is_deepspeed(strategy: Any) -> bool:
     """Whether a strategy is one of DeepSpeed's."""
     return any(cls.__name__ == "DeepSpeedStrategy" for cls in type(strategy).__mro__)

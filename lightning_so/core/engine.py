@@ -13,7 +13,7 @@ from lightning_so.contract.method import Action
 from lightning_so.core.assembly import assemble
 from lightning_so.core.checkpoint.reassembly import fits, reassembled
 from lightning_so.core.host import Host
-from lightning_so.core.options import Options
+from lightning_so.core.options import Options, Part
 from lightning_so.core.overhead.meter import stopwatch_of
 from lightning_so.core.plan.table import Plan
 from lightning_so.core.report import Report
@@ -46,6 +46,7 @@ class Engine:
         current: The step that is prepared and not finished; None between steps.
         unfinished: Steps in a row that were prepared and not finished.
         aside: Whether the base is stepped for its state alone, which is not a step of the training.
+        part: What part it takes in steps.
         tell: Called with the plan whenever it is made anew.
     """
 
@@ -64,6 +65,7 @@ class Engine:
         self.parts = assemble(host, options, self.report)
         self.current: Progress | None = None
         self.guard, self.unfinished, self.aside = Guard(host.world, host.access), 0, False
+        self.part = Part.ACTS
         self.tell: Callable[[object], None] = lambda _: None
 
     # ---------------------------------------------------------------- what others ask of it
@@ -116,7 +118,7 @@ class Engine:
     def arm(self) -> None:
         """Hook the layers whose rows the coming step observes; nothing for methods that observe none."""
         self.parts.windows.underway.clear()
-        for recorder in self.recorders:
+        for recorder in self.recorders if self.part is not Part.RESTS else ():
             recorder.arm(self.report.step + 1, self.stopwatch.hooks)
 
     def disarm(self) -> None:
@@ -152,14 +154,7 @@ class Engine:
         with self.stopwatch.stage("watch"):
             for recorder in self.recorders:
                 if not recorder.ours:
-                    watched = recorder.seen.watched.items()
-                    self.parts.windows.send([place for place, block in watched if block.param in done])
-
-    def dampen(self, damping: float) -> None:
-        """Set the damping of methods that have one, for solves to come; in units of one sample's loss."""
-        for stack in self.stacks:
-            if stack.damped is not None:
-                stack.damped.dampen(stack.stats, damping)
+                    self.parts.windows.send([at for at, block in recorder.seen.watched.items() if block.param in done])
 
     # ---------------------------------------------------------------- before the base's step
 
@@ -178,6 +173,8 @@ class Engine:
         self.current = Progress()
         with self.stopwatch.stage("guard"):
             verdict = self.guard.admit(self.host.params, swap.together(self.parts.unread))
+            if self.part is Part.WATCHES:
+                self.guard.give_back()  # The base steps, whatever they are.
         parts, roster = self.parts, self.parts.roster
         swap.learn(verdict.read, parts.unread, parts.landing)
         roster.absent = verdict.absent
@@ -207,7 +204,9 @@ class Engine:
         act.follow_rates(units.stacks, host)
         if parts.overhead is not None:
             parts.overhead.consider(step, [r.share for r in parts.recorders], roster, self.stopwatch, self.tell)
-        entering = basis.entering(units, roster, host, step)
+        if self.part is Part.WATCHES and basis.all_ready(units, roster, host, step):
+            self.part = Part.ACTS
+        entering = self.part is Part.ACTS and basis.entering(units, roster, host, step)
         due = budget.due(units, roster, host, parts.budget, step, entering=entering)
         with self.stopwatch.stage("solve"):
             wait(parts.flights)
@@ -223,6 +222,8 @@ class Engine:
                 report.solved_here += flight.here
                 parts.flights.append(flight)
                 swap.land(parts.flights, parts.unread, landing)
+            if self.part is Part.WATCHES:
+                return
             basis.enter(landing)
         cohorts = list(roster)
         current.reference = reference(cohorts, host, report, every=self.options.checks.verify_every)

@@ -1,6 +1,7 @@
 """How an engine was asked to work."""
 
 from dataclasses import dataclass, field
+from enum import Enum
 
 from lightning_so.contract.ways import Ways
 from lightning_so.core.plan.mixture import Mixture
@@ -9,6 +10,16 @@ from lightning_so.errors import ConfigError, check_count
 
 #: Of bent updates: longer than the base's where that is measured to be better, or as the base's.
 LENGTHS = ("measured", "base")
+
+
+class Part(Enum):
+    """What part an engine takes in the steps of its optimizer."""
+
+    ACTS = "acts"
+    #: It observes and solves, and the base steps alone; it acts once every block is warm.
+    WATCHES = "watches"
+    #: The base steps alone, and nothing is observed.
+    RESTS = "rests"
 
 
 @dataclass(frozen=True)

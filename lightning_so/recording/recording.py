@@ -97,7 +97,8 @@ class Recording:
         self.units: Looks | None = None
         self.spans, self.solved = deque[tuple[Any, ...]](maxlen=SPANS), deque[tuple[Any, ...]](maxlen=SOLVES)
         self.events, self.spectra = Ends[Event](EVENTS), list[dict[str, Any]]()
-        self.memory, self.shadow = dict[str, int](), None
+        self.memory = dict[str, int]()
+        self.shadow: dict[str, Any] | None = None
         self._last, self._whole = deque[dict[str, Number]](maxlen=last), Thinned[dict[str, Number]](WHOLE)
 
     def add(self, row: dict[str, Number]) -> None:

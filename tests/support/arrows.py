@@ -41,12 +41,12 @@ FLOORS = (
     ("assembly",),
     ("checkpoint",),
     ("engine",),
-    ("vector", "telemetry", "export"),
+    ("vector", "telemetry", "export", "switch"),
     ("attach",),
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 #: Of core, those that look at an engine from above; all others are handed what they need of it.
-TAKE_ENGINES = {"attach", "telemetry", "export"}
+TAKE_ENGINES = {"attach", "telemetry", "export", "switch"}
 FOR_ALL = f"{PACKAGE}.errors"
 LIGHTNING = {"pytorch_lightning", "lightning", "lightning_fabric", "lightning_utilities"}
 LIGHTNING_ROOMS = {"callbacks", "strategies", "cli"}

@@ -1,6 +1,7 @@
 """What an engine tells the recorder of a step: all of it is on the host already."""
 
 from lightning_so.core.engine import Engine
+from lightning_so.core.options import Part
 from lightning_so.core.schedule.units import Place
 from lightning_so.core.stacks.roster import Roster
 from lightning_so.core.trust.memory import state_bytes
@@ -25,7 +26,7 @@ class OfEngine:
         self.engine = engine
         self._seconds = sum(engine.stopwatch.seconds.values())
         self._counts, self._warm = self._now(), self._rows()
-        self._step = engine.report.step
+        self._step, self._part = engine.report.step, engine.part
 
     def _now(self) -> dict[str, int]:
         report = self.engine.report
@@ -90,6 +91,9 @@ class OfEngine:
         for name, (kind, text) in said.items():
             if now[name] > before[name]:
                 found.append(Event(step, kind, "", f"{now[name] - before[name]} x {text}"))
+        was, self._part = self._part, self.engine.part
+        if was is not Part.ACTS and self._part is Part.ACTS:
+            found.append(Event(step, "promoted", "", f"{self.engine.plan.method} is warm, and acts"))
         return [*found, *self._turned(step)]
 
     def _turned(self, step: int) -> list[Event]:

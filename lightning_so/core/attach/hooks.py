@@ -7,6 +7,7 @@ import torch
 from torch.optim import Optimizer
 
 from lightning_so.core.engine import Engine
+from lightning_so.core.options import Part
 from lightning_so.errors import ConfigError
 
 
@@ -21,7 +22,7 @@ def hooks(engine: Engine) -> list[Any]:
     """
 
     def before(_: Optimizer, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-        if engine.aside:
+        if engine.aside or engine.part is Part.RESTS:
             return None
         # torch passes the optimizer itself as args[0].
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
@@ -49,7 +50,7 @@ def hooks(engine: Engine) -> list[Any]:
         engine.step()
 
     def after(*_: Any) -> None:
-        if not engine.aside:
+        if not engine.aside and engine.part is not Part.RESTS:
             engine.after_step()
 
     # A compiled step traces what it calls; there is nothing to gain from tracing us.

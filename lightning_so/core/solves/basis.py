@@ -76,6 +76,30 @@ def entering(units: Units, roster: Roster, host: Host, step: int) -> bool:
     )
 
 
+def all_ready(units: Units, roster: Roster, host: Host, step: int) -> bool:
+    """Whether no block waits for a solve any more, so that all can become warm at this step.
+
+    Blocks that nothing is solved for never wait, nor do those whose solves go on failing.
+
+    Args:
+        units: The units.
+        roster: Who takes part.
+        host: The training.
+        step: The step.
+
+    Returns:
+        Whether; equal on all ranks.
+    """
+    places = ((index, row) for index, rows in enumerate(roster.live) for row in rows)
+    return all(
+        roster.warm[place[0]][place[1]]
+        or ready(place, units, roster, host, step)
+        or not units.of_block(place)
+        or any(units.schedule.failed[number] for number in units.of_block(place))
+        for place in places
+    )
+
+
 @FullPrecision()
 def enter(at: Landing) -> None:
     """Let blocks whose basis became warm rotate from this step on: their moments move into it.

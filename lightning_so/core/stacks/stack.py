@@ -178,3 +178,15 @@ def stack_blocks(assigned: Mapping[Block, Method], host: Host, rank: int | None 
             spec = StackSpec(members, dtype, weight.device, len(alike), rank in (None, owner), rank is None)
             stacks.append(Stack.of(spec, method, host))
     return stacks
+
+
+def dampen(stacks: Iterable[Stack], damping: float) -> None:
+    """Set the damping of methods that have one, for solves to come.
+
+    Args:
+        stacks: Their stacks.
+        damping: In units of one sample's loss.
+    """
+    for stack in stacks:
+        if stack.damped is not None:
+            stack.damped.dampen(stack.stats, damping)

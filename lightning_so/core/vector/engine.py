@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from lightning_so.comm import access_of
 from lightning_so.contract.vector_method import Step, VectorMethod, adaptive
 from lightning_so.core.engine import Engine
+from lightning_so.core.stacks.stack import dampen
 from lightning_so.core.statistics.recorder import Recorder
 from lightning_so.core.step.guard import Guard
 from lightning_so.core.vector import files
@@ -187,7 +188,7 @@ class VectorEngine:
         """Remember the weights: before the base steps, and the methods on layers."""
         if "damping" in self.state.numbers:
             for engine in self.layerwise:
-                engine.dampen(float(self.state.numbers["damping"]))
+                dampen(engine.stacks, float(self.state.numbers["damping"]))
         torch._foreach_copy_(self._parts[0], self.vector.stepped)
 
     @torch.no_grad()

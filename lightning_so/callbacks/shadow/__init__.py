@@ -1,0 +1,1 @@
+"""Shadow mode: a method is tried on a copy of a training, beside it."""
