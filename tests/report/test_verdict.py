@@ -180,6 +180,32 @@ def test_a_rate_that_explodes_is_found_with_its_step():
     assert "it was 0.003 there" in only(recordings).move
 
 
+def stride(recordings, ratio, look=0):
+    """Have every weight move by a part of its norm at one look."""
+    for recording in recordings:
+        layers = recording["layers"]
+        layers["update"][look] = [ratio**2 * weight for weight in layers["weight"][look]]
+
+
+@pytest.mark.parametrize(("level", "severity"), [(None, NOTE), (5.0, BAD)], ids=["the loss fell", "it did not"])
+def test_steps_as_long_as_the_weights_are_found(level, severity):
+    recordings = recorded.healthy(steps=400)
+    stride(recordings, 2.0)
+    if level is not None:
+        recorded.lossy(recordings, lambda step, loss: level)
+    step = recordings[0]["layers"]["step"][0]
+    assert (severity, "far", f"step {step:,}") in found(recordings)
+
+
+@pytest.mark.parametrize("names", [1, 0])
+def test_one_weight_that_begins_at_zero_is_no_such_step(names):
+    recordings = recorded.healthy(steps=400)
+    layers = recordings[0]["layers"]
+    for column in range(names):
+        layers["update"][0][column] = 100 * layers["weight"][0][column]
+    assert found(recordings) == []
+
+
 def test_gradients_that_explode_are_found():
     recordings = recorded.healthy(1, 2000)
     recorded.column(recordings, "gradient", lambda step: 1.0 if step < 1500 else 1e10)

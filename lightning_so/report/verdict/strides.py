@@ -36,6 +36,6 @@ def far(run: Run) -> Check:
 
 
 def _losses(run: Run) -> tuple[float | None, float | None]:
-    """The loss at both ends; None where it is not known."""
+    """The first loss, before any step, and the level at the end; None where they are not known."""
     known = run.known("loss")[1]
-    return ends(known) if len(known) >= FEWEST else (None, None)
+    return (known[0], ends(known)[1]) if len(known) >= FEWEST else (None, None)

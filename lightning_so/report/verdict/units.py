@@ -9,7 +9,7 @@ from lightning_so.report.verdict.finding import BAD, WARN, Check, Finding, figur
 LATE, LOOKS = 4, 2
 #: Shares of a layer's units that are much: trained ReLU networks lose up to two thirds of theirs at usual rates. From
 #: `ALL` on next to nothing passes, at `WHOLE` nothing.
-DEAD, SATURATED, ALL, WHOLE = 0.8, 0.6, 0.95, 0.999
+DEAD, SATURATED, ALL, WHOLE = 0.8, 0.5, 0.95, 0.999
 #: Outputs that vary along one direction, of so many units at least: fewer may well need no more. Of a layer that reads
 #: but one direction there is no rank.
 FLAT, WIDE = 1.1, 8
