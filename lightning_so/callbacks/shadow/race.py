@@ -16,6 +16,8 @@ from lightning_so.errors import ConfigError
 WAITING = 256
 #: At most so many losses of each are in a recording.
 SAMPLES = 200
+#: What is logged is foretold anew when there are so many times as many steps.
+LATER = 1.1
 
 
 class Curve:
@@ -58,13 +60,16 @@ class Race:
         """
         self._twin, self._every = twin, every
         self.training, self.copy = Curve(), Curve()
-        self._rates: deque[Rates] = deque()
+        self._rates, self._now = deque[Rates](), list[dict[str, Any]]()
+        self._logged = 0
+        self._foretold: Prediction | None = None
         self._seconds, self._ours = 0.0, 0.0
         self._losses: tuple[list[Tensor], list[Tensor]] = ([], [])
 
     def before_step(self, optimizer: Any) -> None:
-        """Note the hyper-parameters of the training's step."""
-        self._rates.append(rates(optimizer))
+        """Note what is new in the hyper-parameters of the training's step: the twin takes them in their order."""
+        before, self._now = self._now, rates(optimizer)
+        self._rates.append([changed(*pair) for pair in zip(before or [{} for _ in self._now], self._now, strict=True)])
 
     def after_batch(self, batch: Any, index: int, loss: Tensor | None, *, stepped: bool) -> None:
         """Note a micro-batch's loss; have the twin take it too, where that is due.
@@ -109,9 +114,12 @@ class Race:
     def scalars(self) -> dict[str, float]:
         """What is logged."""
         found = {"so/shadow_time_share": self.dearer, "so/shadow_mem_gb": self._twin.bytes() / 1e9}
-        prediction = self.prediction()
-        if prediction is not None:
-            found["so/shadow_steps_share"] = prediction.share
+        if (
+            len(self.training) > LATER * self._logged
+        ):  # It is of all steps so far: as they grow, it is asked less often.
+            self._logged, self._foretold = len(self.training), self.prediction()
+        if self._foretold is not None:
+            found["so/shadow_steps_share"] = self._foretold.share
         return found
 
     def text(self) -> str:
@@ -141,6 +149,12 @@ class Race:
             "memory": self._twin.bytes(),
             "text": self.text(),
         }
+
+
+def changed(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """The hyper-parameters of a group that are not what they were; tensors always, which only the device knows."""
+    kept = object()
+    return {name: value for name, value in now.items() if isinstance(value, Tensor) or before.get(name, kept) != value}
 
 
 def refuse(trainer: Any, module: Any) -> None:
