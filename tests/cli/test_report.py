@@ -79,6 +79,7 @@ def test_parts_of_another_kind_are_one_line_too(part, value, tmp_path, capsys):
     assert not (run / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_no_file_is_written_over_but_a_report_where_that_is_said(run, tmp_path, capsys):
     assert main(["report", str(run)]) == 0
     first = (run / "report.html").read_bytes()

@@ -77,6 +77,7 @@ def test_every_chart_is_there_and_of_the_right_height(opened, runs):
     assert min(widths) > 0.9
 
 
+@pytest.mark.slow
 def test_two_runs_and_strings_that_would_like_to_run(opened):
     tab = opened([Run("<script>alert(1)</script>", evil()), Run("</script>", evil())])
     assert min(heights(tab).values()) > 40

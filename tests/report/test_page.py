@@ -71,6 +71,7 @@ def test_the_page_needs_nothing_else():
     assert seen.tags.count("script") == 3
 
 
+@pytest.mark.slow
 def test_parts_come_in_the_order_in_which_they_are_read():
     content = page([Run("a", recorded.healthy(2, 400))])
     names = re.findall(r'<section id="(?:part-)?(\w+)"', content)
@@ -184,6 +185,7 @@ def test_two_runs_are_told_apart_and_what_differs_comes_first():
     assert len(domains) == 1
 
 
+@pytest.mark.slow
 def test_size_is_bounded():
     four = page([Run("a", recorded.healthy(4, 2000))])
     assert len(four.encode()) < 5e6

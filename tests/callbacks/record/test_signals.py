@@ -43,8 +43,11 @@ trainer.fit(Net(), DataLoader(range(5000)))
 
 @pytest.mark.parametrize(
     ("number", "period", "why"),
-    [(signal.SIGTERM, 300, "sigterm"), (signal.SIGINT, 300, "exception"), (signal.SIGKILL, 0, "checkpoint")],
-    ids=["SIGTERM", "SIGINT", "SIGKILL"],
+    [
+        pytest.param(signal.SIGTERM, 300, "sigterm", id="SIGTERM"),
+        pytest.param(signal.SIGINT, 300, "exception", id="SIGINT", marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, 0, "checkpoint", id="SIGKILL", marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_leaves_a_recording(number, period, why, tmp_path):
     path = {**os.environ, "PYTHONPATH": os.pathsep.join(each or str(Path.cwd()) for each in sys.path)}
