@@ -131,6 +131,7 @@ def test_what_it_takes_is_in_the_cost_of_a_rotated_step_of_hidden_matrices():
         assert not any(extra.values())
 
 
+@pytest.mark.slow
 def test_ranks_end_where_one_process_does(two):
     method = SOAP(**SOON, polish=True)
     alone = ranks.train(method, *ADAMW, 12, dtype=torch.float64)

@@ -87,7 +87,14 @@ def test_a_dotted_path_is_a_contender_with_the_middle_of_its_sweep(short):
 
 
 @pytest.mark.usefixtures("installed")
-@pytest.mark.parametrize("name", [name for name, entry in ENTRIES.items() if entry not in OURS])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "heavyball_psgd" else ())
+        for name, entry in ENTRIES.items()
+        if entry not in OURS
+    ],
+)
 def test_every_peer_takes_steps(name, short):
     entry = ENTRIES[name]
     if not entry.there:

@@ -172,6 +172,7 @@ def test_after_what_failed_no_command_starts(monkeypatch, variables):
     assert main(["doctor", "--accelerator", "cpu", "--", "true"]) == 1
 
 
+@pytest.mark.slow
 def test_a_rank_that_meets_nobody_is_told_so(capsys, variables):
     variables({**STEP, "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_PROCID": "1", "SLURM_LOCALID": "0"})
     assert main(["doctor", "--accelerator", "cpu", "--timeout", "1"]) == 1

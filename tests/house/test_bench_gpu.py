@@ -67,6 +67,7 @@ def test_what_does_not_fit_before_the_deadline_is_left_out_and_named():
     assert "left out  two 45 s were left of 100" in summary(outcomes)
 
 
+@pytest.mark.slow
 def test_a_part_that_is_too_slow_is_ended_with_all_that_it_has_started(tmp_path):
     child = "import time; time.sleep(60)"
     code = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {child!r}]); "
@@ -112,6 +113,7 @@ def test_the_tests_come_first_then_bases_then_steps_from_few_tokens_to_many():
         assert one.command[one.command.index("--seconds") + 1] == "{seconds}"
 
 
+@pytest.mark.slow
 def test_all_of_it_runs_on_a_cpu(tmp_path):
     done = module(tmp_path, "benchmarks.steps.gpu", "--device", "cpu", "--quick", "--out", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]

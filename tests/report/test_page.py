@@ -99,6 +99,7 @@ def test_what_has_no_data_is_left_out_and_says_what_would_record_it():
     assert "<b>Trust ratios by layer</b> is not there." in content
 
 
+@pytest.mark.slow
 def test_what_the_shadow_has_seen_is_shown_and_said():
     recordings = recorded.healthy(1, 100, method=None)
     samples = [{"step": step, "base": 3.0 - step / 50, "method": 3.0 - step / 30} for step in range(1, 60)]
@@ -114,6 +115,7 @@ def test_what_the_shadow_has_seen_is_shown_and_said():
     assert text_ in page([run]).split('<section id="part-loss"')[0]
 
 
+@pytest.mark.slow
 def test_a_run_of_one_step_is_a_page():
     assert "</html>" in page([Run("a", recorded.healthy(1, 16))])
     recordings = recorded.healthy(1, 16)
@@ -121,7 +123,7 @@ def test_a_run_of_one_step_is_a_page():
     assert "</html>" in page([Run("a", recordings)])
 
 
-@pytest.mark.parametrize("runs", [1, 2])
+@pytest.mark.parametrize("runs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_every_specification_is_one_of_vega_lite(runs):
     found = charts([Run(f"run {n}", recorded.healthy(2, 600, n)) for n in range(runs)])
     assert len(found) >= 20
@@ -152,7 +154,7 @@ def test_names_of_runs_and_layers_are_data_and_no_part_of_what_is_run():
                 assert path[-1] == "domain", (chart.name, path)
 
 
-@pytest.mark.parametrize("runs", [1, 2])
+@pytest.mark.parametrize("runs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_strings_of_a_run_stay_text(runs):
     content = page([Run(name, evil()) for name in EVIL[:runs]])
     seen = Seen(content)
@@ -171,6 +173,7 @@ def test_json_in_a_script_is_the_same_json():
     assert json.loads(data(value)) == value
 
 
+@pytest.mark.slow
 def test_two_runs_are_told_apart_and_what_differs_comes_first():
     runs = [Run("a", recorded.healthy(2, 300)), Run("b", recorded.healthy(1, 300, 1, method=None))]
     content = page(runs)

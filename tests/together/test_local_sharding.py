@@ -225,6 +225,7 @@ def test_files_hold_plain_moments(saved, form):
     assert checked > 10
 
 
+@pytest.mark.slow
 def test_states_of_other_ranks_or_sharding_are_refused_by_name_and_start_cold(two, saved):
     straight, path = saved("fsdp2")
     one = (FORMS["one"][0], METHOD, ADAMW, STEPS)

@@ -34,7 +34,7 @@ def test_operations_do_not_grow_with_equal_layers(name):
     assert max(count.total() for count in of_steps(method, 24, lengths="base")) <= 1.2 * most
 
 
-@pytest.mark.parametrize("name", ["muon", "kfac"])
+@pytest.mark.parametrize("name", ["muon", pytest.param("kfac", marks=pytest.mark.slow)])
 def test_slopes_take_few_operations_of_a_step_and_no_number_is_read(name):
     """On blocks of a few shapes: at two of eight steps, and a handful at each for the lengths that come of them."""
     method, _ = MOST[name]

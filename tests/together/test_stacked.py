@@ -148,6 +148,7 @@ def test_each_matrix_has_an_owner_of_its_own_and_what_travels_is_what_the_plan_s
         assert [now - before for before, now in pairwise(sent)] == [predicted] * 13
 
 
+@pytest.mark.slow
 def test_slopes_along_updates_are_in_what_the_plan_says_travels(two):
     """At every eighth step, after the first."""
     for sent, predicted, *_ in two.run(sharded, Muon(), steps=88):

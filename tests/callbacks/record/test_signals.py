@@ -41,12 +41,13 @@ trainer.fit(Net(), DataLoader(range(5000)))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "period", "why"),
     [
         pytest.param(signal.SIGTERM, 300, "sigterm", id="SIGTERM"),
-        pytest.param(signal.SIGINT, 300, "exception", id="SIGINT", marks=pytest.mark.slow),
-        pytest.param(signal.SIGKILL, 0, "checkpoint", id="SIGKILL", marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 300, "exception", id="SIGINT"),
+        pytest.param(signal.SIGKILL, 0, "checkpoint", id="SIGKILL"),
     ],
 )
 def test_a_signal_leaves_a_recording(number, period, why, tmp_path):
