@@ -27,6 +27,7 @@ class OfEngine:
         self._seconds = sum(engine.stopwatch.seconds.values())
         self._counts, self._warm = self._now(), self._rows()
         self._step, self._part = engine.report.step, engine.part
+        self._spent = (0.0, 0.0) if engine.parts.overhead is None else engine.parts.overhead.spent
 
     def _now(self) -> dict[str, int]:
         report = self.engine.report
@@ -53,8 +54,11 @@ class OfEngine:
         found |= {"staleness_max": oldest, "staleness_p95": most, "skipped": report.skipped}
         found["fallbacks"] = report.retries + report.failures
         found["overhead"] = (seconds - before) / wall if wall > 0 else None
-        if parts.overhead is not None and parts.overhead.choice is not None:
-            found["overhead_predicted"] = parts.overhead.choice.predicted
+        if parts.overhead is not None:
+            ours, own = (now - before for before, now in zip(self._spent, parts.overhead.spent, strict=True))
+            self._spent = parts.overhead.spent
+            found["overhead_measured"] = ours / own if own > 0 else None
+            found["overhead_predicted"] = None if parts.overhead.choice is None else parts.overhead.choice.predicted
         return found
 
     def solved(self) -> dict[int, list[str]]:

@@ -67,6 +67,7 @@ class Controller:
     Attributes:
         choice: What is in force; None before the first round.
         agree: Gives the timings of a round: a collective. A run that is to repeat another's choices gives that one's.
+        spent: Seconds of ours and of the training's own, in all steps of which they are known.
     """
 
     def __init__(self, asked: Overhead, units: Units, host: Host, step: int) -> None:
@@ -93,7 +94,7 @@ class Controller:
             )
         self.choice: Choice | None = None
         self.agree: Callable[[], Timings] = self._agreed
-        self._measured = [0.0, 0.0]
+        self.spent = self._told = (0.0, 0.0)
         self._timings: Timings | None = None
         self._laps, self._news = list[Lap](), list[str]()
         self._at = Measuring(step, step + FIRST)
@@ -123,7 +124,7 @@ class Controller:
         at = self._at
         while meter.laps:
             lap = meter.laps.popleft()
-            self._measured = [self._measured[0] + lap.ours, self._measured[1] + lap.own]
+            self.spent = self.spent[0] + lap.ours, self.spent[1] + lap.own
             if not at.settled and step - at.since > WARMUP + 1:
                 self._laps.append(lap)
         warm = sum(map(sum, roster.warm))
@@ -208,7 +209,8 @@ class Controller:
 
     def scalars(self) -> dict[str, float]:
         """The share that was foretold, 0 before the first choice, and that measured since this was last asked."""
-        (ours, own), self._measured = self._measured, [0.0, 0.0]
+        ours, own = (now - before for before, now in zip(self._told, self.spent, strict=True))
+        self._told = self.spent
         return {
             "so/overhead_predicted": 0.0 if self.choice is None else self.choice.predicted,
             "so/overhead_measured": ours / own if own > 0 else 0.0,
@@ -234,7 +236,7 @@ class Controller:
             step: Steps made.
         """
         self._at, self._timings, self.choice = Measuring(step, step + FIRST), None, None
-        self._units.schedule.bought, self._measured = None, [0.0, 0.0]
+        self._units.schedule.bought, self._told = None, self.spent
         self._laps.clear()
         self._thin(self._thinning)
         if state is None:

@@ -141,6 +141,19 @@ def test_what_is_recorded_is_what_happened(method, tmp_path, often):
     assert trainer.callbacks.count(None) == 0
 
 
+@pytest.mark.filterwarnings("ignore:max_overhead")
+def test_a_budget_is_recorded_as_foretold_and_as_measured(tmp_path):
+    ours = SecondOrder(SOAP(start=4, period=2), print_plan=False, max_overhead=0.9)
+    fit(Net(), tmp_path, ours, steps=60)
+    (engine,) = ours.engines
+    found = recorded(tmp_path)["last"]
+    measured = [share for share in found["overhead_measured"] if share is not None]
+    assert len(measured) > 40
+    assert all(share > 0 for share in measured)
+    assert found["overhead_predicted"][-1] == (engine.parts.overhead.choice and engine.parts.overhead.choice.predicted)
+    assert engine.parts.overhead.scalars()["so/overhead_measured"] > 0  # what is logged is another's to ask
+
+
 def test_large_weights_are_sampled(tmp_path, often, monkeypatch):
     monkeypatch.setattr(turns, "NUMBERS", 16)
     truth = Truth()
