@@ -1,12 +1,13 @@
 """Trainings of which it is known that second order disappoints: told once, at the start, with the page to read."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_so.callbacks.batches import tensors
 from lightning_so.contract.block import Block
 
 PAGE = "docs/when-not.md#what-a-training-is-told-at-its-start"
@@ -112,19 +113,8 @@ def are_factors(first: Block, second: Block) -> bool:
 
 def samples(batch: Any) -> int | None:
     """Samples of a batch, or tokens where it has rows of whole numbers; None where that is not to be seen."""
-    tensors = [tensor for tensor in _tensors(batch) if tensor.ndim]
-    if not tensors:
+    found = [tensor for tensor in tensors(batch) if tensor.ndim]
+    if not found:
         return None
-    tokens = (t for t in tensors if t.ndim > 1 and not (t.is_floating_point() or t.dtype == torch.bool))
-    return max([tensors[0].shape[0], *(t.shape[0] * t.shape[1] for t in tokens)])
-
-
-def _tensors(batch: Any) -> Iterable[Tensor]:
-    if isinstance(batch, Tensor):
-        yield batch
-    elif isinstance(batch, Mapping):
-        for each in batch.values():
-            yield from _tensors(each)
-    elif isinstance(batch, list | tuple):
-        for each in batch:
-            yield from _tensors(each)
+    tokens = (t for t in found if t.ndim > 1 and not (t.is_floating_point() or t.dtype == torch.bool))
+    return max([found[0].shape[0], *(t.shape[0] * t.shape[1] for t in tokens)])

@@ -118,7 +118,7 @@ class MatrixFree(Callback):
                 "MatrixFree: with manual optimization training_step steps the optimizers itself, and cannot be run "
                 "again. Use automatic optimization, or `attach` in a loop of your own."
             )
-        if getattr(trainer.precision_plugin, "scaler", None) is not None:
+        if strategies.scaler(trainer) is not None:
             raise ConfigError("MatrixFree: gradients carry a GradScaler's scale with 16-mixed. Use 'bf16-mixed'.")
 
     def on_train_start(self, trainer: Any, pl_module: nn.Module) -> None:

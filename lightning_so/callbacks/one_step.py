@@ -46,10 +46,9 @@ def unscale(trainer: Any, engine: Engine) -> None:
         trainer: The Trainer.
         engine: The engine of the optimizer that is to step.
     """
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
-    fused = getattr(engine.optimizer, "_step_supports_amp_scaling", False)
-    if scaler is not None and fused and any(param.grad is not None for param in engine.host.params):
-        scaler.unscale_(engine.optimizer)
+    scaled = strategies.unscales_itself(trainer, engine.optimizer)
+    if scaled and any(param.grad is not None for param in engine.host.params):
+        strategies.scaler(trainer).unscale_(engine.optimizer)
 
 
 def tell_scale(trainer: Any, pl_module: Any, engines: list[Engine]) -> None:
@@ -60,7 +59,7 @@ def tell_scale(trainer: Any, pl_module: Any, engines: list[Engine]) -> None:
         pl_module: Its module.
         engines: Its engines.
     """
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    scaler = strategies.scaler(trainer)
     divided = trainer.accumulate_grad_batches if pl_module.automatic_optimization else None
     for engine in engines:
         if engine.recorders:  # Reading the scale waits for the device.

@@ -1,7 +1,6 @@
 """One training step of every so many, looked at from outside: the health of its layers, and where it goes."""
 
 import math
-from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_so.callbacks import strategies
+from lightning_so.callbacks.batches import tensors
 from lightning_so.monitor.health import Health
 from lightning_so.monitor.illness import Ill, ill
 from lightning_so.monitor.layers import layers
@@ -81,7 +81,7 @@ class StepWatch:
             return
         alone = len(trainer.optimizers) == 1 and trainer.lightning_module.automatic_optimization
         # A fused step removes the scale itself, which may be another at the next step.
-        scaled = _scaler(trainer) is not None and getattr(optimizer, "_step_supports_amp_scaling", False)
+        scaled = strategies.unscales_itself(trainer, optimizer)
         step, here = trainer.global_step + 1, None
         if alone and not scaled and (step % self.every == 0 or (step + 1) % self.every == 0):
             here = vector.grads()
@@ -178,23 +178,7 @@ class StepWatch:
         return told | {f"health/{one.kind}/{one.layer}": one.value for one in self.ill[:NAMED]}
 
 
-def _scaler(trainer: Any) -> Any:
-    return getattr(trainer.precision_plugin, "scaler", None)
-
-
 def _samples(batch: Any) -> int | None:
     """How many samples a batch has: the first size that all its tensors share; None where they share none."""
-    sizes = {tensor.shape[0] if tensor.ndim else None for tensor in _tensors(batch)}
+    sizes = {tensor.shape[0] if tensor.ndim else None for tensor in tensors(batch)}
     return sizes.pop() if len(sizes) == 1 else None
-
-
-def _tensors(batch: Any) -> Iterator[Tensor]:
-    """The tensors in a batch."""
-    if isinstance(batch, Tensor):
-        yield batch
-    elif isinstance(batch, Mapping):
-        for part in batch.values():
-            yield from _tensors(part)
-    elif isinstance(batch, list | tuple):
-        for part in batch:
-            yield from _tensors(part)

@@ -151,6 +151,16 @@ def half(trainer: Any, weights: Iterable[Tensor]) -> bool:
     return autocast or "16" in str(trainer.precision) or any(weight.itemsize == 2 for weight in weights)
 
 
+def scaler(trainer: Any) -> Any:
+    """The Trainer's GradScaler; None without."""
+    return getattr(trainer.precision_plugin, "scaler", None)
+
+
+def unscales_itself(trainer: Any, optimizer: Optimizer) -> bool:
+    """Whether gradients have a loss scale before an optimizer's step, which a fused one takes out by itself."""
+    return scaler(trainer) is not None and getattr(optimizer, "_step_supports_amp_scaling", False)
+
+
 def training_step(trainer: Any, *arguments: Any) -> Any:
     """The training step again, as the Trainer runs it; of DeepSpeed's engine only what changes the numbers.
 
@@ -188,8 +198,8 @@ def left_out(trainer: Any, engine: Engine) -> bool:
     Returns:
         Whether; without gradients there was no step to make.
     """
-    scaler, access = getattr(trainer.precision_plugin, "scaler", None), engine.host.access
-    return scaler is not None and any(access.grad(param) is not None for param in engine.host.params)
+    access = engine.host.access
+    return scaler(trainer) is not None and any(access.grad(param) is not None for param in engine.host.params)
 
 
 def overlap(trainer: Any, engines: list[Engine]) -> list[Any]:

@@ -191,13 +191,8 @@ def weights(pl_module: nn.Module, accesses: Mapping[Optimizer, Access]) -> list[
 
 
 def unscaled(trainer: Any, optimizer: Optimizer) -> bool:
-    """Whether gradients have no scale before an optimizer's step: fused steps take it out themselves."""
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
-    return (
-        scaler is None
-        or not getattr(optimizer, "_step_supports_amp_scaling", False)
-        or bool(strategies.engines(trainer))
-    )
+    """Whether gradients have no scale before an optimizer's step; `SecondOrder` takes it out of those of fused ones."""
+    return not strategies.unscales_itself(trainer, optimizer) or bool(strategies.engines(trainer))
 
 
 def rate(trainer: Any) -> dict[str, Number]:

@@ -1,5 +1,6 @@
 """Of the outputs of layers: dead and saturated units, layers of few directions, outputs that explode."""
 
+from collections.abc import Iterator
 from statistics import median
 
 from lightning_so.report.run import Matrix, Run
@@ -39,19 +40,29 @@ def _looked(matrix: Matrix) -> tuple[int, int]:
     return sum(any(number is not None for number in numbers) for _, numbers in matrix.layers()), len(matrix.steps)
 
 
+def _above(matrix: Matrix, limit: float) -> Iterator[tuple[str, float, int, str]]:
+    """Layers of which so large a share is ill at the end: the share, the step since which, and the figures in words."""
+    for name, numbers in matrix.layers():
+        share = _late(numbers)
+        if share is not None and share >= limit:
+            since = _since(matrix, numbers, limit)
+            why = f"{share:.1%} at the end, above {limit:.0%} since step {since:,}; {_looked(matrix)[1]} looks."
+            yield name, share, since, why
+
+
+def _most(matrix: Matrix) -> float:
+    """The largest share of any layer at the end."""
+    return max((_late(numbers) or 0.0 for _, numbers in matrix.layers()), default=0.0)
+
+
 def dead(run: Run) -> Check:
     """Layers of which many units are zero for all samples."""
     matrix = run.units("dead")
     if matrix is None or not _looked(matrix)[0]:
         return Check(missing="No layer with units that can die (ReLU and the like) was looked at.")
     found = []
-    for name, numbers in matrix.layers():
-        share = _late(numbers)
-        if share is None or share < DEAD:
-            continue
-        since = _since(matrix, numbers, DEAD)
+    for name, share, since, why in _above(matrix, DEAD):
         what = f"{share:.0%} of the units of {name} are dead: zero for every sample."
-        why = f"{share:.1%} at the end, above {DEAD:.0%} since step {since:,}; {_looked(matrix)[1]} looks."
         stuck = _without_gradient(run) if share >= WHOLE else []
         why += f" No gradient passes: {listed(stuck)} did not move." if stuck else ""
         move = (
@@ -61,7 +72,7 @@ def dead(run: Run) -> Check:
         severity = BAD if share >= ALL else WARN
         found.append(Finding(severity, "dead", name, what, why, move, "dead", (since, matrix.steps[-1])))
     layers, looks = _looked(matrix)
-    most = max((_late(numbers) or 0.0 for _, numbers in matrix.layers()), default=0.0)
+    most = _most(matrix)
     good = f"No dead layer among {layers} over {looks} looks; the largest share of dead units at the end is {most:.0%}."
     return Check(found, "" if found else good)
 
@@ -75,7 +86,7 @@ def _without_gradient(run: Run) -> list[str]:
 def blocked(run: Run) -> bool:
     """Whether a layer is dead or saturated as a whole, so that no gradient reaches what comes before it."""
     matrices = [matrix for quantity in ("dead", "saturated") if (matrix := run.units(quantity)) is not None]
-    return any((_late(numbers) or 0.0) >= WHOLE for matrix in matrices for _, numbers in matrix.layers())
+    return any(_most(matrix) >= WHOLE for matrix in matrices)
 
 
 def saturated(run: Run) -> Check:
@@ -84,13 +95,8 @@ def saturated(run: Run) -> Check:
     if matrix is None or not _looked(matrix)[0]:
         return Check(missing="No layer with units that can saturate (tanh, sigmoid) was looked at.")
     found = []
-    for name, numbers in matrix.layers():
-        share = _late(numbers)
-        if share is None or share < SATURATED:
-            continue
-        since = _since(matrix, numbers, SATURATED)
+    for name, share, since, why in _above(matrix, SATURATED):
         what = f"{share:.0%} of the units of {name} are saturated: at the ends of tanh or sigmoid."
-        why = f"{share:.1%} at the end, above {SATURATED:.0%} since step {since:,}; {_looked(matrix)[1]} looks."
         move = (
             f"Next to no gradient passes {name}. Start its weights smaller (Xavier: 1 / sqrt(fan in)), normalise what "
             "it reads, or lower the rate; decay of its weights brings them back."
@@ -98,7 +104,7 @@ def saturated(run: Run) -> Check:
         severity = BAD if share >= ALL else WARN
         found.append(Finding(severity, "saturated", name, what, why, move, "saturated", (since, matrix.steps[-1])))
     layers, looks = _looked(matrix)
-    most = max((_late(numbers) or 0.0 for _, numbers in matrix.layers()), default=0.0)
+    most = _most(matrix)
     good = f"No saturated layer among {layers} over {looks} looks; the largest share at the end is {most:.0%}."
     return Check(found, "" if found else good)
 
