@@ -24,6 +24,12 @@ ELSEWHERE = {
 }
 #: What the site has in the place of a file that it has not.
 INSTEAD = {"README.md": "docs/README.md", "docs": "docs/README.md"}
+#: Pictures that stand for the mermaid text of a page, which a browser would need a library from a network for.
+DRAWN = {
+    "explanation/one-step.md": "![One step](../pictures/step.svg)",
+    "explanation/house.md": "![The rooms](../pictures/house.svg)",
+    "explanation/ownership.md": "![Owners](../pictures/ownership.svg)",
+}
 LINK = re.compile(r"(!?)\[((?:[^\]\[]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
 FENCE = re.compile(r"(^(?:```|~~~).*?^(?:```|~~~)\s*$)", re.MULTILINE | re.DOTALL)
 
@@ -70,6 +76,7 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     """
     here = page.file.src_uri
     stands = next((path for path, name in ELSEWHERE.items() if name == here), f"docs/{here}")
+    markdown = re.sub(r"^```mermaid\n.*?^```$", lambda _: DRAWN[here], markdown, flags=re.M | re.S)
     parts = FENCE.split(markdown.replace("<!-- help of every command -->", commands()))
     return "".join(part if FENCE.match(part) else _turned(part, Path(stands), Path(here)) for part in parts)
 

@@ -1,1 +1,1 @@
-"""The machine: it works around each step of an optimizer; docs/explanation/how-it-works.md shows its floors."""
+"""The machine: it works around each step of an optimizer; docs/explanation/house.md shows its floors."""

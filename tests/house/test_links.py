@@ -20,6 +20,7 @@ def anchors(text: str) -> Iterator[str]:
         name = re.sub(r"[^\w\- ]", "", said.lower()).replace(" ", "-")
         again = seen[name] = seen.get(name, -1) + 1
         yield f"{name}-{again}" if again else name
+    yield from re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE)  # Of what is generated from a docstring.
 
 
 def links(text: str) -> list[str]:

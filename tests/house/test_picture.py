@@ -7,7 +7,7 @@ import pytest
 from tests.support.arrows import ALLOWED, FLOORS, PACKAGE, ROOT
 
 REPOSITORY = ROOT.parent
-PAGE = (REPOSITORY / "docs" / "explanation" / "how-it-works.md").read_text()
+PAGE = "".join((REPOSITORY / "docs" / "explanation" / name).read_text() for name in ("house.md", "one-step.md"))
 EXTENDING = (REPOSITORY / "docs" / "how-to" / "extending.md").read_text()
 FOLDERS = {path.name for path in REPOSITORY.iterdir() if path.is_dir()}
 

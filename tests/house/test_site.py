@@ -5,9 +5,12 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+import lightning_so
 
 pytest.importorskip("mkdocs")
 ROOT = Path(__file__).parents[2]
@@ -47,6 +50,12 @@ def test_every_page_is_there(site: Path) -> None:
 
 
 @pytest.mark.slow
+def test_every_public_name_is_told_once(site: Path) -> None:
+    told = [name for path in site.rglob("*.html") for name in re.findall(r'id="lightning_so\.(\w+)"', path.read_text())]
+    assert sorted(told) == sorted(set(lightning_so.__all__))
+
+
+@pytest.mark.slow
 def test_nothing_is_loaded_from_a_network(site: Path) -> None:
     found = [
         (path.name, match[0])
@@ -55,6 +64,49 @@ def test_nothing_is_loaded_from_a_network(site: Path) -> None:
         for match in LOADED.finditer(path.read_text())
     ]
     assert found == []
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    api = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium here: apt-get install chromium")
+    with api.sync_playwright() as started:
+        found = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(1280, 900), (390, 844)], ids=["desktop", "phone"])
+@pytest.mark.parametrize("name", ["methods/muon.html", "reference/api.html"])
+def test_a_page_in_a_browser(site: Path, browser, name: str, size: tuple[int, int]) -> None:
+    complaints = []
+    context = browser.new_context(viewport=dict(zip(("width", "height"), size)), color_scheme="light")
+    tab = context.new_page()
+    tab.on("console", lambda said: complaints.append(said.text))
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    tab.on("requestfailed", lambda asked: complaints.append(asked.url))
+    tab.on("request", lambda asked: complaints.append(asked.url) if asked.url.startswith("http") else None)
+    tab.goto((site / name).as_uri())
+    assert tab.evaluate("document.documentElement.scrollWidth") <= size[0]
+
+    colour = "getComputedStyle(document.body).backgroundColor"
+    light = tab.evaluate(colour)
+    tab.locator("label[for=__palette_1]").click()
+    tab.wait_for_function(f"{colour} !== '{light}'")
+
+    if size[0] < 1000:
+        tab.locator("label[for=__search].md-header__button").click()
+    tab.locator(".md-search__input").click()
+    tab.keyboard.type("SOAP")
+    tab.locator(".md-search-result__item").first.wait_for()
+    assert "SOAP" in tab.locator(".md-search-result__item").first.inner_text()
+    context.close()
+    assert complaints == []
 
 
 @pytest.mark.parametrize(
