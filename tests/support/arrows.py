@@ -24,7 +24,7 @@ ALLOWED = {
     "contract": {"actions", "layers", "linalg"},
     "core": {"contract", "probe", "actions", "linalg", "layers", "losses", "comm"},
     "methods": {"contract", "linalg", "layers", "actions"},
-    "monitor": {"probe", "linalg", "comm"},
+    "monitor": {"probe", "linalg", "comm", "recording"},
     "strategies": {"comm"},
     "recording": set(),
     "report": {"recording"},
