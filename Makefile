@@ -9,7 +9,7 @@ PYTEST := OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/.ci/start $(BIN)/python -m pyte
 .DEFAULT_GOAL := help
 FLOORS ?= .venv/floors
 
-.PHONY: help demo chromium test fast test-cluster test-image floors faults matrix clients licences lint format bench bench-gpu bench-peers clean
+.PHONY: help demo chromium test fast test-cluster test-image floors faults matrix clients licences site lint format bench bench-gpu bench-peers clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 12
@@ -94,6 +94,11 @@ clients: .venv/clients/.ready ## Train with client packages, and write docs/test
 
 licences: $(READY) ## Write docs/licences.md from the metadata of what is installed
 	@$(BIN)/python -m tests.support.licences
+
+# mkdocs' own theme tells of another package at every start: not here.
+site: $(READY) ## Build the documentation site into build/site, strictly
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+	@echo "build/site/index.html"
 
 lint: $(READY) ## Lint, check the format and the types
 	@$(BIN)/ruff check

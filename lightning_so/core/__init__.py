@@ -1,1 +1,1 @@
-"""The machine: it works around each step of an optimizer; rooms on floors, which docs/how-it-works.md shows."""
+"""The machine: it works around each step of an optimizer; docs/explanation/how-it-works.md shows its floors."""

@@ -39,7 +39,7 @@ class AutoStep:
     wont to: the factor belongs to the rate that they started from.
 
     Source: parabola along the step: Rolinek and Martius 2018, arXiv 1802.05074, for the idea of a step length from a
-    local model; a second batch for the slopes is what noise asks for (see docs/few-directions.md).
+    local model; a second batch for the slopes is what noise asks for (see docs/methods/few-directions.md).
 
     Attributes:
         every: Steps between two looks.

@@ -32,7 +32,7 @@ class FewDirections:
     is; where there is little curvature, at most `cap` times as far as the base would.
 
     For deterministic or low-noise training, few sharp directions that change slowly, and saddles. On minibatches a
-    tuned first-order optimizer is as good: see docs/few-directions.md for what was measured.
+    tuned first-order optimizer is as good: see docs/methods/few-directions.md for what was measured.
 
     Source: the saddle-free step: Dauphin et al. 2014, arXiv 1406.2572; in few directions: Duda 2019, arXiv 1907.07063.
 

@@ -32,7 +32,7 @@ class OGR:
     With k = 1 the direction is m / |m|: the online parabola. No evaluation is added: right for deterministic training
     and little noise. Under noise the regression of gradients on positions reports l + s^2 / (eta E g^2), about one over
     the learning rate whatever the curvature l is, since a step follows its own noise; in many dimensions and one
-    direction even a maximum where there is a minimum. docs/few-directions.md shows it.
+    direction even a maximum where there is a minimum. docs/methods/few-directions.md shows it.
     `curvature="same-batch"` feeds the same regression with pairs (v_j, H v_j) of one batch each, one product every so
     many steps, which has no such bias.
 

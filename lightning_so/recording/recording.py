@@ -1,6 +1,6 @@
 """What is kept of a training on one rank: the last steps whole, the whole run thinned; its size has a bound.
 
-The file's format is told in docs/recorder.md.
+The file's format is told in docs/reference/recorder.md.
 """
 
 import time

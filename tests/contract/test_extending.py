@@ -1,4 +1,4 @@
-"""docs/extending.md: its examples are taken from the page, run, and do what the package's own do."""
+"""docs/how-to/extending.md: its examples are taken from the page, run, and do what the package's own do."""
 
 import ast
 import re

@@ -156,7 +156,7 @@ def test_pieces_of_ranks_within_a_part():
 
 
 def test_the_example_of_the_page_says_what_the_page_says(capsys):
-    page = Path(__file__).parents[2] / "docs" / "plan.md"
+    page = Path(__file__).parents[2] / "docs" / "explanation" / "plan.md"
     (example,) = blocks(page.read_text(encoding="utf-8"))
     exec(compile(example.code, str(page), "exec"), {})
     plan = capsys.readouterr().out

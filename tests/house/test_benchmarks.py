@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 FIGURES = BENCHMARKS / "README.md"
-PAGES = [FIGURES, ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [FIGURES, ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RESULTS = {path.name: path for path in sorted(BENCHMARKS.glob("**/results/*"))}
 
 

@@ -1,10 +1,10 @@
-"""docs/logged-names.md has every name that the package logs, and no other."""
+"""docs/reference/logged-names.md has every name that the package logs, and no other."""
 
 import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "logged-names.md").read_text()
+PAGE = (ROOT / "docs" / "reference" / "logged-names.md").read_text()
 SOURCE = "\n".join(path.read_text() for path in (ROOT / "lightning_so").rglob("*.py"))
 
 

@@ -1,4 +1,4 @@
-"""The picture of the house in docs/how-it-works.md shows the rooms, arrows and floors that are kept, and no other."""
+"""The picture of the house in docs shows the rooms, arrows and floors that are kept, and no other."""
 
 import re
 
@@ -7,8 +7,8 @@ import pytest
 from tests.support.arrows import ALLOWED, FLOORS, PACKAGE, ROOT
 
 REPOSITORY = ROOT.parent
-PAGE = (REPOSITORY / "docs" / "how-it-works.md").read_text()
-EXTENDING = (REPOSITORY / "docs" / "extending.md").read_text()
+PAGE = (REPOSITORY / "docs" / "explanation" / "how-it-works.md").read_text()
+EXTENDING = (REPOSITORY / "docs" / "how-to" / "extending.md").read_text()
 FOLDERS = {path.name for path in REPOSITORY.iterdir() if path.is_dir()}
 
 

@@ -1,4 +1,4 @@
-"""What the ranks of the pool run of docs/extending.md."""
+"""What the ranks of the pool run of docs/how-to/extending.md."""
 
 import copy
 

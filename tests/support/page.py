@@ -1,4 +1,4 @@
-"""The Python of docs/extending.md: blocks whose first line is a file's name are modules, the others are run.
+"""The Python of docs/how-to/extending.md: blocks whose first line is a file's name are modules, the others are run.
 
 Lines of tracebacks are those of the page.
 """
@@ -18,7 +18,7 @@ from lightning_so.layers import registry
 from lightning_so.strategies.names import REGISTRIES
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "extending.md"
+PAGE = ROOT / "docs" / "how-to" / "extending.md"
 #: Where modules of the page make themselves known.
 REGISTERED = (KNOWN, registry._KNOWN, choose._REGISTERED, *REGISTRIES.values())
 
