@@ -10,6 +10,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from lightning_so.cli import commands
+from lightning_so.version import __version__
 
 
 class Formatter(DefaultHelpFormatter):
@@ -60,7 +61,7 @@ def made(functions: dict[str, Callable[..., int]], *, complete: bool = False) ->
         With one subcommand a command.
     """
     about = "Second-order training for PyTorch Lightning."
-    parser = ArgumentParser(prog="lightning-so", description=about, formatter_class=Formatter)
+    parser = ArgumentParser(prog="lightning-so", description=about, formatter_class=Formatter, version=__version__)
     choices = parser.add_subcommands(dest="name")
     for name, function in functions.items():
         one = ArgumentParser(description=described(function))
