@@ -133,7 +133,7 @@ class SOAP(ByDevice):
 
     def exclude(self, base: Base, block: Block) -> str | None:
         """See `contract.method.Method.exclude`."""
-        cap = self._cap(block.param.device)
+        cap = self.cap_on(block.param.device)
         if min(block.rows, block.cols) > tiles.LONG * cap:
             return f"both sides are longer than {tiles.LONG} tiles of {cap}: raise SOAP(cap=...)"
         return None
@@ -141,7 +141,7 @@ class SOAP(ByDevice):
     def describe(self, base: Base, group: dict, block: Block) -> str:
         """See `contract.method.Method.describe`."""
         cold = self.action(base, group, block, False)
-        cap, sides = self._cap(block.param.device), []
+        cap, sides = self.cap_on(block.param.device), []
         for side in (block.rows, block.cols):
             sides.append(tiles.label(tiles.tiles(side, cap)))
         return f"{cold.value} until step {self.start}, then rotate; tiles {' and '.join(sides)}"
@@ -158,7 +158,7 @@ class SOAP(ByDevice):
         place = {"dtype": stack.dtype, "device": stack.home}
         sides = []
         for side in stack.shape:
-            cuts = tiles.tiles(side, self._cap(stack.device))
+            cuts = tiles.tiles(side, self.cap_on(stack.device))
             widths = [cut.stop - cut.start for cut in cuts]
             factors = [torch.zeros(count, w, w, **place) for w in widths] or [torch.zeros(count, side, **place)]
             values = [torch.zeros(count, w, **place) for w in widths] if self.whiten else []
@@ -167,7 +167,7 @@ class SOAP(ByDevice):
 
     def units(self, index: int, stack: StackSpec) -> list[Unit]:
         """See `contract.method.Method.units`."""
-        cap = self._cap(stack.device)
+        cap = self.cap_on(stack.device)
         return [
             Unit(index, row, side, tile, refresh_cost(width), (width, width), columns=width)
             for row in range(len(stack.blocks))
@@ -182,7 +182,7 @@ class SOAP(ByDevice):
     def step_cost(self, stack: StackSpec, action: Action) -> float:
         """See `contract.method.Method.step_cost`."""
         m, n = stack.shape
-        turn = m * n * sum(min(side, self._cap(stack.device)) for side in stack.shape)
+        turn = m * n * sum(min(side, self.cap_on(stack.device)) for side in stack.shape)
         calls = CALLS / stack.alike + (turn if self.whiten else 0.0)  # One call serves the stack.
         if action is Action.BEND:
             return turn + polar_cost(stack.shape, 5) + calls
@@ -290,5 +290,6 @@ class SOAP(ByDevice):
             estimates.append(tiles.eigenvalues(factors, bases))
         return estimates[0], estimates[1]
 
-    def _cap(self, device: torch.device) -> int:
+    def cap_on(self, device: torch.device) -> int:
+        """The largest tile on a device."""
         return self.cap or tiles.default_cap(device)
