@@ -4,10 +4,11 @@ Links of a page are those of its file in the repository, so that it reads well t
 site has elsewhere are turned to them, and those to what it has not (sources, templates) become the path alone.
 """
 
+import inspect
 import io
 import os
 import re
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from unittest import mock
 
@@ -30,6 +31,8 @@ DRAWN = {
     "explanation/house.md": "![The rooms](../pictures/house.svg)",
     "explanation/ownership.md": "![Owners](../pictures/ownership.svg)",
 }
+#: Where the help of every command is put.
+HELP = "<!-- help of every command -->"
 LINK = re.compile(r"(!?)\[((?:[^\]\[]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
 FENCE = re.compile(r"(^(?:```|~~~).*?^(?:```|~~~)\s*$)", re.MULTILINE | re.DOTALL)
 
@@ -77,7 +80,9 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     here = page.file.src_uri
     stands = next((path for path, name in ELSEWHERE.items() if name == here), f"docs/{here}")
     markdown = re.sub(r"^```mermaid\n.*?^```$", lambda _: DRAWN[here], markdown, flags=re.M | re.S)
-    parts = FENCE.split(markdown.replace("<!-- help of every command -->", commands()))
+    if HELP in markdown:
+        markdown = markdown.replace(HELP, commands())
+    parts = FENCE.split(markdown)
     return "".join(part if FENCE.match(part) else _turned(part, Path(stands), Path(here)) for part in parts)
 
 
@@ -101,20 +106,22 @@ def _turned(text: str, stands: Path, here: Path) -> str:
 
 
 def commands() -> str:
-    """The help of every command of `lightning-so`, as it prints it.
+    """The help of every command of `lightning-so`, as it prints it; without the options that are Lightning's own.
 
     Returns:
         Markdown.
     """
-    from lightning_so.cli.__main__ import found, main
+    from lightning_so.cli.__main__ import main
+    from lightning_so.cli.parser import found, whole
 
     text = ""
-    for name in found():
+    for name, function in found().items():
         said = io.StringIO()
-        with mock.patch.dict(os.environ, {"COLUMNS": "100", "NO_COLOR": "1"}), redirect_stdout(said):
-            try:
-                main([name, "--help"])
-            except SystemExit:
-                pass
+        if whole(function):
+            said.write(inspect.cleandoc(function.__doc__ or "").partition("\nArgs:")[0])
+        else:
+            with mock.patch.dict(os.environ, {"COLUMNS": "100", "NO_COLOR": "1"}), redirect_stdout(said):
+                with suppress(SystemExit):
+                    main([name, "--help"])
         text += f"## lightning-so {name}\n\n```text\n{said.getvalue().strip()}\n```\n\n"
     return text

@@ -1,6 +1,7 @@
 """A small CNN on scikit-learn's digits, trained with AdamW behind SOAP or Muon, or alone.
 
     python -m examples.image_classifier --method soap     # or muon, or none
+    lightning-so fit --config configs/vision.yaml         # the same from YAML
 
 Only the list of callbacks differs between the three; logging, validation and ModelCheckpoint do not notice. The digits
 are easy: all three end near 98 %. Which method trains faster is measured in benchmarks/, not here.
@@ -70,6 +71,31 @@ class Classifier(pl.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=self.hparams.lr)
 
 
+class Images(pl.LightningDataModule):
+    """1,500 digits for training, the other 297 for validation.
+
+    Args:
+        batch_size: Images in a batch.
+    """
+
+    def __init__(self, batch_size: int = BATCH) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+
+    def setup(self, stage: str) -> None:
+        """Part them, always in the same way."""
+        always = torch.Generator().manual_seed(0)
+        self.train, self.held = random_split(digits(), [TRAIN, len(digits()) - TRAIN], generator=always)
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled batches."""
+        return DataLoader(self.train, self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader:
+        """One batch."""
+        return DataLoader(self.held, len(self.held))
+
+
 def main() -> None:
     """Train for `--epochs` epochs; print the accuracies; SecondOrder itself says what it did."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -80,7 +106,6 @@ def main() -> None:
 
     torch.set_num_threads(1)  # the layers are too small to be shared by threads
     pl.seed_everything(0)
-    train, held = random_split(digits(), [TRAIN, len(digits()) - TRAIN])
     best = ModelCheckpoint(
         args.out, filename=args.method, monitor="val_accuracy", mode="max", enable_version_counter=False
     )
@@ -94,7 +119,7 @@ def main() -> None:
         devices=1,
         logger=False,
     )
-    trainer.fit(Classifier(), DataLoader(train, BATCH, shuffle=True), DataLoader(held, len(held)))
+    trainer.fit(Classifier(), Images())
 
     metrics = trainer.callback_metrics
     print(f"accuracy: train {metrics['train_accuracy']:.3f}, validation {metrics['val_accuracy']:.3f}")

@@ -44,6 +44,7 @@ from lightning_so.methods.shampoo import Shampoo as Shampoo
 from lightning_so.methods.soap import SOAP as SOAP
 from lightning_so.monitor.spectrum import Spectrum as Spectrum
 from lightning_so.monitor.spectrum import spectrum as spectrum
+from lightning_so.version import __version__ as __version__
 
 __all__ = [
     "EKFAC",
@@ -85,6 +86,7 @@ __all__ = [
     "Synchronous",
     "TrustError",
     "Ways",
+    "__version__",
     "attach",
     "curvature",
     "resume_check",

@@ -10,7 +10,7 @@ runs, with whatever else the machine did.
 
 import argparse
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
@@ -118,10 +118,20 @@ def number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def draw(groups: dict[str, dict[str, Sweep]], names: dict[str, str], out: Path) -> None:
-    """Mean loss over seeds of every contender's best rate, over steps and over mean seconds: a row a problem."""
+def draw(
+    groups: dict[str, dict[str, Sweep]], names: dict[str, str], out: Path, called: Mapping[str, str] | None = None
+) -> None:
+    """Mean loss over seeds of every contender's best rate, over steps and over mean seconds: a row a problem.
+
+    Args:
+        groups: Sweeps by title.
+        names: What the loss is called, by title.
+        out: The picture.
+        called: What contenders are called, where it is not by their names.
+    """
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import LogFormatter
 
     colors = [matplotlib.colormaps["tab20"](at) for at in range(20)]
     figure, axes = plt.subplots(len(groups), 2, figsize=(13, 4.5 * len(groups)), layout="constrained", squeeze=False)
@@ -135,11 +145,13 @@ def draw(groups: dict[str, dict[str, Sweep]], names: dict[str, str], out: Path) 
             for axis, places in zip(row, ("steps", "seconds"), strict=True):
                 at = [mean(curve[places][i] for curve in curves) for i in range(points)]
                 style = STYLES.get(sweep.best.runs[-1]["package"], ":")
-                axis.plot(
-                    at, losses, style, color=colors[place % len(colors)], label=f"{sweep.name}, {sweep.best.lr:g}"
-                )
+                label = f"{(called or {}).get(sweep.name, sweep.name)}, {sweep.best.lr:g}"
+                axis.plot(at, losses, style, color=colors[2 * place % 20 + place // 10], label=label)
         row[0].set(title=title, xlabel="step", ylabel=names[title], yscale="log")
         row[1].set(title=title, xlabel="CPU seconds of one core", yscale="log")
+        for axis in row:  # 2, 3, 4 rather than powers of ten
+            axis.yaxis.set_major_formatter(LogFormatter())
+            axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
         row[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(out, dpi=90)
     print(f"plot: {out}")

@@ -183,6 +183,28 @@ def training_step(trainer: Any, *arguments: Any) -> Any:
         return strategy._forward_redirection(module, module, "training_step", *arguments)
 
 
+def averaged(trainer: Any, module: Any) -> Any:
+    """Another module of a training with DDP, with gradients that are averaged over ranks; None in one process."""
+    return trainer.strategy._setup_model(module) if trainer.world_size > 1 else None
+
+
+def passed(trainer: Any, averaged: Any, module: Any, arguments: tuple[Any, ...]) -> Any:
+    """The training step of another module.
+
+    Args:
+        trainer: The Trainer.
+        averaged: See `averaged`.
+        module: The module.
+        arguments: Of its `training_step`.
+
+    Returns:
+        What it gives.
+    """
+    if averaged is None:
+        return module.training_step(*arguments)
+    return trainer.strategy._forward_redirection(averaged, module, "training_step", *arguments)
+
+
 def steps_now(trainer: Any) -> bool:
     """Whether the optimizer is about to step: DeepSpeed has Lightning ask at every micro-batch."""
     return not is_deepspeed(trainer.strategy) or trainer.strategy.deepspeed_engine.is_gradient_accumulation_boundary()

@@ -4,28 +4,18 @@ Options are made from a function's signature and docstring by jsonargparse: Ligh
 commands read, needs it anyway, so that one extra (`[cli]`) brings both, and both spell options alike.
 """
 
-import importlib
 import inspect
 import os
-import pkgutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from typing import Any
 
-from lightning_so.cli import commands
 from lightning_so.errors import ConfigError, LaunchError, StateError, TrustError, installed_by
 
 #: The exit status of a command that could not do its work; 1 is a bad result.
 FAILED = 2
-
-
-def found() -> dict[str, Callable[..., int]]:
-    """Every command by name: `commands/resume_check.py` is `resume-check`."""
-    modules = (info.name for info in pkgutil.iter_modules(commands.__path__))
-    return {
-        name.replace("_", "-"): importlib.import_module(f"{commands.__name__}.{name}").command
-        for name in sorted(modules)
-    }
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -81,26 +71,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
-    try:
-        from jsonargparse import ArgumentParser
-    except ImportError:
+    if find_spec("jsonargparse") is None:
         print(f"lightning-so needs jsonargparse: {installed_by('cli')}", file=sys.stderr)
         return FAILED
+    from lightning_so.cli.parser import found, made, whole
+
     if os.getcwd() not in sys.path and "" not in sys.path:
         # As python -m has it: configurations name classes of the project that one stands in.
         sys.path.insert(0, os.getcwd())
-    ours, rest = split(sys.argv[1:] if arguments is None else arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
     functions = found()
-    parser = ArgumentParser(prog="lightning-so", description="Second-order training for PyTorch Lightning.")
-    choices = parser.add_subcommands(dest="name")
-    for name, function in functions.items():
-        first, _, more = inspect.cleandoc(function.__doc__ or "").partition("\n")
-        each = ArgumentParser(description=f"{first} {more.partition('Args:')[0].strip()}")
-        # A command that has options by name alone (behind "*") takes what it needs by place: lightning-so report RUN.
-        parameters = inspect.signature(function).parameters.values()
-        by_place = any(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters)
-        each.add_function_arguments(function, skip={"overrides"}, as_positional=by_place)
-        choices.add_subcommand(name, each, help=first)
+    if given and given[0] in functions and whole(functions[given[0]]):
+        return _run(given[0], functions[given[0]], {"arguments": given[1:]})
+    ours, rest = split(given)
+    parser = made(functions)
     if ours and ours[0] in functions:
         ours = flagged(ours, functions[ours[0]])
     chosen = parser.parse_args(ours)
@@ -109,10 +93,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options["overrides"] = rest
     elif rest:
         parser.error(f"{chosen.name} takes nothing behind '--', got {rest}")
+    return _run(chosen.name, functions[chosen.name], options)
+
+
+def _run(name: str, function: Callable[..., int], options: dict[str, Any]) -> int:
     try:
-        return functions[chosen.name](**options)
+        return function(**options)
     except (ConfigError, StateError, LaunchError, TrustError) as error:
-        print(f"lightning-so {chosen.name}: {error}", file=sys.stderr)
+        print(f"lightning-so {name}: {error}", file=sys.stderr)
     except Exception:
         # Python's own exit status would be 1, which says something else here.
         traceback.print_exc()

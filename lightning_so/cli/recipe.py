@@ -1,7 +1,6 @@
 """A LightningCLI configuration as a recipe: module, data and Trainer arguments, made anew at every call."""
 
 import importlib
-import warnings
 from argparse import ArgumentError
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from lightning_so.cli.wired import cli, line
 from lightning_so.errors import ConfigError
 from lightning_so.strategies.names import LIGHTNINGS
 
@@ -68,36 +68,69 @@ class Config:
             # What only parses leaves the random state alone.
             "args": [*arguments, *([] if instantiate else ["--seed_everything=false"])],
         }
-        with warnings.catch_warnings():
-            # It warns that sys.argv has arguments too: they are ours.
-            warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
-            try:
-                return _class_of_cli(lightning(model), instantiate)(**options)
-            except ArgumentError as error:
-                raise ConfigError(f"{self.file}: {error.message or error}") from error
+        try:
+            return _class_of_cli(lightning(model), instantiate)(**options)
+        except ArgumentError as error:
+            raise ConfigError(f"{self.file}: {line(error)}") from error
 
     def _class(self, key: str, name: str | None) -> tuple[Any, bool]:
         """The class under a key, and whether the file names it."""
-        try:
-            content = yaml.safe_load(self.file.read_text())
-        except (OSError, yaml.YAMLError) as error:
-            raise ConfigError(f"{self.file} cannot be read as YAML: {error}") from error
-        part = content.get(key) if isinstance(content, dict) else None
-        path = part.get("class_path") if isinstance(part, dict) else part if isinstance(part, str) else None
+        part = content(self.file).get(key)
+        path = named({key: part}, key)
         if key == "data" and name is None and path is None and part:
             raise ConfigError(f"{self.file} has data without a class: give its name (--data package.module.Class).")
         return (imported(path), True) if path else (imported(name) if name else None, False)
 
 
+def content(file: Path) -> dict[str, Any]:
+    """What a configuration holds; nothing where it is no table.
+
+    Args:
+        file: The YAML file.
+
+    Returns:
+        Its keys and values.
+
+    Raises:
+        ConfigError: If it cannot be read.
+    """
+    try:
+        found = yaml.safe_load(file.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    return found if isinstance(found, dict) else {}
+
+
+def named(parts: dict[str, Any], key: str) -> str | None:
+    """The class that a configuration names under a key, "model" or "data"; None where it names none.
+
+    Args:
+        parts: A configuration.
+        key: The key.
+
+    Returns:
+        The class's dotted name.
+
+    Example:
+        >>> named({"model": {"class_path": "package.Module"}}, "model")
+        'package.Module'
+    """
+    part = parts.get(key)
+    return part.get("class_path") if isinstance(part, dict) else part if isinstance(part, str) else None
+
+
 def _class_of_cli(name: str, instantiate: bool) -> Any:
     """A LightningCLI of one import name that makes no Trainer, and nothing at all if not told to."""
-    base: Any = importlib.import_module(f"{name}.cli").LightningCLI
+    base = cli(name)
 
     class CLI(base):
         """Parses a configuration."""
 
+        wanted = False
+
         def add_arguments_to_parser(self, parser: Any) -> None:
             """Let configurations pass that were saved by `fit`."""
+            super().add_arguments_to_parser(parser)
             for option in OF_FIT:
                 parser.add_argument(f"--{option}", type=Any, default=None, help="Not used here.")
 
@@ -112,7 +145,7 @@ def _class_of_cli(name: str, instantiate: bool) -> Any:
 
         def instantiate_trainer(self, **kwargs: Any) -> dict[str, Any]:
             """Its arguments."""
-            return {**self.config_init["trainer"].as_dict(), **kwargs}
+            return {**self.config_init["trainer"].as_dict(), **kwargs, "callbacks": self.callbacks()}
 
     return CLI
 

@@ -56,6 +56,7 @@ class Parts:
         overhead: What buys intervals for a share of time; None where none was asked for.
         flights: Solves whose results have not been swapped in, oldest first.
         unread: Verdicts on those that were, which the host does not know yet.
+        turned: How far bases have turned by the solves of a step, where someone takes it out; None else.
     """
 
     host: Host
@@ -75,6 +76,7 @@ class Parts:
     overhead: Controller | None = None
     flights: list[Flight] = field(default_factory=list)
     unread: list[Unread] = field(default_factory=list)
+    turned: list[Tensor] | None = None
 
     @property
     def stacks(self) -> list[Stack]:
@@ -84,7 +86,7 @@ class Parts:
     @property
     def landing(self) -> Landing:
         """Where solves land."""
-        return Landing(self.units, self.roster, self.host, self.matrices, self.report)
+        return Landing(self.units, self.roster, self.host, self.matrices, self.report, self.turned)
 
     @property
     def methods(self) -> list[Method]:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 #: A side longer than this many caps (a vocabulary) keeps its diagonal alone and no basis.
 LONG = 8
+#: What is added to eigenvalues before they whiten, over their mean.
+FLOOR = 1e-4
 
 
 def tiles(side: int, cap: int) -> list[slice]:
@@ -83,3 +85,24 @@ def eigenvalues(factors: list[Tensor], bases: list[Tensor]) -> Tensor:
     if not bases:
         return factors[0].clamp_min(0)
     return torch.cat([(Q * (F @ Q)).sum(1).clamp_min(0) for F, Q in zip(factors, bases, strict=True)], dim=1)
+
+
+def whitened(bases: list[Tensor], values: list[Tensor], cuts: list[slice], X_BMN: Tensor, *, column: bool) -> Tensor:
+    """X in the basis of one side, over the roots of that side's eigenvalues r relative to their mean.
+
+        X Q diag((r + 1e-4 mean r) / mean r)^(-1/2)    (diag(...)^(-1/2) Q' X for the row side)
+
+    Args:
+        bases: One (B, T, T) tensor a tile; empty for a side without a basis.
+        values: r, one (B, T) a tile, or one (B, side); of zeros nothing is divided by them.
+        cuts: The tiles of the side.
+        X_BMN: What to whiten, shape (B, M, N).
+        column: Whether the side is the columns.
+
+    Returns:
+        The whitened tensor, shape (B, M, N).
+    """
+    r = torch.cat(values, 1)
+    mean = r.mean(1, keepdim=True)
+    root = torch.where(mean > 0, mean / (r + FLOOR * mean), 1.0).sqrt()
+    return turn(bases, cuts, X_BMN, column=column, leave=False) * root.unsqueeze(1 if column else 2)

@@ -16,8 +16,8 @@ def unseen(F_TT: Tensor) -> Tensor:
 
 
 def maybe(flags: Tensor) -> bool:
-    """Whether any flag may be set: a CPU tells, another device is not waited for."""
-    return flags.device.type != "cpu" or bool(flags.numpy().any())
+    """Whether any flag may be set: a CPU tells, another device is not waited for, and a shape without numbers may."""
+    return flags.device.type != "cpu" or type(flags) is not Tensor or bool(flags.numpy().any())
 
 
 def columns_of(Q_TT: Tensor, unseen_T: Tensor) -> tuple[Tensor, Tensor]:

@@ -130,14 +130,14 @@ class Shampoo:
 
     def exclude(self, base: Base, block: Block) -> str | None:
         """See `contract.method.Method.exclude`."""
-        cap = self._cap(block.param.device)
+        cap = self.cap_on(block.param.device)
         if all(not tiles.tiles(length, cap) for length in self._lengths(block).values()):
             return f"every dimension is longer than {tiles.LONG} tiles of {cap}: raise Shampoo(cap=...)"
         return None
 
     def describe(self, base: Base, group: dict, block: Block) -> str:
         """See `contract.method.Method.describe`."""
-        cap = self._cap(block.param.device)
+        cap = self.cap_on(block.param.device)
         sides = [tiles.label(tiles.tiles(length, cap)) for length in self._lengths(block).values()]
         action = self.action(base, group, block, True).value
         whitened = " of whitened factors" if self.whiten else ""
@@ -158,7 +158,7 @@ class Shampoo:
         count, block = len(stack.blocks), stack.blocks[0]
         place, sides = {"dtype": stack.dtype, "device": stack.home}, []
         for dim, length in self._lengths(block).items():
-            cuts = tiles.tiles(length, self._cap(stack.device))
+            cuts = tiles.tiles(length, self.cap_on(stack.device))
             widths = [cut.stop - cut.start for cut in cuts]
             factors = [torch.zeros(count, w, w, **place) for w in widths] or [torch.zeros(count, length, **place)]
             sides.append(Side(dim, cuts, factors, [torch.eye(w, **place).repeat(count, 1, 1) for w in widths]))
@@ -188,7 +188,7 @@ class Shampoo:
 
     def units(self, index: int, stack: StackSpec) -> list[Unit]:
         """See `contract.method.Method.units`: a tile of a dimension."""
-        cap, order = self._cap(stack.device), len(self._lengths(stack.blocks[0]))
+        cap, order = self.cap_on(stack.device), len(self._lengths(stack.blocks[0]))
         return [
             Unit(index, row, side, tile, root_cost(cut.stop - cut.start), (cut.stop - cut.start,) * 2, kind=order)
             for row in range(len(stack.blocks))
@@ -202,7 +202,7 @@ class Shampoo:
 
     def step_cost(self, stack: StackSpec, action: Action) -> float:
         """See `contract.method.Method.step_cost`."""
-        block, cap = stack.blocks[0], self._cap(stack.device)
+        block, cap = stack.blocks[0], self.cap_on(stack.device)
         lengths = self._lengths(block).values()
         turn = float(block.shape.numel() * sum(min(length, cap) for length in lengths))
         whitening = (len(lengths) - 1) * turn if self.whiten else 0.0
@@ -274,7 +274,8 @@ class Shampoo:
         order = len(self._lengths(block))
         return self.power or (2.0 * order if base.linear else max(2.0, order))
 
-    def _cap(self, device: torch.device) -> int:
+    def cap_on(self, device: torch.device) -> int:
+        """The largest tile on a device."""
         return self.cap or tiles.default_cap(device)
 
 

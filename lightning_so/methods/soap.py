@@ -40,11 +40,13 @@ class Side:
         cuts: The tiles; empty for a side that keeps only its diagonal.
         factors: One (B, T, T) tensor a tile, or one (B, side) diagonal. Replicated over ranks, saved.
         bases: One (B, T, T) tensor a tile, or none. Replicated over ranks, saved.
+        values: diag(Q' F Q) when Q was found, one (B, T) a tile, where gradients are whitened; else none. As the bases.
     """
 
     cuts: list[slice]
     factors: list[Tensor]
     bases: list[Tensor]
+    values: list[Tensor] = field(default_factory=list)
 
 
 @dataclass
@@ -71,8 +73,15 @@ class SOAP(ByDevice):
     taken one by one. The factors are not debiased: neither a basis nor the start of the second moment depends on their
     scale.
 
-    Source: Vyas et al. 2024, arXiv 2409.11321, algorithm 3; the bent start, the second moment from the factors, the
-    tie-breaking ridge and the age-proportional staggered schedule are this project's.
+    With `whiten` it is KL-SOAP: each factor is that of gradients divided by the roots of the other's eigenvalues r,
+
+        L = EMA(X X'),    X = G Q_R diag((r + 1e-4 mean r) / mean r)^(-1/2),    and R likewise,
+
+    with the bases and eigenvalues of their last solves; before those X is G.
+
+    Source: Vyas et al. 2024, arXiv 2409.11321, algorithm 3; Lin et al. 2025, arXiv 2509.03378, for whitened factors;
+    the bent start, the second moment from the factors, the tie-breaking ridge and the age-proportional staggered
+    schedule are this project's.
 
     Attributes:
         period: Largest interval between two solves of one unit, in steps.
@@ -82,6 +91,7 @@ class SOAP(ByDevice):
         cap: Largest tile of a side; None takes 256 on CPU and 1024 on other devices.
         schedule: `Staggered()`, or `Synchronous()` for the textbook burst.
         polish: Whether a rotated update d of a hidden matrix becomes `|d| O / |O|`, `O = polar(d)` (SOAP-Muon).
+        whiten: Whether factors are those of whitened gradients (KL-SOAP).
 
     Example:
         >>> SOAP(period=32).period
@@ -95,6 +105,7 @@ class SOAP(ByDevice):
     cap: int | None = None
     schedule: Spread = field(default_factory=Staggered)
     polish: bool = False
+    whiten: bool = False
 
     taps: ClassVar[Taps] = Taps.GRADS
     step_bound: ClassVar[float | None] = None
@@ -110,6 +121,7 @@ class SOAP(ByDevice):
         if not isinstance(self.schedule, Spread):
             raise ConfigError(f"SOAP(schedule={self.schedule!r}): schedule must be Staggered() or Synchronous().")
         check_choice("SOAP", "polish", self.polish, (False, True))
+        check_choice("SOAP", "whiten", self.whiten, (False, True))
 
     def refuse(self, base: Base, group: dict) -> str | None:
         """See `contract.method.Method.refuse`."""
@@ -121,7 +133,7 @@ class SOAP(ByDevice):
 
     def exclude(self, base: Base, block: Block) -> str | None:
         """See `contract.method.Method.exclude`."""
-        cap = self._cap(block.param.device)
+        cap = self.cap_on(block.param.device)
         if min(block.rows, block.cols) > tiles.LONG * cap:
             return f"both sides are longer than {tiles.LONG} tiles of {cap}: raise SOAP(cap=...)"
         return None
@@ -129,7 +141,7 @@ class SOAP(ByDevice):
     def describe(self, base: Base, group: dict, block: Block) -> str:
         """See `contract.method.Method.describe`."""
         cold = self.action(base, group, block, False)
-        cap, sides = self._cap(block.param.device), []
+        cap, sides = self.cap_on(block.param.device), []
         for side in (block.rows, block.cols):
             sides.append(tiles.label(tiles.tiles(side, cap)))
         return f"{cold.value} until step {self.start}, then rotate; tiles {' and '.join(sides)}"
@@ -146,15 +158,16 @@ class SOAP(ByDevice):
         place = {"dtype": stack.dtype, "device": stack.home}
         sides = []
         for side in stack.shape:
-            cuts = tiles.tiles(side, self._cap(stack.device))
+            cuts = tiles.tiles(side, self.cap_on(stack.device))
             widths = [cut.stop - cut.start for cut in cuts]
             factors = [torch.zeros(count, w, w, **place) for w in widths] or [torch.zeros(count, side, **place)]
-            sides.append(Side(cuts, factors, [torch.eye(w, **place).repeat(count, 1, 1) for w in widths]))
+            values = [torch.zeros(count, w, **place) for w in widths] if self.whiten else []
+            sides.append(Side(cuts, factors, [torch.eye(w, **place).repeat(count, 1, 1) for w in widths], values))
         return Stats((sides[0], sides[1]))
 
     def units(self, index: int, stack: StackSpec) -> list[Unit]:
         """See `contract.method.Method.units`."""
-        cap = self._cap(stack.device)
+        cap = self.cap_on(stack.device)
         return [
             Unit(index, row, side, tile, refresh_cost(width), (width, width), columns=width)
             for row in range(len(stack.blocks))
@@ -169,18 +182,23 @@ class SOAP(ByDevice):
     def step_cost(self, stack: StackSpec, action: Action) -> float:
         """See `contract.method.Method.step_cost`."""
         m, n = stack.shape
-        turn = m * n * sum(min(side, self._cap(stack.device)) for side in stack.shape)
-        calls = CALLS / stack.alike  # One call serves the stack.
+        turn = m * n * sum(min(side, self.cap_on(stack.device)) for side in stack.shape)
+        calls = CALLS / stack.alike + (turn if self.whiten else 0.0)  # One call serves the stack.
         if action is Action.BEND:
             return turn + polar_cost(stack.shape, 5) + calls
         polish = polar_cost(stack.shape, 5) if self.polish and not stack.edge else 0.0
-        return 3 * turn + polish + calls if action is Action.ROTATE else turn
+        return 3 * turn + polish + calls if action is Action.ROTATE else turn * (1 + self.whiten)
 
     def observe(self, stats: Stats, gradients: Tensor, rows: list[int] | None) -> None:
         """See `contract.method.ObservesGradients.observe`."""
+        seen = [gradients, gradients]
+        for column, other in enumerate(stats.sides[::-1] if self.whiten else ()):
+            kept = [other.bases, other.values or other.factors]
+            bases, values = kept if rows is None else ([part[rows] for part in parts] for parts in kept)
+            seen[column] = tiles.whitened(bases, values, other.cuts, gradients, column=not column)
         for column, side in enumerate(stats.sides):
             factors = side.factors if rows is None else [F[rows] for F in side.factors]
-            tiles.fold(factors, side.cuts, gradients, 1 - self.beta, column=bool(column))
+            tiles.fold(factors, side.cuts, seen[column], 1 - self.beta, column=bool(column))
             if rows is not None:
                 for F, part in zip(side.factors, factors, strict=True):
                     F[rows] = part
@@ -215,6 +233,10 @@ class SOAP(ByDevice):
             Q.view(solved.value.shape)[:, None]
             for Q in solved.replace([[side.bases[unit.tile][unit.row]] for side, unit in sides])
         )
+        if self.whiten:
+            factors = torch.stack([side.factors[unit.tile][unit.row] for side, unit in sides])
+            values = (new[:, 0] * torch.bmm(factors, new[:, 0])).sum(1).clamp_min(0)
+            torch._foreach_copy_([side.values[unit.tile][unit.row] for side, unit in sides], list(values))
         return Turned([side.cuts[unit.tile] for side, unit in sides], old, new)
 
     def ready(self, base: Base, step: int, solved: list[int]) -> bool:
@@ -227,6 +249,8 @@ class SOAP(ByDevice):
         for name, side in zip(SIDES, stats.sides, strict=True):
             for tile, Q in enumerate(side.bases):
                 yield f"{name}.basis.{tile}", Q
+            for tile, values in enumerate(side.values):
+                yield f"{name}.values.{tile}", values
 
     def factors(self, stats: Stats) -> Iterator[tuple[str, Tensor]]:
         """See `contract.method.Solves.factors`."""
@@ -266,5 +290,6 @@ class SOAP(ByDevice):
             estimates.append(tiles.eigenvalues(factors, bases))
         return estimates[0], estimates[1]
 
-    def _cap(self, device: torch.device) -> int:
+    def cap_on(self, device: torch.device) -> int:
+        """The largest tile on a device."""
         return self.cap or tiles.default_cap(device)

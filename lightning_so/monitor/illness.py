@@ -4,11 +4,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lightning_so.recording.levels import COLLAPSED, DEAD, EXPLODING, SATURATED, WIDE
+
 #: Kinds of illness, in the order of the rows of `Health.numbers`.
 KINDS = ("dead", "saturated", "rank", "largest")
-#: Shares of a layer's units above which it is ill; the rank below which it is, of so many units at least; the root mean
-#: square of activations above which it is: half precision overflows at 65504, and sums of squares long before.
-DEAD, SATURATED, COLLAPSED, WIDE, EXPLODING = 0.8, 0.6, 1.1, 8, 1e3
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import math
 import pytest
 import pytorch_lightning
 import torch
+from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -105,7 +106,7 @@ def test_what_it_foretells_is_logged_and_printed(capsys):
     ("module", "arguments", "got"),
     [
         (Images(automatic=False), {}, "manual optimization"),
-        (Images(), {"strategy": "ddp", "devices": 2}, "2 process"),
+        (Images(), {"strategy": ModelParallelStrategy(), "devices": 2}, "no rank has the whole of a weight"),
     ],
 )
 def test_trainings_that_cannot_be_copied_are_refused(module, arguments, got):

@@ -7,8 +7,9 @@ import pytest
 
 from lightning_so import resume_check
 from lightning_so.callbacks.resume.launch import this_process
-from lightning_so.cli.__main__ import found, main
+from lightning_so.cli.__main__ import main
 from lightning_so.cli.commands.launch import _submitit
+from lightning_so.cli.parser import found
 from lightning_so.errors import MissingError
 from tests.support.forked import ROOT, module
 
@@ -118,7 +119,9 @@ def test_every_command_explains_itself(capsys):
         with pytest.raises(SystemExit) as caught:
             main([name, "--help"])
         assert caught.value.code == 0
-        assert "Exit status" in capsys.readouterr().out.replace("\n", " ")
+        said = capsys.readouterr().out
+        assert "Exit status" in said.replace("\n", " ")
+        assert f"lightning-so {name} " in said.partition("Examples:")[2]
 
 
 def test_what_is_unexpected_is_not_a_verdict(config, monkeypatch, capsys):

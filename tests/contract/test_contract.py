@@ -26,6 +26,7 @@ METHODS = [
     Shampoo(period=2, beta=1.0, power=2),
     Shampoo(period=2, whiten=True),
     SOAP(start=2, period=2, polish=True),
+    SOAP(start=2, period=2, whiten=True),
 ]
 #: Those that are tried every day; the others in the whole suite.
 EVERYDAY = [METHODS[number] for number in (0, 3, 5, 6, 8, 10)]

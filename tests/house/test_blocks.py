@@ -47,15 +47,17 @@ def lines(page: Path) -> list[str]:
 
 def wrong(line: str) -> list[str]:
     """What a command line names that is not there: commands, their options, modules, files of the repository."""
-    from lightning_so.cli.__main__ import found
+    from lightning_so.cli.parser import found, whole
 
     gone = []
     for match in re.finditer(r"(?<![\w.-])lightning-so ([a-z-]+)((?: (?!-- )\S+)*)", line):
         if match[1] not in found():
             gone.append(match[0])
             continue
+        if whole(found()[match[1]]):
+            continue  # It hands on what it does not know.
         known = set(inspect.signature(found()[match[1]]).parameters)
-        options = re.findall(r"--([a-z-]+)", match[2])
+        options = re.findall(r"--([a-z_-]+)", match[2])
         gone += [f"{match[1]} --{option}" for option in options if option.replace("-", "_") not in known]
     for module in re.findall(r"-m ((?:lightning_so|examples|benchmarks|tests|docs)[\w.]*)", line):
         if importlib.util.find_spec(module) is None:

@@ -77,7 +77,8 @@ def test_the_wheel_holds_the_package_its_types_and_its_licence_alone(built):
 @pytest.mark.slow
 def test_the_source_archive_holds_what_the_makefile_needs(built):
     names = {name.split("/", 1)[1] for name in tarfile.open(only(built / "dist", "*.tar.gz")).getnames() if "/" in name}
-    for name in ("LICENSE", "README.md", "Makefile", "constraints.txt", "docker/Dockerfile", "tests/conftest.py"):
+    for name in ("LICENSE", "README.md", "Makefile", "constraints.txt", "docker/Dockerfile", "tests/conftest.py",
+                 "CONTRIBUTING.md", "CITATION.cff", ".ci/run", ".github/workflows/ci.yml"):  # fmt: skip
         assert name in names
     assert not [name for name in names if "__pycache__" in name or name.startswith(".venv")]
 

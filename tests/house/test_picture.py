@@ -91,7 +91,7 @@ def test_what_arrows_lead_to_may_be_imported_but_by_monitor() -> None:
     ("was", "then"),
     [
         ("  probe/  ", "  attic/  "),
-        ("<- probe linalg comm\n", "<- probe linalg\n"),
+        ("<- probe linalg comm recording\n", "<- probe linalg\n"),
         ("<- all rooms but cli", "<- all rooms"),
         ("    probe --> comm\n", ""),
         ("    probe --> comm\n", "    probe --> comm\n    linalg --> comm\n"),

@@ -81,6 +81,7 @@ def test_parts_come_in_the_order_in_which_they_are_read():
 def test_every_chart_is_a_figure_with_a_text():
     run = Run("a", recorded.healthy(2, 400))
     content = page([run])
+    assert {"staleness", "drift", "overhead", "blocks"} <= {chart.name for chart in charts([run])}
     for chart in charts([run]):
         figure = re.search(rf'<figure id="{chart.name}".*?</figure>', content, re.DOTALL)[0]
         assert f"<h3>{text(chart.title)}</h3>" in figure

@@ -24,7 +24,7 @@ ALLOWED = {
     "contract": {"actions", "layers", "linalg"},
     "core": {"contract", "probe", "actions", "linalg", "layers", "losses", "comm"},
     "methods": {"contract", "linalg", "layers", "actions"},
-    "monitor": {"probe", "linalg", "comm"},
+    "monitor": {"probe", "linalg", "comm", "recording"},
     "strategies": {"comm"},
     "recording": set(),
     "report": {"recording"},
@@ -47,7 +47,7 @@ FLOORS = (
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 #: Of core, those that look at an engine from above; all others are handed what they need of it.
 TAKE_ENGINES = {"attach", "telemetry", "export", "switch"}
-FOR_ALL = f"{PACKAGE}.errors"
+FOR_ALL = (f"{PACKAGE}.errors", f"{PACKAGE}.version")
 LIGHTNING = {"pytorch_lightning", "lightning", "lightning_fabric", "lightning_utilities"}
 LIGHTNING_ROOMS = {"callbacks", "strategies", "cli"}
 DISTRIBUTED = "torch.distributed"
@@ -88,7 +88,7 @@ def complaint(parts: list[str], name: str) -> str | None:
         return f"{room} may not import Lightning"
     if inside(name, DISTRIBUTED) and room not in DISTRIBUTED_ROOMS:
         return f"{room} may not use torch.distributed"
-    if not inside(name, PACKAGE) or inside(name, FOR_ALL):
+    if not inside(name, PACKAGE) or any(inside(name, each) for each in FOR_ALL):
         return None
     target = name.split(".")[1:]
     if not target or target[0] not in ALLOWED:
@@ -122,7 +122,7 @@ def violations(path: str, source: str) -> list[str]:
         One line of text for each; nothing for the package's front door, which may import anything.
     """
     parts = parts_of(path)
-    if parts == [PACKAGE, "__init__"] or parts[1:] == ["errors"]:
+    if parts == [PACKAGE, "__init__"] or parts[1:] in (["errors"], ["version"]):
         return []
     if parts[1] not in ALLOWED:
         return [f"{path}: {parts[1]} is not a room"]

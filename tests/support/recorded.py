@@ -113,6 +113,7 @@ def _rows(
         if method:
             row |= {"staleness_max": min(step, 12 + step % 5), "staleness_p95": min(step, 9 + step % 4),
                     "overhead": 0.18 + 0.04 * own.random(),
+                    "drift": 0.3 / (1 + step // 50) if step % 5 == 0 else None,
                     "overhead_predicted": 0.21, "overhead_measured": 0.2, "rotated": 10 if step > 50 else 0,
                     "solves": 2 * step, "fallbacks": 0, "skipped": 0, "memory": 5_200_000}  # fmt: skip
         rows.append(row)

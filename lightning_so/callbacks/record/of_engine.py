@@ -1,5 +1,7 @@
 """What an engine tells the recorder of a step: all of it is on the host already."""
 
+from torch import Tensor
+
 from lightning_so.core.engine import Engine
 from lightning_so.core.options import Part
 from lightning_so.core.schedule.units import Place
@@ -27,6 +29,7 @@ class OfEngine:
         self._seconds = sum(engine.stopwatch.seconds.values())
         self._counts, self._warm = self._now(), self._rows()
         self._step, self._part = engine.report.step, engine.part
+        engine.parts.turned = []
         self._spent = (0.0, 0.0) if engine.parts.overhead is None else engine.parts.overhead.spent
 
     def _now(self) -> dict[str, int]:
@@ -59,6 +62,12 @@ class OfEngine:
             self._spent = parts.overhead.spent
             found["overhead_measured"] = ours / own if own > 0 else None
             found["overhead_predicted"] = None if parts.overhead.choice is None else parts.overhead.choice.predicted
+        return found
+
+    def turned(self) -> list[Tensor]:
+        """How far bases have turned by solves that have landed since it was asked last; see `core.solves.drift`."""
+        parts = self.engine.parts
+        found, parts.turned = parts.turned or [], []
         return found
 
     def solved(self) -> dict[int, list[str]]:

@@ -162,6 +162,9 @@ class Run:
         row.device |= {
             name: total(parts) for name, parts in (("loss", self._losses), ("gradient", self._squares)) if parts
         }
+        turned = [share for each in self.engines for share in each.turned()]
+        if turned:
+            row.device["drift"] = torch.stack([share.to(turned[0].device) for share in turned]).amax()
         self._losses, self._squares = [], []
         self._fresh.append(row)
         self._open.close()
@@ -239,7 +242,7 @@ class Run:
         self.flush()
         self.write(why, message)
         for each in self.engines:
-            each.engine.stopwatch.spans = None
+            each.engine.stopwatch.spans = each.engine.parts.turned = None
 
     def write(self, why: str, message: str = "") -> None:
         """Write what is kept; where that fails it is said once, and the training goes on.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_so.callbacks.shadow.prediction import Prediction, predict
 from lightning_so.callbacks.shadow.twin import Rates, Twin, rates
+from lightning_so.callbacks.strategies import is_deepspeed
 from lightning_so.errors import ConfigError
 
 #: Losses are read from the device when so many wait.
@@ -86,7 +87,7 @@ class Race:
         training.append(loss.detach())
         if len(self.training) % self._every == 0:
             begun = time.perf_counter()
-            copy.append(self._twin.gradient(batch, index))
+            copy.append(self._twin.gradient(batch, index, last=stepped))
             if stepped and self._rates:
                 self._twin.step(self._rates.popleft())
                 self.copy.add(torch.stack(copy).sum())
@@ -165,18 +166,21 @@ def refuse(trainer: Any, module: Any) -> None:
         module: The LightningModule.
 
     Raises:
-        ConfigError: If there are several processes, manual optimization, or a scaled loss.
+        ConfigError: If ranks hold pieces or average in a way of their own, under manual optimization, or with a scaled
+            loss.
     """
-    name = type(trainer.strategy).__name__
+    family = [cls.__name__ for cls in type(trainer.strategy).__mro__]
     got = None
-    if trainer.world_size > 1 or name.startswith(("FSDP", "ModelParallel")) or "DeepSpeed" in name:
-        got = f"{trainer.world_size} process(es) with {name}", "Run it in one process"
+    if is_deepspeed(trainer.strategy) or {"FSDPStrategy", "ModelParallelStrategy"} & set(family):
+        got = f"{family[0]}, where no rank has the whole of a weight", "Use 'ddp' or one process"
+    elif getattr(trainer.strategy, "_ddp_comm_hook", None) is not None:
+        got = "a ddp_comm_hook, by which gradients are not the mean of the ranks'", "Leave the hook out"
     elif not module.automatic_optimization:
         got = "manual optimization, where training_step steps the optimizers itself", "Use automatic optimization"
     elif str(trainer.precision).startswith("16"):
         got = f"precision {trainer.precision}, whose losses are scaled", "Use 'bf16-mixed' or '32-true'"
     if got is not None:
         raise ConfigError(
-            f"SecondOrder(shadow=True) trains a copy beside a training of one process and automatic optimization; this "
-            f"one has {got[0]}. {got[1]}, or leave shadow out."
+            f"SecondOrder(shadow=True) trains a copy beside a training of one process, or of DDP, with automatic "
+            f"optimization; this one has {got[0]}. {got[1]}, or leave shadow out."
         )

@@ -1,12 +1,15 @@
 """A copy of a training: its module and its optimizer, that a method is attached to and that takes steps of its own."""
 
 import copy
+from contextlib import ExitStack
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_so.callbacks import strategies
 from lightning_so.callbacks.replay import arguments, loss_of, silent
+from lightning_so.comm import ambient
 from lightning_so.core.attach.attach import Attached
 from lightning_so.core.host import Host
 from lightning_so.core.options import Options
@@ -30,14 +33,15 @@ def _kept(value: Any) -> Any:
 class Twin:
     """A copy of a training, with a method in front of its optimizer.
 
-    It has module, buffers, metrics and optimizer of its own; generators are put back after each pass of it.
+    It has module, buffers, metrics and optimizer of its own; generators are put back after each pass of it. Under DDP
+    each rank has one, and their gradients are averaged as the training's are.
 
     Attributes:
         engine: The method's engine.
     """
 
     def __init__(self, trainer: Any, module: nn.Module, optimizer: Optimizer, options: Options) -> None:
-        """Copy a training where it is.
+        """Copy a training where it is: a collective.
 
         Args:
             trainer: The Trainer, whose precision and clipping it has.
@@ -59,27 +63,30 @@ class Twin:
             ) from error
         self._module.trainer = self._trainer = trainer
         self._accumulate = trainer.accumulate_grad_batches
-        self.engine = Attached(Host.of(self._module, self._optimizer), options)
+        self._averaged = strategies.averaged(trainer, self._module)
+        self.engine = Attached(Host.of(self._module, self._optimizer, world=ambient(sharded=False)), options)
 
-    def gradient(self, batch: Any, index: int) -> Tensor:
+    def gradient(self, batch: Any, index: int, *, last: bool) -> Tensor:
         """Add the gradient of a micro-batch.
 
         Args:
             batch: The batch.
             index: Its number.
+            last: Whether it is the last of a step, with which ranks average their gradients.
 
         Returns:
             Its loss over the number of micro-batches of a step, detached.
         """
-        state = random_state()
-        try:
+        state, given = random_state(), arguments(self._module, batch, index)
+        with ExitStack() as stack:
+            stack.callback(set_random_state, state)
+            if self._averaged is not None and not last:
+                stack.enter_context(self._averaged.no_sync())
             with silent(self._module), self._trainer.precision_plugin.train_step_context():
-                output = self._module.training_step(*arguments(self._module, batch, index))
+                output = strategies.passed(self._trainer, self._averaged, self._module, given)
             loss = loss_of(output) / self._accumulate
             self.engine.before_backward(loss)
             loss.backward()
-        finally:
-            set_random_state(state)
         return loss.detach()
 
     def step(self, hyper: Rates) -> None:

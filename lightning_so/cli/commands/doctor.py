@@ -33,6 +33,11 @@ def command(
     meanwhile is not lost: `srun env --block-signal=USR1,TERM lightning-so doctor --folder runs/a -- python train.py`.
     Exit status: 0 nothing failed, 1 something did, 2 could not run.
 
+    Examples:
+        lightning-so doctor
+        srun lightning-so doctor --devices 4 --num-nodes 2 --folder runs/a
+        torchrun --no-python --nproc-per-node 4 lightning-so doctor -- python train.py
+
     Args:
         devices: What Trainer(devices=) will be told.
         num_nodes: What Trainer(num_nodes=) will be told.

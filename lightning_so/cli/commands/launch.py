@@ -34,6 +34,10 @@ def command(
     Its script has Trainer(devices=4, num_nodes=2, callbacks=[..., Restartable(folder)]). Signals wait until the
     training catches them, and the job ends with its exit status. By submitit. Exit status: 0 submitted, 2 not.
 
+    Examples:
+        lightning-so launch --nodes 2 --ntasks-per-node 4 --gpus-per-node 4 -- python train.py
+        lightning-so launch --time 120 -- lightning-so fit --config my.yaml
+
     Args:
         nodes: Nodes of the job.
         ntasks_per_node: Processes of a node, one a device.

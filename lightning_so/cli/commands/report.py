@@ -21,6 +21,10 @@ def command(run: Path, *, against: Path | None = None, out: Path | None = None, 
     RUN is the folder that `SecondOrder` and `Recorder` write recordings to: trainer.log_dir, else default_root_dir. The
     page needs no other file and no network. Exit status: 0 written, 2 not.
 
+    Examples:
+        lightning-so report lightning_logs/version_0
+        lightning-so report runs/soap --against runs/adamw --out both.html
+
     Args:
         run: The run's folder, or a folder of recordings; of several recordings the newest is taken.
         against: Another run, to stand beside it.

@@ -30,6 +30,10 @@ def command(
     LightningCLI can follow behind "--": `-- --model.d=32 --trainer.limit_val_batches=0`.
     Exit status: 0 equal (bit for bit, or within the tolerance), 1 different, 2 could not run.
 
+    Examples:
+        lightning-so resume-check --config my.yaml --steps 20 --stop 12
+        lightning-so resume-check --config my.yaml --steps 20 --stop 12 --devices 2 --strategy ddp --resume-devices 1
+
     Args:
         config: A LightningCLI configuration.
         steps: Optimizer steps of the whole training.

@@ -6,7 +6,7 @@ from lightning_so.errors import StateError
 
 #: Arguments as files of before have them, and what they are now: the state is the same. Of what they did not have yet
 #: the value that does what was done then says nothing.
-SINCE = {"precision='fp32'": "precision='auto'", ", polish=False": ""}
+SINCE = {"precision='fp32'": "precision='auto'", ", polish=False": "", ", whiten=False": ""}
 
 
 def check_header(state: Any, number: int, method: str) -> None:

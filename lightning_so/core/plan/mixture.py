@@ -1,6 +1,6 @@
 """Mixtures: rules that choose a method for every parameter, the first match wins."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -86,6 +86,18 @@ class Mixture:
         """
         value = self.rules.get(self.key(name, module) or "")
         return None if isinstance(value, str) else value
+
+    def each(self, change: Callable[[Method], Method]) -> "Mixture":
+        """The same rules with other methods.
+
+        Args:
+            change: Gives the method in the place of one.
+
+        Returns:
+            The rules.
+        """
+        kept = {glob: value if isinstance(value, str) else change(value) for glob, value in self.rules.items()}
+        return type(self)(kept)
 
     def check(self, parameters: Mapping[str, nn.Module | None]) -> None:
         """Refuse a rule that decides nothing.

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from lightning_so.contract.block import Block
 from lightning_so.contract.method import Method
+from lightning_so.core.plan.folding import Line, folded
 
 
 @dataclass(frozen=True)
@@ -79,30 +80,42 @@ class Plan:
         return found
 
     def __str__(self) -> str:
-        """The plan as two tables: by parameter, and by type of layer."""
-        kinds = self.by_type()
-        width = max([len(row.name) for row in self.rows] + [len(kind) for kind in kinds] + [9])
+        """The plan as two tables: by parameter, and by type of layer; of many parameters, those alike as one line."""
+        kinds, lines = self.by_type(), folded([self._line(row) for row in self.rows])
+        width = max([len(line.name) for line in lines] + [len(kind) for kind in kinds] + [9])
         extra = sum(size for size, _ in self.costs.values())
         weights = {block.parameter for block in self.blocks}
-        lines = [
+        shapes = [" x ".join([str(line.count)] * (line.count > 1) + [_shape(line.shape)]) for line in lines]
+        wide = max([14, *map(len, shapes)])
+        said = [
             f"{self.method} on {self.base}: {len(weights)} of {len(self.rows)} parameters, "
             f"{100 * self.coverage:.1f} % of the elements, {megabytes(extra)} of extra state",
             *(f"  {line}" for line in (self.layout, self.ways, *map(str, self.labels)) if line),
         ]
-        for row in self.rows:
-            shape = "x".join(map(str, row.shape)) or "scalar"
-            lines.append(f"  {row.name:<{width}}  {shape:>14}  {row.verdict}{self._cost(row.name)}")
-        lines.append("By type of layer:")
+        for line, shape in zip(lines, shapes, strict=True):
+            said.append(f"  {line.name:<{width}}  {shape:>{wide}}  {line.verdict}{_cost(line)}")
+        said.append("By type of layer:")
         for kind, (covered, count, share) in kinds.items():
-            lines.append(f"  {kind:<{width}}  {f'{covered} of {count}':>14}  {100 * share:.1f} % of the elements")
-        return "\n".join(lines)
+            said.append(f"  {kind:<{width}}  {f'{covered} of {count}':>{wide}}  {100 * share:.1f} % of the elements")
+        return "\n".join(said)
 
-    def _cost(self, name: str) -> str:
-        if name not in self.costs:
-            return ""
-        size, owners = self.costs[name]
-        solvers = f", solved by rank {' and '.join(map(str, owners))}" if owners else ""
-        return f"; {megabytes(size)}{solvers}"
+    def _line(self, row: PlanRow) -> Line:
+        size, owners = self.costs.get(row.name, (None, []))
+        return Line(row.name, row.shape, row.verdict, size, tuple(owners))
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def _cost(line: Line) -> str:
+    """What is held for a line's parameters, and who solves them."""
+    if line.size is None:
+        return ""
+    each = " each" if line.count > 1 else ""
+    names = f"rank {' and '.join(map(str, line.owners))}"
+    names = f"{len(line.owners)} ranks" if line.count > 1 and len(line.owners) > 2 else names
+    return f"; {megabytes(line.size)}{each}{f', solved by {names}' if line.owners else ''}"
 
 
 def megabytes(size: float) -> str:

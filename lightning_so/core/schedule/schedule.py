@@ -5,6 +5,7 @@ A pure function of (step, units, ranks): every rank computes the same answer wit
 
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import cached_property
 
 from lightning_so.contract.unit import Unit
 from lightning_so.core.schedule.bought import Bought
@@ -86,7 +87,7 @@ class Schedule:
         self.final_slot = pack(costs, slots)
         self.owner = self.given or owners(self.units, self.final_slot, slots, self.ranks)
 
-    @property
+    @cached_property
     def cycle(self) -> int:
         """The largest interval of any unit."""
         return max((unit.final for unit in self.units), default=1)

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from lightning_so.core.host import Host
 from lightning_so.core.matrices.matrices import Matrices
 from lightning_so.core.report import Report
@@ -19,6 +21,7 @@ class Landing:
         host: The training, whose moments change.
         matrices: Where these are whole.
         report: Tells the step, and counts.
+        turned: Gets how far bases have turned, see `drift`; None where nobody takes it out.
     """
 
     units: Units
@@ -26,3 +29,4 @@ class Landing:
     host: Host
     matrices: Matrices
     report: Report
+    turned: list[Tensor] | None = None

@@ -15,6 +15,7 @@ from lightning_so.contract.unit import Unit
 from lightning_so.core.matrices.matrices import MomentChange
 from lightning_so.core.schedule.schedule import Rung
 from lightning_so.core.solves.basis import cool
+from lightning_so.core.solves.drift import drift
 from lightning_so.core.solves.flight import Batch, Flight
 from lightning_so.core.solves.landing import Landing
 from lightning_so.linalg.precision import FullPrecision
@@ -146,6 +147,8 @@ def _swap_alike(numbers: list[int], solved: Solved, at: Landing) -> list[_Move]:
     here = stack.here or stack.shared
     solved = solved.kept() if here else solved
     turned = stack.solving.swap_in(asked, solved) if here else None
+    if at.turned is not None and turned is not None and solved.order is not None:
+        at.turned.append(drift(turned.old, turned.new, solved.order.view(turned.old.shape[:3])))
     moves = []
     for position, (_, unit) in enumerate(asked):
         if not (unit.columns and at.units.stacks[unit.stack].rotates and at.roster.warm[unit.stack][unit.row]):

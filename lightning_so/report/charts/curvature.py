@@ -64,6 +64,13 @@ def staleness(runs: Sequence[Run]) -> Chart | Missing:
     return _lines("staleness", "Staleness of bases", runs, names, y, how)
 
 
+def drift(runs: Sequence[Run]) -> Chart | Missing:
+    """How far bases have turned by the solves of a step."""
+    y = Axis("value", "share that left the old axes", more={"scale": {"zero": True}})
+    how = "Recorded by SecondOrder with a method that has eigenbases (SOAP, EKFAC)."
+    return _lines("drift", "Drift of bases", runs, {"drift": "the basis that turned most"}, y, how)
+
+
 def overhead(runs: Sequence[Run]) -> Chart | Missing:
     """The share of the time that second order took."""
     names = {"overhead": "taken", "overhead_predicted": "foretold", "overhead_measured": "measured"}

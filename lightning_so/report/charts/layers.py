@@ -15,7 +15,7 @@ LAYERS = 120
 LETTERS = 24
 LABEL = f"length(datum.label) > {LETTERS} ? '…' + slice(datum.label, -{LETTERS - 1}) : datum.label"
 UPDATES = "Recorded by SecondOrder(...) and Recorder() of optimizers that Lightning steps."
-UNITS = "Recorded of layers with an activation, by looks at every 50th step."
+UNITS = "Recorded of layers with an activation, by looks at every 100th step."
 
 
 def trust(run: Run, scale: Sequence[float], suffix: str = "") -> Chart | Missing:

@@ -3,23 +3,19 @@
 from collections.abc import Iterator
 from statistics import median
 
+from lightning_so.recording.levels import COLLAPSED, DEAD, EXPLODING, SATURATED, WIDE
 from lightning_so.report.run import Matrix, Run
 from lightning_so.report.verdict.finding import BAD, WARN, Check, Finding, figure, listed
 
 #: Looks that are the end of a run: its last quarter, and no fewer than this.
 LATE, LOOKS = 4, 2
-#: Shares of a layer's units that are much: trained ReLU networks lose up to two thirds of theirs at usual rates. From
-#: `ALL` on next to nothing passes, at `WHOLE` nothing.
-DEAD, SATURATED, ALL, WHOLE = 0.8, 0.5, 0.95, 0.999
-#: Outputs that vary along one direction, of so many units at least: fewer may well need no more. Of a layer that reads
-#: but one direction there is no rank.
-FLAT, WIDE = 1.1, 8
-#: Root mean square of outputs that is large: half precision ends at 65,504. Answers of a network may be as large as
-#: their targets, so of the last layer it must have grown by this factor too.
-HUGE, GREW = 1e3, 30.0
+#: Shares of a layer's units from which on next to nothing passes, and nothing.
+ALL, WHOLE = 0.95, 0.999
+#: Answers of a network may be as large as their targets: the last layer's must have grown by this factor too.
+GREW = 30.0
 
 UNWATCHED = (
-    "Outputs of layers were not looked at: the recorder looks at those of layers with an activation every 50 steps."
+    "Outputs of layers were not looked at: the recorder looks at those of layers with an activation every 100 steps."
 )
 
 
@@ -121,7 +117,7 @@ def collapsed(run: Run) -> Check:
     free = list(late)[-2:] if shapes and shapes[-1][0] <= 2 else []
     found = []
     for name, rank in late.items():
-        if rank >= FLAT or widths[name] < WIDE or name in free:
+        if rank >= COLLAPSED or widths[name] < WIDE or name in free:
             continue
         what = f"The outputs of {name} vary along one direction."
         why = f"An effective rank of {rank:.3g} of {widths[name]} units at the end, while what it reads has more."
@@ -149,9 +145,9 @@ def large(run: Run) -> Check:
     for place, (name, numbers) in enumerate(matrix.layers()):
         size, first = _late(numbers), next((number for number in numbers if number), None)
         last = place == len(matrix.names) - 1
-        if size is None or first is None or size < HUGE or (last and size < GREW * first):
+        if size is None or first is None or size < EXPLODING or (last and size < GREW * first):
             continue
-        since = next(step for step, number in zip(matrix.steps, numbers) if number and number >= HUGE)
+        since = next(step for step, number in zip(matrix.steps, numbers) if number and number >= EXPLODING)
         what = f"The outputs of {name} have exploded."
         why = f"Their root mean square was {figure(first)} at first and is {figure(size)}, large since step {since:,}."
         move = "Lower the learning rate or warm up longer; a normalisation behind the layer holds its size."

@@ -135,6 +135,10 @@ def test_what_is_recorded_is_what_happened(method, tmp_path, often):
     assert found["last"]["solves"][-1] == engine.report.solves > 0
     assert sum(len(blocks) for *_, blocks in found["solved"]) == engine.report.solves
     assert all(seconds > 0 for _, _, seconds, _ in found["solved"])
+    drift = [share for share in found["last"].get("drift", ()) if share is not None]
+    assert bool(drift) == (type(method) is SOAP)
+    assert all(-1e-5 < share <= 1 for share in drift)
+    assert engine.parts.turned is None  # nobody takes it out any more
     assert {"step", "solve"} <= {span[0] for span in found["spans"]}
     assert found["memory"]["curvature"] > 0
     assert {event["kind"] for event in found["events"]} == {"entered"}

@@ -1,0 +1,108 @@
+"""The command `lightning-so plan`."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from lightning_so.cli.planning import against as recorded
+from lightning_so.cli.planning import measured, shown
+from lightning_so.cli.planning.fixes import fix
+from lightning_so.cli.planning.forecast import Asked, forecast
+from lightning_so.cli.planning.job import job
+from lightning_so.cli.planning.weightless import facts
+from lightning_so.cli.planning.world import World, device_of, number, strategy_of
+from lightning_so.errors import ConfigError, check_choice, check_count, check_range
+
+#: Bytes of a GB, as makers of devices count them.
+GB = 1e9
+
+
+def command(
+    target: str,
+    *,
+    model: str | None = None,
+    data: str | None = None,
+    method: str | None = None,
+    nodes: int | None = None,
+    gpus: int | None = None,
+    gpu_mem: float | None = None,
+    accelerator: str | None = None,
+    strategy: str | None = None,
+    tokens: int | None = None,
+    measure: bool = False,
+    against: Path | None = None,
+    overrides: list[str] | None = None,
+) -> int:
+    """Say what a training will hold, send and take, before it runs: no weight is made, so that any model can be asked.
+
+    TARGET is a LightningCLI configuration (a .yaml file), or the dotted name of a LightningModule, whose arguments
+    stand behind "--": `lightning-so plan examples.byte_lm.ByteLM --gpus 8 --gpu_mem 80 --tokens 16384 -- --d=4096`.
+    Exit status: 0 it fits, 1 it does not, 2 it could not be planned.
+
+    Args:
+        target: A configuration, or the dotted name of a class.
+        model: Dotted name of the module's class, where the configuration does not name it.
+        data: Dotted name of the data module's class, where the configuration does not name it.
+        method: soap, kfac, muon, ...; else the configuration's SecondOrder, else what is recommended.
+        nodes: Machines; else as the configuration says.
+        gpus: Ranks of each; else as the configuration says.
+        gpu_mem: GB (1e9 bytes) of a rank's device; else of this machine's.
+        accelerator: gpu or cpu; else as the configuration says.
+        strategy: ddp, fsdp (FSDP2), zero_1, zero_2 or zero_3; else as the configuration says.
+        tokens: Rows (tokens, samples) of a step of one rank, from which the training's own work is modelled.
+        measure: Whether steps of the training are timed on this machine, for a plan in seconds.
+        against: A run that was recorded, to stand beside the plan.
+        overrides: Arguments of LightningCLI, or of the class.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        ConfigError: If an argument is wrong, or the training cannot be planned.
+    """
+    check_choice("plan", "--accelerator", accelerator, (None, "gpu", "cpu"))
+    if tokens is not None:
+        check_count("plan", "--tokens", tokens, 1, 10**12)
+    if gpu_mem is not None:
+        check_range("plan", "--gpu_mem", gpu_mem, 1e-3, 1e6)
+    made = job(target, model, data, overrides or [])
+    said = facts(made, target)
+    world = World(
+        nodes or number(said.trainer.get("num_nodes"), 1),
+        gpus or number(said.trainer.get("devices"), 1),
+        strategy or strategy_of(said.trainer),
+    )
+    device = device_of(said.trainer, accelerator)
+    asked = Asked(made, target, said.options(method), world, device, tokens)
+    found = forecast(asked)
+    limit = _limit(device, world.gpus) if gpu_mem is None else gpu_mem * GB
+    pace = found.modelled()
+    if measure:
+        here = torch.device("cuda" if device.type == "cuda" and torch.cuda.is_available() else "cpu")
+        if device.type != here.type:
+            raise ConfigError(
+                "--measure times this machine's device, a CPU, and the plan is for GPUs: run it on a machine that has "
+                "one, or plan for --accelerator=cpu."
+            )
+        pace = found.timed([measured.trained(made, asked.options, here)])
+    fits = limit is None or found.most <= limit
+    print(shown.verdict(asked, found, limit, pace))
+    if limit is not None and not fits:
+        change = fix(asked, found, limit)
+        print(
+            shown.remedy(*change, limit)
+            if change
+            else "  -> no change of cap, method or strategy makes it fit; more ranks do."
+        )
+    print(*shown.report(asked, found, pace), sep="\n")
+    if against is not None:
+        print(*recorded.compared(against, found, pace), sep="\n")
+    return 0 if fits else 1
+
+
+def _limit(device: torch.device, ranks: int) -> float | None:
+    """Bytes that a rank may have on this machine; None where it has no such device."""
+    if device.type == "cpu":
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / ranks
+    return float(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else None

@@ -1,0 +1,1 @@
+"""What a training will hold, send and take, before it runs."""

@@ -1,0 +1,131 @@
+"""A forecast in words: the verdict first, then what it rests on."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from lightning_so.cli.planning.forecast import Asked, Forecast
+from lightning_so.cli.planning.steps import Pace
+from lightning_so.core.checkpoint.checkpoint import KINDS
+from lightning_so.core.plan.table import megabytes
+
+#: Above this many times the training's own step another method is worth a look.
+DEAR = 1.5
+
+
+def verdict(asked: Asked, found: Forecast, limit: float | None, pace: Pace | None) -> str:
+    """The first line.
+
+    Args:
+        asked: What the plan is for.
+        found: The forecast.
+        limit: Bytes of a rank's device; None where they are not known.
+        pace: Lengths of steps; None where they are not known.
+
+    Returns:
+        Whether it fits, and how long a step is.
+    """
+    least = size(found.most)
+    if limit is None:
+        fits = f"needs {least} a rank (give --gpu_mem to have it compared)"
+    elif found.most <= limit:
+        fits = f"fits: {least} of {size(limit)} a rank"
+    else:
+        fits = f"does not fit: at least {least} a rank, of {size(limit)}"
+    return f"{fits}; {said(pace)}. {asked.what}, {_ranks(asked)}, activations apart."
+
+
+def said(pace: Pace | None) -> str:
+    """How long a step is against the training's own."""
+    if pace is None:
+        return "the length of a step is not known (give --tokens, or --measure with data)"
+    return f"a step takes {pace.median:.2f}x the training's own ({pace.largest:.2f}x at its largest)"
+
+
+def _ranks(asked: Asked) -> str:
+    world = asked.world
+    where = "CPU" if asked.device.type == "cpu" else "GPU"
+    if world.ranks == 1:
+        return f"one {where}"
+    return f"{world.nodes} x {world.gpus} {where}s, {world.strategy}"
+
+
+def remedy(words: str, most: float, limit: float) -> str:
+    """The line of what to change."""
+    return f"  -> fits with {words}: {size(most)} of {size(limit)} a rank"
+
+
+def report(asked: Asked, found: Forecast, pace: Pace | None) -> Iterator[str]:
+    """Everything below the verdict.
+
+    Args:
+        asked: What the plan is for.
+        found: The forecast.
+        pace: Lengths of steps; None where they are not known.
+
+    Yields:
+        Lines.
+    """
+    yield ""
+    yield from _memory(found)
+    yield from _sent(asked, found)
+    yield from _steps(pace)
+    yield from _balance(found.balance())
+    yield ""
+    yield "Size of a checkpoint, by SecondOrder(state=...):"
+    yield from _rows({f'"{kind}"': size(found.checkpoints[kind]) for kind in KINDS})
+    for plan in found.plans:
+        yield ""
+        yield str(plan)
+
+
+def _memory(found: Forecast) -> Iterator[str]:
+    """Bytes by part of the rank that holds most, and what others hold."""
+    whole = [sum(parts.values()) for parts in found.memory.values()]
+    least = "" if len(whole) == 1 else f" (rank {found.heaviest}, which holds most; the least is {size(min(whole))})"
+    yield f"Memory of a rank{least}:"
+    parts = {part: held for part, held in found.memory[found.heaviest].items() if held}
+    yield from _rows({part: size(held) for part, held in parts.items()} | {"all": size(found.most)})
+
+
+def _sent(asked: Asked, found: Forecast) -> Iterator[str]:
+    if asked.world.ranks == 1:
+        return
+    yield ""
+    yield "Sent by a rank at a mean step:"
+    yield from _rows({what: size(sent) for what, sent in found.sent.items()})
+
+
+def _steps(pace: Pace | None) -> Iterator[str]:
+    yield ""
+    if pace is None:
+        yield "Step: not modelled without --tokens."
+        return
+    if pace.unit == "s":
+        yield f"Step, by this machine's seconds: {1e3 * pace.own:.1f} ms of the training's own, then"
+    else:
+        yield f"Step, in multiply-adds of a nominal device: {pace.own:.3g} of the training's own, then"
+    yield from _rows(
+        {
+            "mean": f"{pace.mean:.3f}x",
+            "median": f"{pace.median:.3f}x",
+            "largest": f"{pace.largest:.3f}x, {pace.largest / pace.median:.2f} of the median step",
+        }
+    )
+
+
+def _balance(costs: Sequence[float]) -> Iterator[str]:
+    if len(costs) == 1 or not sum(costs):
+        return
+    mean = sum(costs) / len(costs)
+    yield ""
+    most, least = max(costs) / mean, min(costs) / mean
+    yield f"Solves over ranks: the most laden has {most:.2f} of the mean, the least {least:.2f}."
+
+
+def size(of: float) -> str:
+    """A number of bytes, in GB where it is one."""
+    return f"{of / 1e9:.3g} GB" if of >= 1e9 else megabytes(of)
+
+
+def _rows(cells: Mapping[str, str]) -> Iterator[str]:
+    width = max(map(len, cells))
+    yield from (f"  {name:<{width}}  {value}" for name, value in cells.items())

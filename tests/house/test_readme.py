@@ -1,0 +1,98 @@
+"""The README is short, its sentences are, and its figures are those of results files."""
+
+import re
+from statistics import mean
+
+import pytest
+
+from benchmarks.anywhere.cell import read as read_cells
+from benchmarks.anywhere.shares import grouped, ratio
+from benchmarks.peers import first_page
+from benchmarks.peers.run import read
+from benchmarks.peers.table import sweeps
+from benchmarks.shared.problems import load
+from benchmarks.steps import gpu_table
+
+README = first_page.PAGE.read_text()
+COMPATIBILITY = (first_page.ROOT / "docs" / "compatibility.md").read_text()
+#: Rows of the README's ticks, as the page of compatibility calls them; its columns, and those of that page.
+STRATEGIES = {
+    "one process": ("one process",),
+    "DDP": ("DDP",),
+    "FSDP2 (`ModelParallelStrategy`)": ("FSDP2",),
+    "FSDP1 (`fsdp_so`)": ("FSDP1",),
+    "DeepSpeed ZeRO-2 (`deepspeed_so_stage_2`)": ("DeepSpeed ZeRO-2",),
+}
+FEATURES = {
+    "SOAP, Muon, K-FAC, EKFAC, Shampoo": tuple(f"{m} on Adam" for m in ("SOAP", "Muon", "K-FAC", "EKFAC", "Shampoo")),
+    "bf16-mixed": ("bf16-mixed",),
+    "accumulation, clipping": ("accumulation", "clipping"),
+    "exact resume": ("resume",),
+}
+
+
+def tables(text):
+    """Every table of a page, as rows of cells by their heads."""
+    for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        rows = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in block.splitlines()]
+        yield [dict(zip(rows[0], row, strict=True)) for row in rows[2:]]
+
+
+def is_tested(strategy, feature):
+    """Whether the page of compatibility has it tested, with some method at least."""
+    found = [
+        row[feature]
+        for table in tables(COMPATIBILITY)
+        for row in table
+        if feature in row and next(iter(row.values())) == strategy
+    ]
+    return bool(found) and found[0].startswith("tested")
+
+
+def test_the_table_is_that_of_the_results():
+    assert first_page.rendered() in README
+    assert first_page.PICTURE.exists()
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("feature", FEATURES)
+def test_ticks_are_what_was_tested(strategy, feature):
+    (row,) = (row for table in tables(README) for row in table if next(iter(row.values())) == strategy)
+    whole = all(is_tested(one, each) for one in STRATEGIES[strategy] for each in FEATURES[feature])
+    assert row[feature] == ("✓" if whole else "")
+
+
+def test_it_is_short():
+    assert len(README.splitlines()) <= 100
+    prose = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+    prose = "\n\n".join(line for line in prose.splitlines() if not line.startswith(("|", "<!--", "!", "#")))
+    prose = re.sub(r"\]\([^)]*\)|\[|`|\*", "", prose)
+    for sentence in re.split(r"(?<=[.:;])\s|\n\n", prose):
+        assert len(sentence.split()) <= 30, sentence
+
+
+def test_figures_of_its_prose():
+    found = sweeps(read(first_page.PEERS).values())
+    goal = found["adamw"].best.loss
+    soap, adamw = found["soap"].best, found["adamw"].best
+    steps, seconds = (
+        mean(soap.reached(places, goal)) / mean(run["curve"][places][-1] for run in adamw.runs)
+        for places in ("steps", "seconds")
+    )
+    assert steps == pytest.approx(1 / 3, abs=0.03), "in a third of its steps"
+    assert seconds == pytest.approx(1 / 2, abs=0.05), "half of its seconds"
+    weights = {name: sum(p.numel() for p in load(name).model(0).parameters()) for name in ("byte_lm",)}
+    assert f"{weights['byte_lm'] / 1e6:.2f} million parameters" in README
+    gpu = {line["variant"]: first_page.of_gpu(line) for line in gpu_table.read() if line["problem"] == "byte_lm_8k"}
+    said = re.search(r"AdamW takes ([\d.]+) ms on a GPU, one of Muon takes ([\d.]+) .* SOAP ([\d.]+) times", README)
+    numbers = [gpu["adamw"], gpu["muon"] / gpu["adamw"], gpu["soap"] / gpu["adamw"]]
+    assert [f"{number:.1f}" for number in numbers] == list(said.groups())
+
+
+def test_where_adamw_wins_it_does():
+    lines = list(read(first_page.PEERS.with_name("peers_cnn.jsonl")).values())
+    losses = {name: sweep.best.loss for name, sweep in sweeps(lines).items()}
+    assert min(losses, key=losses.__getitem__) == "adamw"
+    assert f"lowest of {({16: 'sixteen'})[len(losses)]}" in README
+    suite = grouped(read_cells(first_page.ROOT / "benchmarks" / "anywhere" / "results" / "anywhere.jsonl"))
+    assert f"SOAP ends {ratio(suite, 'policy_gradient', 'soap', 1.0):.1f} times as high" in README
