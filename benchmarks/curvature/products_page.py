@@ -25,7 +25,8 @@ WRONG = 0.2
 
 HEAD = """# Where curvature-vector products work
 
-Written by `python -m benchmarks.curvature.products`, not by hand, from
+This page shows which products work where, how exact they are and what they cost. Written by
+`python -m benchmarks.curvature.products`, not by hand, from
 [its results](../benchmarks/curvature/results/products.jsonl).
 
 A transformer of two blocks in float32, 2 ranks of gloo where it says so, torch {torch}. Each cell: the error relative

@@ -67,6 +67,15 @@ def test_every_page_is_in_the_index() -> None:
 
 
 @pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.parent != ROOT], ids=lambda page: page.relative_to(ROOT).as_posix()
+)
+def test_the_first_paragraph_says_what_the_page_is_for(page: Path) -> None:
+    title, first = [part for part in page.read_text().split("\n\n") if part.strip()][:2]
+    assert title.startswith("# ")
+    assert "This page " in first
+
+
+@pytest.mark.parametrize(
     "link",
     ["gone.md", "explanation/plan.md#gone", "#gone", "../gone/README.md", "gone.png", "lessons.md#Why"],
 )

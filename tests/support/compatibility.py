@@ -29,7 +29,7 @@ OPTIONS = ("accumulation", "clipping", "clipping by value", "parameter groups", 
 
 HEAD = """# Compatibility
 
-Written by the tests (`make matrix`), not by hand.
+This page says what was tested with what, and what is refused. Written by the tests (`make matrix`), not by hand.
 
 - **tested**: a training with it belongs to a test that passes. Most tests compare its weights with those of one process
   or of a loop by hand. `*`: in a plain loop with `attach` alone, not in a Trainer.

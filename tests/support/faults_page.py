@@ -7,9 +7,9 @@ from xml.etree import ElementTree
 PAGE = Path(__file__).parents[2] / "docs" / "faults.md"
 HEAD = """# Faults
 
-What goes wrong in the tests, for real, and what was seen when `make faults` ran. Each row is what a test has measured
-and checked; `pytest -m fault` runs them all. "Bit for bit" compares final weights with those of a training that
-nothing happened to.
+This page has what goes wrong in the tests, for real, and what was seen when `make faults` ran. Each row is what a
+test has measured and checked; `pytest -m fault` runs them all. "Bit for bit" compares final weights with those of a
+training that nothing happened to.
 
 | fault | what was seen | test |
 |---|---|---|

@@ -11,9 +11,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "licences.md"
 EXTRAS = ("cli", "plots", "progress", "report")  # what the image installs, and what reports need
 HEAD = f"""# Licences of the dependencies
 
-What `lightning-so[{",".join(EXTRAS)}]` brings at run time on Linux, in the versions of `constraints.txt`, with the
-licence that each package's own metadata states. Written by `make licences`. CUDA builds of torch bring NVIDIA's
-libraries as well, under NVIDIA's own terms: they are not listed.
+This page lists what `lightning-so[{",".join(EXTRAS)}]` brings at run time on Linux, in the versions of
+`constraints.txt`, with the licence that each package's own metadata states. Written by `make licences`. CUDA builds of
+torch bring NVIDIA's libraries as well, under NVIDIA's own terms: they are not listed.
 
 | package | version | licence | why it is here |
 |---|---|---|---|
