@@ -21,6 +21,8 @@ ROOT = Path(__file__).parents[1]
 ELSEWHERE = {
     "benchmarks/README.md": "benchmarks.md",
     "CHANGELOG.md": "changes.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
     "docker/README.md": "how-to/docker.md",
 }
 #: What the site has in the place of a file that it has not.

@@ -64,6 +64,8 @@ def test_nothing_is_loaded_from_a_network(site: Path) -> None:
         for match in LOADED.finditer(path.read_text())
     ]
     assert found == []
+    # The theme would load a library from a network for each of these.
+    assert [path.name for path in site.rglob("*.html") if re.search("class=.?mermaid", path.read_text())] == []
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
