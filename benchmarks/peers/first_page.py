@@ -24,7 +24,7 @@ ON_GPU = "byte_lm_large"
 #: What is in the table, by name: what it is called, and when it is the one to take.
 ROWS = {
     "adamw": ("AdamW alone", "steps must stay as cheap as they are"),
-    "torch_muon": ("`torch.optim.Muon` and AdamW", "one optimizer for matrices, another for the rest, is no trouble"),
+    "torch_muon": ("`torch.optim.Muon` and AdamW", "you may set rates for two optimizers"),
     "soap": ("`SOAP()`", "**first**: AdamW's own rate, no tuning"),
     "muon": ("`Muon()`", "memory is short: no state but a copy of the weights"),
     "kfac": ("`KFAC()`", "the optimizer is SGD, or steps count more than seconds"),

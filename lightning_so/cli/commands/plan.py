@@ -7,12 +7,12 @@ import torch
 
 from lightning_so.cli.planning import against as recorded
 from lightning_so.cli.planning import measured, shown
-from lightning_so.cli.planning.fixes import fix
+from lightning_so.cli.planning.fixes import DEAR, cheaper, fix
 from lightning_so.cli.planning.forecast import Asked, forecast
 from lightning_so.cli.planning.job import job
-from lightning_so.cli.planning.weightless import facts
+from lightning_so.cli.planning.weightless import make
 from lightning_so.cli.planning.world import World, device_of, number, strategy_of
-from lightning_so.errors import ConfigError, check_choice, check_count, check_range
+from lightning_so.errors import check_choice, check_count, check_range
 
 #: Bytes of a GB, as makers of devices count them.
 GB = 1e9
@@ -67,25 +67,22 @@ def command(
     if gpu_mem is not None:
         check_range("plan", "--gpu_mem", gpu_mem, 1e-3, 1e6)
     made = job(target, model, data, overrides or [])
-    said = facts(made, target)
+    said = make(made, target)
     world = World(
-        nodes or number(said.trainer.get("num_nodes"), 1),
-        gpus or number(said.trainer.get("devices"), 1),
+        number(said.trainer.get("num_nodes"), 1) if nodes is None else nodes,
+        number(said.trainer.get("devices"), 1) if gpus is None else gpus,
         strategy or strategy_of(said.trainer),
     )
     device = device_of(said.trainer, accelerator)
     asked = Asked(made, target, said.options(method), world, device, tokens)
     found = forecast(asked)
     limit = _limit(device, world.gpus) if gpu_mem is None else gpu_mem * GB
-    pace = found.modelled()
+    modelled = pace = found.modelled()
+    how = "on a nominal device, by the model"
     if measure:
-        here = torch.device("cuda" if device.type == "cuda" and torch.cuda.is_available() else "cpu")
-        if device.type != here.type:
-            raise ConfigError(
-                "--measure times this machine's device, a CPU, and the plan is for GPUs: run it on a machine that has "
-                "one, or plan for --accelerator=cpu."
-            )
-        pace = found.timed([measured.trained(made, asked.options, here)])
+        timings, how = measured.timings_of(asked, found)
+        pace = found.timed(timings)
+    beside = [] if against is None else [*recorded.compared(against, found, pace)]
     fits = limit is None or found.most <= limit
     print(shown.verdict(asked, found, limit, pace))
     if limit is not None and not fits:
@@ -95,9 +92,10 @@ def command(
             if change
             else "  -> no change of cap, method or strategy makes it fit; more ranks do."
         )
-    print(*shown.report(asked, found, pace), sep="\n")
-    if against is not None:
-        print(*recorded.compared(against, found, pace), sep="\n")
+    elif modelled is not None and modelled.mean > DEAR:
+        other = cheaper(asked, modelled)
+        print(shown.cheaper("Muon (--method=muon)", other) if other else shown.SHORT)
+    print(*shown.report(asked, found, pace, how), *beside, sep="\n")
     return 0 if fits else 1
 
 

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
 from functools import partial
 
-from lightning_so.cli.planning.forecast import Asked, Forecast, holds
+from lightning_so.cli.planning.forecast import Asked, Forecast, forecast, holds
 from lightning_so.cli.planning.job import named
 from lightning_so.cli.planning.rehearsal import on_device
+from lightning_so.cli.planning.steps import Pace
 from lightning_so.contract.method import Method
 from lightning_so.core.options import Options
 from lightning_so.core.plan.mixture import Mixture
@@ -14,6 +15,9 @@ from lightning_so.errors import ConfigError
 
 #: The smallest cap that is proposed.
 SMALLEST = 128
+#: Above this many times the training's own step another method is looked at; and to which share of what is above one
+#: it must come down.
+DEAR, GAIN = 1.5, 0.7
 #: Of how many times as many ranks it is asked whether they are enough.
 MORE = (2, 4, 8)
 
@@ -39,8 +43,29 @@ def fix(asked: Asked, found: Forecast, limit: float) -> tuple[str, int] | None:
     return None
 
 
+def cheaper(asked: Asked, pace: Pace) -> Pace | None:
+    """The pace with Muon, if it is well below that of a plan, in the same unit of the model.
+
+    Args:
+        asked: What the plan is for.
+        pace: As it is, by the model.
+
+    Returns:
+        The pace; None if it is no way out.
+    """
+    try:
+        found = forecast(_muon(asked)).modelled()
+    except ConfigError:
+        return None
+    return found if found is not None and found.mean - 1 < GAIN * (pace.mean - 1) else None
+
+
+def _muon(asked: Asked) -> Asked:
+    return replace(asked, options=replace(asked.options, mixture=Mixture.of(named("muon"))))
+
+
 def _changes(asked: Asked, found: Forecast, limit: float) -> Iterator[tuple[str, Asked]]:
-    muon = replace(asked, options=replace(asked.options, mixture=Mixture.of(named("muon"))))
+    muon = _muon(asked)
     held = found.memory[found.heaviest]
     # Tiles change these alone.
     if found.most - sum(held[part] for part in ("factors", "bases and roots", "temporary")) <= limit:

@@ -11,7 +11,7 @@ from lightning_so.cli.planning import memory
 from lightning_so.cli.planning.job import Job
 from lightning_so.cli.planning.rehearsal import assembled
 from lightning_so.cli.planning.steps import Pace, Steps, lengths, settled
-from lightning_so.cli.planning.weightless import gradients, make, weightless
+from lightning_so.cli.planning.weightless import gradients, make, stepped, weightless
 from lightning_so.cli.planning.world import World
 from lightning_so.comm.supposed import Supposed
 from lightning_so.core.assembly import Parts
@@ -61,8 +61,7 @@ class Forecast:
         checkpoints: By kind of state, bytes of a checkpoint.
         own: Multiply-adds of the training's own step; None where the rows are not known.
         schedules: What is done at each step, by optimizer.
-        costs: By optimizer and unit, multiply-adds of a solve.
-        kinds: By optimizer, the kind of each unit.
+        engines: By optimizer, the parts of rank 0, whose tensors have no numbers.
         alone: Multiply-adds of every step beside the training's own, on one rank that does all of it.
     """
 
@@ -72,8 +71,7 @@ class Forecast:
     checkpoints: dict[str, int]
     own: float | None
     schedules: list[Steps]
-    costs: list[list[float]]
-    kinds: list[list[int]]
+    engines: list[Parts]
     alone: list[float]
 
     @property
@@ -91,8 +89,8 @@ class Forecast:
         if not self.own:
             return None
         each = [
-            lengths(steps, 0.0, steps.steady, costs.__getitem__, 0.0)
-            for steps, costs in zip(self.schedules, self.costs, strict=True)
+            lengths(steps, 0.0, steps.steady, [unit.cost for unit in parts.units].__getitem__, 0.0)
+            for steps, parts in zip(self.schedules, self.engines, strict=True)
         ]
         return Pace.of([self.own + ours for ours in _sums(each)], self.own, "multiply-adds")
 
@@ -106,9 +104,9 @@ class Forecast:
             The pace.
         """
         each = []
-        for steps, kinds, alone, times in zip(self.schedules, self.kinds, self.alone, timings, strict=True):
+        for steps, parts, alone, times in zip(self.schedules, self.engines, self.alone, timings, strict=True):
             share = [times.steady * (rank / alone if alone else 1.0) for rank in steps.steady]
-            each.append(lengths(steps, 0.0, share, _of_kind(times, kinds), times.rows(1)))
+            each.append(lengths(steps, 0.0, share, _of_kind(times, parts.units.kinds), times.rows(1)))
         own = max(times.own for times in timings)
         return Pace.of([own + ours for ours in _sums(each)], own, "s")
 
@@ -137,9 +135,10 @@ class _Made:
 
     @classmethod
     def of(cls, asked: Asked) -> "_Made":
-        made, optimizers = make(asked.job, asked.what)
-        gradients(made.module)
-        return cls(asked, made.module, optimizers)
+        made = make(asked.job, asked.what)
+        with weightless():
+            gradients(made.module)
+            return cls(asked, made.module, stepped(made, asked.what))
 
     def engines(self, world: World, rank: int) -> list[Parts]:
         """A rank's, but of optimizers that no method can work before."""
@@ -172,8 +171,8 @@ def holds(asked: Asked) -> int:
     Raises:
         ConfigError: See `forecast`.
     """
+    made = _Made.of(asked)
     with weightless():
-        made = _Made.of(asked)
         return max(sum(parts.values()) for parts in made.held(made.engines(asked.world, 0)).values())
 
 
@@ -190,8 +189,8 @@ def forecast(asked: Asked) -> Forecast:
         ConfigError: If it cannot be made, or optimizer, method and model do not fit together.
     """
     world = asked.world
+    made = _Made.of(asked)
     with weightless():
-        made = _Made.of(asked)
         first = made.engines(world, 0)
         held_by = made.held(first)
         one = first if world.ranks == 1 else made.engines(World(), 0)
@@ -206,8 +205,7 @@ def forecast(asked: Asked) -> Forecast:
             checkpoints,
             None if asked.tokens is None else 3.0 * asked.tokens * _products([parts.plan for parts in first]),
             schedules,
-            [[unit.cost for unit in parts.units] for parts in first],
-            [parts.units.kinds for parts in first],
+            first,
             [sum(steps.steady) if world.sharded else steps.steady[0] for steps in schedules],
         )
 

@@ -5,8 +5,9 @@ from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from lightning_so.callbacks.matrix_free import MatrixFree
 from lightning_so.callbacks.second_order import SecondOrder
 from lightning_so.cli.recipe import Config, imported, lightning
 from lightning_so.contract.known import KNOWN
@@ -17,6 +18,8 @@ from lightning_so.errors import ConfigError
 
 #: How a configuration's file ends; what else is given is the dotted name of a class.
 FILES = (".yaml", ".yml")
+
+C = TypeVar("C")
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,11 @@ class Made:
     data: Any
     trainer: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def second_order(self) -> SecondOrder | None:
-        """The callback among the Trainer's; None without."""
+    def callback(self, kind: type[C]) -> C | None:
+        """The one of a kind among the Trainer's callbacks; None without."""
         callbacks = self.trainer.get("callbacks") or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
-        return next((each for each in callbacks if isinstance(each, SecondOrder)), None)
+        return next((each for each in callbacks if isinstance(each, kind)), None)
 
     def options(self, method: str | None) -> Options:
         """How SecondOrder is asked to work.
@@ -48,8 +50,17 @@ class Made:
 
         Returns:
             The callback's options, with the method that was named; without both, those of `SecondOrder()`.
+
+        Raises:
+            ConfigError: If the training has a method on the whole vector alone.
         """
-        options = (self.second_order or SecondOrder()).options
+        callback, whole = self.callback(SecondOrder), self.callback(MatrixFree)
+        if callback is None and whole is not None and method is None:
+            raise ConfigError(
+                f"the configuration has MatrixFree({type(whole.method).__name__}) alone, which keeps vectors; plans "
+                "are of methods on layers and matrices: give --method=soap, kfac or muon to plan that in its place."
+            )
+        options = (callback or SecondOrder()).options
         return options if method is None else replace(options, mixture=Mixture.of(named(method)))
 
 
@@ -117,4 +128,4 @@ def _class(cls: type, name: str, arguments: Sequence[str]) -> Job:
         except ArgumentError as error:
             said = str(error.message or error).replace("--of.", "--").replace('"of.', '"').splitlines()[0]
             raise ConfigError(f"{name}: {said}. Give its arguments behind '--', such as -- --width=512.") from error
-    return lambda: Made(parser.instantiate_classes(parsed)["of"], None)
+    return lambda: Made(parser.instantiate(parsed)["of"], None)

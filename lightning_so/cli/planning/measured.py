@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
+from lightning_so.cli.planning.forecast import Asked, Forecast
 from lightning_so.cli.planning.job import Job, Made
-from lightning_so.cli.planning.weightless import optimizers
+from lightning_so.cli.planning.pieces import pieces
+from lightning_so.cli.planning.weightless import optimizers, quiet
 from lightning_so.contract.method import Method
 from lightning_so.core.attach.attach import Attached
 from lightning_so.core.host import Host
@@ -37,6 +39,36 @@ class WallClock(Clock):
         return time.perf_counter()
 
 
+def timings_of(asked: Asked, found: Forecast) -> tuple[list[Timings], str]:
+    """Time a training on this machine; single pieces of it, where it has no data or does not fit here.
+
+    Args:
+        asked: What the plan is for.
+        found: Its forecast.
+
+    Returns:
+        The timings, one an optimizer; and how they came about.
+
+    Raises:
+        ConfigError: If this machine has no such device, or nothing can be timed.
+    """
+    cuda = torch.cuda.is_available()
+    if asked.device.type == "cuda" and not cuda:
+        raise ConfigError(
+            "--measure times this machine's device, a CPU, and the plan is for GPUs: run it on a machine that has one, "
+            "or plan for --accelerator=cpu."
+        )
+    try:
+        return [trained(asked.job, asked.options, asked.device)], f"by {STEPS} steps on this machine"
+    except ConfigError:
+        if asked.tokens is None or found.own is None:
+            raise
+    share = found.own / len(found.engines)
+    rest = zip(found.engines, found.alone, strict=True)
+    found_of = [pieces(parts, share, steady, asked.tokens, asked.device) for parts, steady in rest]
+    return found_of, "by single products and solves on this machine"
+
+
 def trained(job: Job, options: Options, device: torch.device, clock: Clock | None = None) -> Timings:
     """Train for some steps on this machine, and take the medians.
 
@@ -52,7 +84,8 @@ def trained(job: Job, options: Options, device: torch.device, clock: Clock | Non
     Raises:
         ConfigError: If there are no data, or the module steps by itself.
     """
-    made = job()
+    with quiet():
+        made = job()
     module = made.module.to(device)
     if not module.automatic_optimization:
         raise ConfigError(
@@ -73,7 +106,7 @@ def trained(job: Job, options: Options, device: torch.device, clock: Clock | Non
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning's, of logging without a Trainer.
         for number, batch in enumerate(islice(cycle(data), STEPS)):
-            _step(module, found[0], engine, batch, number)
+            _step(module, found[0], engine, meter, batch, number)
             if time.perf_counter() - begun > LONGEST and number > WARM + 2:
                 break
     laps = [*meter.laps][WARM:]
@@ -85,13 +118,15 @@ def trained(job: Job, options: Options, device: torch.device, clock: Clock | Non
     return timings(laps, len(costs), 1).completed(first, [costs[kind] for kind in sorted(costs)])
 
 
-def _step(module: Any, optimizer: Any, engine: Attached, batch: Any, number: int) -> None:
+def _step(module: Any, optimizer: Any, engine: Attached, meter: Meter, batch: Any, number: int) -> None:
     optimizer.zero_grad()
     loss = module.training_step(batch, number)
     loss = loss["loss"] if isinstance(loss, dict) else loss
     engine.before_backward(loss)
     loss.backward()
+    watched = max((recorder.share for recorder in engine.recorders), default=0.0)
     optimizer.step()
+    meter.watched(watched)
 
 
 def batches(made: Made) -> Iterator[Any]:
@@ -115,7 +150,8 @@ def batches(made: Made) -> Iterator[Any]:
     except Exception as error:
         raise ConfigError(
             f"--measure needs a batch, and {type(source).__name__}.train_dataloader() gives none "
-            f"({type(error).__name__}): plan from a configuration with data, or leave --measure out."
+            f"({type(error).__name__}): plan from a configuration with data, or give --tokens to have pieces of a "
+            "step timed."
         ) from error
     yield from loader
 

@@ -7,9 +7,6 @@ from lightning_so.cli.planning.steps import Pace
 from lightning_so.core.checkpoint.checkpoint import KINDS
 from lightning_so.core.plan.table import megabytes
 
-#: Above this many times the training's own step another method is worth a look.
-DEAR = 1.5
-
 
 def verdict(asked: Asked, found: Forecast, limit: float | None, pace: Pace | None) -> str:
     """The first line.
@@ -37,7 +34,7 @@ def said(pace: Pace | None) -> str:
     """How long a step is against the training's own."""
     if pace is None:
         return "the length of a step is not known (give --tokens, or --measure with data)"
-    return f"a step takes {pace.median:.2f}x the training's own ({pace.largest:.2f}x at its largest)"
+    return f"the mean step takes {pace.mean:.2f}x the training's own, the largest {pace.largest:.2f}x"
 
 
 def _ranks(asked: Asked) -> str:
@@ -53,13 +50,25 @@ def remedy(words: str, most: float, limit: float) -> str:
     return f"  -> fits with {words}: {size(most)} of {size(limit)} a rank"
 
 
-def report(asked: Asked, found: Forecast, pace: Pace | None) -> Iterator[str]:
+def cheaper(method: str, pace: Pace) -> str:
+    """The line of another method, by its pace."""
+    return f"  -> cheaper with {method}: the mean step takes {pace.mean:.2f}x"
+
+
+#: What to do where steps are dear and no method is cheaper.
+SHORT = (
+    "  -> steps are short for the work on matrices: give more rows a step, or max_overhead=0.2, a share to keep within"
+)
+
+
+def report(asked: Asked, found: Forecast, pace: Pace | None, how: str) -> Iterator[str]:
     """Everything below the verdict.
 
     Args:
         asked: What the plan is for.
         found: The forecast.
         pace: Lengths of steps; None where they are not known.
+        how: How they were found out.
 
     Yields:
         Lines.
@@ -67,7 +76,9 @@ def report(asked: Asked, found: Forecast, pace: Pace | None) -> Iterator[str]:
     yield ""
     yield from _memory(found)
     yield from _sent(asked, found)
-    yield from _steps(pace)
+    yield from _steps(pace, how)
+    if asked.options.overhead is not None:
+        yield f"max_overhead={asked.options.overhead.share:g} will change this: told is the schedule without it."
     yield from _balance(found.balance())
     yield ""
     yield "Size of a checkpoint, by SecondOrder(state=...):"
@@ -80,8 +91,7 @@ def report(asked: Asked, found: Forecast, pace: Pace | None) -> Iterator[str]:
 def _memory(found: Forecast) -> Iterator[str]:
     """Bytes by part of the rank that holds most, and what others hold."""
     whole = [sum(parts.values()) for parts in found.memory.values()]
-    least = "" if len(whole) == 1 else f" (rank {found.heaviest}, which holds most; the least is {size(min(whole))})"
-    yield f"Memory of a rank{least}:"
+    yield f"Memory of a rank{f' (rank {found.heaviest}; another has {size(min(whole))})' * (len(whole) > 1)}:"
     parts = {part: held for part, held in found.memory[found.heaviest].items() if held}
     yield from _rows({part: size(held) for part, held in parts.items()} | {"all": size(found.most)})
 
@@ -94,15 +104,13 @@ def _sent(asked: Asked, found: Forecast) -> Iterator[str]:
     yield from _rows({what: size(sent) for what, sent in found.sent.items()})
 
 
-def _steps(pace: Pace | None) -> Iterator[str]:
+def _steps(pace: Pace | None, how: str) -> Iterator[str]:
     yield ""
     if pace is None:
-        yield "Step: not modelled without --tokens."
+        yield "Step: not known without --tokens, or --measure with data."
         return
-    if pace.unit == "s":
-        yield f"Step, by this machine's seconds: {1e3 * pace.own:.1f} ms of the training's own, then"
-    else:
-        yield f"Step, in multiply-adds of a nominal device: {pace.own:.3g} of the training's own, then"
+    own = f"{1e3 * pace.own:.1f} ms" if pace.unit == "s" else f"{pace.own:.3g} multiply-adds"
+    yield f"Step, {how}: {own} of the training's own, then"
     yield from _rows(
         {
             "mean": f"{pace.mean:.3f}x",

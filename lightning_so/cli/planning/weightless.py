@@ -1,13 +1,16 @@
 """A training whose tensors have shapes and no numbers: a model of any size is made in no memory."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.optim import Optimizer
 
 from lightning_so.cli.planning.job import Job, Made
@@ -15,65 +18,99 @@ from lightning_so.errors import ConfigError
 
 #: Precisions of Lightning in which weights themselves have half of a float's length.
 HALVES = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
+#: Who says them, under either import name of Lightning.
+SEEDS = ("lightning_fabric.utilities.seed", "lightning.fabric.utilities.seed")
 #: Steps of a training whose configuration does not say: rates of schedules hang on it, and nothing else.
 STEPS = 1000
+
+
+@cache
+def _mode() -> FakeTensorMode:
+    """One for all: tensors of two do not meet. Numbers that are read from files or made from lists may meet them."""
+    return FakeTensorMode(allow_non_fake_inputs=True)
 
 
 @contextmanager
 def weightless() -> Iterator[None]:
     """Have tensors without numbers made inside: their sizes, dtypes and devices are as they will be."""
-    # Numbers that are read from files or made from lists may meet them.
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with _mode():
         yield
 
 
-def make(job: Job, what: str) -> tuple[Made, list[Optimizer]]:
-    """Make a module and its optimizers; inside `weightless`, without numbers.
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep to itself what Lightning says of seeds."""
+    loggers = [logging.getLogger(name) for name in SEEDS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def make(job: Job, what: str) -> Made:
+    """Make a training on the meta device.
 
     Args:
-        job: Makes the module.
+        job: Makes it.
         what: What it is called in errors.
 
     Returns:
-        What was made, and the optimizers.
+        The training; its parameters and buffers have no numbers, and say that they are on a CPU.
 
     Raises:
         ConfigError: If it cannot be made so.
     """
-    try:
+    with _told(what), quiet(), torch.device("meta"):
         made = job()
         if hasattr(made.module, "configure_model"):
             made.module.configure_model()
         dtype = HALVES.get(str(made.trainer.get("precision")))
         if dtype is not None:
             made.module.to(dtype)
-        return made, optimizers(made)
+    with weightless():
+        _move(made.module)
+    return made
+
+
+def stepped(made: Made, what: str) -> list[Optimizer]:
+    """The optimizers of a training without numbers; see `optimizers`."""
+    with _told(what):
+        return optimizers(made)
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Say of errors of the user's code why it was run so."""
+    try:
+        yield
     except ConfigError:
         raise
     except Exception as error:
         said = next(iter(str(error).splitlines()), "")
         raise ConfigError(
-            f"{what} cannot be built without its weights' numbers ({type(error).__name__}: {said[:200]}). Its "
-            "__init__, configure_model and configure_optimizers may not read a tensor's value (.item(), .tolist(), "
-            ".numpy()): take it from Python's own numbers."
+            f"{what} cannot be built on the meta device, without its weights' numbers ({type(error).__name__}: "
+            f"{said[:200]}). Its __init__, configure_model and configure_optimizers may not read a tensor's value "
+            "(.item(), .tolist(), .numpy()): take it from Python's own numbers."
         ) from error
 
 
-def facts(job: Job, what: str) -> Made:
-    """Make a training without numbers, for what is said of its Trainer and its callbacks.
-
-    Args:
-        job: Makes the training.
-        what: What it is called in errors.
-
-    Returns:
-        The training.
-
-    Raises:
-        ConfigError: If it cannot be made so.
-    """
-    with weightless():
-        return make(job, what)[0]
+def _move(module: nn.Module) -> None:
+    """Have parameters and buffers say that they are on a CPU; tied ones stay tied."""
+    moved = dict[Tensor, Tensor]()
+    for each in module.modules():
+        for tensors in (each._parameters, each._buffers):
+            for name, tensor in tensors.items():
+                if tensor is None or isinstance(tensor, UninitializedParameter | UninitializedBuffer):
+                    continue
+                if tensor not in moved:
+                    there = torch.empty_like(tensor, device="cpu")
+                    param = isinstance(tensor, nn.Parameter)
+                    moved[tensor] = nn.Parameter(there, requires_grad=tensor.requires_grad) if param else there
+                tensors[name] = moved[tensor]  # type: ignore[assignment]
 
 
 def optimizers(made: Made) -> list[Optimizer]:
@@ -129,5 +166,5 @@ def _optimizers(found: Any) -> Iterator[Optimizer]:
 def gradients(module: nn.Module) -> None:
     """Give every parameter that is trained a gradient."""
     for param in module.parameters():
-        if param.requires_grad:
+        if param.requires_grad and not isinstance(param, UninitializedParameter):
             param.grad = torch.empty_like(param)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_so.comm import Access
+from lightning_so.comm import Access, access_of
 from lightning_so.comm.supposed import Spans, Supposed, SupposedAccess, by_numbers, by_rows, in_a_row
 from lightning_so.core.host import Host
 from lightning_so.errors import ConfigError, check_choice, check_count
@@ -67,8 +67,10 @@ class World:
         Returns:
             The host, whose exchanges go nowhere.
         """
+        # Refuses parameters that have no shape yet.
+        whole = access_of((param for group in optimizer.param_groups for param in group["params"]), module)
         if self.ranks == 1:
-            return Host.of(module, optimizer)
+            return Host.of(module, optimizer, access=whole)
         if not self.sharded:
             return Host.of(module, optimizer, world=Supposed(rank, self.ranks))
         spans = self.spans(optimizer)
