@@ -37,8 +37,13 @@ def command(
     """Say what a training will hold, send and take, before it runs: no weight is made, so that any model can be asked.
 
     TARGET is a LightningCLI configuration (a .yaml file), or the dotted name of a LightningModule, whose arguments
-    stand behind "--": `lightning-so plan examples.byte_lm.ByteLM --gpus 8 --gpu_mem 80 --tokens 16384 -- --d=4096`.
+    stand behind "--".
     Exit status: 0 it fits, 1 it does not, 2 it could not be planned.
+
+    Examples:
+        lightning-so plan configs/language.yaml --tokens 1024
+        lightning-so plan configs/language.yaml --measure
+        lightning-so plan examples.byte_lm.ByteLM --gpus 8 --gpu_mem 80 --tokens 16384 -- --d=4096 --layers=32
 
     Args:
         target: A configuration, or the dotted name of a class.

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -195,9 +197,9 @@ def forecast(asked: Asked) -> Forecast:
         held_by = made.held(first)
         one = first if world.ranks == 1 else made.engines(World(), 0)
         checkpoints = {kind: memory.of_checkpoint(made.module, one, kind) for kind in KINDS}
-        senders = range(world.ranks) if world.ranks <= MANY else [*held_by]
-        sent = max(sum(_sent(parts, rank) for parts in first) for rank in senders)
         schedules = [settled(parts) for parts in first]
+        senders = range(world.ranks) if world.ranks <= MANY else [*held_by]
+        sent = max(sum(map(partial(_sent, rank), first, schedules)) for rank in senders)
         return Forecast(
             [parts.plan for parts in first],
             held_by,
@@ -210,13 +212,14 @@ def forecast(asked: Asked) -> Forecast:
         )
 
 
-def _sent(parts: Parts, rank: int) -> float:
+def _sent(rank: int, parts: Parts, steps: Steps) -> float:
     """Bytes that a rank sends at a mean step."""
     host, ranks = parts.host, parts.host.team.ranks
     if ranks == 1:
         return 0.0
     there = Supposed(rank, ranks)
-    return traffic(parts.units, replace(host, world=there, team=there), parts.matrices)
+    due = [list(chain.from_iterable(by_rank)) for by_rank in steps.solves]
+    return traffic(parts.units, replace(host, world=there, team=there), parts.matrices, due=due)
 
 
 def _ranks(first: Sequence[Parts]) -> list[int]:

@@ -9,8 +9,8 @@ from lightning_so.core.assembly import Parts
 from lightning_so.core.schedule import budget
 from lightning_so.core.schedule.schedule import Rung
 
-#: Cycles of the schedule that are looked at, after intervals have grown to their largest.
-CYCLES = 2
+#: Cycles of the schedule that are looked at, and as many before them since intervals have grown to their largest.
+CYCLES = 4
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def settled(parts: Parts) -> Steps:
     """
     set_warm(parts, warm=True)
     units, schedule, ranks = parts.units, parts.units.schedule, parts.host.team.ranks
-    first = 10 * max((unit.period for unit in units), default=1) + 1
+    first = 10 * max((unit.period for unit in units), default=1) + 1 + CYCLES * schedule.cycle
     places = sum(len(stack.blocks) for stack in parts.stacks if stack.tapped is not None)
     solves, watched = list[list[list[int]]](), list[float]()
     for step in range(1, first + CYCLES * schedule.cycle):

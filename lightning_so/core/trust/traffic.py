@@ -4,6 +4,7 @@ Every interval is at its largest, and every block has its last action; asked for
 """
 
 import math
+from collections.abc import Iterable, Sequence
 
 from lightning_so.actions.precondition import Clip
 from lightning_so.contract.block import Block
@@ -20,7 +21,9 @@ from lightning_so.core.step.guard import agreement_bytes
 from lightning_so.linalg.triangle import compact_shape
 
 
-def traffic(units: Units, host: Host, matrices: Matrices, *, warm: bool = True) -> float:
+def traffic(
+    units: Units, host: Host, matrices: Matrices, *, warm: bool = True, due: Sequence[Iterable[int]] | None = None
+) -> float:
     """Predicted bytes that this rank sends per step, padding included, averaged over a cycle of the schedule.
 
     Args:
@@ -28,6 +31,7 @@ def traffic(units: Units, host: Host, matrices: Matrices, *, warm: bool = True) 
         host: The training.
         matrices: Where matrices are whole.
         warm: With blocks that were solved; else with cold ones.
+        due: By step, the numbers of the units that are solved; None for those of the slots, none of which slips.
 
     Returns:
         The bytes; 0 in one process.
@@ -37,7 +41,7 @@ def traffic(units: Units, host: Host, matrices: Matrices, *, warm: bool = True) 
         return agreed
     sharded = isinstance(matrices, ShardedMatrices)
     pieces = _pieces(units, host, matrices, warm=warm) if sharded else 0.0
-    return agreed + _solved(units, host) + _windows(units, host) + pieces
+    return agreed + _solved(units, host, due) + _windows(units, host) + pieces
 
 
 def described(units: Units, host: Host, matrices: Matrices, lag: int) -> str:
@@ -93,15 +97,21 @@ def trips(host: Host, stack: Stack, block: Block, *, warm: bool) -> tuple[int, i
 # ---------------------------------------------------------------- what ranks send wherever matrices are
 
 
-def _solved(units: Units, host: Host) -> float:
+def _solved(units: Units, host: Host, due: Sequence[Iterable[int]] | None) -> float:
     """Results of solves, in one all-gather that is padded to the rank with most."""
-    schedule = units.schedule
-    wires: dict[int, list[int]] = {}
-    for number in range(len(units)):
-        for step in schedule.loads(number):
-            loads = wires.setdefault(step, [0] * host.team.ranks)
+    schedule, steps = units.schedule, due
+    if steps is None:
+        steps = [list[int]() for _ in range(schedule.cycle)]
+        for number in range(len(units)):
+            for step in schedule.loads(number):
+                steps[step].append(number)
+    total = 0
+    for numbers in steps:
+        loads = [0] * host.team.ranks
+        for number in numbers:
             loads[schedule.owner[number]] += unit_bytes(units.stack(number), units[number])
-    return sum(max(loads) for loads in wires.values()) / schedule.cycle
+        total += max(loads)
+    return total / len(steps)
 
 
 def _windows(units: Units, host: Host) -> float:
