@@ -9,7 +9,7 @@ PYTEST := OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/.ci/start $(BIN)/python -m pyte
 .DEFAULT_GOAL := help
 FLOORS ?= .venv/floors
 
-.PHONY: help demo chromium test fast test-cluster test-image floors faults matrix clients licences site lint format bench bench-gpu bench-peers clean
+.PHONY: help demo gallery chromium test fast test-cluster test-image floors faults matrix clients licences site lint format bench bench-gpu bench-peers clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 12
@@ -43,6 +43,13 @@ PINA := pina-mathlab==0.3.2.post2610 torch_geometric==2.8.1 requests==2.34.2 url
 
 demo: $(READY) ## Train one model with AdamW, SOAP and Muon, and plot the curves
 	@$(BIN)/python -m examples.demo
+
+# Some minutes each. FIGURES="laplace saddle" are some of them.
+FIGURES ?= byte_lm image_classifier autoencoder molecules forecasting laplace saddle spectrum resume pinn pinn_burgers
+gallery: $(READY) ## Train all that docs/gallery shows, and draw its pictures again
+	@for figure in $(FIGURES); do echo "== $$figure"; OMP_NUM_THREADS=1 $(BIN)/python -m \
+		examples.gallery.$${figure%_burgers} $$(test $$figure = $${figure%_burgers} || echo --equation burgers) \
+		--out docs/gallery/$$figure.png || exit 1; done
 
 # Reports are looked at in it; without it (no apt-get, no rights, no network) those tests are skipped, and say so.
 chromium: ## Install the browser that tests look at reports with, where it is not there

@@ -7,24 +7,20 @@ Seconds are wall seconds of training steps on all cores; validation is left out.
 import argparse
 import gc
 import logging
-import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
-from typing import Any
 
-import matplotlib
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, RichProgressBar, TQDMProgressBar
+from pytorch_lightning.callbacks import RichProgressBar, TQDMProgressBar
 
 from examples.byte_lm import ByteLM, ByteText
 from examples.crossing import crossing
+from examples.curves import Curve, Recorder, busy, plot
 from lightning_so import SOAP, Muon, SecondOrder
-from lightning_so.core.trust.memory import state_bytes
 
 POINTS = 10
 VALIDATION_BATCHES = 5
@@ -35,44 +31,6 @@ CONTENDERS: dict[str, Callable[[], SecondOrder | None]] = {
     "AdamW + SOAP": lambda: SecondOrder(SOAP(), print_plan=False),
     "AdamW + Muon": lambda: SecondOrder(Muon(), print_plan=False),
 }
-
-
-@dataclass
-class Curve:
-    """What one run leaves behind: the validation curve, the length of every step, the memory beside the optimizer."""
-
-    name: str
-    steps: list[int] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-    step_seconds: list[float] = field(default_factory=list)
-    extra_bytes: int = 0
-
-
-class Recorder(Callback):
-    """Fills a Curve; placed after SecondOrder so that its hooks are inside the measured step."""
-
-    def __init__(self, curve: Curve, second_order: SecondOrder | None) -> None:
-        self.curve, self.second_order = curve, second_order
-        self.begun = 0.0
-
-    def on_train_batch_start(self, *args: Any) -> None:
-        """Start the clock."""
-        self.begun = time.perf_counter()
-
-    def on_train_batch_end(self, *args: Any) -> None:
-        """Stop the clock."""
-        self.curve.step_seconds.append(time.perf_counter() - self.begun)
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Add a point to the curve; the sanity check before training is the point at step 0."""
-        curve = self.curve
-        curve.steps.append(trainer.global_step)
-        curve.seconds.append(sum(curve.step_seconds))
-        curve.losses.append(float(trainer.callback_metrics["val_loss"]))
-        if self.second_order is not None and not trainer.sanity_checking:
-            parts = self.second_order.engines[0].parts
-            curve.extra_bytes = state_bytes(parts.units, parts.matrices)
 
 
 def train(name: str, second_order: SecondOrder | None, steps: int) -> Curve:
@@ -147,11 +105,6 @@ def show(curves: list[Curve]) -> None:
     Console().print(table)
 
 
-def busy(curve: Curve) -> bool:
-    """Whether stalls of the machine went into a run: its mean step is far above its median one."""
-    return sum(curve.step_seconds) > 1.25 * len(curve.step_seconds) * median(curve.step_seconds)
-
-
 def warm_up() -> None:
     """One step of AdamW that nobody measures: torch imports a second's worth of modules at the first.
 
@@ -163,25 +116,6 @@ def warm_up() -> None:
     torch.optim.AdamW(model.parameters()).step()
     gc.collect()
     gc.freeze()
-
-
-def plot(curves: list[Curve], path: Path) -> None:
-    """Loss against steps and against seconds, side by side; the dotted line is AdamW's final loss."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
-    for axis, unit in zip(axes, ("steps", "seconds"), strict=True):
-        for curve in curves:
-            axis.plot(getattr(curve, unit)[1:], curve.losses[1:], marker=".", label=curve.name)
-        axis.axhline(curves[0].losses[-1], color="grey", linestyle=":", linewidth=1)
-        axis.set_xlabel(unit)
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("validation loss (nats per byte)")
-    axes[0].legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def main() -> None:
@@ -206,7 +140,7 @@ def main() -> None:
     show(curves)
     if any(map(busy, curves)):
         print("note: the machine was busy with other work; read the steps, not the seconds")
-    plot(curves, args.out)
+    plot(curves, args.out, "validation loss (nats per byte)")
     print(f"plot: {args.out}")
 
 

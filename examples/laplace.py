@@ -1,6 +1,7 @@
 """How sure a regression is: a last-layer Laplace approximation from the factors that training has left behind.
 
     python -m examples.laplace
+    python -m examples.gallery.laplace     # the picture
 
 K-FAC has averaged A = E[a a'] and G = E[g g'] of the last layer while the network trained: no pass over the data is
 needed any more. With N samples, the prior N(0, 1/d) and the noise s^2 (the loss of the last epoch), the posterior of
@@ -15,6 +16,7 @@ held-out patients of scikit-learn's diabetes data: without it a network that was
 
 import argparse
 import math
+from typing import NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -92,6 +94,52 @@ class LastLayer:
         return self.noise + ((a @ self.basis).square() / (self.curvature + self.prior)).sum(1)
 
 
+class HeldOut(NamedTuple):
+    """Of the held-out patients.
+
+    Attributes:
+        errors: Squared errors of the predictions, (B,).
+        sure: Their variances, shape (B,).
+        noise: The part of these that is noise.
+        prior: d.
+    """
+
+    errors: Tensor
+    sure: Tensor
+    noise: float
+    prior: float
+
+    def likelihood(self, variance: Tensor) -> float:
+        """Negative log-likelihood under variances, mean over patients, in nats."""
+        return float((0.5 * (2 * math.pi * variance).log() + self.errors / (2 * variance)).mean())
+
+    def inside(self, variance: Tensor, deviations: float = NINETY) -> float:
+        """Share of the patients within so many standard deviations."""
+        return float((self.errors.sqrt() < deviations * variance.sqrt()).double().mean())
+
+    def alone(self) -> Tensor:
+        """The variances of the noise alone."""
+        return torch.full_like(self.sure, self.noise)
+
+
+def trained(epochs: int) -> HeldOut:
+    """Train behind K-FAC for so many epochs, and look at the other patients."""
+    pl.seed_everything(0, verbose=False)
+    train, held = random_split(patients(), [TRAIN, len(patients()) - TRAIN])
+    callback, model = SecondOrder(KFAC(fisher="exact"), print_plan=False), Regression()
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = pl.Trainer(max_epochs=epochs, callbacks=[callback], accelerator="cpu", devices=1, **quiet)
+    trainer.fit(model, DataLoader(train, 32, shuffle=True))
+
+    layer, head = curvature(callback.engines[0])["head.weight"], model.head
+    weight = torch.cat([head.weight.detach()[0], head.bias.detach()])
+    posterior = LastLayer(layer, weight, float(torch.stack(model.losses).mean()), TRAIN)
+    with torch.no_grad():
+        x, y = next(iter(DataLoader(held, len(held))))
+        errors, sure = (model(x) - y).double().square(), posterior.variance(model.body(x))
+    return HeldOut(errors, sure, posterior.noise, posterior.prior)
+
+
 def main() -> None:
     """Train for both numbers of epochs, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -101,24 +149,10 @@ def main() -> None:
     torch.set_num_threads(1)
     lines = ["epochs   prior   negative log-likelihood: noise alone, Laplace   inside the 90 % interval: both"]
     for epochs in args.epochs:
-        pl.seed_everything(0, verbose=False)
-        train, held = random_split(patients(), [TRAIN, len(patients()) - TRAIN])
-        callback, model = SecondOrder(KFAC(fisher="exact"), print_plan=False), Regression()
-        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-        trainer = pl.Trainer(max_epochs=epochs, callbacks=[callback], accelerator="cpu", devices=1, **quiet)
-        trainer.fit(model, DataLoader(train, 32, shuffle=True))
-
-        layer, head = curvature(callback.engines[0])["head.weight"], model.head
-        weight = torch.cat([head.weight.detach()[0], head.bias.detach()])
-        posterior = LastLayer(layer, weight, float(torch.stack(model.losses).mean()), TRAIN)
-        with torch.no_grad():
-            x, y = next(iter(DataLoader(held, len(held))))
-            errors, sure = (model(x) - y).double().square(), posterior.variance(model.body(x))
-        line = [f"{epochs:>6} {posterior.prior:>7.1f}  "]
-        alone = torch.full_like(sure, posterior.noise)
-        line += [f"{float((0.5 * (2 * math.pi * v).log() + errors / (2 * v)).mean()):>13.3f}" for v in (alone, sure)]
-        line += [f"{float((errors.sqrt() < NINETY * v.sqrt()).double().mean()):>18.2f}" for v in (alone, sure)]
-        lines.append("".join(line))
+        held = trained(epochs)
+        both = (held.alone(), held.sure)
+        line = [f"{epochs:>6} {held.prior:>7.1f}  ", *(f"{held.likelihood(v):>13.3f}" for v in both)]
+        lines.append("".join([*line, *(f"{held.inside(v):>18.2f}" for v in both)]))
     print("\n".join(lines))
 
 

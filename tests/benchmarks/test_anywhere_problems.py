@@ -8,9 +8,11 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.anywhere import cartpole, equations, identifiers, images, molecules, recurrent, smiles, text
+from benchmarks.anywhere import cartpole, equations, identifiers, images, recurrent, text
+from benchmarks.anywhere.molecules import molecular_graphs
 from benchmarks.anywhere.problems import PROBLEMS, TUNED, load, read_tuned
 from benchmarks.shared.methods import Settings, build, hidden_weights
+from examples import molecules, smiles
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -190,7 +192,7 @@ def test_bonds_are_in_pairs_that_lead_both_ways():
 
 
 def test_molecules_side_by_side_do_not_see_each_other():
-    model = molecules.molecular_graphs().model(0)
+    model = molecular_graphs().model(0)
     alone = torch.cat([model(molecules.joined([i])) for i in (7, 3, 90)])
     assert torch.allclose(model(molecules.joined([7, 3, 90])), alone, atol=1e-6)
 
