@@ -87,14 +87,14 @@ def eigenvalues(factors: list[Tensor], bases: list[Tensor]) -> Tensor:
     return torch.cat([(Q * (F @ Q)).sum(1).clamp_min(0) for F, Q in zip(factors, bases, strict=True)], dim=1)
 
 
-def whitened(bases: list[Tensor], values: list[Tensor], cuts: list[slice], X_BMN: Tensor, *, column: bool) -> Tensor:
+def whitened(factors: list[Tensor], bases: list[Tensor], cuts: list[slice], X_BMN: Tensor, *, column: bool) -> Tensor:
     """X in the basis of one side, over the roots of that side's eigenvalues r relative to their mean.
 
         X Q diag((r + 1e-4 mean r) / mean r)^(-1/2)    (diag(...)^(-1/2) Q' X for the row side)
 
     Args:
+        factors: The side's, see `fold`; of zeros nothing is divided by them.
         bases: One (B, T, T) tensor a tile; empty for a side without a basis.
-        values: r, one (B, T) a tile, or one (B, side); of zeros nothing is divided by them.
         cuts: The tiles of the side.
         X_BMN: What to whiten, shape (B, M, N).
         column: Whether the side is the columns.
@@ -102,7 +102,7 @@ def whitened(bases: list[Tensor], values: list[Tensor], cuts: list[slice], X_BMN
     Returns:
         The whitened tensor, shape (B, M, N).
     """
-    r = torch.cat(values, 1)
+    r = eigenvalues(factors, bases)
     mean = r.mean(1, keepdim=True)
     root = torch.where(mean > 0, mean / (r + FLOOR * mean), 1.0).sqrt()
     return turn(bases, cuts, X_BMN, column=column, leave=False) * root.unsqueeze(1 if column else 2)

@@ -40,13 +40,11 @@ class Side:
         cuts: The tiles; empty for a side that keeps only its diagonal.
         factors: One (B, T, T) tensor a tile, or one (B, side) diagonal. Replicated over ranks, saved.
         bases: One (B, T, T) tensor a tile, or none. Replicated over ranks, saved.
-        values: diag(Q' F Q) when Q was found, one (B, T) a tile, where gradients are whitened; else none. As the bases.
     """
 
     cuts: list[slice]
     factors: list[Tensor]
     bases: list[Tensor]
-    values: list[Tensor] = field(default_factory=list)
 
 
 @dataclass
@@ -75,9 +73,9 @@ class SOAP(ByDevice):
 
     With `whiten` it is KL-SOAP: each factor is that of gradients divided by the roots of the other's eigenvalues r,
 
-        L = EMA(X X'),    X = G Q_R diag((r + 1e-4 mean r) / mean r)^(-1/2),    and R likewise,
+        L = EMA(X X'),    X = G Q_R diag((r + 1e-4 mean r) / mean r)^(-1/2),    r = diag(Q_R' R Q_R),
 
-    with the bases and eigenvalues of their last solves; before those X is G.
+    and R likewise. Eigenvalues are those of every step: with those of the last solves nothing is gained.
 
     Source: Vyas et al. 2024, arXiv 2409.11321, algorithm 3; Lin et al. 2025, arXiv 2509.03378, for whitened factors;
     the bent start, the second moment from the factors, the tie-breaking ridge and the age-proportional staggered
@@ -161,8 +159,7 @@ class SOAP(ByDevice):
             cuts = tiles.tiles(side, self.cap_on(stack.device))
             widths = [cut.stop - cut.start for cut in cuts]
             factors = [torch.zeros(count, w, w, **place) for w in widths] or [torch.zeros(count, side, **place)]
-            values = [torch.zeros(count, w, **place) for w in widths] if self.whiten else []
-            sides.append(Side(cuts, factors, [torch.eye(w, **place).repeat(count, 1, 1) for w in widths], values))
+            sides.append(Side(cuts, factors, [torch.eye(w, **place).repeat(count, 1, 1) for w in widths]))
         return Stats((sides[0], sides[1]))
 
     def units(self, index: int, stack: StackSpec) -> list[Unit]:
@@ -182,20 +179,22 @@ class SOAP(ByDevice):
     def step_cost(self, stack: StackSpec, action: Action) -> float:
         """See `contract.method.Method.step_cost`."""
         m, n = stack.shape
-        turn = m * n * sum(min(side, self.cap_on(stack.device)) for side in stack.shape)
-        calls = CALLS / stack.alike + (turn if self.whiten else 0.0)  # One call serves the stack.
+        tiled = [(side, min(side, self.cap_on(stack.device))) for side in stack.shape]
+        turn = m * n * sum(tile for _, tile in tiled)
+        observed = turn + (turn + sum(side * tile**2 for side, tile in tiled) if self.whiten else 0.0)
+        calls = CALLS / stack.alike  # One call serves the stack.
         if action is Action.BEND:
-            return turn + polar_cost(stack.shape, 5) + calls
+            return observed + polar_cost(stack.shape, 5) + calls
         polish = polar_cost(stack.shape, 5) if self.polish and not stack.edge else 0.0
-        return 3 * turn + polish + calls if action is Action.ROTATE else turn * (1 + self.whiten)
+        return observed + 2 * turn + polish + calls if action is Action.ROTATE else observed
 
     def observe(self, stats: Stats, gradients: Tensor, rows: list[int] | None) -> None:
         """See `contract.method.ObservesGradients.observe`."""
         seen = [gradients, gradients]
         for column, other in enumerate(stats.sides[::-1] if self.whiten else ()):
-            kept = [other.bases, other.values or other.factors]
-            bases, values = kept if rows is None else ([part[rows] for part in parts] for parts in kept)
-            seen[column] = tiles.whitened(bases, values, other.cuts, gradients, column=not column)
+            kept = [other.factors, other.bases]
+            factors, bases = kept if rows is None else ([part[rows] for part in parts] for parts in kept)
+            seen[column] = tiles.whitened(factors, bases, other.cuts, gradients, column=not column)
         for column, side in enumerate(stats.sides):
             factors = side.factors if rows is None else [F[rows] for F in side.factors]
             tiles.fold(factors, side.cuts, seen[column], 1 - self.beta, column=bool(column))
@@ -233,10 +232,6 @@ class SOAP(ByDevice):
             Q.view(solved.value.shape)[:, None]
             for Q in solved.replace([[side.bases[unit.tile][unit.row]] for side, unit in sides])
         )
-        if self.whiten:
-            factors = torch.stack([side.factors[unit.tile][unit.row] for side, unit in sides])
-            values = (new[:, 0] * torch.bmm(factors, new[:, 0])).sum(1).clamp_min(0)
-            torch._foreach_copy_([side.values[unit.tile][unit.row] for side, unit in sides], list(values))
         return Turned([side.cuts[unit.tile] for side, unit in sides], old, new)
 
     def ready(self, base: Base, step: int, solved: list[int]) -> bool:
@@ -249,8 +244,6 @@ class SOAP(ByDevice):
         for name, side in zip(SIDES, stats.sides, strict=True):
             for tile, Q in enumerate(side.bases):
                 yield f"{name}.basis.{tile}", Q
-            for tile, values in enumerate(side.values):
-                yield f"{name}.values.{tile}", values
 
     def factors(self, stats: Stats) -> Iterator[tuple[str, Tensor]]:
         """See `contract.method.Solves.factors`."""
