@@ -98,7 +98,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(name: str, function: Callable[..., int], options: dict[str, Any]) -> int:
     try:
-        return function(**options)
+        status = function(**options)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # Who reads has enough, as in "| head"; at its end Python would flush into the closed pipe once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ConfigError, StateError, LaunchError, TrustError) as error:
         print(f"lightning-so {name}: {error}", file=sys.stderr)
     except Exception:

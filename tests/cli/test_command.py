@@ -1,6 +1,8 @@
 """The command `lightning-so`: exit status, what it prints, and what it says to wrong configurations."""
 
 import functools
+import os
+import subprocess
 import sys
 
 import pytest
@@ -141,3 +143,19 @@ def test_what_is_missing_is_had_from_a_clone(monkeypatch, capsys):
     sources = [path.read_text() for room in ("lightning_so", "docs", "examples") for path in (ROOT / room).rglob("*.*")
                if path.suffix in (".py", ".md") and path.name != "licences.md"]  # fmt: skip
     assert not [text for text in sources if "install 'lightning-so[" in text or "install lightning-so" in text]
+
+
+@pytest.mark.slow
+def test_a_reader_that_has_enough_is_no_error():
+    said = (
+        "from lightning_so.cli.__main__ import _run; raise SystemExit(_run('x', lambda: print('a' * 10**6) or 0, {}))"
+    )
+    ours, theirs = os.pipe()
+    os.close(ours)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", said], stdout=theirs, stderr=subprocess.PIPE, text=True, check=False
+        )
+    finally:
+        os.close(theirs)
+    assert (done.returncode, done.stderr) == (2, "")
