@@ -64,6 +64,7 @@ def heights(tab) -> dict[str, float]:
     return {place.get_attribute("id"): place.evaluate(measure) for place in tab.locator(".chart").all()}
 
 
+@pytest.mark.slow
 def test_every_chart_is_there_and_of_the_right_height(opened, runs):
     tab = opened(runs[:1])
     found = heights(tab)
