@@ -16,7 +16,7 @@ import pytorch_lightning as pl
 import torch
 
 from examples.crossing import crossing
-from examples.curves import Curve, Recorder, plot
+from examples.curves import Curve, Recorder, plot, save
 from lightning_so import KFAC, SOAP, Muon, SecondOrder
 
 QUIET = {
@@ -136,3 +136,17 @@ def compare(
     plot(curves, out, label, log=log)
     print(f"picture: {out}")
     return curves
+
+
+def finish(figure: Any, axis: Any, path: Path) -> None:
+    """Add grid and legend, write the picture, and say where it is.
+
+    Args:
+        figure: Of matplotlib.
+        axis: Its one axis.
+        path: Of the picture.
+    """
+    axis.grid(alpha=0.3)
+    axis.legend()
+    save(figure, path)
+    print(f"picture: {path}")

@@ -10,8 +10,7 @@ from statistics import NormalDist
 
 from matplotlib import pyplot as plt
 
-from examples.curves import save
-from examples.gallery.compare import arguments
+from examples.gallery.compare import arguments, finish
 from examples.laplace import trained
 
 
@@ -30,10 +29,7 @@ def main() -> None:
             f"{held.likelihood(variance):.3f} nats"
         )
     axis.set(xlabel="interval", ylabel="held-out patients inside", title=f"after {args.epochs} epochs")
-    axis.grid(alpha=0.3)
-    axis.legend()
-    save(figure, args.out)
-    print(f"picture: {args.out}")
+    finish(figure, axis, args.out)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from examples.byte_lm import ByteLM, Windows, corpus
-from examples.curves import save
-from examples.gallery.compare import arguments
+from examples.gallery.compare import arguments, finish
 from lightning_so import SOAP, ResumableLoader, SecondOrder, resume_check
 from lightning_so.callbacks.resume.launch import this_process
 
@@ -68,10 +67,7 @@ def main() -> None:
     axis.axvline(args.stop, color="grey", linestyle=":", linewidth=1)
     axis.set(xlabel="step", ylabel="difference of the loss (nats)", xlim=(0, args.steps))
     axis.set_yticks([NONE, 1e-6, 1e-4, 1e-2], ["0", "$10^{-6}$", "$10^{-4}$", "$10^{-2}$"])
-    axis.grid(alpha=0.3)
-    axis.legend()
-    save(figure, args.out)
-    print(f"picture: {args.out}")
+    finish(figure, axis, args.out)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,7 @@ from matplotlib import pyplot as plt
 from torch import Tensor, nn
 
 from examples.autoencoder import Digits
-from examples.curves import save
-from examples.gallery.compare import QUIET, arguments
+from examples.gallery.compare import QUIET, arguments, finish
 from lightning_so import SaddleEscape
 
 #: Standard deviation of the weights at the start.
@@ -73,10 +72,7 @@ def main() -> None:
         print(f"{name}: half of the loss after {half} steps, {losses[-1]:.2f} at the end")
     print(f"SaddleEscape moved {escape.escapes} times, for {escape.evaluations} gradients")
     axis.set(xlabel="steps", ylabel="squared error of an image", yscale="log")
-    axis.grid(alpha=0.3)
-    axis.legend()
-    save(figure, args.out)
-    print(f"picture: {args.out}")
+    finish(figure, axis, args.out)
 
 
 if __name__ == "__main__":

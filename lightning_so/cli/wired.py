@@ -9,13 +9,18 @@ from typing import Any, final
 
 from lightning_so.callbacks.matrix_free import MatrixFree
 from lightning_so.callbacks.second_order import SecondOrder
-from lightning_so.contract.known import KNOWN
+from lightning_so.contract.known import called
 from lightning_so.contract.method import Method
 from lightning_so.core.plan.mixture import Mixture
 from lightning_so.errors import ConfigError
 
 #: Where our own code is.
 OURS = str(Path(__file__).parents[1])
+#: How methods that a name does not give are asked for.
+ELSE = (
+    " Those with arguments are {class_path: lightning_so.SOAP, init_args: {period: 20}}; those on the whole vector go "
+    "into lightning_so.MatrixFree, among trainer.callbacks."
+)
 #: Of what jsonargparse says, the lines that name types of Python instead of what is wrong.
 TYPES = re.compile(r"^(Does not validate against|Subtypes:|Errors:|Given value|- Expected a <class)")
 
@@ -31,17 +36,9 @@ class Named(SecondOrder):
             method: Of `SecondOrder`, or the name of one with its defaults ("soap").
             **options: Of `SecondOrder`.
         """
-        super().__init__(_called(method) if isinstance(method, str) else method, **options)
-
-
-def _called(name: str) -> Method:
-    if name.lower() not in KNOWN:
-        raise ConfigError(
-            f"second_order.method={name!r}: there is no such method; there are {', '.join(sorted(KNOWN))}. Those with "
-            "arguments are {class_path: lightning_so.SOAP, init_args: {period: 20}}; those on the whole vector go into "
-            "lightning_so.MatrixFree, among trainer.callbacks."
+        super().__init__(
+            called(method, f"second_order.method={method!r}", ELSE) if isinstance(method, str) else method, **options
         )
-    return KNOWN[name.lower()]()
 
 
 def cli(name: str) -> Any:

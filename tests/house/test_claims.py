@@ -1,14 +1,14 @@
 """A figure that was measured stands with what reproduces it: a command, a test, or a place in the benchmarks' page."""
 
 import re
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.blocks import ROOT, pages
+
 #: Pages that tests or scripts write by themselves, and definitions of what is logged.
 OTHERS = {"compatibility.md", "tested-with.md", "products.md", "faults.md", "licences.md", "logged-names.md"}
-PAGES = [ROOT / "README.md", *(page for page in sorted((ROOT / "docs").rglob("*.md")) if page.name not in OTHERS)]
+PAGES = [page for page in pages() if page.name not in OTHERS]
 #: What is measured: a number with a unit, or a decimal with two places; no version and no name.
 BEFORE = r"(?<![\w.`/-])(?<!Python )"
 UNITS = ("x", "%", "times", "ms", "nats", "MiB", "seconds", "s of")

@@ -5,9 +5,9 @@ from dataclasses import fields, is_dataclass, replace
 from functools import partial
 
 from lightning_so.cli.planning.forecast import Asked, Forecast, forecast, holds
-from lightning_so.cli.planning.job import named
 from lightning_so.cli.planning.rehearsal import on_device
 from lightning_so.cli.planning.steps import Pace
+from lightning_so.contract.known import KNOWN
 from lightning_so.contract.method import Method
 from lightning_so.core.options import Options
 from lightning_so.core.plan.mixture import Mixture
@@ -61,7 +61,7 @@ def cheaper(asked: Asked, pace: Pace) -> Pace | None:
 
 
 def _muon(asked: Asked) -> Asked:
-    return replace(asked, options=replace(asked.options, mixture=Mixture.of(named("muon"))))
+    return replace(asked, options=replace(asked.options, mixture=Mixture.of(KNOWN["muon"]())))
 
 
 def _changes(asked: Asked, found: Forecast, limit: float) -> Iterator[tuple[str, Asked]]:

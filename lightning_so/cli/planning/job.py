@@ -10,8 +10,7 @@ from typing import Any, TypeVar
 from lightning_so.callbacks.matrix_free import MatrixFree
 from lightning_so.callbacks.second_order import SecondOrder
 from lightning_so.cli.recipe import Config, imported, lightning
-from lightning_so.contract.known import KNOWN
-from lightning_so.contract.method import Method
+from lightning_so.contract.known import called
 from lightning_so.core.options import Options
 from lightning_so.core.plan.mixture import Mixture
 from lightning_so.errors import ConfigError
@@ -61,24 +60,7 @@ class Made:
                 "are of methods on layers and matrices: give --method=soap, kfac or muon to plan that in its place."
             )
         options = (callback or SecondOrder()).options
-        return options if method is None else replace(options, mixture=Mixture.of(named(method)))
-
-
-def named(method: str) -> Method:
-    """A method by its name, with its defaults.
-
-    Args:
-        method: The name.
-
-    Returns:
-        The method.
-
-    Raises:
-        ConfigError: If there is none of that name.
-    """
-    if method.lower() not in KNOWN:
-        raise ConfigError(f"--method={method}: there is no such method; there are {', '.join(sorted(KNOWN))}.")
-    return KNOWN[method.lower()]()
+        return options if method is None else replace(options, mixture=Mixture.of(called(method, f"--method={method}")))
 
 
 #: Makes a training anew at every call.
