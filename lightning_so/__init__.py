@@ -13,6 +13,7 @@ from lightning_so.callbacks.saddle import SaddleEscape as SaddleEscape
 from lightning_so.callbacks.second_order import SecondOrder as SecondOrder
 from lightning_so.callbacks.shadow.asked import Shadow as Shadow
 from lightning_so.callbacks.sharpness import SharpnessGuard as SharpnessGuard
+from lightning_so.contract.memory import Memory as Memory
 from lightning_so.contract.spread import Staggered as Staggered
 from lightning_so.contract.spread import Synchronous as Synchronous
 from lightning_so.contract.ways import Ways as Ways
@@ -60,6 +61,7 @@ __all__ = [
     "LayerCurvature",
     "LevenbergMarquardt",
     "MatrixFree",
+    "Memory",
     "Mixture",
     "Muon",
     "NewtonCG",

@@ -26,7 +26,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from lightning_so import EKFAC, KFAC, SOAP, Muon, Shampoo, attach
-from lightning_so.core.trust.memory import held, state_bytes
+from lightning_so.contract.memory import held
+from lightning_so.core.trust.memory import state_bytes
 
 METHODS = {
     "soap": (SOAP(start=8, period=8), torch.optim.AdamW),

@@ -38,6 +38,10 @@ class Base:
         """Whether this param group keeps a first moment that *bend* can use."""
         return bool(self.first) and (self.moving is None or group[self.moving] != 0)
 
+    def moments(self, group: dict) -> int:
+        """How many moments it keeps of a parameter of this param group, one of each kind."""
+        return self.has_first_moment(group) + bool(self.second)
+
     def decoupled(self, group: dict) -> bool:
         """Whether this group's decay scales the weight instead of joining the gradient."""
         return self.decay == "decoupled" or (self.decay == "flag" and bool(group.get("decoupled_weight_decay")))

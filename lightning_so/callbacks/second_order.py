@@ -18,17 +18,18 @@ from lightning_so.callbacks.signals import inside_handler
 from lightning_so.callbacks.standing import StandIn
 from lightning_so.callbacks.switching import Switching
 from lightning_so.comm import SHARDINGS, Local, ambient
+from lightning_so.contract.memory import Memory
 from lightning_so.contract.method import Method
 from lightning_so.contract.ways import Ways
 from lightning_so.core.checkpoint import checkpoint, stamp
 from lightning_so.core.checkpoint.resting import rest
 from lightning_so.core.engine import Engine
 from lightning_so.core.host import Host
-from lightning_so.core.options import LENGTHS, Checks, Options, Overhead
+from lightning_so.core.options import Options, Overhead
 from lightning_so.core.plan.mixture import Mixture
 from lightning_so.core.stopwatch import Stopwatch
 from lightning_so.core.telemetry import Telemetry, summary
-from lightning_so.errors import check_choice, check_range
+from lightning_so.errors import check_choice
 
 
 class SecondOrder(Switching):
@@ -55,6 +56,7 @@ class SecondOrder(Switching):
             `Overhead(0.1, strict=True)`. None leaves the schedule a function of the step alone.
         ways: How bases, polar factors and rotations are computed; what it leaves open is measured, but on a CPU.
         lengths: Of bent updates: "measured", longer while the loss falls straight along them, or as the "base"'s.
+        memory: How curvature is to hold less: `Memory(half=True)`, or bytes a byte of the parameters, see `Memory`.
         recorder: Whether the training is recorded; or by which `Recorder`.
         shadow: Whether the method is only tried, on a copy beside the training; or `Shadow(promote_at=500)`.
 
@@ -82,18 +84,16 @@ class SecondOrder(Switching):
         max_overhead: float | Overhead | None = None,
         ways: Ways | None = None,
         lengths: str = "measured",
+        memory: Memory | float | None = None,
         recorder: bool | Recorder = True,
         shadow: bool | Shadow = False,
     ) -> None:
         """Check the arguments; everything else happens when training starts."""
-        mixture = None if method is None else Mixture.of(method)
-        check_range("SecondOrder", "min_coverage", min_coverage, 0.0, 1.0)
-        choices = {"state": checkpoint.KINDS, "reduction": (None, "mean", "sum"), "lag": (0, 1)}
-        given = {"state": state, "reduction": reduction, "lag": lag, "sharding": sharding, "lengths": lengths}
-        for name, allowed in {**choices, "sharding": SHARDINGS, "lengths": LENGTHS}.items():
-            check_choice("SecondOrder", name, given[name], allowed)
-        rest = reduction, lag, ways or Ways(), Overhead.of(max_overhead), lengths
-        self.options = Options(mixture, route, min_coverage, Checks(verify_every, compare_every), *rest)
+        check_choice("SecondOrder", "state", state, checkpoint.KINDS)
+        check_choice("SecondOrder", "sharding", sharding, SHARDINGS)
+        given = {"route": route, "reduction": reduction, "lag": lag, "lengths": lengths, "ways": ways, "memory": memory}
+        checks = {"min_coverage": min_coverage, "verify_every": verify_every, "compare_every": compare_every}
+        self.options = Options.asked("SecondOrder", method, **given | checks, max_overhead=max_overhead)
         self.method, self.print_plan, self.state, self.sharding = method, print_plan, state, sharding
         self.recorder, self.shadow = recorder, Shadow.of(shadow)
         self._forget()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_so.contract.loss_unit import Written
+from lightning_so.contract.memory import Memory
 from lightning_so.layers.registry import Layer
 
 
@@ -70,6 +71,7 @@ class Block:
         owner: The rank that has its curvature and works on it, where parameters are sharded.
         call: Number of the call of the optimizer's step that updates it; 0 where one call updates all.
         part: Which part of the parameter it is; None for all of it.
+        memory: How curvature is to hold less; None for all of it in full.
     """
 
     name: str
@@ -85,6 +87,7 @@ class Block:
     owner: int = 0
     call: int = 0
     part: Part | None = None
+    memory: Memory | None = None
 
     @property
     def parameter(self) -> str:
@@ -118,6 +121,12 @@ class Block:
         """Groups, rows of each, columns."""
         groups = self.tap.groups if self.tap else 1
         return groups, self.rows // groups, self.cols
+
+    @property
+    def kept(self) -> tuple[bool, bool]:
+        """Which sides, rows and columns, have a basis: both, or the shorter one; of a square matrix the columns."""
+        short = self.memory is not None and self.memory.short
+        return not short or self.rows < self.cols, not short or self.cols <= self.rows
 
     @property
     def edge(self) -> bool:
@@ -176,6 +185,17 @@ class StackSpec:
     def parts(self) -> int:
         """Parameters of each matrix: 2 with a bias, else 1."""
         return len(self.blocks[0].params)
+
+    @property
+    def packed(self) -> bool:
+        """Whether triangles are kept of what is symmetric."""
+        return self.blocks[0].memory is not None
+
+    @property
+    def of_bases(self) -> torch.dtype:
+        """In what bases are kept."""
+        memory = self.blocks[0].memory
+        return torch.float16 if memory is not None and memory.half else self.dtype
 
     @property
     def home(self) -> torch.device:

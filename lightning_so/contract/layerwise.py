@@ -161,7 +161,10 @@ class Layerwise:
         refuse_rate(type(self).__name__, rule, base)
         count, first = len(stack.blocks), stack.blocks[0]
         place = {"dtype": stack.dtype, "device": stack.device}
-        a, g = (sides.statistics(shape, count, **place, home=stack.home) for shape in self.shapes(first))
+        a, g = (
+            sides.statistics(shape, count, **place, home=stack.home, triangles=stack.packed)
+            for shape in self.shapes(first)
+        )
         assert first.tap is not None
         weight, counts = torch.zeros(count, **place), torch.zeros(count, 2, **place)
         # What preconditions a gradient sets its length too: there nothing is left out below `rows`.

@@ -13,6 +13,7 @@ from lightning_so.core.matrices.matrices import Matrices
 from lightning_so.core.options import Options
 from lightning_so.core.overhead.controller import Controller
 from lightning_so.core.plan import coverage
+from lightning_so.core.plan.holding import settle
 from lightning_so.core.plan.owners import appoint, number_calls
 from lightning_so.core.plan.recommended import recommended
 from lightning_so.core.plan.route import refuse_layers, route
@@ -111,13 +112,16 @@ def assemble(host: Host, options: Options, report: Report, chosen: Chosen | None
     """
     mixture = options.mixture or recommended(host.base)
     refuse_layers(mixture, host)
-    matrices = matrices_of(host, whole_weights=options.checks.whole_weights)
-    plan = route(host, mixture, options.route)
+    lean = options.memory is not None
+    matrices = matrices_of(host, whole_weights=options.checks.whole_weights, lean=lean)
+    plan = route(host, mixture, options.route, options.memory)
     coverage.require(plan, host, options.min_coverage)
     report.coverage = plan.coverage
     number_calls(plan.blocks, host.access)
     if matrices.sharded:
         appoint(plan.assigned, host)
+    if options.memory is not None:
+        plan = replace(plan, memory=str(settle(options.memory, plan.assigned, host)))
     stacks = stack_blocks(plan.assigned, host, host.team.rank if matrices.sharded else None)
     for stack in stacks:
         matrices.make_room(stack)

@@ -283,8 +283,8 @@ class Engine:
         if self.hidden:
             self.report.undone += 1
             self.unfinished += 1
-        self.parts.matrices.forget()
         put_back(self.hidden, self.parts.matrices)
+        self.parts.matrices.give_room(self.stacks)
         self.guard.give_back()
         self.current = None
 

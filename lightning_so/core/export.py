@@ -101,4 +101,5 @@ def _whole(side: Side, row: int) -> Tensor:
     """A factor with its tiles on the diagonal, (Q, L, L); the diagonal itself, (Q, L), of a side without tiles."""
     if not side.shape.cuts:
         return side.factors[0][row]
-    return torch.stack([torch.block_diag(*(F[row, group] for F in side.factors)) for group in range(side.shape.groups)])
+    found = side.of(row)
+    return torch.stack([torch.block_diag(*(F[group] for F in found)) for group in range(side.shape.groups)])

@@ -3,10 +3,12 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
+from lightning_so.contract.memory import Memory
+from lightning_so.contract.method import Method
 from lightning_so.contract.ways import Ways
 from lightning_so.core.plan.mixture import Mixture
 from lightning_so.core.plan.roles import Route
-from lightning_so.errors import ConfigError, check_count
+from lightning_so.errors import ConfigError, check_choice, check_count, check_range
 
 #: Of bent updates: longer than the base's where that is measured to be better, or as the base's.
 LENGTHS = ("measured", "base")
@@ -90,6 +92,7 @@ class Options:
         ways: How what can be computed in several ways is; what it leaves open is measured.
         lengths: Of bent updates, one of `LENGTHS`; see `actions.stretch`.
         overhead: The share of time that may be taken; None where the schedule is a function of the step alone.
+        memory: How curvature is to hold less; None for all of it in full.
     """
 
     mixture: Mixture | None = None
@@ -101,3 +104,60 @@ class Options:
     ways: Ways = field(default_factory=Ways)
     overhead: Overhead | None = None
     lengths: str = "measured"
+    memory: Memory | None = None
+
+    @classmethod
+    def asked(
+        cls,
+        owner: str,
+        method: Method | Mixture | None,
+        *,
+        route: Route | None,
+        min_coverage: float,
+        verify_every: int,
+        compare_every: int,
+        reduction: str | None,
+        lag: int,
+        max_overhead: float | Overhead | None,
+        ways: Ways | None,
+        lengths: str,
+        memory: Memory | float | None,
+    ) -> "Options":
+        """Options as the arguments of a user, see `SecondOrder`.
+
+        Args:
+            owner: Whose arguments they are, for messages.
+            method: A method or rules; None for what is recommended.
+            route: See `Options`.
+            min_coverage: See `Options`.
+            verify_every: See `Checks`.
+            compare_every: See `Checks`.
+            reduction: See `Options`.
+            lag: See `Options`.
+            max_overhead: A share of the training's own step.
+            ways: See `Options`.
+            lengths: See `Options`.
+            memory: See `Memory.of`.
+
+        Returns:
+            The options.
+
+        Raises:
+            ConfigError: If one is out of range.
+        """
+        check_range(owner, "min_coverage", min_coverage, 0.0, 1.0)
+        check_choice(owner, "reduction", reduction, (None, "mean", "sum"))
+        check_choice(owner, "lag", lag, (0, 1))
+        check_choice(owner, "lengths", lengths, LENGTHS)
+        return cls(
+            None if method is None else Mixture.of(method),
+            route,
+            min_coverage,
+            Checks(verify_every, compare_every),
+            reduction,
+            lag,
+            ways or Ways(),
+            Overhead.of(max_overhead),
+            lengths,
+            Memory.of(memory),
+        )

@@ -3,12 +3,13 @@
 Legend: B blocks of a stack, Q groups, T side of a tile, M rows and N columns of a matrix.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from lightning_so.linalg import tiles
+from lightning_so.linalg import packed, tiles
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Tiles:
 
     Attributes:
         shape: What the side looks like.
-        tensors: (B, Q, T, T) a tile; one (B, Q, length) for a diagonal; none for the identity. Replicated, saved.
+        tensors: (B, Q, T, T) a tile, in any precision, or (B, Q, S) of its triangles, see `packed`; one (B, Q, length)
+            for a diagonal; none for the identity. Replicated, saved.
     """
 
     shape: Shape
@@ -62,7 +64,7 @@ class Tiles:
         """
         if not self.tensors:
             return X_BMN
-        X, solved = X_BMN.unflatten(1, (self.shape.groups, -1)), self._of(rows, square=square)
+        X, solved = X_BMN.unflatten(1, (self.shape.groups, -1)), self._of(rows, X_BMN.dtype, square=square)
         if not self.shape.cuts:
             return (X * solved[0][..., None]).view(X_BMN.shape)
         X, solved = X.flatten(0, 1), [S.flatten(0, 1) for S in solved]
@@ -73,7 +75,7 @@ class Tiles:
         """`X S`, or `X S'`, on the second side, which every group of rows has its own of; see `left`."""
         if not self.tensors:
             return X_BMN
-        X, solved = X_BMN.unflatten(1, (self.shape.groups, -1)), self._of(rows, square=square)
+        X, solved = X_BMN.unflatten(1, (self.shape.groups, -1)), self._of(rows, X_BMN.dtype, square=square)
         if not self.shape.cuts:
             return (X * solved[0][:, :, None]).view(X_BMN.shape)
         X, solved = X.flatten(0, 1), [S.flatten(0, 1) for S in solved]
@@ -91,18 +93,26 @@ class Tiles:
         eye = torch.eye(self.shape.length).repeat(self.shape.groups, 1, 1)
         return self.rows(row, eye.to(self.tensors[0]) if self.tensors else eye)
 
-    def _of(self, rows: list[int] | None, *, square: bool) -> list[Tensor]:
+    def _of(self, rows: list[int] | None, dtype: torch.dtype, *, square: bool) -> list[Tensor]:
         found = self.tensors
         if rows is not None and len(rows) == 1:
             found = [tensor[rows[0] : rows[0] + 1] for tensor in found]  # a view: inverses are large
         elif rows is not None:
             found = [tensor[rows] for tensor in found]
+        found = [tensor.to(dtype) for tensor in whole(self.shape, found)]
         return [tensor.square() for tensor in found] if square else found
 
 
-def inverses(shape: Shape, count: int, dtype: torch.dtype, device: torch.device) -> Tiles:
-    """Room for the inverses of `count` blocks' sides."""
-    return Tiles(shape, zeros(shape, count, dtype, device))
+def whole(shape: Shape, kept: list[Tensor]) -> list[Tensor]:
+    """Tiles (..., Q, T, T): themselves, or what triangles (..., Q, S) are of; a diagonal is itself."""
+    if not shape.cuts or kept[-1].shape[-2:] == (shape.widths[-1],) * 2:  # The last tile is the widest.
+        return kept
+    return [packed.dense(F, width) for F, width in zip(kept, shape.widths, strict=True)]
+
+
+def inverses(shape: Shape, count: int, dtype: torch.dtype, device: torch.device, *, triangles: bool = False) -> Tiles:
+    """Room for the inverses of `count` blocks' sides, or for triangles of them."""
+    return Tiles(shape, zeros(shape, count, dtype, device, triangles=triangles))
 
 
 def bases(shape: Shape, count: int, dtype: torch.dtype, device: torch.device) -> Tiles:
@@ -113,9 +123,11 @@ def bases(shape: Shape, count: int, dtype: torch.dtype, device: torch.device) ->
     return Tiles(shape, found)
 
 
-def zeros(shape: Shape, count: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
-    """Room for `count` blocks' tiles or diagonals."""
-    sizes = [(w, w) for w in shape.widths] or [(shape.length,)]
+def zeros(
+    shape: Shape, count: int, dtype: torch.dtype, device: torch.device, *, triangles: bool = False
+) -> list[Tensor]:
+    """Room for `count` blocks' tiles, perhaps for triangles of them, or diagonals."""
+    sizes = [packed.shape(w, triangles=triangles) for w in shape.widths] or [(shape.length,)]
     return [torch.zeros(count, shape.groups, *size, dtype=dtype, device=device) for size in sizes]
 
 
@@ -137,9 +149,10 @@ def permuted(part_QMN: Tensor, order_QT: Tensor, side: int) -> Tensor:
     return part_QMN.gather(1 + side, index.expand(part_QMN.shape))
 
 
-def solved_size(shape: Shape) -> int:
-    """Numbers of a block's inverses or bases."""
-    return shape.groups * sum(w * w for w in shape.widths) if shape.cuts else shape.groups * shape.length
+def solved_size(shape: Shape, *, triangles: bool = False) -> int:
+    """Numbers of a block's inverses or bases, or of triangles of them."""
+    sizes = [packed.shape(w, triangles=triangles) for w in shape.widths] or [(shape.length,)]
+    return shape.groups * sum(map(math.prod, sizes))
 
 
 def cost(shape: Shape, rows: int, solve: float) -> float:

@@ -71,6 +71,7 @@ class Solved:
             What was there before, and what is there now, flat, shapes (k, n).
         """
         before = torch.cat([tensor.reshape(-1) for of_unit in places for tensor in of_unit]).view(len(places), -1)
+        before = before.to(self.value.dtype)  # Bases may be kept in fewer digits.
         now = torch.where(self.good[:, None], self.value.reshape(before.shape), before)
         sizes = [tensor.numel() for tensor in places[0]]
         parts = [part for of_unit in now.unbind(0) for part in of_unit.split(sizes)]

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lightning_so.linalg import psd
-from lightning_so.linalg.kron import Shape, zeros
+from lightning_so.linalg import packed, psd
+from lightning_so.linalg.kron import Shape, whole, zeros
 from lightning_so.linalg.result import Solved
 from lightning_so.linalg.rows import put, some, together
 from lightning_so.linalg.strips import add_products, mirror
@@ -24,8 +24,9 @@ class Side:
     Attributes:
         shape: What it looks like.
         device: Where rows are observed.
-        factors: Moving averages, (B, Q, T, T) a tile or (B, Q, length). At the owner, saved.
-        windows: Sums since the last fold, by block one (Q, T, T) a tile or one (Q, length). They are as large as the
+        factors: Moving averages, (B, Q, T, T) a tile, (B, Q, S) of its triangles, see `packed`, or (B, Q, length). At
+            the owner, saved.
+        windows: Sums since the last fold, by block one (Q, T, T) a tile or one (Q, length). They are as large as whole
             factors, and on every rank: so they are there only from a block's first rows until they are folded or
             forgotten. Summed over ranks, not saved.
     """
@@ -57,10 +58,15 @@ class Side:
             self.windows[row] = [torch.zeros(shape, **place) for shape in self.window_shapes]
         return self.windows[row]
 
+    def of(self, row: int) -> list[Tensor]:
+        """A block's factors, (Q, T, T) a tile or (Q, length)."""
+        return whole(self.shape, [F[row] for F in self.factors])
+
     @property
     def window_shapes(self) -> list[torch.Size]:
         """Shapes of a block's window."""
-        return [factor.shape[1:] for factor in self.factors]
+        sizes = [(width, width) for width in self.shape.widths] or [(self.shape.length,)]
+        return [torch.Size([self.shape.groups, *size]) for size in sizes]
 
     def gathered(self, rows: list[int]) -> list[Tensor]:
         """The windows of blocks, (k, Q, T, T) a tile or one (k, Q, length); of one block the window itself."""
@@ -80,8 +86,9 @@ class Side:
             weight_k: What of the windows is added.
             spoilt_k: Whose windows are not finite: they are of zeros afterwards.
         """
-        for factor, window in zip(self.factors, windows, strict=True):
+        for factor, dense in zip(self.factors, windows, strict=True):
             keep, weight, spoilt = (x.view(-1, *[1] * (factor.ndim - 1)) for x in (keep_k, weight_k, spoilt_k))
+            window = packed.as_kept(dense, factor.ndim)
             if maybe(spoilt_k):
                 window.masked_fill_(spoilt, 0)
             part = some(factor, rows).mul_(keep).addcmul_(window, weight)
@@ -109,9 +116,7 @@ class Gathered:
     @classmethod
     def of(cls, sides: Sequence[tuple[Side, int]]) -> "Gathered":
         """Sides and the rows of the blocks in their stacks."""
-        tiles = zip(*(side.factors for side, _ in sides), strict=True)
-        rows = [row for _, row in sides]
-        return cls(sides[0][0].shape, [torch.stack([F[r] for F, r in zip(tile, rows, strict=True)]) for tile in tiles])
+        return cls(sides[0][0].shape, [stacked(sides, tile) for tile in range(len(sides[0][0].factors))])
 
     def mean(self) -> Tensor:
         """`tr F / dim F` over all tiles and groups, shape (k,)."""
@@ -157,10 +162,16 @@ class Gathered:
         return joined([*vectors, values], [good.view(count, -1).all(1) for _, _, good in found])
 
 
+def stacked(sides: Sequence[tuple[Side, int]], tile: int) -> Tensor:
+    """Copies of one tile of sides, and the rows of the blocks in their stacks, (k, Q, T, T) or (k, Q, length)."""
+    F, widths = torch.stack([side.factors[tile][row] for side, row in sides]), sides[0][0].shape.widths
+    return packed.dense(F, widths[tile]) if widths and F.ndim == 3 else F
+
+
 def means(sides: Sequence[tuple[Side, int]]) -> Tensor:
     """`tr F / dim F` of sides, and the rows of the blocks in their stacks, over all tiles and groups, shape (k,)."""
     shape = sides[0][0].shape
-    found = [[F[row] if F.ndim == 3 else F[row].diagonal(dim1=1, dim2=2) for F in side.factors] for side, row in sides]
+    found = [[F if F.ndim == 2 else F.diagonal(dim1=1, dim2=2) for F in side.of(row)] for side, row in sides]
     return traces([torch.stack(tile) for tile in zip(*found, strict=True)]) / (shape.length * shape.groups)
 
 
@@ -182,6 +193,8 @@ def positive(numbers: Sequence[Tensor]) -> Tensor:
     return ((found > 0) & (found < torch.inf)).all(0)
 
 
-def statistics(shape: Shape, count: int, dtype: torch.dtype, device: torch.device, home: torch.device) -> Side:
-    """A side of zeros for `count` blocks: windows on the device, factors where they have their home."""
-    return Side(shape, device, zeros(shape, count, dtype, home))
+def statistics(
+    shape: Shape, count: int, dtype: torch.dtype, device: torch.device, home: torch.device, *, triangles: bool = False
+) -> Side:
+    """A side of zeros for `count` blocks: windows on the device, factors, or triangles of them, at their home."""
+    return Side(shape, device, zeros(shape, count, dtype, home, triangles=triangles))

@@ -6,9 +6,12 @@ Legend: B matrices of one shape, M rows, N columns, T side of a tile. The *row* 
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from lightning_so.linalg import packed
 
 #: A side longer than this many caps (a vocabulary) keeps its diagonal alone and no basis.
 LONG = 8
@@ -41,7 +44,8 @@ def fold(
     """Fold G G' (or G' G for the column side) into the factors in place: F <- k F + w G G'.
 
     Args:
-        factors: One (B, T, T) tensor a tile; for a side without tiles one (B, side) diagonal.
+        factors: One (B, T, T) tensor a tile, or (B, S) of its triangles, see `packed`; for a side without tiles one
+            (B, side) diagonal.
         cuts: The tiles of the side.
         G_BMN: Gradients, shape (B, M, N).
         weight: w, the weight of the newest.
@@ -55,7 +59,33 @@ def fold(
         return
     for F, cut in zip(factors, cuts, strict=True):
         part = G[:, cut]
-        F.baddbmm_(part, part.mT, beta=keep, alpha=weight)
+        if F.ndim == 2:
+            packed.fold(F, part, keep, weight)
+        else:
+            F.baddbmm_(part, part.mT, beta=keep, alpha=weight)
+
+
+def whole(F: Tensor, cut: slice) -> Tensor:
+    """The factors of a tile, (B, T, T): themselves, or what triangles (B, S) are of, see `packed`."""
+    return packed.dense(F, cut.stop - cut.start) if F.ndim == 2 else F
+
+
+def factors(cuts: list[slice], side: int, count: int, *, triangles: bool, **place: Any) -> list[Tensor]:
+    """Factors of zeros of one side of `count` matrices, as `fold` takes them.
+
+    Args:
+        cuts: The tiles of the side.
+        side: Its length.
+        count: B.
+        triangles: Whether triangles are kept of them.
+        place: Their dtype and device.
+
+    Returns:
+        The factors.
+    """
+    widths = [cut.stop - cut.start for cut in cuts]
+    shapes = [packed.shape(w, triangles=triangles) for w in widths] or [(side,)]
+    return [torch.zeros(count, *shape, **place) for shape in shapes]
 
 
 def turn(bases: list[Tensor], cuts: list[slice], X_BMN: Tensor, *, column: bool, leave: bool) -> Tensor:
@@ -73,6 +103,7 @@ def turn(bases: list[Tensor], cuts: list[slice], X_BMN: Tensor, *, column: bool,
     """
     if not cuts:
         return X_BMN
+    bases = [Q.to(X_BMN.dtype) for Q in bases]
     if column:
         parts = [torch.bmm(X_BMN[:, :, cut], Q.mT if leave else Q) for Q, cut in zip(bases, cuts, strict=True)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
@@ -80,11 +111,12 @@ def turn(bases: list[Tensor], cuts: list[slice], X_BMN: Tensor, *, column: bool,
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
-def eigenvalues(factors: list[Tensor], bases: list[Tensor]) -> Tensor:
+def eigenvalues(factors: list[Tensor], bases: list[Tensor], cuts: list[slice]) -> Tensor:
     """Estimates diag(Q' F Q) of a side's eigenvalues, shape (B, side); the diagonal itself without a basis."""
     if not bases:
         return factors[0].clamp_min(0)
-    return torch.cat([(Q * (F @ Q)).sum(1).clamp_min(0) for F, Q in zip(factors, bases, strict=True)], dim=1)
+    of_tiles = [(whole(F, cut), Q.to(F.dtype)) for F, Q, cut in zip(factors, bases, cuts, strict=True)]
+    return torch.cat([(Q * (F @ Q)).sum(1).clamp_min(0) for F, Q in of_tiles], dim=1)
 
 
 def whitened(factors: list[Tensor], bases: list[Tensor], cuts: list[slice], X_BMN: Tensor, *, column: bool) -> Tensor:
@@ -102,7 +134,7 @@ def whitened(factors: list[Tensor], bases: list[Tensor], cuts: list[slice], X_BM
     Returns:
         The whitened tensor, shape (B, M, N).
     """
-    r = eigenvalues(factors, bases)
+    r = eigenvalues(factors, bases, cuts)
     mean = r.mean(1, keepdim=True)
     root = torch.where(mean > 0, mean / (r + FLOOR * mean), 1.0).sqrt()
     return turn(bases, cuts, X_BMN, column=column, leave=False) * root.unsqueeze(1 if column else 2)

@@ -6,6 +6,7 @@ Legend: B blocks of a stack, Q groups, T side of a tile, M rows and N columns of
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ from lightning_so.linalg.diagonal import Diagonal, diagonal
 from lightning_so.linalg.kron import Tiles
 from lightning_so.linalg.polar import polar_cost
 from lightning_so.linalg.result import Result, Solved
-from lightning_so.linalg.sides import means, traces
+from lightning_so.linalg.sides import means, stacked, traces
 
 #: Damping of preconditioned gradients where none is given.
 DAMPING = OfRate(0.01)
@@ -97,6 +98,7 @@ class EKFAC(Layerwise, ByDevice):
     start: int = 50
     rows: int = 4096
     cap: int | None = None
+    modes: ClassVar[tuple[str, ...]] = ("half",)
 
     def __post_init__(self) -> None:
         """Check the arguments."""
@@ -145,7 +147,7 @@ class EKFAC(Layerwise, ByDevice):
         """See `contract.method.Method.init`."""
         count, shapes = len(stack.blocks), self.shapes(stack.blocks[0])
         place = {"dtype": stack.dtype, "device": stack.home}
-        a, g = (kron.bases(shape, count, **place) for shape in shapes)
+        a, g = (kron.bases(shape, count, stack.of_bases, stack.home) for shape in shapes)
         of_a, of_g = (torch.zeros(count, shape.groups, shape.length, **place) for shape in shapes)
         solved = torch.zeros(count, sum(max(1, len(shape.cuts)) for shape in shapes))
         moments = diagonal(count, stack.blocks[0].grouped, **place) if base.linear else None
@@ -220,7 +222,7 @@ class EKFAC(Layerwise, ByDevice):
 
     def _solve(self, asked: Sequence[Asked], how: Callable[..., Solved]) -> Solved:
         sides = [(stats.oriented(stats.sides)[unit.side], unit.row) for stats, unit in asked]
-        F, shape = torch.stack([side.factors[asked[0][1].tile][row] for side, row in sides]), sides[0][0].shape
+        F, shape = stacked(sides, asked[0][1].tile), sides[0][0].shape
         weight = torch.stack([stats.weight[unit.row] for stats, unit in asked]).clamp_min(torch.finfo(F.dtype).tiny)
         if not shape.cuts:
             good = (F.amax((1, 2)) > 0) & (F.abs().amax((1, 2)) < torch.inf)
@@ -230,7 +232,7 @@ class EKFAC(Layerwise, ByDevice):
         floor = torch.finfo(F.dtype).eps * mean[:, None].expand(F.shape[:2]).flatten()
         bases = [stats.oriented(stats.bases)[unit.side].tensors[unit.tile][unit.row] for stats, unit in asked]
         count, F = len(F), F.flatten(0, 1)
-        found = how(F, torch.stack(bases).flatten(0, 1), strength=RIDGE, floor_B=floor)
+        found = how(F, torch.stack(bases).flatten(0, 1).to(F.dtype), strength=RIDGE, floor_B=floor)
         Q, order = found.value, found.order
         values = (Q * torch.bmm(F, Q)).sum(1).clamp_min(0).view(count, -1) / weight[:, None]
         value, good = torch.cat([Q.reshape(count, -1), values], 1), found.good

@@ -17,7 +17,7 @@ from lightning_so.contract.layerwise import SIDES, Factors, Layerwise
 from lightning_so.contract.method import Action, Asked
 from lightning_so.contract.pairing import all_solved, on_curvature, refuse_momentless
 from lightning_so.contract.unit import Unit
-from lightning_so.linalg import kron, psd
+from lightning_so.linalg import kron, packed, psd
 from lightning_so.linalg.damping import OfRate, Relative, Rule, split, strength
 from lightning_so.linalg.kron import Tiles
 from lightning_so.linalg.result import Result, Solved
@@ -96,6 +96,11 @@ class KFAC(Layerwise):
         """Check the arguments."""
         self.check_statistics(self.damping, self.clip, self.period)
 
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """See `contract.method.TakesMemory.modes`: only there it has eigenbases."""
+        return ("half",) if self.exact else ()
+
     # ---------------------------------------------------------------- which blocks, which action
 
     def refuse(self, base: Base, group: dict) -> str | None:
@@ -134,12 +139,19 @@ class KFAC(Layerwise):
         """See `contract.method.Method.init`."""
         count, shapes = len(stack.blocks), self.shapes(stack.blocks[0])
         place = {"dtype": stack.dtype, "device": stack.home}
-        a, g = ((kron.bases if self.exact else kron.inverses)(shape, count, **place) for shape in shapes)
+        a, g = (self._room(stack, shape) for shape in shapes)
         of_a, of_g = (torch.zeros(count, s.groups, s.length if self.exact else 0, **place) for s in shapes)
         zeros = torch.zeros(count, **place)
         return Stats(
             **vars(self.statistics(stack, self._rule(base), base)), solved=(a, g), values=(of_a, of_g), damping=zeros
         )
+
+    def _room(self, stack: StackSpec, shape: kron.Shape) -> Tiles:
+        """Room for what is solved of a side."""
+        count = len(stack.blocks)
+        if self.exact:
+            return kron.bases(shape, count, stack.of_bases, stack.home)
+        return kron.inverses(shape, count, stack.dtype, stack.home, triangles=stack.packed)
 
     # ---------------------------------------------------------------- solve and apply
 
@@ -149,7 +161,8 @@ class KFAC(Layerwise):
         for shape in self.shapes(stack.blocks[0]):
             solve = sum(25.0 * w**3 if self.exact else psd.inverse_cost(w) for w in shape.widths)
             cost += kron.cost(shape, self.rows, shape.groups * solve)
-            size += kron.solved_size(shape) if not self.exact or shape.cuts else 0
+            triangles = stack.packed and not self.exact
+            size += kron.solved_size(shape, triangles=triangles) if not self.exact or shape.cuts else 0
             size += shape.groups * shape.length if self.exact else 0
         kind = self.shapes(stack.blocks[0])
         return [Unit(index, row, 0, 0, cost, (size,), kind=kind) for row in range(len(stack.blocks))]
@@ -182,6 +195,8 @@ class KFAC(Layerwise):
             found = [side.inverses(half, sturdy=sturdy) for side, half in zip(sides, halves, strict=True)]
             parts = [tile for of_side in found for tile in of_side]
             flags = [positive([damping, *(traces([tile]) for tile in parts)])]
+            kept = [tensor for solved in asked[0][0].solved for tensor in solved.tensors]
+            parts = [packed.as_kept(P, F.ndim) for P, F in zip(parts, kept, strict=True)]
         return joined([*parts, damping[:, None]], flags)
 
     def swap_in(self, asked: Sequence[Asked], solved: Solved) -> None:

@@ -18,7 +18,7 @@ from lightning_so.contract.pairing import all_solved, on_curvature, refuse_momen
 from lightning_so.contract.spread import Spread, Staggered
 from lightning_so.contract.unit import Unit
 from lightning_so.errors import ConfigError, check_count, check_range
-from lightning_so.linalg import tiles
+from lightning_so.linalg import packed, tiles
 from lightning_so.linalg.result import Result, Solved
 from lightning_so.linalg.roots import eigenroots, inverse_root, root_cost
 
@@ -30,14 +30,19 @@ class Side:
     Attributes:
         dim: The dimension, counted without the blocks'.
         cuts: Its tiles; none for a side that keeps only its diagonal.
-        factors: One (B, T, T) tensor a tile, or one (B, length) diagonal. Replicated over ranks, saved.
-        roots: Inverse roots, one (B, T, T) tensor a tile, or none. Replicated over ranks, saved.
+        factors: See `tiles.fold`. Replicated over ranks, saved.
+        roots: Inverse roots, one (B, T, T) tensor a tile or (B, S) of its triangles, or none. Replicated over ranks,
+            saved.
     """
 
     dim: int
     cuts: list[slice]
     factors: list[Tensor]
     roots: list[Tensor]
+
+    def kept(self, roots: Tensor, unit: Unit) -> Tensor:
+        """Roots (k, T, T) of a tile as they are kept."""
+        return packed.as_kept(roots, self.roots[unit.tile].ndim)
 
 
 @dataclass
@@ -159,9 +164,10 @@ class Shampoo:
         place, sides = {"dtype": stack.dtype, "device": stack.home}, []
         for dim, length in self._lengths(block).items():
             cuts = tiles.tiles(length, self.cap_on(stack.device))
-            widths = [cut.stop - cut.start for cut in cuts]
-            factors = [torch.zeros(count, w, w, **place) for w in widths] or [torch.zeros(count, length, **place)]
-            sides.append(Side(dim, cuts, factors, [torch.eye(w, **place).repeat(count, 1, 1) for w in widths]))
+            factors = tiles.factors(cuts, length, count, triangles=stack.packed, **place)
+            roots = [torch.eye(cut.stop - cut.start, **place) for cut in cuts]
+            roots = [packed.pack(root) for root in roots] if stack.packed else roots
+            sides.append(Side(dim, cuts, factors, [root.repeat(count, *[1] * root.ndim) for root in roots]))
         return Stats(self._shape(block), self._power(block, base), sides)
 
     def observe(self, stats: Stats, gradients: Tensor, rows: list[int] | None) -> None:
@@ -190,10 +196,10 @@ class Shampoo:
         """See `contract.method.Method.units`: a tile of a dimension."""
         cap, order = self.cap_on(stack.device), len(self._lengths(stack.blocks[0]))
         return [
-            Unit(index, row, side, tile, root_cost(cut.stop - cut.start), (cut.stop - cut.start,) * 2, kind=order)
+            Unit(index, row, side, tile, root_cost(w), packed.shape(w, triangles=stack.packed), kind=(order, w))
             for row in range(len(stack.blocks))
             for side, length in enumerate(self._lengths(stack.blocks[0]).values())
-            for tile, cut in enumerate(tiles.tiles(length, cap))
+            for tile, w in enumerate(cut.stop - cut.start for cut in tiles.tiles(length, cap))
         ]
 
     def pace(self) -> tuple[int, Spread]:
@@ -210,19 +216,22 @@ class Shampoo:
 
     def solve(self, asked: Sequence[Asked]) -> Solved:
         """See `contract.method.Solves.solve`: by eigenvalues, for whose iteration torch makes the host wait."""
+        stats, unit = asked[0]
         F = torch.stack([stats.sides[unit.side].factors[unit.tile][unit.row] for stats, unit in asked])
+        F = tiles.whole(F, stats.sides[unit.side].cuts[unit.tile])
         damping = self.epsilon * F.diagonal(dim1=1, dim2=2).amax(1)
-        value, good = eigenroots(F, damping, asked[0][0].power)
-        return Solved(value, good & (damping > 0))
+        value, good = eigenroots(F, damping, stats.power)
+        return Solved(stats.sides[unit.side].kept(value, unit), good & (damping > 0))
 
     def solve_afresh(self, stats: Stats, unit: Unit) -> Result:
         """See `contract.method.Solves.solve_afresh`."""
-        F = stats.sides[unit.side].factors[unit.tile][unit.row : unit.row + 1]
+        side = stats.sides[unit.side]
+        F = tiles.whole(side.factors[unit.tile][unit.row : unit.row + 1], side.cuts[unit.tile])
         damping = self.epsilon * F.diagonal(dim1=1, dim2=2).amax(1)
         if not bool(damping > 0):  # No gradient yet, or none that is a number: there is no root to keep.
-            return Result(F[0], ok=False)
+            return Result(side.kept(F, unit)[0], ok=False)
         found = inverse_root(F, damping, stats.power)
-        return Result(found.value[0], found.ok, attempts=found.attempts, residual=found.residual)
+        return Result(side.kept(found.value, unit)[0], found.ok, attempts=found.attempts, residual=found.residual)
 
     def swap_in(self, asked: Sequence[Asked], solved: Solved) -> None:
         """See `contract.method.Solves.swap_in`."""
@@ -245,7 +254,7 @@ class Shampoo:
             return scaled.movedim(1, side.dim + 1)
         flat = moved.flatten(2)
         roots = side.roots if rows is None else [R[rows] for R in side.roots]
-        parts = [R @ flat[:, cut] for R, cut in zip(roots, side.cuts, strict=True)]
+        parts = [tiles.whole(R, cut) @ flat[:, cut] for R, cut in zip(roots, side.cuts, strict=True)]
         return torch.cat(parts, 1).view(moved.shape).movedim(1, side.dim + 1)
 
     def tensors(self, stats: Stats) -> Iterator[tuple[str, Tensor]]:

@@ -38,8 +38,8 @@ class Side:
 
     Attributes:
         cuts: The tiles; empty for a side that keeps only its diagonal.
-        factors: One (B, T, T) tensor a tile, or one (B, side) diagonal. Replicated over ranks, saved.
-        bases: One (B, T, T) tensor a tile, or none. Replicated over ranks, saved.
+        factors: See `tiles.fold`. Replicated over ranks, saved.
+        bases: One (B, T, T) tensor a tile, or none; perhaps in float16. Replicated over ranks, saved.
     """
 
     cuts: list[slice]
@@ -106,6 +106,7 @@ class SOAP(ByDevice):
     whiten: bool = False
 
     taps: ClassVar[Taps] = Taps.GRADS
+    modes: ClassVar[tuple[str, ...]] = ("half", "sides")
     step_bound: ClassVar[float | None] = None
 
     def __post_init__(self) -> None:
@@ -139,9 +140,7 @@ class SOAP(ByDevice):
     def describe(self, base: Base, group: dict, block: Block) -> str:
         """See `contract.method.Method.describe`."""
         cold = self.action(base, group, block, False)
-        cap, sides = self.cap_on(block.param.device), []
-        for side in (block.rows, block.cols):
-            sides.append(tiles.label(tiles.tiles(side, cap)))
+        sides = [tiles.label(cuts) for cuts in self._cuts(block)]
         return f"{cold.value} until step {self.start}, then rotate; tiles {' and '.join(sides)}"
 
     def action(self, base: Base, group: dict, block: Block, warm: bool) -> Action:
@@ -152,24 +151,22 @@ class SOAP(ByDevice):
 
     def init(self, stack: StackSpec, base: Base) -> Stats:
         """See `contract.method.Method.init`."""
-        count = len(stack.blocks)
-        place = {"dtype": stack.dtype, "device": stack.home}
-        sides = []
-        for side in stack.shape:
-            cuts = tiles.tiles(side, self.cap_on(stack.device))
-            widths = [cut.stop - cut.start for cut in cuts]
-            factors = [torch.zeros(count, w, w, **place) for w in widths] or [torch.zeros(count, side, **place)]
-            sides.append(Side(cuts, factors, [torch.eye(w, **place).repeat(count, 1, 1) for w in widths]))
+        count, sides = len(stack.blocks), []
+        for length, cuts in zip(stack.shape, self._cuts(stack.blocks[0]), strict=True):
+            place = {"dtype": stack.dtype, "device": stack.home}
+            factors = tiles.factors(cuts, length, count, triangles=stack.packed, **place)
+            place["dtype"] = stack.of_bases
+            bases = [torch.eye(cut.stop - cut.start, **place).repeat(count, 1, 1) for cut in cuts]
+            sides.append(Side(cuts, factors, bases))
         return Stats((sides[0], sides[1]))
 
     def units(self, index: int, stack: StackSpec) -> list[Unit]:
         """See `contract.method.Method.units`."""
-        cap = self.cap_on(stack.device)
         return [
             Unit(index, row, side, tile, refresh_cost(width), (width, width), columns=width)
-            for row in range(len(stack.blocks))
-            for side, length in enumerate(stack.shape)
-            for tile, width in enumerate(cut.stop - cut.start for cut in tiles.tiles(length, cap))
+            for row, block in enumerate(stack.blocks)
+            for side, cuts in enumerate(self._cuts(block))
+            for tile, width in enumerate(cut.stop - cut.start for cut in cuts)
         ]
 
     def pace(self) -> tuple[int, Spread]:
@@ -179,7 +176,8 @@ class SOAP(ByDevice):
     def step_cost(self, stack: StackSpec, action: Action) -> float:
         """See `contract.method.Method.step_cost`."""
         m, n = stack.shape
-        tiled = [(side, min(side, self.cap_on(stack.device))) for side in stack.shape]
+        cap, kept = self.cap_on(stack.device), stack.blocks[0].kept
+        tiled = [(side, min(side, cap)) for side, has in zip(stack.shape, kept, strict=True) if has]
         turn = m * n * sum(tile for _, tile in tiled)
         observed = turn + (turn + sum(side * tile**2 for side, tile in tiled) if self.whiten else 0.0)
         calls = CALLS / stack.alike  # One call serves the stack.
@@ -217,13 +215,15 @@ class SOAP(ByDevice):
     def _solve(self, asked: Sequence[Asked], how: Factorisation) -> Solved:
         sides = [(stats.sides[unit.side], unit) for stats, unit in asked]
         factors = torch.stack([side.factors[unit.tile][unit.row] for side, unit in sides])
-        bases = torch.stack([side.bases[unit.tile][unit.row] for side, unit in sides])
+        factors = tiles.whole(factors, sides[0][0].cuts[sides[0][1].tile])
+        bases = torch.stack([side.bases[unit.tile][unit.row] for side, unit in sides]).to(factors.dtype)
         return refresh(factors, bases, strength=self.ridge, how=how)
 
     def solve_afresh(self, stats: Stats, unit: Unit) -> Result:
         """See `contract.method.Solves.solve_afresh`."""
         side = stats.sides[unit.side]
-        return decompose(side.factors[unit.tile][unit.row], side.bases[unit.tile][unit.row], self.ridge)
+        F = tiles.whole(side.factors[unit.tile][unit.row : unit.row + 1], side.cuts[unit.tile])[0]
+        return decompose(F, side.bases[unit.tile][unit.row].to(F.dtype), self.ridge)
 
     def swap_in(self, asked: Sequence[Asked], solved: Solved) -> Turned:
         """See `contract.method.Solves.swap_in`."""
@@ -271,7 +271,7 @@ class SOAP(ByDevice):
         for column, side in enumerate(stats.sides):
             bases = side.bases if rows is None else [Q[rows] for Q in side.bases]
             if square:
-                bases = [Q.square() for Q in bases]
+                bases = [Q.to(X.dtype).square() for Q in bases]
             X = tiles.turn(bases, side.cuts, X, column=bool(column), leave=leave)
         return X
 
@@ -280,8 +280,16 @@ class SOAP(ByDevice):
         estimates = []
         for side in stats.sides:
             factors, bases = [F[row : row + 1] for F in side.factors], [Q[row : row + 1] for Q in side.bases]
-            estimates.append(tiles.eigenvalues(factors, bases))
+            estimates.append(tiles.eigenvalues(factors, bases, side.cuts))
         return estimates[0], estimates[1]
+
+    def _cuts(self, block: Block) -> list[list[slice]]:
+        """The tiles of a block's rows and of its columns; none of a side that keeps its diagonal alone."""
+        cap = self.cap_on(block.param.device)
+        return [
+            tiles.tiles(side, cap) if has else []
+            for side, has in zip((block.rows, block.cols), block.kept, strict=True)
+        ]
 
     def cap_on(self, device: torch.device) -> int:
         """The largest tile on a device."""

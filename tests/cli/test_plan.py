@@ -14,11 +14,12 @@ from lightning_so.cli.planning.job import Made
 from lightning_so.cli.planning.steps import Steps, lengths
 from lightning_so.cli.planning.weightless import make, weightless
 from lightning_so.cli.planning.world import World
+from lightning_so.contract.memory import held
 from lightning_so.core.checkpoint import checkpoint
 from lightning_so.core.options import Options
 from lightning_so.core.overhead.timings import Timings
 from lightning_so.core.plan.mixture import Mixture
-from lightning_so.core.trust.memory import held, state_bytes
+from lightning_so.core.trust.memory import state_bytes
 from tests.support import shards
 from tests.support.forked import ROOT
 from tests.support.problems import batch

@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from lightning_so import ConfigError, attach
-from lightning_so.core.trust.memory import held
+from lightning_so.contract.memory import held
 from lightning_so.core.trust.traffic import traffic
 from tests.support import noted
 

@@ -16,13 +16,13 @@ from lightning_so.cli.planning.steps import Pace, Steps, lengths, settled
 from lightning_so.cli.planning.weightless import gradients, make, stepped, weightless
 from lightning_so.cli.planning.world import World
 from lightning_so.comm.supposed import Supposed
+from lightning_so.contract.memory import held
 from lightning_so.core.assembly import Parts
 from lightning_so.core.checkpoint.checkpoint import KINDS
 from lightning_so.core.host import Host
 from lightning_so.core.options import Options
 from lightning_so.core.overhead.timings import Timings
 from lightning_so.core.plan.table import Plan
-from lightning_so.core.trust.memory import held
 from lightning_so.core.trust.traffic import traffic
 from lightning_so.errors import UnusableError
 

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from lightning_so.cli.planning.rehearsal import rehearse, set_warm
 from lightning_so.cli.planning.world import World
+from lightning_so.contract.memory import held
 from lightning_so.core.assembly import Parts
 from lightning_so.core.checkpoint import checkpoint
-from lightning_so.core.trust.memory import held, state_bytes
+from lightning_so.core.trust.memory import curvature_bytes
 
 
 def of_rank(world: World, module: nn.Module, engines: Sequence[Parts], *, foreach: bool) -> dict[str, int]:
@@ -43,7 +44,7 @@ def moments(parts: Parts) -> int:
 
 
 def curvature(parts: Parts) -> dict[str, int]:
-    """What `state_bytes` counts, by part.
+    """What `state_bytes` counts inside a step, by part.
 
     Args:
         parts: The parts, after a step.
@@ -59,7 +60,7 @@ def curvature(parts: Parts) -> dict[str, int]:
         if not tensor.is_meta
     )
     saved, room = sum(stack.hidden.nbytes for stack in parts.stacks), parts.matrices.scratch.nbytes()
-    rest = state_bytes(parts.units, parts.matrices) - factors - saved - room
+    rest = curvature_bytes(parts.units) - factors
     return {"factors": factors, "bases and roots": rest, "saved weights": saved, "work space": room}
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_so.comm import SHARDINGS, access_of, ambient, unwrapped
+from lightning_so.contract.memory import Memory
 from lightning_so.contract.method import Method
 from lightning_so.contract.vector_method import VectorMethod
 from lightning_so.contract.ways import Ways
@@ -21,11 +22,25 @@ from lightning_so.core.checkpoint.header import check_header
 from lightning_so.core.checkpoint.portable import FORMAT, load_state_dict, state_dict
 from lightning_so.core.engine import Engine
 from lightning_so.core.host import Host
-from lightning_so.core.options import LENGTHS, Checks, Options, Overhead
+from lightning_so.core.options import Options, Overhead
 from lightning_so.core.plan.mixture import Mixture
 from lightning_so.core.plan.roles import Route
 from lightning_so.errors import ConfigError, check_choice
 from lightning_so.linalg.products import PRODUCTS
+
+#: The options of methods on layers and matrices where none is given.
+USUAL: dict[str, Any] = {
+    "route": None,
+    "min_coverage": 0,
+    "verify_every": 0,
+    "compare_every": 0,
+    "reduction": None,
+    "lag": 0,
+    "max_overhead": None,
+    "ways": None,
+    "lengths": "measured",
+    "memory": None,
+}
 
 
 class Attached(Engine):
@@ -112,6 +127,7 @@ def attach(
     max_overhead: float | Overhead | None = None,
     ways: Ways | None = None,
     lengths: str = "measured",
+    memory: Memory | float | None = None,
 ) -> Attached: ...
 
 
@@ -130,6 +146,7 @@ def attach(
     max_overhead: float | Overhead | None = None,
     ways: Ways | None = None,
     lengths: str = "measured",
+    memory: Memory | float | None = None,
     product: str = "difference",
 ) -> Attached | AttachedVector:
     """Put a method in front of an optimizer in a plain torch loop.
@@ -158,6 +175,7 @@ def attach(
             what it buys. `Overhead(0.1, strict=True)` refuses a share that cannot be kept. None for the fixed schedule.
         ways: How bases, polar factors and rotations are computed; what it leaves open is measured, but on a CPU.
         lengths: Of bent updates: "measured", longer while the loss falls straight along them, or as the "base"'s.
+        memory: How curvature is to hold less: `Memory(half=True)`, or bytes a byte of the parameters, see `Memory`.
         product: How a method on the whole vector has its products: by "difference" of gradients, "exact", by double
             backward, or "auto", by double backward where there is one.
 
@@ -183,20 +201,20 @@ def attach(
     whole = isinstance(method, VectorMethod)
     if getattr(optimizer, "_lightning_so_vector" if whole else "_lightning_so", None) is not None:
         raise ConfigError("attach: this optimizer already has a method attached; call `engine.detach()` first.")
+    given: dict[str, Any] = {
+        "route": route,
+        "min_coverage": min_coverage,
+        "verify_every": verify_every,
+        "compare_every": compare_every,
+        "reduction": reduction,
+        "lag": lag,
+        "max_overhead": max_overhead,
+        "ways": ways,
+        "lengths": lengths,
+        "memory": memory,
+    }
     if whole:
-        options = (
-            route,
-            min_coverage,
-            reduction,
-            verify_every,
-            compare_every,
-            lag,
-            sharding,
-            max_overhead,
-            ways,
-            lengths,
-        )
-        if options != (None, 0, None, 0, 0, 0, "exact", None, None, "measured"):
+        if sharding != "exact" or any(given[name] != usual for name, usual in USUAL.items()):
             raise ConfigError(
                 f"attach: {type(method).__name__} is one method on all parameters: it takes no options but product."
             )
@@ -209,13 +227,8 @@ def attach(
         )
     if getattr(optimizer, "_lightning_so_vector", None) is not None:
         raise ConfigError("attach: attach methods on layers and matrices before the one on the whole vector.")
-    check_choice("attach", "reduction", reduction, (None, "mean", "sum"))
-    check_choice("attach", "lag", lag, (0, 1))
     check_choice("attach", "sharding", sharding, SHARDINGS)
-    check_choice("attach", "lengths", lengths, LENGTHS)
-    checks = Checks(verify_every, compare_every)
+    options = Options.asked("attach", method, **given)
     access = access_of((p for group in optimizer.param_groups for p in group["params"]), model, sharding=sharding)
     host = Host.of(unwrapped(model), optimizer, access=access, world=ambient(sharded=access.sharded))
-    rest = reduction, lag, ways or Ways(), Overhead.of(max_overhead), lengths
-    mixture = None if method is None else Mixture.of(method)
-    return Attached(host, Options(mixture, route, min_coverage, checks, *rest))
+    return Attached(host, options)

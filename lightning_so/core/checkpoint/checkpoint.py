@@ -9,6 +9,7 @@ from lightning_so.core.checkpoint import exact_moments, ranks_apart, waiting
 from lightning_so.core.checkpoint.header import check_header
 from lightning_so.core.checkpoint.portable import (
     FORMAT,
+    as_kept,
     check_blocks,
     load_blocks,
     load_facts,
@@ -18,7 +19,7 @@ from lightning_so.core.checkpoint.portable import (
 from lightning_so.core.checkpoint.resting import forget_stale
 from lightning_so.core.solves import basis
 from lightning_so.core.stacks.stack import Stack
-from lightning_so.linalg.triangle import compact, expanded
+from lightning_so.linalg.triangle import compact
 
 KINDS = ("full", "compact", "rebuild")
 
@@ -80,17 +81,10 @@ def _load(parts: Parts, state: dict[str, Any]) -> None:
         if parts.overhead is not None:
             parts.overhead.load_state_dict(None, parts.report.step)
     elif state["kind"] == "compact":
-        check_blocks(
-            parts.units, state, {n: {k: compact(t) for k, t in ts.items()} for n, ts in _factors(parts.stacks).items()}
-        )
-        blocks = dict(state["blocks"])
-        for name, tensors in _factors(parts.stacks).items():
-            packed = blocks[name]["tensors"]
-            blocks[name] = {
-                **blocks[name],
-                "tensors": {k: expanded(packed[k], tensor) for k, tensor in tensors.items()},
-            }
-        load_blocks(parts, {**state, "blocks": blocks})
+        factors = _factors(parts.stacks)
+        state = as_kept(state, factors)
+        check_blocks(parts.units, state, factors)
+        load_blocks(parts, state)
         basis.settle(parts.landing)
     else:
         load_state_dict(parts, state)

@@ -18,6 +18,7 @@ from lightning_so.core.solves.flight import Batch, Flight, complete, wait
 from lightning_so.core.stacks.stack import Stack
 from lightning_so.core.statistics.windows import share_factors
 from lightning_so.errors import StateError
+from lightning_so.linalg.packed import fitted
 from lightning_so.linalg.result import Result, Solved
 
 #: Of these states; raised when a file of the last one cannot be read.
@@ -66,8 +67,31 @@ def load_state_dict(parts: Parts, state: dict[str, Any]) -> None:
         StateError: If format, method, names or shapes differ; nothing is changed then.
     """
     check_header(state, FORMAT, parts.plan.method)
-    check_blocks(parts.units, state, block_tensors(parts.stacks))
+    mine = block_tensors(parts.stacks)
+    state = as_kept(state, mine)
+    check_blocks(parts.units, state, mine)
     load_blocks(parts, state)
+
+
+def as_kept(state: dict[str, Any], mine: dict[str, dict[str, Tensor]]) -> dict[str, Any]:
+    """A state whose symmetric matrices are whole, triangles or strips as this run keeps them, see `Memory`.
+
+    Args:
+        state: The state.
+        mine: The tensors that are expected, by block and name.
+
+    Returns:
+        The state; what this run does not know, or what fits in no way, is as it was.
+    """
+    blocks = {
+        name: {**saved, "tensors": {k: _fitted(t, mine.get(name, {}).get(k)) for k, t in saved["tensors"].items()}}
+        for name, saved in state["blocks"].items()
+    }
+    return {**state, "blocks": blocks}
+
+
+def _fitted(saved: Tensor, like: Tensor | None) -> Tensor:
+    return saved if like is None else fitted(saved, like)
 
 
 def load_blocks(parts: Parts, state: dict[str, Any]) -> None:
@@ -107,6 +131,13 @@ def check_blocks(units: Units, state: dict[str, Any], mine: dict[str, dict[str, 
         if wrong:
             text = ", ".join(f"{key}: state {a}, model {b}" for key, (a, b) in wrong.items())
             raise StateError(f"{name} has other shapes: {text}. The model or the method's cap= changed.")
+    flying = {key: saved["value"].shape for flight in state["flights"] for key, saved in flight["results"].items()}
+    for unit, key in ((units[number], units.key(number)) for number in range(len(units))):
+        if key in flying and flying[key] != unit.shape:
+            raise StateError(
+                f"{key} is solved and not in use yet (lag=1), as triangles are kept in one run and not in the other: "
+                "resume with memory= as it was."
+            )
     _compare("units", set(state["units"]), {units.key(number) for number in range(len(units))})
 
 

@@ -7,12 +7,13 @@ from lightning_so.core.matrices.sharded import ShardedMatrices
 from lightning_so.errors import ConfigError
 
 
-def matrices_of(host: Host, *, whole_weights: bool) -> Matrices:
+def matrices_of(host: Host, *, whole_weights: bool, lean: bool = False) -> Matrices:
     """Where the matrices of a training are whole; a collective where its parameters are sharded.
 
     Args:
         host: The training.
         whole_weights: Whether checks are asked for that need whole weights.
+        lean: See `Matrices`.
 
     Returns:
         The matrices.
@@ -21,15 +22,15 @@ def matrices_of(host: Host, *, whole_weights: bool) -> Matrices:
         ConfigError: If they are, and ranks hold pieces.
     """
     if not host.access.sharded and not host.access.local:
-        return Matrices(host)
+        return Matrices(host, lean=lean)
     if whole_weights:
         raise ConfigError(
             "verify_every and compare_every look at whole weights, and ranks hold pieces of these parameters: leave "
             "both at 0 under FSDP and DeepSpeed; check a short training under DDP instead."
         )
     if host.access.local:
-        return Matrices(host)
+        return Matrices(host, lean=lean)
     assert isinstance(host.team, Sharded)
-    matrices = ShardedMatrices(host, host.team)
+    matrices = ShardedMatrices(host, host.team, lean=lean)
     matrices.learn(host.params)
     return matrices

@@ -72,13 +72,14 @@ class Matrices:
         sharded: Whether ranks have pieces only.
         host: The training.
         scratch: Work space.
+        lean: Whether saved weights and work space have room inside a step alone.
     """
 
     sharded = False
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, *, lean: bool = False) -> None:
         """Start without work space."""
-        self.host, self.scratch = host, Scratch()
+        self.host, self.scratch, self.lean = host, Scratch(), lean
 
     # ---------------------------------------------------------------- this rank's numbers
 
@@ -119,6 +120,22 @@ class Matrices:
         count, dtype = len(stack.blocks), self.host.access.weight(stack.blocks[0].param).dtype
         stack.hidden = torch.zeros(count, *stack.shape, dtype=dtype, device=stack.device)
         stack.saved = [views(row[None], stack.blocks[0].shapes) for row in stack.hidden.unbind(0)]
+
+    def take_room(self, cohorts: Iterable[Cohort]) -> None:
+        """Have the room of cohorts' saved parameters, which `give_room` may have given back."""
+        for cohort in cohorts if self.lean else ():
+            hidden = cohort.stack.hidden
+            hidden.untyped_storage().resize_(hidden.nbytes)
+
+    def give_room(self, stacks: Iterable[Stack]) -> None:
+        """Between steps: forget gradients; where that is asked for give back what is not needed until the next."""
+        self.forget()
+        if not self.lean:
+            return
+        for stack in stacks:
+            if stack.slopes is None or not stack.slopes.open:  # The second slope needs what the weights were.
+                stack.hidden.untyped_storage().resize_(0)  # Its views stay, and have memory again at the next step.
+        self.scratch.clear()
 
     def room(self, cohort: Cohort, slot: int) -> Tensor:
         """An uninitialised buffer of the stack's dtype, shape (k, M, N); see `Scratch.batch`."""

@@ -37,6 +37,10 @@ class Scratch:
             room = self._room[key] = torch.empty(size, dtype=stack.dtype, device=stack.device)
         return room[:size]
 
+    def clear(self) -> None:
+        """Give all of it back."""
+        self._room.clear()
+
     def nbytes(self) -> int:
         """Bytes held."""
         return sum(room.nbytes for room in self._room.values())

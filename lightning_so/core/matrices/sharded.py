@@ -31,9 +31,9 @@ class ShardedMatrices(Matrices):
 
     sharded = True
 
-    def __init__(self, host: Host, comm: Sharded) -> None:
+    def __init__(self, host: Host, comm: Sharded, *, lean: bool = False) -> None:
         """Nothing has travelled yet."""
-        super().__init__(host)
+        super().__init__(host, lean=lean)
         self.comm, self.seen = comm, dict[Block, Tensor]()
         self._spans: dict[Tensor, tuple[tuple[int, int], ...]] = {}
         self._pieces: dict[Block, list[Pieces]] = {}

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from lightning_so.comm.wrappers import clean
 from lightning_so.contract.block import Block, Tap
+from lightning_so.contract.memory import Memory
 from lightning_so.contract.method import Method, Taps
 from lightning_so.core.host import Host
 from lightning_so.core.plan import parts, tappable
@@ -39,7 +40,7 @@ def refuse_layers(mixture: Mixture, host: Host) -> None:
         )
 
 
-def route(host: Host, mixture: Mixture, wanted: Route | None = None) -> Plan:
+def route(host: Host, mixture: Mixture, wanted: Route | None = None, memory: Memory | None = None) -> Plan:
     """Decide for every parameter of the optimizer.
 
     Args:
@@ -47,6 +48,7 @@ def route(host: Host, mixture: Mixture, wanted: Route | None = None) -> Plan:
         mixture: The rules that choose a method.
         wanted: Overrides, role -> globs on names; a role is "base" (leave alone), "hidden", "embedding" or "head". And
             "split" -> globs and how many matrices a parameter is.
+        memory: How curvature is to hold less.
 
     Returns:
         The plan.
@@ -55,7 +57,7 @@ def route(host: Host, mixture: Mixture, wanted: Route | None = None) -> Plan:
         ConfigError: If an override names no role or no parameter, or cannot be followed; if a rule decides nothing or
             the base cannot be used.
     """
-    router = Router(host, mixture, wanted)
+    router = Router(host, mixture, wanted, memory)
     rows = [
         router.row(param, index, group, f"optimizer.param_groups[{index}][{position}]")
         for index, group in enumerate(host.groups)
@@ -78,7 +80,7 @@ class Router:
         assigned: Those that a method works on, and the method of each.
     """
 
-    def __init__(self, host: Host, mixture: Mixture, wanted: Route | None) -> None:
+    def __init__(self, host: Host, mixture: Mixture, wanted: Route | None, memory: Memory | None) -> None:
         """Look at the model."""
         # A tied weight appears once, under its first name: named_parameters removes duplicates.
         self.names = {param: clean(name) for name, param in host.model.named_parameters()}
@@ -86,7 +88,7 @@ class Router:
         for module in host.model.modules():
             for param in module.parameters(recurse=False):
                 self.holders.setdefault(param, module)
-        self.host, self.mixture = host, mixture
+        self.host, self.mixture, self.memory = host, mixture, memory
         mixture.check({name: self.holders[param] for param, name in self.names.items()})
         self.roles: dict[Tensor, str] = structural_roles(host.model)
         names = list(self.names.values())
@@ -166,7 +168,7 @@ class Router:
         if isinstance(tap, str):
             return tap
         if tap is not None:
-            block = Block(name, param, index, role, shape[0], shape.numel() // shape[0], shape)
+            block = Block(name, param, index, role, shape[0], shape.numel() // shape[0], shape, memory=self.memory)
             self._join(block, tap, group, method)
             return method.exclude(self.host.base, block) or [block]
         if min(view.rows, view.cols) == 1:
@@ -181,6 +183,7 @@ class Router:
                 view.cols,
                 view.part,
                 part=of,
+                memory=self.memory,
             )
             for of in view.parts(name)
         ]

@@ -45,6 +45,7 @@ class Plan:
         assigned: The blocks that a method works on, and the method of each.
         costs: By name of a parameter, extra bytes held for its blocks and the ranks that solve their units.
         layout: Where matrices are whole and what a rank sends per step; empty in one process.
+        memory: What is held between steps, where curvature is to hold less; empty else.
         labels: Whose labels Fisher matrices are of, by method; texts that may change with the first loss.
         ways: How what can be computed in several ways is; empty where nothing was chosen.
     """
@@ -56,6 +57,7 @@ class Plan:
     costs: Mapping[str, tuple[int, list[int]]] = field(default_factory=dict)
     layout: str = ""
     ways: str = ""
+    memory: str = ""
     labels: Sequence[object] = ()
 
     @property
@@ -90,7 +92,7 @@ class Plan:
         said = [
             f"{self.method} on {self.base}: {len(weights)} of {len(self.rows)} parameters, "
             f"{100 * self.coverage:.1f} % of the elements, {megabytes(extra)} of extra state",
-            *(f"  {line}" for line in (self.layout, self.ways, *map(str, self.labels)) if line),
+            *(f"  {line}" for line in (self.layout, self.ways, self.memory, *map(str, self.labels)) if line),
         ]
         for line, shape in zip(lines, shapes, strict=True):
             said.append(f"  {line.name:<{width}}  {shape:>{wide}}  {line.verdict}{_cost(line)}")

@@ -1,7 +1,8 @@
 """Blocks of one method and shape, with all that is kept of them."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -25,6 +26,10 @@ from lightning_so.contract.method import (
 )
 from lightning_so.contract.polishing import Polishes
 from lightning_so.core.host import Host
+
+#: Where curvature is to hold less: into about how many stacks all numbers are cut, and the least that one has, as one
+#: call works on a stack and what it makes is as large.
+RUNS, LEAST = 16, 2**18
 
 
 @dataclass(eq=False, kw_only=True)
@@ -167,17 +172,32 @@ def stack_blocks(assigned: Mapping[Block, Method], host: Host, rank: int | None 
         layer = block.tap and (id(block.tap.layer), block.tap.groups)
         matrix = (block.rows, block.cols, block.shape, weight.dtype, weight.device)
         kinds.setdefault((id(method), *matrix, block.edge, block.bias is None, layer), []).append(block)
-    stacks = []
+    stacks, most = list[Stack](), max(LEAST, sum(block.rows * block.cols for block in assigned) // RUNS)
     for alike in kinds.values():
         method, weight = assigned[alike[0]], host.access.weight(alike[0].param)
         dtype = torch.promote_types(weight.dtype, torch.float32)
         apart: dict[tuple[int, int], list[Block]] = {}
         for block in alike:
             apart.setdefault((block.owner, block.call), []).append(block)
+        lean = alike[0].memory is not None
         for (owner, _), members in apart.items():
-            spec = StackSpec(members, dtype, weight.device, len(alike), rank in (None, owner), rank is None)
-            stacks.append(Stack.of(spec, method, host))
+            place = dtype, weight.device, len(alike), rank in (None, owner), rank is None
+            cut = _cut(members, most) if lean else [members]
+            stacks += [Stack.of(StackSpec(some, *place), method, host) for some in cut]
     return stacks
+
+
+def _cut(blocks: Sequence[Block], most: int) -> Iterator[list[Block]]:
+    """Blocks in runs of at most so many numbers, which share a work space of that size; a parameter's stay together."""
+    some, numbers = list[Block](), 0
+    for _, parts in groupby(blocks, key=lambda block: id(block.param)):
+        of_param = list(parts)
+        size = sum(block.rows * block.cols for block in of_param)
+        if some and numbers + size > most:
+            yield some
+            some, numbers = [], 0
+        some, numbers = some + of_param, numbers + size
+    yield some
 
 
 def dampen(stacks: Iterable[Stack], damping: float) -> None:

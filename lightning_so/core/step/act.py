@@ -59,6 +59,7 @@ def begin(
         slopes.end(cohorts, stacks, matrices)
         for some in alike((c for c in acting if c.action is not Action.PRECONDITION), _memory):
             weights = [weight for cohort in some for weight in matrices.weights(cohort)]
+            matrices.take_room(some)
             hide.save(weights, [saved for cohort in some for saved in cohort.saved])
             # Listed before they are hidden: an interrupt between the two lines must not lose a weight.
             progress.hidden += some

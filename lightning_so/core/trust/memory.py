@@ -1,30 +1,20 @@
 """Bytes that curvature, saved weights and work space hold."""
 
-from collections.abc import Iterator
-from dataclasses import is_dataclass
-from typing import Any
-
-from torch import Tensor
-
+from lightning_so.contract.memory import held
 from lightning_so.core.matrices.matrices import Matrices
 from lightning_so.core.schedule.units import Units
 
 
 def state_bytes(units: Units, matrices: Matrices) -> int:
-    """Extra memory held: factors, windows, bases, saved parameters and work space."""
-    tensors = [tensor for stack in units.stacks for tensor in (stack.hidden, *held(stack.stats))]
-    return sum(tensor.nbytes for tensor in tensors if not tensor.is_meta) + matrices.scratch.nbytes()
+    """Extra memory held now: factors, windows, bases, saved parameters and work space."""
+    saved = sum(stack.hidden.untyped_storage().nbytes() for stack in units.stacks)
+    return curvature_bytes(units) + saved + matrices.scratch.nbytes()
 
 
-def held(stats: Any) -> Iterator[Tensor]:
-    """All tensors in what a method keeps of a stack, at this moment."""
-    if isinstance(stats, Tensor):
-        yield stats
-    elif isinstance(stats, list | tuple | dict):
-        for part in stats.values() if isinstance(stats, dict) else stats:
-            yield from held(part)
-    elif is_dataclass(stats):
-        yield from held(vars(stats))
+def curvature_bytes(units: Units) -> int:
+    """Of it, factors, windows and what is solved."""
+    tensors = [tensor for stack in units.stacks for tensor in held(stack.stats)]
+    return sum(tensor.nbytes for tensor in tensors if not tensor.is_meta)
 
 
 def costs(units: Units, ranks: int) -> dict[str, tuple[int, list[int]]]:
@@ -40,7 +30,7 @@ def costs(units: Units, ranks: int) -> dict[str, tuple[int, list[int]]]:
     found = dict[str, tuple[int, list[int]]]()
     for index, stack in enumerate(units.stacks):
         rows, cols = stack.shape
-        hidden = len(stack.blocks) * rows * cols * stack.hidden.itemsize
+        hidden = 0 if stack.packed else len(stack.blocks) * rows * cols * stack.hidden.itemsize
         size = hidden + sum(tensor.nbytes for tensor in held(stack.stats))
         for row, block in enumerate(stack.blocks):
             owners = {units.schedule.owner[number] for number in units.of_block((index, row))} if ranks > 1 else set()

@@ -166,7 +166,7 @@ def _moved(units: Units, place: Place) -> float:
 
 def _moments(host: Host, matrices: ShardedMatrices, block: Block) -> list[int]:
     """Bytes of a number of all moments of each parameter; before the base has any, of one of each kind."""
-    usual = host.base.has_first_moment(host.group(block.group)) + bool(host.base.second)
+    usual = host.base.moments(host.group(block.group))
     return [matrices.travelling(p, usual) * host.access.weight(p).itemsize for p in block.params]
 
 
