@@ -46,6 +46,7 @@ CLAIMS = {
             ends("pinn", "Levenberg-Marquardt"),
             ends("pinn", "AdamW"),
         ],
+        "SOAP and K-FAC reach AdamW's final error after {} and {} of": arrives("autoencoder", "SOAP", "K-FAC"),
         "K-FAC reaches AdamW's final error after {} of 400 steps, SOAP after {}": arrives("molecules", "K-FAC", "SOAP"),
         "AdamW's best forecasts are off by {} degrees, SOAP's by {}, and \"as today\" by {}": [
             *error("AdamW"),
