@@ -49,7 +49,8 @@ FIGURES ?= byte_lm image_classifier autoencoder molecules forecasting laplace sa
 gallery: $(READY) ## Train all that docs/gallery shows, and draw its pictures again
 	@for figure in $(FIGURES); do echo "== $$figure"; OMP_NUM_THREADS=1 $(BIN)/python -m \
 		examples.gallery.$${figure%_burgers} $$(test $$figure = $${figure%_burgers} || echo --equation burgers) \
-		--out docs/gallery/$$figure.png || exit 1; done
+		--out docs/gallery/$$figure.png > examples/gallery/printed/$$figure.txt || exit 1; \
+		cat examples/gallery/printed/$$figure.txt; done
 
 # Reports are looked at in it; without it (no apt-get, no rights, no network) those tests are skipped, and say so.
 chromium: ## Install the browser that tests look at reports with, where it is not there

@@ -5,14 +5,9 @@ import re
 import pytest
 
 from tests.support.blocks import ROOT, pages
+from tests.support.claims import FIGURE, OTHERS, figures, sections
 
-#: Pages that tests or scripts write by themselves, and definitions of what is logged.
-OTHERS = {"compatibility.md", "tested-with.md", "products.md", "faults.md", "licences.md", "logged-names.md"}
 PAGES = [page for page in pages() if page.name not in OTHERS]
-#: What is measured: a number with a unit, or a decimal with two places; no version and no name.
-BEFORE = r"(?<![\w.`/-])(?<!Python )"
-UNITS = ("x", "%", "times", "ms", "nats", "MiB", "seconds", "s of")
-FIGURE = re.compile(rf"{BEFORE}(?:\d*\.)?\d+\s?(?:{'|'.join(UNITS)})(?!\w)|{BEFORE}\d*\.\d{{2,}}\b(?!\.\d)")
 #: What reproduces it.
 PLACES = (
     r"benchmarks(?:\.md|/README\.md)(?:#[\w-]+)?\)",
@@ -24,21 +19,14 @@ PLACES = (
     r"arXiv \d",
 )
 SOURCE = re.compile("|".join(PLACES))
-CODE = re.compile(r"^(```|~~~).*?^\1|`[^`\n]*`|<!--.*?-->|\$\$.*?\$\$|^(?: {4}|\t).*$", re.MULTILINE | re.DOTALL)
-
-
-def sections(text):
-    """(heading, text) of each section, the text with the code that it quotes and without."""
-    parts = re.split(r"^(#+ .*)$", text, flags=re.MULTILINE)
-    yield from zip(["", *parts[1::2]], parts[0::2], strict=True)
 
 
 def unsourced(text):
     """Sections that have figures, and nothing that reproduces them."""
     return [
-        (heading, found[0])
+        (heading, found[0][0])
         for heading, part in sections(text)
-        if (found := FIGURE.findall(CODE.sub("", part))) and not SOURCE.search(part)
+        if (found := figures(part)) and not SOURCE.search(part)
     ]
 
 
@@ -52,8 +40,3 @@ def test_a_figure_without_a_source_is_found(said):
     assert unsourced(f"# Page\n\n{said}\n") == [("# Page", FIGURE.search(said)[0])]
     assert unsourced(f"# Page\n\n{said} (`python -m benchmarks.steps.ddp`)\n") == []
     assert unsourced(f"# Page\n\n{said}\n\n## Next\n\n`python -m benchmarks.steps.ddp`\n") != []
-
-
-@pytest.mark.parametrize("said", ["Python 3.11", "torch 2.13.0", "step 50", "`lr=0.01`", "[1.2](docs/a.md)"])
-def test_versions_numbers_of_steps_and_code_are_no_figures(said):
-    assert unsourced(f"# Page\n\n{said}\n") == []

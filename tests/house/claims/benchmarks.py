@@ -1,0 +1,175 @@
+"""Claims of benchmarks/README.md: its tables. Its sections that have no claims yet are `OPEN` in test_figures.py."""
+
+from statistics import mean, median
+
+from benchmarks.anywhere import shares
+from benchmarks.curvature import landscapes
+from tests.house.claims.explanation import sharded, spikes
+from tests.house.claims.methods import SMALL, STEPS, TORCH_MUON, early, ends, mean_step
+from tests.support.results import best, held, line, lines, loss, peers, spike, state, step, steps_to, suite
+
+PAGE, GRID = "benchmarks/README.md", "grid_byte_lm"
+FAMILY = ("soap", "muon", "kfac", "ekfac", "shampoo")
+ON_SGD = ("kfac_sgd", "ekfac_sgd")
+PEERS = ("byte_lm", "autoencoder", "cnn")
+
+
+def named(problem: str, head: str, rates: list[str], bold: int) -> dict[str, list[float]]:
+    """A row of the family's table: losses at their best rates."""
+    cells = [f"**{{}}** ({rate})" if place == bold else f"{{}} ({rate})" for place, rate in enumerate(rates)]
+    return {f"| {head} | {' | '.join(cells)} |": [ends(method, problem) for method in FAMILY]}
+
+
+def beside(problem: str) -> dict[str, list[float]]:
+    """A row of the suite's table: AdamW's loss, ratios of the others."""
+    runs, cells, values = suite(), [], []
+    adamw = median(shares.losses(runs.at(problem, "adamw")))
+    for method in ("torch_muon_adamw", *FAMILY, "sgd", *ON_SGD):
+        ratio = shares.ratio(runs, problem, method, 1.0)
+        cells.append("refused" if ratio is None else "**{}**" if ratio > 1.01 else "{}")
+        values += [] if ratio is None else [ratio]
+    return {f"| `{problem}` | {{}} | {' | '.join(cells)} |": [adamw, *values]}
+
+
+def summary(method: str, called: str) -> dict[str, list[float]]:
+    """A row of the suite's second table, without where the worst is."""
+    part, cells, middle = held(method)
+    worst = max(shares.summary(suite(), method).same.values())
+    return {f"| {called} | {{}} | {{}} % | {{}} | {{}}, ": [cells, part, middle, worst]}
+
+
+def share_of_time(problem: str, method: str, asked: str, head: str, rest: str) -> dict[str, list[float]]:
+    """A row of what a share of the time comes to."""
+    of = {"problem": problem}
+    variant = f"{method}:max_overhead={asked}"
+    return {
+        f"| {head} | {{}}x | {{}} ({{}}) | {rest}": [
+            mean_step("one_process_max_overhead", variant, **of),
+            spike("one_process_max_overhead", variant, **of),
+            spike("one_process_max_overhead", "adamw", **of),
+        ]
+    }
+
+
+def later(part: str) -> list[float]:
+    """Percent by which staggered solves are longer than the burst, of three runs."""
+    ours, theirs = (
+        [one[part] for one in lines("staggered_1gbit") if one["variant"] == variant]
+        for variant in ("staggered", "burst")
+    )
+    return [100 * (a / b - 1) for a, b in zip(ours, theirs, strict=True)]
+
+
+def slowest(variant: str, clock: str) -> float:
+    """Largest over median step of the first run on two ranks."""
+    one = next(one for one in lines("ddp") if one["variant"] == variant)
+    return one[f"{clock}largest_ms"] / one[f"{clock}median_ms"]
+
+
+def both(overlapped: str) -> list[float]:
+    """What is waited for, and a mean step, of two runs."""
+    found = [one for one in lines("overlap") if one["overlapped"] == overlapped]
+    return [one[part] for part in ("mean_wait_ms", "mean_step_ms") for one in found]
+
+
+def known_shapes() -> dict[str, list[float]]:
+    """The table that `landscapes` prints, word by word: it has no figures to fill in."""
+    rows = landscapes.markdown(landscapes.table(lines("landscapes"))).splitlines()
+    return {row: [] for row in rows[2:]}
+
+
+def contender(name: str, ours: bool) -> dict[str, list[float]]:
+    """A row of peers: loss, steps and state."""
+    cells, values = [], []
+    for problem in PEERS:
+        sweep = peers(problem)[name]
+        finals = sweep.best.finals
+        several = len(finals) > 1
+        edge = " (edge)" if sweep.edge else ""
+        cells += [("{} ({} to {}), {}" if several else "{} (one seed), {}") + edge, "{}"]
+        values += [sweep.best.loss, *([min(finals), max(finals)] if several else []), sweep.best.lr, sweep.over_adamw]
+    called = f"**{name}**" if ours else name
+    return {f"| {called} | {' | '.join(cells)} | {{}} |": [*values, state(name)]}
+
+
+CLAIMS = {
+    PAGE: {
+        "betas .9/.95 | 8, 1e-3 to 5e-2 | {} (2e-3); {} at 3e-3 | {} (2e-2) | {} (5e-3); {} at 3e-3, {} at": [
+            loss(GRID, "adamw", 0.002),
+            loss(GRID, "adamw", 0.003),
+            loss(GRID, TORCH_MUON, 0.02),
+            loss(GRID, "soap", 0.005),
+            loss(GRID, "soap", 0.003),
+            loss(GRID, "soap", 0.002),
+        ],
+        "6, 1e-3 to 2e-2 | {} (5e-3) | {} (2e-2) | **{}** (1e-2) | {} (2e-2) |": [
+            ends(method, "autoencoder") for method in ("adamw", TORCH_MUON, "soap", "muon")
+        ],
+        "6, 1e-3 to 2e-2 | **{}** (2e-2) | {} (2e-2) | {} (5e-3) | {} (5e-3) |": [
+            ends(method, "cnn") for method in ("adamw", TORCH_MUON, "soap", "muon")
+        ],
+        "after {} steps and in 1 / {} of its CPU time": [
+            steps_to("kfac", 0.01),
+            mean(run["cpu_seconds"] for run in best(GRID, "adamw").runs) / steps_to("kfac", 0.01, part="seconds"),
+        ],
+        **named("byte_lm", "byte LM", ["5e-3", "1e-2", "1e-2", "5e-3, 1e-2", "1e-2"], 2),
+        **named("autoencoder", "autoencoder on digits", ["1e-2", "2e-2", "1e-2", "1e-2", "1e-2"], 3),
+        **named("cnn", "CNN on digits", ["5e-3", "5e-3", "1e-2", "1e-2", "5e-3"], 9),
+        **{text: row for problem in suite().problems for text, row in beside(problem).items()},
+        **summary("soap", "SOAP"),
+        **summary("muon", "Muon"),
+        **summary("kfac", "K-FAC"),
+        **summary("ekfac", "EKFAC"),
+        **summary("shampoo", "Shampoo"),
+        **summary("torch_muon_adamw", "torch's Muon, three rates"),
+        **summary("kfac_sgd", "K-FAC on SGD"),
+        **summary("ekfac_sgd", "EKFAC on SGD"),
+        "| byte LM, median step | {} ms | {}x | {}x | {}x | {}x | {}x |": [
+            line(STEPS, variant="adamw")["median_ms"],
+            *(step(STEPS, method) for method in FAMILY),
+        ],
+        "| largest/median | {} | {} | {} | {} | {} | {} |": [spike(STEPS, method) for method in ("adamw", *FAMILY)],
+        "| autoencoder, mean step | {} ms | {}x | {}x | {}x | {}x | - |": [
+            line(SMALL, variant="adamw")["mean_ms"],
+            *(mean_step(SMALL, method) for method in FAMILY[:-1]),
+        ],
+        "loss after 2,000 steps, one seed | {} | {} | {} | {} | {} | {} |": [
+            line(STEPS, variant=method)["loss"] for method in ("adamw", *FAMILY)
+        ],
+        "In the first 260 steps K-FAC is {}x and EKFAC {}x.": [early("kfac"), early("ekfac")],
+        **share_of_time("byte_lm_2k", "soap", "0.3", "2,048, .3 | SOAP", ""),
+        **share_of_time("byte_lm_2k", "kfac", "0.3", "2,048, .3 | K-FAC", ""),
+        **share_of_time("byte_lm_8k", "soap", "0.1", "8,192, .1 | SOAP", ""),
+        **share_of_time("byte_lm_8k", "kfac", "0.1", "8,192, .1 | K-FAC", ""),
+        "staggered {}, {}, {}, burst {}, {}, {}, AdamW itself {}, {}, {} (": [
+            one["largest_over_median"]
+            for variant in ("staggered", "burst", "AdamW")
+            for one in lines("staggered_1gbit")
+            if one["variant"] == variant
+        ],
+        "median step of staggered solves is {} % longer": [mean(later("median_ms"))],
+        "% longer, the mean {} to {} %": [of(later("mean_ms")) for of in (min, max)],
+        "lowers the burst's figure ({} to {})": spikes("burst, lag=1"),
+        "wall time: AdamW {}, SOAP {}, Muon {}. In CPU time of the slowest rank: {}, {}, {}.": [
+            slowest(variant, clock) for clock in ("wall_", "") for variant in ("adamw", "soap", "muon")
+        ],
+        "A rank sends {} bytes a step for SOAP once the interval is at its largest, as predicted to the byte ({} on": [
+            line("ddp", variant="soap")[part] for part in ("sent_settled_bytes", "sent_mean_bytes")
+        ],
+        "(`ddp_so`) | {}, {} | {}, {} |": both("statistics"),
+        "(`lag=1`) | {}, {} | {}, {} |": both("solves"),
+        "| neither | {}, {} | {}, {} |": both("neither"),
+        "| both | {}, {} | {}, {} |": both("both"),
+        "| SOAP | 1, 2, 4 | {}, {}, {} | {}, {}, {} | {}, {}, {} | {}, {}, {} | as": [
+            size for part in ("curvature", "saved", "work space", "whole") for size in sharded(part)
+        ],
+        "| K-FAC on AdamW | 1, 2, 4 | {}, {}, {} | {}, {}, {} | {}, {}, {} | {}, {}, {} | {}, {}, {} |": [
+            size for part in ("curvature", "saved", "work space", "whole", "largest") for size in sharded(part, "kfac")
+        ],
+        **known_shapes(),
+    },
+}
+for _name in peers("byte_lm"):
+    CLAIMS[PAGE] |= contender(_name, _name in FAMILY)
+#: What is set, and not measured.
+GIVEN = {PAGE: ["It is 3.11's, and 3.12's", "| alone | SGD 0.99 |", "Models of less than 10 ms a step"]}

@@ -1,0 +1,45 @@
+"""Claims of docs/how-to/: thresholds are those of the code."""
+
+from inspect import signature
+
+from lightning_so import SaddleEscape
+from lightning_so.monitor.health import ALWAYS, SIGMOID_END, TANH_END
+from lightning_so.recording.levels import COLLAPSED, DEAD, EXPLODING, SATURATED
+from lightning_so.report.verdict.curvature import EDGE, FALLS, OVER
+from lightning_so.report.verdict.ranks import SHARE, SLOW
+from tests.support.results import line
+
+
+def product(backend: str, part: str) -> float:
+    """What a product in a plain model comes to, by how it is taken."""
+    return line("products", setting="eager", backend=backend)[part]
+
+
+CLAIMS = {
+    "docs/how-to/report.md": {
+        "| {} % of its units are zero for every sample": [100 * DEAD],
+        "the same of {} % at the ends": [100 * SATURATED],
+        "an effective rank below {} of 8 units or more": [COLLAPSED],
+        "a root mean square above {}:": [EXPLODING],
+        "takes one rank {} times what it takes the others, and {} % of a step": [SLOW, 100 * SHARE],
+        "more than {} times `max_overhead`; ten times the usual age; more than {} % of solves": [OVER, 100 * FALLS],
+        "the largest eigenvalue {} times above 2": [EDGE],
+    },
+    "docs/how-to/watching-curvature.md": {
+        "more than {} % of the units of a layer": [100 * DEAD],
+        "more than {} % of them are above {} in a tanh, or outside {} to {} in a sigmoid, for {} % of the samples": [
+            100 * SATURATED,
+            TANH_END,
+            SIGMOID_END,
+            1 - SIGMOID_END,
+            100 * ALWAYS,
+        ],
+        "vary in less than {} directions": [COLLAPSED],
+        "An exact product costs {} gradients, a forward difference {} (": [
+            product("double backward", "gradients"),
+            product("forward difference", "gradients"),
+        ],
+        "right to {} along a random vector": [product("forward difference", "error")],
+        "differ by less than {} % are products taken": [100 * signature(SaddleEscape).parameters["flat"].default],
+    },
+}
