@@ -7,6 +7,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_so import methods as methods  # Rules call them by name.
 from lightning_so.callbacks import around, engines, saving, strategies
 from lightning_so.callbacks.first_steps import FirstSteps
 from lightning_so.callbacks.following import Following, before, current, take_over

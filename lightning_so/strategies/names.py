@@ -1,18 +1,13 @@
-"""Names for `Trainer(strategy=...)` under every import name of Lightning; what they mean is imported when used."""
+"""The import names of Lightning, and a strategy for each; what a name stands for is imported when it is used."""
 
 import importlib
 import importlib.util
-from functools import partial
 from typing import Any
-
-__all__ = ["REGISTRIES"]
 
 #: Import names of Lightning that are installed. Each Trainer takes strategies of its own name only.
 LIGHTNINGS = tuple(
     name for name in ("pytorch_lightning", "lightning.pytorch") if importlib.util.find_spec(name.split(".")[0])
 )
-#: Their registries of strategies.
-REGISTRIES = {name: importlib.import_module(f"{name}.strategies").StrategyRegistry for name in LIGHTNINGS}
 
 
 def twins(ours: type) -> dict[str, Any]:
@@ -46,18 +41,3 @@ def make(module: str, lightning: str, **arguments: Any) -> Any:
         The strategy.
     """
     return importlib.import_module(f"lightning_so.strategies.{module}").CLASSES[lightning](**arguments)
-
-
-for _name, _registry in REGISTRIES.items():
-    for _stage in (1, 2, 3):
-        _registry.register(
-            f"deepspeed_so_stage_{_stage}",
-            partial(make, "deepspeed", _name),
-            description=f"DeepSpeed with ZeRO stage {_stage} and the right scale of the loss under accumulation",
-            override=True,
-            stage=_stage,
-        )
-    _registry.register(
-        "ddp_so", partial(make, "ddp", _name), description="DDP, with statistics beside gradients", override=True
-    )
-    _registry.register("fsdp_so", partial(make, "fsdp", _name), description="FSDP1, on CPU too", override=True)

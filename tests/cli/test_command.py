@@ -59,7 +59,7 @@ def test_the_shipped_configuration_resumes_bit_for_bit(run):
 
 def test_a_plain_loader_and_a_callback_that_is_gone_are_found_out(config, capsys, monkeypatch):
     here = functools.partial(resume_check, launch=this_process)
-    monkeypatch.setattr("lightning_so.cli.commands.resume_check.resume_check", here)
+    monkeypatch.setattr("lightning_so.callbacks.resume.check.resume_check", here)
     more = ["--resume-with=--trainer.callbacks=null", "--", "--data.init_args.resumable=false"]
     assert main(["resume-check", "--config", str(config), "--steps=12", "--stop=6", *more]) == 1
     said = capsys.readouterr().out
@@ -127,7 +127,7 @@ def test_every_command_explains_itself(capsys):
 
 
 def test_what_is_unexpected_is_not_a_verdict(config, monkeypatch, capsys):
-    monkeypatch.setattr("lightning_so.cli.commands.resume_check.resume_check", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("lightning_so.callbacks.resume.check.resume_check", lambda *_, **__: 1 / 0)
     assert main(["resume-check", "--config", str(config), "--steps=4", "--stop=2"]) == 2
     assert "ZeroDivisionError" in capsys.readouterr().err
 

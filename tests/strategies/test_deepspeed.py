@@ -7,11 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from pytorch_lightning.strategies import StrategyRegistry
 
 from lightning_so import SOAP, ConfigError, SecondOrder
 from lightning_so.errors import MissingError
-from lightning_so.strategies import REGISTRIES
 from lightning_so.strategies.deepspeed_config import checked
+from lightning_so.strategies.names import LIGHTNINGS
 from tests.support import noted
 from tests.support.deepspeed_script import CASES, SGD, STEPS, STOCK
 from tests.support.peers import PEERS
@@ -158,8 +159,9 @@ def test_a_trainer_on_cpu_where_deepspeed_chose_a_gpu_is_refused(deepspeed, monk
 
 @pytest.mark.slow
 def test_names_are_registered_for_every_import_name(deepspeed):
-    assert set(REGISTRIES) == set(deepspeed.CLASSES) == {"pytorch_lightning", "lightning.pytorch"}
-    for lightning, registry in REGISTRIES.items():
+    assert set(LIGHTNINGS) == set(deepspeed.CLASSES) == {"pytorch_lightning", "lightning.pytorch"}
+    for lightning in LIGHTNINGS:
+        registry = importlib.import_module(lightning).strategies.StrategyRegistry
         for stage in (1, 2, 3):
             strategy = registry.get(f"deepspeed_so_stage_{stage}")
             assert type(strategy) is deepspeed.CLASSES[lightning]
@@ -167,7 +169,7 @@ def test_names_are_registered_for_every_import_name(deepspeed):
             assert strategy.config["zero_optimization"]["stage"] == stage
 
 
-@pytest.mark.parametrize("lightning", REGISTRIES)
+@pytest.mark.parametrize("lightning", LIGHTNINGS)
 def test_second_order_is_refused_under_the_stock_strategy_in_one_process_too(lightning):
     cls = importlib.import_module(lightning).strategies.DeepSpeedStrategy
     trainer = SimpleNamespace(strategy=cls.__new__(cls), world_size=1, callbacks=[])
@@ -182,4 +184,4 @@ def test_without_deepspeed_the_remedy_is_named(monkeypatch):
     monkeypatch.delitem(sys.modules, "lightning_so.strategies.deepspeed", raising=False)
     for kind in (MissingError, ConfigError, ImportError):
         with pytest.raises(kind, match=r"pip install '\.\[deepspeed\]' in a clone"):
-            REGISTRIES["pytorch_lightning"].get("deepspeed_so_stage_2")
+            StrategyRegistry.get("deepspeed_so_stage_2")

@@ -17,7 +17,8 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.utils.data import DataLoader
 
 from lightning_so.comm.pieces import even
-from lightning_so.strategies import REGISTRIES, fsdp
+from lightning_so.strategies import fsdp
+from lightning_so.strategies.names import LIGHTNINGS
 from tests.support import noted
 from tests.support.peers import DEEPSPEED
 from tests.support.trainings import train, unchanged
@@ -170,7 +171,7 @@ def resumed(lightning, kind, file):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["full", "sharded"])
-@pytest.mark.parametrize("lightning", REGISTRIES)
+@pytest.mark.parametrize("lightning", LIGHTNINGS)
 def test_fsdp1_on_cpu_resumes_bit_for_bit(two, lightning, kind, tmp_path):
     for again, straight in two.run(resumed, lightning, kind, str(tmp_path / "half.ckpt")):
         assert len(again) == len(one("adamw").weights)
@@ -178,8 +179,8 @@ def test_fsdp1_on_cpu_resumes_bit_for_bit(two, lightning, kind, tmp_path):
 
 
 def test_fsdp1_has_a_name_for_every_import_name():
-    for lightning, registry in REGISTRIES.items():
-        strategy = registry.get("fsdp_so")
+    for lightning in LIGHTNINGS:
+        strategy = importlib.import_module(lightning).strategies.StrategyRegistry.get("fsdp_so")
         assert type(strategy) is fsdp.CLASSES[lightning]
         assert isinstance(strategy, importlib.import_module(lightning).strategies.FSDPStrategy)
 

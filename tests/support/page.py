@@ -12,15 +12,16 @@ from types import ModuleType, SimpleNamespace
 from typing import NamedTuple
 from unittest import mock
 
+from pytorch_lightning.strategies import StrategyRegistry
+
 from lightning_so.comm import choose
 from lightning_so.contract.known import KNOWN
 from lightning_so.layers import registry
-from lightning_so.strategies.names import REGISTRIES
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "how-to" / "extending.md"
 #: Where modules of the page make themselves known.
-REGISTERED = (KNOWN, registry._KNOWN, choose._REGISTERED, *REGISTRIES.values())
+REGISTERED = (KNOWN, registry._KNOWN, choose._REGISTERED, StrategyRegistry)
 
 
 class Block(NamedTuple):

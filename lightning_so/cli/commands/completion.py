@@ -12,7 +12,7 @@ def command(shell: Literal["bash", "zsh", "tcsh"]) -> int:
     Exit status: 0 printed, 2 not.
 
     Examples:
-        eval "$(lightning-so completion bash)"
+        lightning-so completion bash > ~/.local/share/bash-completion/completions/lightning-so
         lightning-so completion zsh > ~/.zfunc/_lightning-so
 
     Args:

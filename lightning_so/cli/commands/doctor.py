@@ -6,12 +6,9 @@ import sys
 from pathlib import Path
 
 from lightning_so.callbacks.restart.place import local
-from lightning_so.cli.health import folder as disk
 from lightning_so.cli.health import launch as launches
-from lightning_so.cli.health import machine, together
 from lightning_so.cli.health.finding import BAD, Finding, bad
 from lightning_so.cli.health.table import shown
-from lightning_so.comm import meeting
 from lightning_so.errors import ConfigError, check_choice, check_range
 
 ACCELERATORS = ("auto", "cpu", "gpu")
@@ -53,6 +50,10 @@ def command(
     Raises:
         ConfigError: If an argument is wrong, or the command cannot be started.
     """
+    from lightning_so.cli.health import folder as disk
+    from lightning_so.cli.health import machine, together
+    from lightning_so.comm import meeting
+
     check_choice("doctor", "accelerator", accelerator, ACCELERATORS)
     check_range("doctor", "timeout", timeout, 1, 3600)
     folder = None if folder is None else local("doctor", folder)

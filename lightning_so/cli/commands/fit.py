@@ -8,8 +8,6 @@ from typing import Any
 from jsonargparse import Namespace
 
 from lightning_so.cli.parser import Formatter, described
-from lightning_so.cli.recipe import content, imported, lightning, named
-from lightning_so.cli.wired import cli, line
 from lightning_so.errors import ConfigError
 from lightning_so.strategies.names import LIGHTNINGS
 
@@ -47,6 +45,8 @@ def command(arguments: list[str]) -> int:
     Raises:
         ConfigError: If the configuration is wrong, or cannot be built.
     """
+    from lightning_so.cli.recipe import content, imported, lightning, named
+
     files, model, rest = arranged(arguments)
     path = model or next(filter(None, (named(content(file), "model") for file in reversed(files))), None)
     if path is None and not any(each.partition("=")[0] in ASIDE for each in rest):
@@ -110,6 +110,8 @@ def parser() -> Any:
 
 def _cli(name: str) -> Any:
     """A LightningCLI with one subcommand."""
+    from lightning_so.cli.wired import cli
+
     base = cli(name)
 
     class CLI(base):
@@ -124,6 +126,8 @@ def _cli(name: str) -> Any:
 
 
 def _run(arguments: list[str], name: str) -> None:
+    from lightning_so.cli.wired import line
+
     help_of = {"description": described(command), "exit_on_error": False, "usage": "lightning-so fit [options]"}
     try:
         _cli(name)(

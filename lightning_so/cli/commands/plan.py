@@ -2,17 +2,12 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from lightning_so.cli.planning import against as recorded
-from lightning_so.cli.planning import measured, shown
-from lightning_so.cli.planning.fixes import DEAR, cheaper, fix
-from lightning_so.cli.planning.forecast import Asked, forecast
-from lightning_so.cli.planning.job import job
-from lightning_so.cli.planning.weightless import make
-from lightning_so.cli.planning.world import World, device_of, number, strategy_of
 from lightning_so.errors import check_choice, check_count, check_range
+
+if TYPE_CHECKING:
+    import torch
 
 #: Bytes of a GB, as makers of devices count them.
 GB = 1e9
@@ -66,6 +61,14 @@ def command(
     Raises:
         ConfigError: If an argument is wrong, or the training cannot be planned.
     """
+    from lightning_so.cli.planning import against as recorded
+    from lightning_so.cli.planning import measured, shown
+    from lightning_so.cli.planning.fixes import DEAR, cheaper, fix
+    from lightning_so.cli.planning.forecast import Asked, forecast
+    from lightning_so.cli.planning.job import job
+    from lightning_so.cli.planning.weightless import make
+    from lightning_so.cli.planning.world import World, device_of, number, strategy_of
+
     check_choice("plan", "--accelerator", accelerator, (None, "gpu", "cpu"))
     if tokens is not None:
         check_count("plan", "--tokens", tokens, 1, 10**12)
@@ -104,8 +107,10 @@ def command(
     return 0 if fits else 1
 
 
-def _limit(device: torch.device, ranks: int) -> float | None:
+def _limit(device: "torch.device", ranks: int) -> float | None:
     """Bytes that a rank may have on this machine; None where it has no such device."""
+    import torch
+
     if device.type == "cpu":
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / ranks
     return float(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else None

@@ -5,9 +5,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from lightning_so.callbacks.resume.check import resume_check
-from lightning_so.cli.recipe import Config
-
 
 def command(
     config: Path,
@@ -51,6 +48,9 @@ def command(
     Returns:
         The exit status.
     """
+    from lightning_so.callbacks.resume.check import resume_check
+    from lightning_so.cli.recipe import Config
+
     given = (*(overrides or ()), *_trainer(devices, strategy))
     recipe = Config(config.absolute(), model, data, given)
     resumed = replace(
