@@ -29,7 +29,7 @@ class Settings:
         betas: Of AdamW.
         adam_lr: That of AdamW's part beside torch's Muon.
         steps: Over which the cosine falls.
-        options: Arguments of the method's constructor, of `attach` where it has one of that name, or of `Ways`.
+        options: Arguments of the method's constructor, or of `attach`, `Ways` or `Memory` where it has one of that name.
     """
 
     lr: float
@@ -41,19 +41,21 @@ class Settings:
     @property
     def of_attach(self) -> dict[str, Any]:
         """The options that are `attach`'s."""
-        from lightning_so import Ways, attach
+        from lightning_so import Memory, Ways, attach
 
         known = inspect.signature(attach).parameters
-        ways = {name: value for name, value in self.options if name in vars(Ways())}
-        asked = {name: value for name, value in self.options if name in known}
-        return {**asked, "ways": Ways(**ways)} if ways else asked
+        found = {name: value for name, value in self.options if name in known}
+        for name, kind in (("ways", Ways), ("memory", Memory)):
+            parts = {part: value for part, value in self.options if part in vars(kind())}
+            found |= {name: kind(**parts)} if parts else {}
+        return found
 
     @property
     def of_method(self) -> dict[str, Any]:
         """The options that are the method's."""
-        from lightning_so import Ways
+        from lightning_so import Memory, Ways
 
-        others = {*self.of_attach, *vars(Ways())}
+        others = {*self.of_attach, *vars(Ways()), *vars(Memory())}
         return {name: value for name, value in self.options if name not in others}
 
 
