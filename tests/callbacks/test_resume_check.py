@@ -51,8 +51,14 @@ def test_both_import_names_of_lightning(name):
 @pytest.mark.parametrize(
     ("recipe", "resumed", "cause", "words"),
     [
-        (recipes.plain_loader, None, Cause.DATA, "step 9 the resumed run saw the batch of step 1. Lightning"),
-        (recipes.shuffled, None, Cause.DATA, "(those of step 1), 0 of them in both. Checkpoints hold no random"),
+        pytest.param(
+            *(recipes.plain_loader, None, Cause.DATA, "step 9 the resumed run saw the batch of step 1. Lightning"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            *(recipes.shuffled, None, Cause.DATA, "(those of step 1), 0 of them in both. Checkpoints hold no random"),
+            marks=pytest.mark.slow,
+        ),
         (recipes.exact, recipes.small_batches, Cause.DATA, "saw 8 rows, the resumed one 4"),
         (recipes.dropping, None, Cause.RANDOM, "step 9 draws from the generator of torch"),
         (recipes.exact, recipes.without, Cause.STATE, "the resumed run has no SecondOrder"),

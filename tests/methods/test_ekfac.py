@@ -26,6 +26,7 @@ from tests.methods.test_kfac import (
     product,
     stats_of,
 )
+from tests.support.daily import daily
 
 DOUBLE = {"dtype": torch.float64}
 #: By name: the layer and its input.
@@ -384,7 +385,8 @@ def test_the_unit_of_the_loss_matters_where_damping_has_it():
 
 
 @pytest.mark.parametrize("kind", [KFAC, EKFAC])
-@pytest.mark.parametrize(("at", "period"), [(9, 4), (203, 16)])  # Late and seldom, a step watches some layers alone.
+# Late and seldom, a step watches some layers alone.
+@pytest.mark.parametrize(("at", "period"), daily([(9, 4), (203, 16)], (9, 4)))
 def test_going_on_from_a_state_equals_not_having_stopped(kind, at, period):
     start, (x, y), ends = net(), data(6), []
     for stop in (False, True):
