@@ -151,6 +151,7 @@ def test_first_steps_at_the_whole_rate_are_near_to_sgds(method):
     assert ours[-1] < alone[-1]
 
 
+@pytest.mark.slow
 def test_deep_linear_network_ends_below_sgd():
     def ends(method):
         torch.manual_seed(0)

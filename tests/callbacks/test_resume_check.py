@@ -79,6 +79,7 @@ def test_a_difference_has_its_cause(recipe, resumed, cause, words):
     assert found.weights.worst in found.weights.differing
 
 
+@pytest.mark.slow
 def test_a_tolerance_lets_weights_differ_and_not_counts():
     assert check(recipes.plain_loader, tolerance=1.0).exit_code == 0
     assert "EQUAL within 1" in str(check(recipes.plain_loader, tolerance=1.0))
@@ -186,6 +187,7 @@ def test_another_world_may_round_otherwise_and_must_do_the_same():
     assert compare_work([one], [notes(plans=[["SOAP", "w: base"]])]) == ("plan: 'w: rotated', resumed 'w: base'",)
 
 
+@pytest.mark.slow
 def test_micro_batches_are_the_batch():
     assert check(recipes.accumulating).exact
     found = check(recipes.exact, recipes.accumulating, tolerance=1e-5)

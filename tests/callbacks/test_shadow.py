@@ -94,6 +94,7 @@ def test_the_twin_is_the_training_with_the_method():
     assert shadow.foretold["seconds_share"] > 0
 
 
+@pytest.mark.slow
 def test_what_it_foretells_is_logged_and_printed(capsys):
     module = Images(drop=0)
     shadow = SecondOrder(METHOD, shadow=Shadow(share=0.5))

@@ -23,6 +23,7 @@ def test_a_report_is_written_beside_its_recording(run, capsys):
     assert sorted(path.name for path in run.iterdir()) == ["recording", "report.html"]
 
 
+@pytest.mark.slow
 def test_findings_are_printed_too(tmp_path, capsys):
     recordings = recorded.healthy(1, 400)
     recorded.units(recordings, "dead", "blocks.1.mlp.0", 1.0)

@@ -89,6 +89,7 @@ def test_without_the_argument_nothing_is_measured():
     assert "overhead" not in engine.state_dict()
 
 
+@pytest.mark.slow
 def test_what_was_foretold_and_what_was_measured_is_logged(patch):
     machine = Machine()
     net, optimizer, engine, _ = attached(patch, machine, share=0.2)

@@ -320,6 +320,7 @@ def test_it_starts_as_kfac_and_forgets_it():
     close(stats.moments.estimate(ones, [row]), stats.moments.mean[row : row + 1] + 0.95**58, 1e-6)
 
 
+@pytest.mark.slow
 def test_fresh_second_moments_follow_a_change_that_old_bases_do_not():
     model, (x, y) = net(), data(6)
     engine = sgd(model, EKFAC(fisher="empirical", period=64))
