@@ -133,6 +133,7 @@ def test_state_is_counted_once_wherever_a_package_keeps_it():
     assert held([{"a": one, "b": {"c": [one]}}, Keeper(other), 7, None], set()) == 12 + 16
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short")
 def test_a_sweep_goes_on_where_it_was_broken_off(tmp_path, monkeypatch, capsys):
     out = tmp_path / "peers.jsonl"

@@ -36,6 +36,7 @@ from lightning_so import (
 )
 from tests.callbacks.test_monitor import Net, fit
 from tests.support import trainings
+from tests.support.daily import daily
 from tests.support.peers import needs_deepspeed
 from tests.together.test_zero_products import SMALL, Options
 
@@ -211,7 +212,7 @@ def resumed(strategy, name, path, other=None, dtype=torch.float64):
     return expected, found.weights
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", daily(METHODS, "krylov", "few"))
 def test_a_resumed_training_is_the_same_bit_for_bit(tmp_path, name):
     expected, found = resumed("one", name, tmp_path / "saved.ckpt")
     same(found, expected, 0)

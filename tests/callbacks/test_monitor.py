@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_so import KFAC, SOAP, ConfigError, CurvatureMonitor, SecondOrder
 from tests.support import trainings
+from tests.support.daily import daily
 
 ADAMW = (torch.optim.AdamW, {"lr": 3e-3, "weight_decay": 0.1})
 
@@ -57,7 +58,7 @@ def fit(module, callbacks, steps=12, **named):
 
 
 @pytest.mark.parametrize("method", [None, SOAP(start=4, period=2), KFAC(period=2), KFAC(period=2, fisher="sampled")])
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", daily([1, 2], 2))
 def test_a_training_that_is_watched_is_the_same_bit_for_bit(method, accumulate):
     ends = []
     for watching in (False, True):

@@ -16,6 +16,7 @@ from lightning_so.linalg.vectors import Piece, Space
 from lightning_so.monitor.layers import layers
 from tests.callbacks.test_monitor import ADAMW, Net, Smooth, fit
 from tests.support import trainings
+from tests.support.daily import daily
 
 
 class Kept(pl.Callback):
@@ -85,7 +86,7 @@ class Linear(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize("accumulate", daily([1, 4], 4))
 def test_the_noise_scale_is_the_variance_over_the_squared_mean(accumulate):
     torch.manual_seed(0)
     data = TensorDataset(0.5 + 2.0 * torch.randn(16 * 4 * 240, 20))

@@ -51,8 +51,14 @@ def test_both_import_names_of_lightning(name):
 @pytest.mark.parametrize(
     ("recipe", "resumed", "cause", "words"),
     [
-        (recipes.plain_loader, None, Cause.DATA, "step 9 the resumed run saw the batch of step 1. Lightning"),
-        (recipes.shuffled, None, Cause.DATA, "(those of step 1), 0 of them in both. Checkpoints hold no random"),
+        pytest.param(
+            *(recipes.plain_loader, None, Cause.DATA, "step 9 the resumed run saw the batch of step 1. Lightning"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            *(recipes.shuffled, None, Cause.DATA, "(those of step 1), 0 of them in both. Checkpoints hold no random"),
+            marks=pytest.mark.slow,
+        ),
         (recipes.exact, recipes.small_batches, Cause.DATA, "saw 8 rows, the resumed one 4"),
         (recipes.dropping, None, Cause.RANDOM, "step 9 draws from the generator of torch"),
         (recipes.exact, recipes.without, Cause.STATE, "the resumed run has no SecondOrder"),
@@ -73,6 +79,7 @@ def test_a_difference_has_its_cause(recipe, resumed, cause, words):
     assert found.weights.worst in found.weights.differing
 
 
+@pytest.mark.slow
 def test_a_tolerance_lets_weights_differ_and_not_counts():
     assert check(recipes.plain_loader, tolerance=1.0).exit_code == 0
     assert "EQUAL within 1" in str(check(recipes.plain_loader, tolerance=1.0))
@@ -180,6 +187,7 @@ def test_another_world_may_round_otherwise_and_must_do_the_same():
     assert compare_work([one], [notes(plans=[["SOAP", "w: base"]])]) == ("plan: 'w: rotated', resumed 'w: base'",)
 
 
+@pytest.mark.slow
 def test_micro_batches_are_the_batch():
     assert check(recipes.accumulating).exact
     found = check(recipes.exact, recipes.accumulating, tolerance=1e-5)

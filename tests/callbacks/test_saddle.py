@@ -47,6 +47,7 @@ def test_a_ridge_that_descent_never_leaves_is_left():
     assert escape.escapes == 1
 
 
+@pytest.mark.slow
 def test_a_saddle_of_many_dimensions_is_left_in_all_of_them():
     curvatures = [-1.0, -0.3, -0.1, *torch.linspace(0.3, 3, 97).tolist()]
     module, escape = Saddle(curvatures, [0.0] * 100), SaddleEscape(every=10, verbose=False)

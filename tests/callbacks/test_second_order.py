@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_so import SOAP, ConfigError, Muon, SecondOrder, StateError, attach
 from tests.support import noted
+from tests.support.daily import daily
 from tests.support.inside import Inside
 from tests.support.problems import Net, batch
 
@@ -212,7 +213,7 @@ class LateRestore(pytorch_lightning.strategies.SingleDeviceStrategy):
     restore_checkpoint_after_setup = True
 
 
-@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("late", daily([False, True], True))
 def test_state_may_come_before_or_after_fit_starts(tmp_path, late):
     """Pitfall 8: sharded strategies load checkpoints after `on_fit_start`, the others before."""
     straight = module()

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from lightning_so import KFAC, SOAP, ConfigError, SecondOrder, Shadow
 from lightning_so.callbacks.shadow.prediction import falling, predict, smoothed
+from tests.support.daily import daily
 
 METHOD = SOAP(start=4, period=4)
 QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
@@ -61,8 +62,11 @@ def everything(trainer, module):
     return [*module.state_dict().values(), *moments, torch.get_rng_state(), torch.tensor(module.losses)]
 
 
+ODD = {"accumulate_grad_batches": 3, "gradient_clip_val": 0.1}
+
+
 @pytest.mark.parametrize("method", [METHOD, KFAC(period=4)], ids=["SOAP", "KFAC"])
-@pytest.mark.parametrize("arguments", [{}, {"accumulate_grad_batches": 3, "gradient_clip_val": 0.1}])
+@pytest.mark.parametrize("arguments", daily([{}, ODD], ODD))
 def test_the_training_is_untouched_bit_for_bit(method, arguments):
     alone, watched = Images(), Images()
     base = fit(alone, [], **arguments)
@@ -90,6 +94,7 @@ def test_the_twin_is_the_training_with_the_method():
     assert shadow.foretold["seconds_share"] > 0
 
 
+@pytest.mark.slow
 def test_what_it_foretells_is_logged_and_printed(capsys):
     module = Images(drop=0)
     shadow = SecondOrder(METHOD, shadow=Shadow(share=0.5))

@@ -9,6 +9,7 @@ from torch import nn
 
 from lightning_so import ConfigError, Muon, SecondOrder, SharpnessGuard
 from tests.support import trainings
+from tests.support.daily import daily
 from tests.support.fits import fit
 from tests.support.peers import needs_deepspeed
 
@@ -37,7 +38,7 @@ class Quadratic(pl.LightningModule):
         return self.base([self.w], **self.arguments)
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("momentum", daily([0.0, 0.9], 0.9))
 def test_descent_at_a_rate_that_diverges_is_brought_below_the_limit(momentum):
     arguments = {"lr": 0.3, "momentum": momentum}
     alone, guard = Quadratic(torch.optim.SGD, **arguments), SharpnessGuard(every=1, safety=0.9, verbose=False)

@@ -25,6 +25,7 @@ class At(pytorch_lightning.Callback):
             self.calls[trainer.global_step]()
 
 
+@pytest.mark.slow
 def test_a_promoted_method_watches_until_it_is_warm_and_takes_over():
     alone, promoted = Images(drop=0), Images(drop=0)
     fit(alone, [], count=60)

@@ -23,13 +23,15 @@ def test_a_report_is_written_beside_its_recording(run, capsys):
     assert sorted(path.name for path in run.iterdir()) == ["recording", "report.html"]
 
 
+@pytest.mark.slow
 def test_findings_are_printed_too(tmp_path, capsys):
-    recordings = recorded.healthy(1, 2000)
+    recordings = recorded.healthy(1, 400)
     recorded.units(recordings, "dead", "blocks.1.mlp.0", 1.0)
     assert main(["report", str(recorded.put(tmp_path, recordings)), "--out", str(tmp_path / "page.html")]) == 0
     assert "blocks.1.mlp.0: 100% of the units" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_two_runs_stand_side_by_side(run, tmp_path):
     other = recorded.put(tmp_path / "others" / "a", recorded.healthy(1, 100, 5, method=None))
     assert main(["report", str(run), "--against", str(other), "--out", str(tmp_path / "both.html")]) == 0

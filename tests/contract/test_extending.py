@@ -14,6 +14,7 @@ from lightning_so.contract.method import Method, ObservesGradients, Rotates, Sol
 from tests.callbacks.test_second_order import fit, module
 from tests.contract.test_contract import LAYERS, made, refused
 from tests.support import contract, extending, noted, page, problems
+from tests.support.daily import daily
 
 METHOD_LINES = 60
 SAME = {"rtol": 0, "atol": 1e-10}
@@ -234,7 +235,10 @@ def test_the_layers_factors_are_the_dense_truth(modules):
 
 @pytest.mark.parametrize(
     ("name", "base"),
-    [("soap", "adamw"), ("kfac", "sgd"), ("kfac", "adamw"), ("onesided", "sgd"), ("onesided", "adamw")],
+    daily(
+        [("soap", "adamw"), ("kfac", "sgd"), ("kfac", "adamw"), ("onesided", "sgd"), ("onesided", "adamw")],
+        *(("soap", "adamw"), ("kfac", "sgd"), ("onesided", "adamw")),
+    ),
 )
 def test_pieces_on_two_ranks_equal_one_process(two, name, base):
     one, held, state = extending.cut(name, base, several=False)

@@ -115,6 +115,7 @@ def test_layers_that_only_run_inside_the_backward_pass_leave_the_labels_at_hand(
         trained(KFAC(fisher="sampled"), reentrant=True)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_leaves_the_labels_at_hand():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))

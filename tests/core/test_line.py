@@ -9,6 +9,7 @@ import torch
 from lightning_so import EKFAC, KFAC, SOAP, Mixture, Muon, Shampoo, attach
 from lightning_so.core.solves.line import InLine, line_of
 from tests.support import ranks
+from tests.support.daily import daily
 from tests.support.late import late
 from tests.support.problems import Net, batch
 
@@ -95,7 +96,7 @@ def test_a_state_is_loaded_over_factors_only_when_solves_have_read_them(name):
         assert torch.equal(value, expected)
 
 
-@pytest.mark.parametrize("name", ["soap", "kfac", "ekfac", "shampoo"])
+@pytest.mark.parametrize("name", daily(["soap", "kfac", "ekfac", "shampoo"], "soap"))
 def test_two_ranks_that_solve_late_are_two_that_do_not(two, name):
     method, base = METHODS[name]
     expected = two.run(ranks.train, method, *base, STEPS, lag=1)

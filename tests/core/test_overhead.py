@@ -17,10 +17,13 @@ from lightning_so.core.overhead.meter import Meter
 from lightning_so.core.schedule import budget
 from lightning_so.core.schedule.bought import Bought
 from tests.support import machine as on
+from tests.support.daily import daily
 from tests.support.machine import Machine, attached
 from tests.support.problems import Net
 
 END = LAST + 40
+#: Steps before which a run stops: while the training alone is measured, while ours is, and behind the choice.
+STOPS = (5, 12, 30, LAST + 5)
 
 
 @pytest.fixture
@@ -86,6 +89,7 @@ def test_without_the_argument_nothing_is_measured():
     assert "overhead" not in engine.state_dict()
 
 
+@pytest.mark.slow
 def test_what_was_foretold_and_what_was_measured_is_logged(patch):
     machine = Machine()
     net, optimizer, engine, _ = attached(patch, machine, share=0.2)
@@ -242,6 +246,7 @@ def test_the_host_waits_for_no_moment():
 # ---------------------------------------------------------------- two optimizers, several ranks
 
 
+@pytest.mark.slow
 def test_engines_of_one_training_share_the_budget_and_none_is_the_others_own_time(patch):
     machine = Machine(solve=0.1)
     first, second = (attached(patch, machine, share=0.3) for _ in range(2))
@@ -269,14 +274,24 @@ def test_ranks_with_different_clocks_choose_equally(two):
 # ---------------------------------------------------------------- checkpoints
 
 
-@pytest.mark.parametrize("at", [5, 12, 30, LAST + 5])
-def test_a_run_that_is_resumed_goes_on_bit_for_bit(patch, at):
-    whole = Machine()
-    net, optimizer, engine, _ = attached(patch, whole)
-    whole.train(net, optimizer, range(at))
-    saved = copy.deepcopy((net.state_dict(), optimizer.state_dict(), engine.state_dict()))
-    whole.train(net, optimizer, range(at, END))
+@pytest.fixture(scope="module")
+def straight():
+    """A run that does not stop, and what was saved on its way."""
+    with pytest.MonkeyPatch.context() as patch:
+        torch.manual_seed(0)
+        whole, saved, begin = Machine(), {}, 0
+        net, optimizer, engine, _ = attached(patch, whole)
+        for at in STOPS:
+            whole.train(net, optimizer, range(begin, at))
+            saved[at] = copy.deepcopy((net.state_dict(), optimizer.state_dict(), engine.state_dict()))
+            begin = at
+        whole.train(net, optimizer, range(begin, END))
+    return net, engine, saved
 
+
+@pytest.mark.parametrize("at", daily(STOPS, 5, LAST + 5))
+def test_a_run_that_is_resumed_goes_on_bit_for_bit(patch, straight, at):
+    net, engine, saved = straight[0], straight[1], copy.deepcopy(straight[2][at])
     rest = Machine()
     other, its, again, _ = attached(patch, rest)
     other.load_state_dict(saved[0])
@@ -291,6 +306,7 @@ def test_a_run_that_is_resumed_goes_on_bit_for_bit(patch, at):
         assert again.parts.units.schedule.next == engine.parts.units.schedule.next
 
 
+@pytest.mark.slow
 def test_another_device_is_measured_anew_and_that_is_said(patch):
     machine = Machine()
     net, optimizer, engine, _ = attached(patch, machine)
@@ -309,7 +325,7 @@ def test_another_device_is_measured_anew_and_that_is_said(patch):
     assert again.parts.overhead.choice.costs[0] == pytest.approx(0.4)
 
 
-@pytest.mark.parametrize("other_units", [False, True])
+@pytest.mark.parametrize("other_units", daily([False, True], True))
 def test_a_file_without_timings_of_these_units_is_measured_from_its_step_on(patch, other_units):
     machine = Machine()
     net, optimizer, engine, _ = attached(patch, machine)

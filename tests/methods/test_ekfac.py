@@ -26,6 +26,7 @@ from tests.methods.test_kfac import (
     product,
     stats_of,
 )
+from tests.support.daily import daily
 
 DOUBLE = {"dtype": torch.float64}
 #: By name: the layer and its input.
@@ -319,6 +320,7 @@ def test_it_starts_as_kfac_and_forgets_it():
     close(stats.moments.estimate(ones, [row]), stats.moments.mean[row : row + 1] + 0.95**58, 1e-6)
 
 
+@pytest.mark.slow
 def test_fresh_second_moments_follow_a_change_that_old_bases_do_not():
     model, (x, y) = net(), data(6)
     engine = sgd(model, EKFAC(fisher="empirical", period=64))
@@ -384,7 +386,8 @@ def test_the_unit_of_the_loss_matters_where_damping_has_it():
 
 
 @pytest.mark.parametrize("kind", [KFAC, EKFAC])
-@pytest.mark.parametrize(("at", "period"), [(9, 4), (203, 16)])  # Late and seldom, a step watches some layers alone.
+# Late and seldom, a step watches some layers alone.
+@pytest.mark.parametrize(("at", "period"), daily([(9, 4), (203, 16)], (9, 4)))
 def test_going_on_from_a_state_equals_not_having_stopped(kind, at, period):
     start, (x, y), ends = net(), data(6), []
     for stop in (False, True):

@@ -172,6 +172,7 @@ def test_a_hopeless_factor_is_data_and_no_exception(entry, dtype):
         assert psd.eigenbasis(F)[2].tolist() == [True, False]
 
 
+@pytest.mark.slow
 def test_windows_exist_while_their_layers_are_watched():
     model, (x, y) = net(sizes=(3, 4, 4, 4, 2)), data()
     engine = attach(model, torch.optim.SGD(model.parameters(), lr=1e-2), KFAC(period=16))

@@ -16,6 +16,7 @@ from lightning_so.monitor.health import DEAD, LARGEST, RANK, SATURATED, WINDOW, 
 from lightning_so.monitor.illness import ill
 from lightning_so.monitor.rows import places
 from tests.support import nets
+from tests.support.daily import daily
 
 
 def look(health, net, x, often=1):
@@ -130,7 +131,7 @@ def test_of_exploding_activations_the_first_layer_is_named(make, data, layer):
     assert [one for one in illnesses(health) if one[1] == "largest"] == [(layer, "largest")]
 
 
-@pytest.mark.parametrize("name", nets.HEALTHY)
+@pytest.mark.parametrize("name", daily(nets.HEALTHY, "cnn"))
 def test_what_is_healthy_is_not_named_fresh_or_trained(name):
     torch.manual_seed(0)
     make, data = nets.HEALTHY[name]

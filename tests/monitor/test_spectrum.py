@@ -111,6 +111,7 @@ def test_one_probe_gives_the_trace_and_the_diagonal_of_a_diagonal_matrix():
     torch.testing.assert_close(diagonal(lambda v: d * v, space(30), probes=1), d)
 
 
+@pytest.mark.slow
 def test_the_variances_are_those_of_the_equations():
     A, many = symmetric(6), 8_000
     samples = trace(lambda v: A @ v, space(6), probes=many).samples

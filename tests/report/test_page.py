@@ -59,8 +59,15 @@ def charts(runs):
     return [chart for part in sections(runs, []) for chart in part.charts]
 
 
-def test_the_page_needs_nothing_else():
-    content = page([Run("a", recorded.healthy(2, 400))])
+@pytest.fixture(scope="module")
+def healthy():
+    """A run, and its page."""
+    run = Run("a", recorded.healthy(2, 400))
+    return run, page([run])
+
+
+def test_the_page_needs_nothing_else(healthy):
+    content = healthy[1]
     seen = Seen(content)
     assert seen.links
     assert all(link.startswith(("#", "data:")) for link in seen.links)
@@ -71,24 +78,23 @@ def test_the_page_needs_nothing_else():
     assert seen.tags.count("script") == 3
 
 
-@pytest.mark.slow
-def test_parts_come_in_the_order_in_which_they_are_read():
-    content = page([Run("a", recorded.healthy(2, 400))])
-    names = re.findall(r'<section id="(?:part-)?(\w+)"', content)
+def test_parts_come_in_the_order_in_which_they_are_read(healthy):
+    names = re.findall(r'<section id="(?:part-)?(\w+)"', healthy[1])
     assert names == ["verdict", "loss", "time", "curvature", "layers", "units", "memory", "shadow", "events", "about"]
 
 
-def test_every_chart_is_a_figure_with_a_text():
-    run = Run("a", recorded.healthy(2, 400))
-    content = page([run])
-    assert {"staleness", "drift", "overhead", "blocks"} <= {chart.name for chart in charts([run])}
-    for chart in charts([run]):
+def test_every_chart_is_a_figure_with_a_text(healthy):
+    run, content = healthy
+    drawn = charts([run])
+    assert {"staleness", "drift", "overhead", "blocks"} <= {chart.name for chart in drawn}
+    for chart in drawn:
         figure = re.search(rf'<figure id="{chart.name}".*?</figure>', content, re.DOTALL)[0]
         assert f"<h3>{text(chart.title)}</h3>" in figure
         assert re.search(r"<figcaption>.*\d.*</figcaption>", figure, re.DOTALL)
         assert re.search(r'aria-label="[^"]*\d', figure)
 
 
+@pytest.mark.slow
 def test_what_has_no_data_is_left_out_and_says_what_would_record_it():
     bare = recorded.healthy(1, 100, method=None)
     for each in bare:

@@ -7,6 +7,7 @@ import torch
 
 from lightning_so import EKFAC, KFAC, SOAP, Mixture, Muon, Shampoo
 from tests.support import ranks
+from tests.support.daily import daily
 from tests.support.world import World
 
 SOAP10 = SOAP(start=10, period=4)
@@ -58,14 +59,29 @@ def test_muon_equals_one_process(pool, precision, tolerance):
     close(pool.run(ranks.train, method, *ADAMW, 24), one, tolerance)
 
 
+TILES = KFAC(fisher="empirical", period=4, exact=True, cap=5)
+GAUSS_NEWTON = KFAC(period=4, fisher="exact")
+
+
+# What is clipped is gradients, of which every kind of factor knows nothing: one of them shows it.
 @pytest.mark.parametrize("base", [SGD, ADAMW], ids=["sgd", "adamw"])
-@pytest.mark.parametrize("more", [{}, {"accumulate": 2}, {"clip": 0.1}], ids=["", "accumulate", "clip"])
 @pytest.mark.parametrize(
-    "method",
-    [KFAC4, KFAC(fisher="empirical", period=4, exact=True, cap=5), KFAC(period=4, fisher="exact")],
-    ids=["factored", "exact-tiles", "gauss-newton"],
+    ("method", "more"),
+    [
+        (KFAC4, {}),
+        (KFAC4, {"accumulate": 2}),
+        (KFAC4, {"clip": 0.1}),
+        (TILES, {}),
+        pytest.param(TILES, {"accumulate": 2}, marks=pytest.mark.slow),
+        pytest.param(GAUSS_NEWTON, {}, marks=pytest.mark.slow),
+        pytest.param(GAUSS_NEWTON, {"accumulate": 2}, marks=pytest.mark.slow),
+    ],
+    ids=[
+        *("factored-", "factored-accumulate", "factored-clip", "exact-tiles-", "exact-tiles-accumulate"),
+        *("gauss-newton-", "gauss-newton-accumulate"),
+    ],
 )
-def test_kfac_equals_one_process(two, base, more, method):
+def test_kfac_equals_one_process(two, base, method, more):
     one = ranks.train(method, *base, 24, shard=False, dtype=torch.float64, **more)
     many = two.run(ranks.train, method, *base, 24, dtype=torch.float64, **more)
     close(many, one, 1e-10)
@@ -87,7 +103,7 @@ def test_shampoo_equals_one_process(two, method, base, more):
 
 
 @pytest.mark.parametrize("base", [SGD, ADAMW], ids=["sgd", "adamw"])
-@pytest.mark.parametrize("more", [{}, {"accumulate": 2}], ids=["", "accumulate"])
+@pytest.mark.parametrize("more", daily([{}, {"accumulate": 2}], {"accumulate": 2}), ids=["", "accumulate"])
 @pytest.mark.parametrize("fisher", ["empirical", pytest.param("exact", marks=pytest.mark.slow)])
 def test_ekfac_equals_one_process(two, base, more, fisher):
     method = EKFAC(start=10, period=4, fisher=fisher)
@@ -148,7 +164,10 @@ def test_a_mixture_equals_one_process(pool):
 
 @pytest.mark.parametrize(
     ("method", "rel"),
-    [(SOAP10, 0.05), (KFAC4, 0.05), (EKFAC(fisher="empirical", period=4), 0.1), (MIXED, 0.1)],
+    daily(
+        [(SOAP10, 0.05), (KFAC4, 0.05), (EKFAC(fisher="empirical", period=4), 0.1), (MIXED, 0.1)],
+        *((SOAP10, 0.05), (MIXED, 0.1)),
+    ),
     ids=["soap", "kfac", "ekfac", "mixture"],
 )
 def test_bytes_are_as_predicted(pool, method, rel):
@@ -177,10 +196,10 @@ def test_a_gradient_that_one_rank_lacks_is_withheld_on_all(pool):
         (SOAP10, ADAMW, 17),
         (KFAC4, ADAMW, 9),
         (KFAC4, SGD, 9),
-        (KFAC(period=4, fisher="sampled"), SGD, 9),
+        pytest.param(KFAC(period=4, fisher="sampled"), SGD, 9, marks=pytest.mark.slow),
         (EKFAC(fisher="empirical", start=10, period=4), ADAMW, 17),
-        (EKFAC(fisher="empirical", period=4), SGD, 9),
-        (Shampoo(period=4), SGD, 9),
+        pytest.param(EKFAC(fisher="empirical", period=4), SGD, 9, marks=pytest.mark.slow),
+        pytest.param(Shampoo(period=4), SGD, 9, marks=pytest.mark.slow),
         (Shampoo(period=4), ADAMW, 9),
         (MIXED, ADAMW, 17),
     ],

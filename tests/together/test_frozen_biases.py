@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_so import EKFAC, KFAC, SecondOrder, attach
 from lightning_so.core.engine import Engine
+from tests.support.daily import daily
 from tests.support.trainings import train as trainer_train
 
 ADAMW, SGD = (torch.optim.AdamW, {"lr": 1e-2, "weight_decay": 0.1}), (torch.optim.SGD, {"lr": 1e-2, "momentum": 0.9})
@@ -26,7 +27,7 @@ CASES = {
     "exact": (KFAC(fisher="empirical", period=3, exact=True), SGD),
     "bent": (KFAC(fisher="empirical", period=3), ADAMW),
 }
-EACH = pytest.mark.parametrize("case", CASES)
+EACH = pytest.mark.parametrize("case", daily(CASES, "kfac", "bent"))
 
 
 class Normed(nn.Sequential):

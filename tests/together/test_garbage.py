@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from lightning_so import EKFAC, KFAC, SOAP, Muon, Shampoo, attach
+from tests.support.daily import daily
 from tests.support.operations import transformer
 
 STEPS, PERIOD = 20, 4
@@ -19,6 +20,7 @@ PAIRS = [
     (KFAC(period=PERIOD), SGD),
     (EKFAC(start=4, period=PERIOD), ADAMW),
 ]
+DAILY = daily(PAIRS, PAIRS[0], PAIRS[3])
 
 pytestmark = pytest.mark.thread("own")
 
@@ -36,7 +38,7 @@ def uncollected():
         gc.unfreeze()
 
 
-@pytest.mark.parametrize(("method", "base"), PAIRS, ids=lambda one: getattr(one, "__name__", type(one).__name__))
+@pytest.mark.parametrize(("method", "base"), DAILY, ids=lambda one: getattr(one, "__name__", type(one).__name__))
 def test_a_step_leaves_no_circles_and_nothing_that_stays(method, base):
     model = transformer(2)
     optimizer = base(model.parameters(), lr=1e-3)

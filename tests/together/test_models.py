@@ -48,6 +48,7 @@ def compiled(parameters):
     return optimizer
 
 
+@pytest.mark.slow
 @pytest.mark.thread("own")
 def test_a_compiled_optimizer_step_is_ours():
     model, ours = Plain(compiled), SecondOrder(METHOD)

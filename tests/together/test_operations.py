@@ -5,6 +5,7 @@ import torch
 
 from benchmarks.shared.problems import autoencoder, resnet
 from lightning_so import EKFAC, KFAC, SOAP, Muon, Shampoo, Ways
+from tests.support.daily import daily
 from tests.support.operations import READ, of_steps, of_training
 
 #: The most operations of a step on 12 blocks, views and AdamW's own apart.
@@ -19,7 +20,7 @@ MOST = {
 pytestmark = pytest.mark.thread("own")
 
 
-@pytest.mark.parametrize("name", MOST)
+@pytest.mark.parametrize("name", daily(MOST, "soap", "muon"))
 def test_operations_of_a_step(name):
     method, most = MOST[name]
     counts = of_steps(method, 12, lengths="base")
@@ -34,7 +35,8 @@ def test_operations_do_not_grow_with_equal_layers(name):
     assert max(count.total() for count in of_steps(method, 24, lengths="base")) <= 1.2 * most
 
 
-@pytest.mark.parametrize("name", ["muon", pytest.param("kfac", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["muon", "kfac"])
 def test_slopes_take_few_operations_of_a_step_and_no_number_is_read(name):
     """On blocks of a few shapes: at two of eight steps, and a handful at each for the lengths that come of them."""
     method, _ = MOST[name]

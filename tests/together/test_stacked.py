@@ -26,7 +26,7 @@ METHODS = {
 #: The attention's output projection in three: one of 15 rows, which ranks hold in uneven pieces.
 ROUTE = {"split": {"*.join.weight": 3}}
 STEPS = 12
-EVERYDAY = [("ddp", "soap"), ("fsdp2", "soap"), ("fsdp1", "soap"), ("fsdp2", "shampoo sgd")]
+EVERYDAY = [("ddp", "soap"), ("fsdp2", "soap")]
 ZERO = [pytest.param(f"zero{stage}", "soap", marks=[pytest.mark.slow, needs_deepspeed]) for stage in (1, 2, 3)]
 ROWS = [
     *(

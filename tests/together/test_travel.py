@@ -381,6 +381,7 @@ class Early(pl.Callback):
         trainer.save_checkpoint(self.path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["fsdp2 in pieces", pytest.param("fsdp1", marks=pytest.mark.slow)])
 def test_torch_making_the_optimizers_state_is_no_step_of_ours(two, tmp_path, form):
     early = str(tmp_path / "early.ckpt")
