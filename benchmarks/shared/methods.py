@@ -29,7 +29,7 @@ class Settings:
         betas: Of AdamW.
         adam_lr: That of AdamW's part beside torch's Muon.
         steps: Over which the cosine falls.
-        options: Arguments of the method's constructor, or of `attach`, `Ways` or `Memory` where it has one of that name.
+        options: Arguments of the method's constructor, or of `attach`, `Ways` or `Memory` where one has that name.
     """
 
     lr: float

@@ -4,7 +4,10 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
+from lightning_so.contract.memory import KeepsTriangles
 from lightning_so.core.engine import Engine
+from lightning_so.core.stacks.stack import Stack
+from lightning_so.linalg.triangle import square
 from lightning_so.monitor.factors import FactorHealth, factor_health
 
 
@@ -28,13 +31,13 @@ def look(engines: Iterable[Engine], turn: int) -> tuple[str, FactorHealth] | Non
     if not blocks:
         return None
     name, row, stack = blocks[turn % len(blocks)]
-    assert stack.solver is not None
-    kept = stack.solver.factors(stack.stats)
-    found = factor_health([factor[row] for key, factor in kept if _matrices(key, factor)])
+    found = factor_health([factor for factor in _matrices(stack, row) if not factor.is_meta])
     return None if found is None else (name, found)
 
 
-def _matrices(key: str, factor: Tensor) -> bool:
-    """Whether what a method keeps is matrices with numbers, and not a diagonal, a weight or a count."""
-    here = not factor.is_meta  # Of other ranks' blocks only the shapes are known.
-    return here and ".factor." in key and factor.ndim > 2 and factor.shape[-1] == factor.shape[-2]
+def _matrices(stack: Stack, row: int) -> list[Tensor]:
+    """What a method keeps of a block that is matrices, and not diagonals, weights or counts."""
+    if isinstance(stack.method, KeepsTriangles):
+        return stack.method.whole(stack.stats, row)
+    kept = [(key, factor[row]) for key, factor in stack.solving.factors(stack.stats)]
+    return [factor for key, factor in kept if ".factor." in key and square(factor)]

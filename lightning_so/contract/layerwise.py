@@ -280,6 +280,10 @@ class Layerwise:
         """Dense bases of both sides and the second moments in them of one block, where there are some; copies."""
         return None
 
+    def whole(self, stats: Factors, row: int) -> list[Tensor]:
+        """See `contract.memory.KeepsTriangles.whole`."""
+        return [F for side in stats.sides if side.shape.cuts for F in side.of(row)]
+
     def factors(self, stats: Factors) -> Iterator[tuple[str, Tensor]]:
         """See `contract.method.Solves.factors`."""
         yield "folded", stats.folded

@@ -83,6 +83,15 @@ class TakesMemory(Protocol):
         ...
 
 
+@runtime_checkable
+class KeepsTriangles(Protocol):
+    """A method that may keep triangles of its factors."""
+
+    def whole(self, stats: Any, row: int) -> list[Tensor]:
+        """The factors of a block that are matrices, whole, (..., T, T)."""
+        ...
+
+
 def held(stats: Any) -> Iterator[Tensor]:
     """All tensors in what a method keeps of a stack, at this moment."""
     if isinstance(stats, Tensor):

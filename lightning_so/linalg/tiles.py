@@ -5,8 +5,9 @@ Legend: B matrices of one shape, M rows, N columns, T side of a tile. The *row* 
 """
 
 import math
+from collections.abc import Iterable
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -68,6 +69,19 @@ def fold(
 def whole(F: Tensor, cut: slice) -> Tensor:
     """The factors of a tile, (B, T, T): themselves, or what triangles (B, S) are of, see `packed`."""
     return packed.dense(F, cut.stop - cut.start) if F.ndim == 2 else F
+
+
+class Sided(Protocol):
+    """One side of every matrix of a stack: its factors, see `fold`, and its tiles."""
+
+    factors: list[Tensor]
+    cuts: list[slice]
+
+
+def of_row(sides: Iterable[Sided], row: int) -> list[Tensor]:
+    """The factors of one matrix that have tiles, (T, T) each."""
+    pairs = [pair for side in sides if side.cuts for pair in zip(side.factors, side.cuts, strict=True)]
+    return [whole(F[row : row + 1], cut)[0] for F, cut in pairs]
 
 
 def factors(cuts: list[slice], side: int, count: int, *, triangles: bool, **place: Any) -> list[Tensor]:

@@ -270,6 +270,10 @@ class Shampoo:
             for tile, F in enumerate(side.factors):
                 yield f"{side.dim}.factor.{tile}", F
 
+    def whole(self, stats: Stats, row: int) -> list[Tensor]:
+        """See `contract.memory.KeepsTriangles.whole`."""
+        return tiles.of_row(stats.sides, row)
+
     # ---------------------------------------------------------------- shapes
 
     def _shape(self, block: Block) -> tuple[int, ...]:

@@ -251,6 +251,10 @@ class SOAP(ByDevice):
             for tile, F in enumerate(side.factors):
                 yield f"{name}.factor.{tile}", F
 
+    def whole(self, stats: Stats, row: int) -> list[Tensor]:
+        """See `contract.memory.KeepsTriangles.whole`."""
+        return tiles.of_row(stats.sides, row)
+
     def direction(self, stats: Stats, X: Tensor, rows: list[int] | None) -> Tensor:
         """See `contract.method.Method.direction`: the polar factor, while the bases are cold."""
         return self.polar_factor(stats, X.dtype)(X)

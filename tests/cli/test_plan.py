@@ -1,5 +1,7 @@
 """The command `lightning-so plan`: what it foretells is what a training holds and sends, and bad input is one line."""
 
+from dataclasses import replace
+
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -14,7 +16,7 @@ from lightning_so.cli.planning.job import Made
 from lightning_so.cli.planning.steps import Steps, lengths
 from lightning_so.cli.planning.weightless import make, weightless
 from lightning_so.cli.planning.world import World
-from lightning_so.contract.memory import held
+from lightning_so.contract.memory import Memory, held
 from lightning_so.core.checkpoint import checkpoint
 from lightning_so.core.options import Options
 from lightning_so.core.overhead.timings import Timings
@@ -164,11 +166,19 @@ def test_rows_make_the_training_s_own_step():
 @pytest.mark.slow
 def test_the_first_change_that_fits_is_the_smallest():
     deep = lambda: Deep(512, 1)  # noqa: E731
-    first = asked(SOAP(cap=512), deep)
+    usual = asked(SOAP(cap=512), deep)
+    triangles, first = (
+        replace(usual, options=replace(usual.options, memory=memory)) for memory in (Memory(), Memory(half=True))
+    )
+    found, lean = forecast(usual), holds(first)
+    assert lean < holds(triangles) < found.most
+    assert fix(usual, found, holds(triangles)) == ("memory=Memory()", holds(triangles))
+    assert fix(usual, found, lean) == ("memory=Memory(half=True)", lean)
     found = forecast(first)
-    half, muon = holds(asked(SOAP(cap=256), deep)), holds(asked(Muon(), deep))
-    assert muon < half < found.most
-    assert fix(first, found, half) == ("cap=256", half)
+    tiles = holds(replace(first, options=replace(first.options, mixture=Mixture.of(SOAP(cap=256)))))
+    muon = holds(replace(triangles, options=replace(triangles.options, mixture=Mixture.of(Muon()))))
+    assert muon < tiles < found.most
+    assert fix(first, found, tiles) == ("cap=256", tiles)
     assert fix(first, found, muon) == ("Muon in its place (--method=muon)", muon)
     assert fix(first, found, 1.0) is None
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from lightning_so import EKFAC, KFAC, SOAP, ConfigError, Memory, Mixture, Muon, Shampoo, StateError, attach
+from lightning_so.callbacks.factor_watch import look
 from lightning_so.core.checkpoint import checkpoint
 from lightning_so.core.stacks import stack as stacks
 from lightning_so.core.trust.memory import state_bytes
@@ -91,6 +92,17 @@ def test_bases_in_half_precision_turn_as_far_as_their_rounding(name):
             assert float((Q.double().mT @ Q.double() - eye).abs().amax()) < 2e-3
     moved = (usual.weights - Training(method, base, None).weights).norm()
     assert 0 < float((half.weights - usual.weights).norm() / moved) < 0.02
+
+
+@EACH
+def test_factors_are_watched_whole(name):
+    method, base = METHODS[name]
+    usual, lean = (Training(method, base, memory).steps(6).engine for memory in (None, Memory()))
+    blocks = sum(stack.solver is not None for stack in usual.stacks)
+    for turn in range(blocks):
+        (name, mine), (_, theirs) = (look([engine], turn) for engine in (lean, usual))
+        assert mine.rank == pytest.approx(theirs.rank, rel=1e-6), name
+        assert mine.condition == pytest.approx(theirs.condition, rel=1e-6), name
 
 
 def test_one_sided_factors_leave_the_longer_side_its_diagonal():

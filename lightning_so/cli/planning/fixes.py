@@ -8,6 +8,7 @@ from lightning_so.cli.planning.forecast import Asked, Forecast, forecast, holds
 from lightning_so.cli.planning.rehearsal import on_device
 from lightning_so.cli.planning.steps import Pace
 from lightning_so.contract.known import KNOWN
+from lightning_so.contract.memory import Memory
 from lightning_so.contract.method import Method
 from lightning_so.core.options import Options
 from lightning_so.core.plan.mixture import Mixture
@@ -61,11 +62,15 @@ def cheaper(asked: Asked, pace: Pace) -> Pace | None:
 
 
 def _muon(asked: Asked) -> Asked:
-    return replace(asked, options=replace(asked.options, mixture=Mixture.of(KNOWN["muon"]())))
+    memory = asked.options.memory and Memory()  # It has no bases that others' modes are of.
+    return replace(asked, options=replace(asked.options, mixture=Mixture.of(KNOWN["muon"]()), memory=memory))
 
 
 def _changes(asked: Asked, found: Forecast, limit: float) -> Iterator[tuple[str, Asked]]:
     muon = _muon(asked)
+    if asked.options.memory is None:
+        yield "memory=Memory()", replace(asked, options=replace(asked.options, memory=Memory()))
+        yield "memory=Memory(half=True)", replace(asked, options=replace(asked.options, memory=Memory(half=True)))
     held = found.memory[found.heaviest]
     # Tiles change these alone.
     if found.most - sum(held[part] for part in ("factors", "bases and roots", "temporary")) <= limit:
