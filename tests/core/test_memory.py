@@ -160,6 +160,15 @@ def test_between_steps_only_curvature_is_held():
     assert not waits
 
 
+def test_solves_have_the_room_of_a_stack(monkeypatch):
+    monkeypatch.setattr(stacks, "LEAST", 3 * 36 * 36)
+    usual, lean = (Training(SOON, ADAMW, memory).engine.parts.units for memory in (None, Memory()))
+    wide = [number for number, unit in enumerate(lean) if unit.shape == (36, 36)]
+    assert len(wide) == 6
+    assert [len(some) for some in usual.alike(wide)] == [6]
+    assert [len(some) for some in lean.alike(wide)] == [3, 3]
+
+
 def test_a_step_that_fails_gives_weights_back():
     training = Training(SOON, ADAMW, Memory()).steps(10)
     before = training.weights

@@ -1,5 +1,6 @@
 """The units of all stacks, by their numbers in the schedule."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -8,7 +9,7 @@ from lightning_so.contract.block import Block
 from lightning_so.contract.method import Asked
 from lightning_so.contract.unit import Unit
 from lightning_so.core.schedule.schedule import Place, Rung, Schedule
-from lightning_so.core.stacks.stack import Stack
+from lightning_so.core.stacks.stack import Stack, room
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +94,19 @@ class Units:
             unit, stack = self[number], self.stack(number)
             kind = unit.shape, unit.columns, unit.kind, self.rung(number)
             found.setdefault((id(stack.method), stack.dtype, stack.device, stack.shared, *kind), []).append(number)
-        return list(found.values())
+        return [some for numbers in found.values() for some in self._runs(numbers)]
+
+    def _runs(self, numbers: list[int]) -> Iterator[list[int]]:
+        """Units that are alike, all together; or as many as have the room of a stack, where that is to be small."""
+        size = len(numbers)
+        if self.stack(numbers[0]).packed:
+            size = max(1, self._room // math.prod(self[numbers[0]].shape))
+        for at in range(0, len(numbers), size):
+            yield numbers[at : at + size]
+
+    @cached_property
+    def _room(self) -> int:
+        return room(block for stack in self.stacks for block in stack.blocks)
 
     @cached_property
     def kinds(self) -> list[int]:

@@ -172,7 +172,7 @@ def stack_blocks(assigned: Mapping[Block, Method], host: Host, rank: int | None 
         layer = block.tap and (id(block.tap.layer), block.tap.groups)
         matrix = (block.rows, block.cols, block.shape, weight.dtype, weight.device)
         kinds.setdefault((id(method), *matrix, block.edge, block.bias is None, layer), []).append(block)
-    stacks, most = list[Stack](), max(LEAST, sum(block.rows * block.cols for block in assigned) // RUNS)
+    stacks, most = list[Stack](), room(assigned)
     for alike in kinds.values():
         method, weight = assigned[alike[0]], host.access.weight(alike[0].param)
         dtype = torch.promote_types(weight.dtype, torch.float32)
@@ -185,6 +185,11 @@ def stack_blocks(assigned: Mapping[Block, Method], host: Host, rank: int | None 
             cut = _cut(members, most) if lean else [members]
             stacks += [Stack.of(StackSpec(some, *place), method, host) for some in cut]
     return stacks
+
+
+def room(blocks: Iterable[Block]) -> int:
+    """How many numbers one call may work on, where curvature is to hold less, given all blocks."""
+    return max(LEAST, sum(block.rows * block.cols for block in blocks) // RUNS)
 
 
 def _cut(blocks: Sequence[Block], most: int) -> Iterator[list[Block]]:
