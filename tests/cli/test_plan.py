@@ -1,5 +1,8 @@
 """The command `lightning-so plan`: what it foretells is what a training holds and sends, and bad input is one line."""
 
+import sys
+from collections import Counter
+
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -12,7 +15,7 @@ from lightning_so.cli.planning.fixes import fix
 from lightning_so.cli.planning.forecast import Asked, forecast, holds
 from lightning_so.cli.planning.job import Made
 from lightning_so.cli.planning.steps import Steps, lengths
-from lightning_so.cli.planning.weightless import make, weightless
+from lightning_so.cli.planning.weightless import make
 from lightning_so.cli.planning.world import World
 from lightning_so.contract.memory import held
 from lightning_so.core.checkpoint import checkpoint
@@ -134,7 +137,7 @@ def test_strategies_share_out_what_they_share_out():
 
 
 def test_a_step_is_as_long_as_its_slowest_rank():
-    steps = Steps([1.0, 2.0], [[[0], [1]], [[], []], [[0, 1], []]], [0.0, 1.0, 0.5], [])
+    steps = Steps([1.0, 2.0], [{0: [0], 1: [1]}, {}, {0: [0, 1]}], [0.0, 1.0, 0.5], [])
     assert lengths(steps, 10.0, steps.steady, [5.0, 3.0].__getitem__, 4.0) == [16.0, 16.0, 21.0]
 
 
@@ -203,10 +206,28 @@ def test_shapes_that_the_first_batch_gives_are_asked_for():
         forecast(asked(Muon(), Lazy))
 
 
+def calls(ranks, layers):
+    """Calls and resumed generators of Python while a plan is made."""
+    seen = Counter()
+    sys.setprofile(lambda frame, event, argument: seen.update([event == "call"]))
+    try:
+        forecast(asked(SOAP(), lambda: Deep(64, layers), World(ranks, 1, "fsdp")))
+    finally:
+        sys.setprofile(None)
+    return seen[True]
+
+
+@pytest.mark.slow
+def test_sixteen_times_the_ranks_are_little_work_and_four_times_the_blocks_four_times():
+    calls(8, 2)  # What is looked up once is looked up here.
+    one, ranks, layers = calls(32, 8), calls(512, 8), calls(32, 32)
+    assert ranks < 2 * one
+    assert layers < 1.25 * 4 * one
+
+
 def test_nothing_is_computed_without_numbers():
-    with weightless():
-        large = nn.Linear(2**20, 2**20)  # 4 TB
-    assert large.weight.shape == (2**20, 2**20)
+    found = forecast(asked(Muon(), lambda: Deep(2**20, 1)))
+    assert found.memory[0]["weights"] == 4 * 2**40
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from lightning_so.cli.planning import memory
 from lightning_so.cli.planning.job import Job
 from lightning_so.cli.planning.rehearsal import assembled
 from lightning_so.cli.planning.steps import Pace, Steps, lengths, settled
-from lightning_so.cli.planning.weightless import gradients, make, stepped, weightless
+from lightning_so.cli.planning.weightless import gradients, make, stepped
 from lightning_so.cli.planning.world import World
 from lightning_so.comm.supposed import Supposed
 from lightning_so.contract.memory import held
@@ -26,8 +26,8 @@ from lightning_so.core.plan.table import Plan
 from lightning_so.core.trust.traffic import traffic
 from lightning_so.errors import UnusableError
 
-#: Of more ranks than these, the memory of the first, of the last and of the one that owns most is looked at; and of
-#: more than these what these three send.
+#: Of more ranks than these, the memory of the first, whose pieces are the largest, and of the one that owns most is
+#: looked at; and of more than these what these two send.
 FEW, MANY = 4, 16
 
 
@@ -138,9 +138,8 @@ class _Made:
     @classmethod
     def of(cls, asked: Asked) -> "_Made":
         made = make(asked.job, asked.what)
-        with weightless():
-            gradients(made.module)
-            return cls(asked, made.module, stepped(made, asked.what))
+        gradients(made.module)
+        return cls(asked, made.module, stepped(made, asked.what))
 
     def engines(self, world: World, rank: int) -> list[Parts]:
         """A rank's, but of optimizers that no method can work before."""
@@ -174,8 +173,7 @@ def holds(asked: Asked) -> int:
         ConfigError: See `forecast`.
     """
     made = _Made.of(asked)
-    with weightless():
-        return max(sum(parts.values()) for parts in made.held(made.engines(asked.world, 0)).values())
+    return max(sum(parts.values()) for parts in made.held(made.engines(asked.world, 0)).values())
 
 
 def forecast(asked: Asked) -> Forecast:
@@ -192,24 +190,23 @@ def forecast(asked: Asked) -> Forecast:
     """
     world = asked.world
     made = _Made.of(asked)
-    with weightless():
-        first = made.engines(world, 0)
-        held_by = made.held(first)
-        one = first if world.ranks == 1 else made.engines(World(), 0)
-        checkpoints = {kind: memory.of_checkpoint(made.module, one, kind) for kind in KINDS}
-        schedules = [settled(parts) for parts in first]
-        senders = range(world.ranks) if world.ranks <= MANY else [*held_by]
-        sent = max(sum(map(partial(_sent, rank), first, schedules)) for rank in senders)
-        return Forecast(
-            [parts.plan for parts in first],
-            held_by,
-            {"curvature": sent, **_own_traffic(world, [parts.host for parts in first])},
-            checkpoints,
-            None if asked.tokens is None else 3.0 * asked.tokens * _products([parts.plan for parts in first]),
-            schedules,
-            first,
-            [sum(steps.steady) if world.sharded else steps.steady[0] for steps in schedules],
-        )
+    first = made.engines(world, 0)
+    held_by = made.held(first)
+    one = first if world.ranks == 1 else made.engines(World(), 0)
+    checkpoints = {kind: memory.of_checkpoint(made.module, one, kind) for kind in KINDS}
+    schedules = [settled(parts) for parts in first]
+    senders = range(world.ranks) if world.ranks <= MANY else [*held_by]
+    sent = max(sum(map(partial(_sent, rank), first, schedules)) for rank in senders)
+    return Forecast(
+        [parts.plan for parts in first],
+        held_by,
+        {"curvature": sent, **_own_traffic(world, [parts.host for parts in first])},
+        checkpoints,
+        None if asked.tokens is None else 3.0 * asked.tokens * _products([parts.plan for parts in first]),
+        schedules,
+        first,
+        [sum(steps.steady) if world.sharded else steps.steady[0] for steps in schedules],
+    )
 
 
 def _sent(rank: int, parts: Parts, steps: Steps) -> float:
@@ -218,7 +215,7 @@ def _sent(rank: int, parts: Parts, steps: Steps) -> float:
     if ranks == 1:
         return 0.0
     there = Supposed(rank, ranks)
-    due = [list(chain.from_iterable(by_rank)) for by_rank in steps.solves]
+    due = [list(chain.from_iterable(by_rank.values())) for by_rank in steps.solves]
     return traffic(parts.units, replace(host, world=there, team=there), parts.matrices, due=due)
 
 
@@ -233,7 +230,7 @@ def _ranks(first: Sequence[Parts]) -> list[int]:
     for parts in first:
         for stack in parts.stacks:
             owned[stack.blocks[0].owner] += sum(map(_nbytes, held(stack.stats)))
-    return sorted({0, owned.index(max(owned)), ranks - 1})
+    return sorted({0, owned.index(max(owned))})
 
 
 def _nbytes(tensor: Tensor) -> int:
