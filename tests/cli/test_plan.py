@@ -14,6 +14,7 @@ from lightning_so.cli.planning import measured
 from lightning_so.cli.planning.fixes import fix
 from lightning_so.cli.planning.forecast import Asked, forecast, holds
 from lightning_so.cli.planning.job import Made
+from lightning_so.cli.planning.network import NETWORKS
 from lightning_so.cli.planning.steps import Steps, lengths
 from lightning_so.cli.planning.weightless import make
 from lightning_so.cli.planning.world import World
@@ -125,6 +126,7 @@ def test_strategies_share_out_what_they_share_out():
     for strategy, shares in {
         "ddp": (1, 1, 1),
         "fsdp": (ranks, ranks, ranks),
+        "hsdp": (1, 1, 1),
         "zero_1": (1, 1, ranks),
         "zero_2": (1, ranks, ranks),
         "zero_3": (ranks, ranks, ranks),
@@ -146,12 +148,12 @@ def test_seconds_are_put_on_the_schedule():
     found = forecast(asked(SOAP(period=4, start=2)))
     units, kinds = found.engines[0].units, found.engines[0].units.kinds
     solves = tuple(float(kind + 1) for kind in range(max(kinds) + 1))
-    pace = found.timed([Timings(100.0, 20.0, 0.0, 0.0, 1, solves)])
+    pace = found.timed([Timings(100.0, 20.0, 0.0, 0.0, 1, solves)], NETWORKS["nvlink"])
     a_cycle = sum(solves[kinds[number]] / unit.final for number, unit in enumerate(units))
     assert pace.own * pace.mean == pytest.approx(120.0 + a_cycle)
     assert pace.largest > pace.median > 1.2
     two = forecast(asked(SOAP(period=4, start=2), world=World(1, 2)))
-    assert two.timed([Timings(100.0, 20.0, 0.0, 0.0, 1, solves)]).mean < pace.mean
+    assert two.timed([Timings(100.0, 20.0, 0.0, 0.0, 1, solves)], NETWORKS["nvlink"]).mean < pace.mean
 
 
 @pytest.mark.slow
@@ -242,8 +244,9 @@ def test_steps_are_timed_by_the_training_itself():
 @pytest.mark.parametrize("method", METHODS, ids=names)
 def test_pieces_are_timed_where_there_are_no_data(method):
     plan = asked(method, Small, tokens=512)
-    (timings,), how = measured.timings_of(plan, forecast(plan))
+    (timings,), how, why = measured.timings_of(plan, forecast(plan))
     assert how.startswith("by single products and solves")
+    assert "train_dataloader() gives none" in why
     assert timings.own > 0
     assert all(seconds > 0 for seconds in timings.solves)
     assert bool(timings.solves) is not isinstance(method, Muon)
@@ -299,10 +302,11 @@ BAD = {
     CONFIG: "Give its name (--model",
     "tests.cli.test_plan.Reads": "may not read a tensor's value",
     "tests.cli.test_plan.Deep --method newton": "there are ekfac, kfac, muon, shampoo, soap",
-    "tests.cli.test_plan.Deep --strategy tensor": "must be one of ['ddp', 'fsdp', 'zero_1', 'zero_2', 'zero_3']",
+    "tests.cli.test_plan.Deep --strategy tensor": "must be one of ['ddp', 'fsdp', 'hsdp', 'zero_1',",
     "tests.cli.test_plan.Deep --gpus 0": "--gpus must be an integer in [1,",
     "tests.cli.test_plan.Deep --gpu_mem 0": "--gpu_mem must be a number in",
     "tests.cli.test_plan.Deep --tokens 0": "--tokens must be an integer in [1,",
+    "tests.cli.test_plan.Deep --network token-ring": "--network must be one of ['loopback', 'ethernet',",
     "tests.cli.test_plan.Deep -- --height=3": "Give its arguments behind '--'",
     "tests.cli.test_plan.Deep --accelerator cpu --measure": "needs a batch",
     "tests.cli.test_plan.Deep --against /nowhere": "/nowhere is not there",
