@@ -4,6 +4,7 @@ Owners balance the cost of solves and of every step over ranks.
 """
 
 from collections.abc import Iterable, Mapping
+from heapq import heapreplace
 
 from lightning_so.comm import Access
 from lightning_so.contract.block import Block
@@ -50,7 +51,7 @@ def appoint(assigned: Mapping[Block, Method], host: Host) -> None:
             costs[block] = method.step_cost(stack, stack.action(host, block, True))
         for unit in method.units(0, stack):
             costs[stack.blocks[unit.row]] += unit.cost / method.pace()[0]
-    loads = [0.0] * host.team.ranks
+    loads = [(0.0, rank) for rank in range(host.team.ranks)]  # A heap: of equal loads the lowest rank comes first.
     for block in sorted(assigned, key=lambda block: (-costs[block], block.position)):
-        block.owner = min(range(len(loads)), key=lambda rank: (loads[rank], rank))
-        loads[block.owner] += costs[block]
+        load, block.owner = loads[0]
+        heapreplace(loads, (load + costs[block], block.owner))
