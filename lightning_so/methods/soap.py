@@ -291,11 +291,8 @@ class SOAP(ByDevice):
 
     def _cuts(self, block: Block) -> list[list[slice]]:
         """The tiles of a block's rows and of its columns; none of a side that keeps its diagonal alone."""
-        cap = self.cap_on(block.param.device)
-        return [
-            tiles.tiles(side, cap) if has else []
-            for side, has in zip((block.rows, block.cols), block.kept, strict=True)
-        ]
+        cap, sides = self.cap_on(block.param.device), zip((block.rows, block.cols), block.kept, strict=True)
+        return [tiles.tiles(side, cap) if has else [] for side, has in sides]
 
     def cap_on(self, device: torch.device) -> int:
         """The largest tile on a device."""
