@@ -112,6 +112,12 @@ def seconds(blocks: int, width: int, steps: int, name: str) -> list[float]:
     return [median(of_mode[steps // 2 :]) for of_mode in zip(*taken, strict=True)]
 
 
+def said(mode: dict[str, Any] | None) -> str:
+    """A mode as one writes it."""
+    arguments = ", ".join(f"{name}={value!r}" for name, value in (mode or {}).items())
+    return "in full" if mode is None else f"Memory({arguments})"
+
+
 def apart(call: Any, *arguments: Any) -> Any:
     """A call in a new process."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
@@ -132,7 +138,7 @@ def lines(args: argparse.Namespace) -> list[dict[str, Any]]:
             found.append(
                 {
                     "method": name,
-                    "mode": "in full" if mode is None else str(Memory(**mode)),
+                    "mode": said(mode),
                     "blocks": args.blocks,
                     "width": args.width,
                     "between": round(between / weights, 3),
@@ -154,7 +160,7 @@ def main() -> None:
     add("--blocks", type=int, default=16)
     add("--width", type=int, default=512)
     add("--steps", type=int, default=24)
-    add("--out", type=Path, default=Path("benchmarks/steps/results/memory.jsonl"), help="lines are appended")
+    add("--out", type=Path, default=Path("benchmarks/steps/results/memory_held.jsonl"), help="lines are appended")
     args = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     found = lines(args)

@@ -1,13 +1,14 @@
 """Claims of docs/how-to/: thresholds are those of the code."""
 
 from inspect import signature
+from statistics import mean
 
 from lightning_so import SaddleEscape
 from lightning_so.monitor.health import ALWAYS, SIGMOID_END, TANH_END
 from lightning_so.recording.levels import COLLAPSED, DEAD, EXPLODING, SATURATED
 from lightning_so.report.verdict.curvature import EDGE, FALLS, OVER
 from lightning_so.report.verdict.ranks import SHARE, SLOW
-from tests.support.results import line
+from tests.support.results import line, lines
 
 
 def product(backend: str, part: str) -> float:
@@ -15,7 +16,34 @@ def product(backend: str, part: str) -> float:
     return line("products", setting="eager", backend=backend)[part]
 
 
+def mode(problem: str, **options: object) -> float:
+    """The mean final loss of SOAP over seeds where curvature holds less."""
+    wanted = {"problem": problem, "method": "soap", "options": options}
+    return mean(one["final_loss"] for one in lines("memory_modes") if wanted.items() <= one.items())
+
+
+def modes(**options: object) -> list[float]:
+    """The same on both problems."""
+    return [mode(problem, **options) for problem in ("byte_lm", "autoencoder")]
+
+
+def beside_adamw(method: str, text: str) -> float:
+    """Bytes a byte of the parameters between steps, AdamW's moments apart."""
+    return line("memory_held", method=method, mode=text)["between"] - 2
+
+
+LEAN, HALF, BOTH = "Memory()", "Memory(half=True)", "Memory(half=True, sides='short')"
+
 CLAIMS = {
+    "docs/how-to/memory.md": {
+        "| SOAP | + {} | + {} | + {} | + {} |": [beside_adamw("soap", each) for each in ("in full", LEAN, HALF, BOTH)],
+        "| K-FAC, Shampoo | + {} | + {} |": [beside_adamw("kfac", each) for each in ("in full", LEAN)],
+        "| Muon | + {} | {} |": [beside_adamw("muon", each) for each in ("in full", LEAN)],
+        "| in full | {} | {} |": modes(),
+        "| `half=True` | {} | {} |": modes(half=True),
+        '| `sides="short"` | {} | {} |': modes(sides="short"),
+        "| both | {} | {} |": modes(half=True, sides="short"),
+    },
     "docs/how-to/report.md": {
         "| {} % of its units are zero for every sample": [100 * DEAD],
         "the same of {} % at the ends": [100 * SATURATED],
