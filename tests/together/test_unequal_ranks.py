@@ -27,7 +27,7 @@ def close(many, one):
 def test_a_slow_rank_solves_less_and_weights_are_those_of_one_process(two, alone, name, lag):
     method = METHODS[name]
     one = alone(method, lag)
-    many = two.run(slowed.trained, method, slowed.half, 60, lag=lag)
+    many = two.run(slowed.trained, method, slowed.half, 100, lag=lag)
     close(many, one)
     (_, told, moved, owners, here), (_, _, _, others, there) = many
     assert owners == others
@@ -46,7 +46,7 @@ def alone():
     def run(method, lag):
         key = str(method), lag
         if key not in known:
-            known[key] = slowed.trained(method, slowed.half, 60, lag=lag)
+            known[key] = slowed.trained(method, slowed.half, 100, lag=lag)
         return known[key]
 
     return run
@@ -70,7 +70,7 @@ def test_a_rank_that_slows_down_later_is_noticed_and_has_its_units_back_once_it_
 
 @pytest.mark.parametrize("name", ["soap", "kfac"])
 def test_a_resumed_run_goes_on_with_the_speeds_and_owners_of_the_checkpoint(two, name):
-    found = two.run(slowed.resumed, METHODS[name], slowed.half, 50, 70)
+    found = two.run(slowed.resumed, METHODS[name], slowed.half, 80, 110)
     for ((weights, owners, told), (again, others, news)), held, loaded, at_once in found:
         assert held == loaded
         assert held["slowness"] == [8, 16]

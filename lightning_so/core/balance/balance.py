@@ -17,7 +17,7 @@ from lightning_so.core.schedule.units import Units
 from lightning_so.core.statistics.windows import share_factors
 
 #: Steps from one round to the next: so many of the largest interval in force, and as many at the least.
-INTERVALS, LEAST = 4, 16
+INTERVALS, LEAST = 4, 32
 
 
 class Balance:
@@ -107,7 +107,7 @@ class Balance:
 
     def _agreed(self) -> list[list[float]]:
         team = self._host.team
-        wire = torch.tensor(self.times.medians(), dtype=torch.float64).view(torch.uint8)
+        wire = torch.tensor(self.times.means(), dtype=torch.float64).view(torch.uint8)
         wires = team.gather(wire, [wire.numel()] * team.ranks)
         return [each.cpu().clone().view(torch.float64).tolist() for each in wires]
 

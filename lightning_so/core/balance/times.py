@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from math import nan
-from statistics import median
+from statistics import fmean
 from typing import Any
 
 from lightning_so.core.overhead.clock import Clock
@@ -10,7 +10,7 @@ from lightning_so.core.schedule.schedule import Rung
 
 #: Sizes of calls that are told apart, as a batch is faster than its units alone: 1, 2, up to 4, up to 8, more.
 SIZES = 5
-#: Calls of a kind and size of which a median says something.
+#: Calls of a kind and size of which a mean says something.
 ENOUGH = 3
 
 
@@ -56,10 +56,10 @@ class SolveTimes:
 
     @property
     def columns(self) -> int:
-        """Of how many kinds and sizes there may be medians."""
+        """Of how many kinds and sizes there may be means."""
         return (max(self._kinds, default=-1) + 1) * SIZES
 
-    def medians(self) -> list[float]:
+    def means(self) -> list[float]:
         """Seconds of one unit since the last time, by kind and size; not a number where few calls were seen."""
         seen: list[list[float]] = [[] for _ in range(self.columns)]
         for column, count, begin, end in self._calls:
@@ -67,4 +67,5 @@ class SolveTimes:
             if seconds is not None:
                 seen[column].append(seconds / count)
         self._calls.clear()
-        return [median(of) if len(of) >= ENOUGH else nan for of in seen]
+        # No medians: a quota of time leaves most calls alone and stops a few for long.
+        return [fmean(of) if len(of) >= ENOUGH else nan for of in seen]
