@@ -50,14 +50,13 @@ class SecondOrder(Switching):
         verify_every: Steps between two comparisons of one block's update with a float64 reference; 0 for never.
         compare_every: Steps between two comparisons of the ranks' weights; 0 for never.
         reduction: Whether the loss is a "mean" or a "sum" over samples, where its graph does not tell (K-FAC).
-        lag: Steps between a solve and its use, 0 or 1: at 1 its exchange is behind a forward and backward pass, and on
-            CUDA the solve itself.
+        lag: Steps between a solve and its use, 0 or 1: at 1 its exchange, on CUDA the solve too, is behind the passes.
         sharding: What a matrix is where ranks hold pieces: "exact", the whole, or "local", each rank's rows (FSDP2).
-        max_overhead: What all of it may cost, as a share of the training's own step, which is measured; or
-            `Overhead(0.1, strict=True)`. None leaves the schedule a function of the step alone.
+        max_overhead: What all of it may cost, as a share of the training's own step, which is measured; see `Overhead`.
         ways: How bases, polar factors and rotations are computed; what it leaves open is measured, but on a CPU.
         lengths: Of bent updates: "measured", longer while the loss falls straight along them, or as the "base"'s.
         memory: How curvature is to hold less: `Memory(half=True)`, or bytes a byte of the parameters, see `Memory`.
+        balance: Whether units go to ranks by their measured speed, where ranks are not equally fast.
         recorder: Whether the training is recorded; or by which `Recorder`.
         shadow: Whether the method is only tried, on a copy beside the training; or `Shadow(promote_at=500)`.
 
@@ -86,6 +85,7 @@ class SecondOrder(Switching):
         ways: Ways | None = None,
         lengths: str = "measured",
         memory: Memory | float | None = None,
+        balance: bool = False,
         recorder: bool | Recorder = True,
         shadow: bool | Shadow = False,
     ) -> None:
@@ -93,8 +93,8 @@ class SecondOrder(Switching):
         check_choice("SecondOrder", "state", state, checkpoint.KINDS)
         check_choice("SecondOrder", "sharding", sharding, SHARDINGS)
         given = {"route": route, "reduction": reduction, "lag": lag, "lengths": lengths, "ways": ways, "memory": memory}
-        checks = {"min_coverage": min_coverage, "verify_every": verify_every, "compare_every": compare_every}
-        self.options = Options.asked("SecondOrder", method, **given | checks, max_overhead=max_overhead)
+        given |= {"min_coverage": min_coverage, "verify_every": verify_every, "compare_every": compare_every}
+        self.options = Options.asked("SecondOrder", method, **given, max_overhead=max_overhead, balance=balance)
         self.method, self.print_plan, self.state, self.sharding = method, print_plan, state, sharding
         self.recorder, self.shadow = recorder, Shadow.of(shadow)
         self._forget()

@@ -86,7 +86,7 @@ def access_of(
     if dtensors:
         from lightning_so.comm.access.fsdp2 import DTensorAccess, LocalAccess
 
-        return LocalAccess() if local else DTensorAccess()
+        return LocalAccess(model) if local else DTensorAccess(model)
     return _whole(local=local)
 
 

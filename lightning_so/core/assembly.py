@@ -6,6 +6,7 @@ from torch import Tensor
 
 from lightning_so.actions.stretch import Slopes
 from lightning_so.contract.method import Method, ObservesRows
+from lightning_so.core.balance.balance import Balance
 from lightning_so.core.device.choose import Chosen, choose
 from lightning_so.core.host import Host
 from lightning_so.core.matrices.choose import matrices_of
@@ -55,6 +56,7 @@ class Parts:
         recorders: One for each method that observes rows.
         line: Where solves run.
         overhead: What buys intervals for a share of time; None where none was asked for.
+        balance: What gives ranks units by their speed; None where that was not asked for, and in one process.
         flights: Solves whose results have not been swapped in, oldest first.
         unread: Verdicts on those that were, which the host does not know yet.
         turned: How far bases have turned by the solves of a step, where someone takes it out; None else.
@@ -75,6 +77,7 @@ class Parts:
     recorders: list[Recorder]
     line: InLine
     overhead: Controller | None = None
+    balance: Balance | None = None
     flights: list[Flight] = field(default_factory=list)
     unread: list[Unread] = field(default_factory=list)
     turned: list[Tensor] | None = None
@@ -132,7 +135,8 @@ def assemble(host: Host, options: Options, report: Report, chosen: Chosen | None
     units = Units.of(stacks, host.team.ranks, owned=matrices.sharded)
     chosen = chosen or choose(units, host, options.ways)
     line = line_of((stack.device for stack in stacks if stack.solver is not None), options.lag)
-    layout = described(units, host, matrices, options.lag) + line.told
+    balance = Balance(units, host, report) if options.balance and host.team.ranks > 1 else None
+    layout = described(units, host, matrices, options.lag) + line.told + ("" if balance is None else balance.told)
     recorders = [
         Recorder(m, units, host, report, options.reduction) for m in methods_of(stacks) if isinstance(m, ObservesRows)
     ]
@@ -154,6 +158,7 @@ def assemble(host: Host, options: Options, report: Report, chosen: Chosen | None
         recorders,
         line,
         Controller(options.overhead, units, host, report.step) if options.overhead is not None else None,
+        balance,
     )
     compute(parts, chosen)
     return parts

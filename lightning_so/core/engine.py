@@ -64,8 +64,7 @@ class Engine:
         self.report, self.stopwatch = Report(), stopwatch_of(host, metered=options.overhead is not None)
         self.parts = assemble(host, options, self.report)
         self.current: Progress | None = None
-        self.guard, self.unfinished, self.aside = Guard(host.world, host.access), 0, False
-        self.part = Part.ACTS
+        self.guard, self.unfinished, self.aside, self.part = Guard(host.world, host.access), 0, False, Part.ACTS
         self.tell: Callable[[object], None] = lambda _: None
 
     # ---------------------------------------------------------------- what others ask of it
@@ -218,6 +217,7 @@ class Engine:
             swap.land(parts.flights, parts.unread, landing)
             if due:
                 solver = self.stopwatch.around(solve, units.kinds)
+                solver = solver if parts.balance is None else parts.balance.around(solver, step, self.tell)
                 flight = launch(units, due, solver, host.team, step + self.options.lag, parts.line)
                 report.solved_here += flight.here
                 parts.flights.append(flight)

@@ -93,6 +93,7 @@ class Options:
         lengths: Of bent updates, one of `LENGTHS`; see `actions.stretch`.
         overhead: The share of time that may be taken; None where the schedule is a function of the step alone.
         memory: How curvature is to hold less; None for all of it in full.
+        balance: Whether ranks have units by their measured speed.
     """
 
     mixture: Mixture | None = None
@@ -105,6 +106,7 @@ class Options:
     overhead: Overhead | None = None
     lengths: str = "measured"
     memory: Memory | None = None
+    balance: bool = False
 
     @classmethod
     def asked(
@@ -122,6 +124,7 @@ class Options:
         ways: Ways | None,
         lengths: str,
         memory: Memory | float | None,
+        balance: bool,
     ) -> "Options":
         """Options as the arguments of a user, see `SecondOrder`.
 
@@ -138,6 +141,7 @@ class Options:
             ways: See `Options`.
             lengths: See `Options`.
             memory: See `Memory.of`.
+            balance: See `Options`.
 
         Returns:
             The options.
@@ -149,6 +153,12 @@ class Options:
         check_choice(owner, "reduction", reduction, (None, "mean", "sum"))
         check_choice(owner, "lag", lag, (0, 1))
         check_choice(owner, "lengths", lengths, LENGTHS)
+        check_choice(owner, "balance", balance, (False, True))
+        if balance and max_overhead is not None:
+            raise ConfigError(
+                f"{owner}(balance=True, max_overhead={max_overhead!r}): a share of time is bought by the seconds of "
+                f"rank 0, for ranks that are equal. Leave one of both out; the method's period= has solves cost less."
+            )
         return cls(
             None if method is None else Mixture.of(method),
             route,
@@ -160,4 +170,5 @@ class Options:
             Overhead.of(max_overhead),
             lengths,
             Memory.of(memory),
+            balance,
         )

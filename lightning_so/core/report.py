@@ -15,6 +15,7 @@ class Report:
         solves: Units solved, over all ranks.
         solved_here: Units solved by this rank.
         sent: Bytes that this rank has sent to the others.
+        moved: Units that went to another rank, as ranks are not equally fast.
         retries: Solves that needed a higher rung of the failure ladder.
         failures: Solves that failed on every rung; the last basis was kept.
         cooled: Blocks that left their basis because its solves kept failing.
@@ -34,6 +35,7 @@ class Report:
     solves: int = 0
     solved_here: int = 0
     sent: int = 0
+    moved: int = 0
     retries: int = 0
     failures: int = 0
     cooled: int = 0
@@ -56,7 +58,8 @@ class Report:
 
     def __str__(self) -> str:
         """What was done, in one line."""
-        shared = f" ({self.solved_here} of them here, {self.sent / 1e6:.3g} MB sent)" if self.sent else ""
+        moved = f", {self.moved} moved" if self.moved else ""
+        shared = f" ({self.solved_here} of them here{moved}, {self.sent / 1e6:.3g} MB sent)" if self.sent else ""
         first = f", {self.preconditioned} preconditioned" if self.preconditioned else ""
         return (
             f"{self.step} steps, {self.skipped} skipped, {self.undone} undone; at the last one {self.rotated} blocks "

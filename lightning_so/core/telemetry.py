@@ -65,4 +65,5 @@ class Telemetry:
             "so/withheld_gradients": float(report.withheld),
             "so/coverage_params": report.coverage,
             **({} if parts.overhead is None else parts.overhead.scalars()),
+            **({} if parts.balance is None else parts.balance.scalars()),
         }

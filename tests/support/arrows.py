@@ -38,6 +38,7 @@ FLOORS = (
     ("plan", "schedule", "matrices"),
     ("options", "device", "statistics", "solves", "step"),
     ("trust", "overhead"),
+    ("balance",),
     ("assembly",),
     ("checkpoint",),
     ("engine",),

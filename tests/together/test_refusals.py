@@ -5,13 +5,15 @@ from types import SimpleNamespace
 import pytest
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils.data import DataLoader
 
-from lightning_so import KFAC, SOAP, ConfigError, SecondOrder
+from lightning_so import KFAC, SOAP, ConfigError, Muon, SecondOrder, attach
 from tests.support.peers import needs_deepspeed
 from tests.support.trainings import Standing, unchanged
 
@@ -80,9 +82,42 @@ def told(cls, method, config=None, precision="32-true"):
 @pytest.mark.parametrize("method", [SOAP(), KFAC()], ids=["soap", "kfac"])
 def test_tensor_parallelism_is_refused(two, cls, method):
     for text, steps in two.run(told, cls, method):
-        assert "shape (8, 6) is placed (Shard(dim=0),) on the mesh ('tensor_parallel',)" in text
+        assert "first.weight: a parameter of shape (8, 6) is placed (Shard(dim=0),) on the mesh ('tensor_par" in text
+        assert "leave the parameter to another optimizer" in text
         assert "tensor_parallel_size=1" in text
         assert steps == 0
+
+
+def mixed(method, steps):
+    """Weights of a plain layer after a block that is cut over ranks and of another optimizer; in one process all whole."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"first": nn.Linear(6, 8), "second": nn.Linear(8, 4), "last": nn.Linear(4, 3)}).double()
+    if dist.is_initialized():
+        mesh = init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("tp",))
+        parallelize_module(model, mesh, {"first": ColwiseParallel(), "second": RowwiseParallel()})
+    own = torch.optim.AdamW(model["last"].parameters(), lr=1e-2)
+    other = torch.optim.AdamW([*model["first"].parameters(), *model["second"].parameters()], lr=1e-2)
+    engine = attach(model, own, method)
+    for step in range(steps):
+        x = torch.randn(5, 6, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+        loss = model["last"](torch.tanh(model["second"](torch.tanh(model["first"](x))))).square().mean()
+        engine.before_backward(loss)
+        loss.backward()
+        for optimizer in (own, other):
+            optimizer.step()
+            optimizer.zero_grad()
+    solves = engine.report.solves
+    engine.detach()
+    return model["last"].weight.detach().clone(), solves
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [SOAP(start=4, period=4), Muon()], ids=["soap", "muon"])
+def test_beside_layers_that_are_left_to_another_optimizer_the_others_train_as_in_one_process(two, method):
+    alone, solves = mixed(method, 16)
+    for weight, solved in two.run(mixed, method, 16):
+        torch.testing.assert_close(weight, alone, rtol=0, atol=1e-10)
+        assert solved == solves
 
 
 @needs_deepspeed

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.optim import Optimizer
 
@@ -20,6 +20,14 @@ class DTensorAccess(Access):
     """Parameters cut along their first dimension as `fully_shard` cuts them; plain ones are whole on every rank."""
 
     sharded = True
+
+    def __init__(self, model: nn.Module | None = None) -> None:
+        """Nothing is looked at yet.
+
+        Args:
+            model: What the parameters are in, for their names in messages.
+        """
+        self._model = model
 
     def span(self, param: Tensor) -> tuple[int, int]:
         """First number of the whole parameter that this rank holds, and the one after the last.
@@ -45,16 +53,21 @@ class DTensorAccess(Access):
         whole = [type(placement) is Replicate for placement in placements]
         if not (all(whole[:-1]) and (whole[-1] or cut[-1])):
             raise ConfigError(
-                f"a parameter of shape {tuple(param.shape)} is placed {tuple(placements)} on the mesh "
-                f"{mesh.mesh_dim_names or tuple(mesh.shape)}; (Shard(0),), (Replicate(), Shard(0)) and Replicate() "
+                f"{self._name(param)}a parameter of shape {tuple(param.shape)} is placed {tuple(placements)} on the "
+                f"mesh {mesh.mesh_dim_names or tuple(mesh.shape)}; (Shard(0),), (Replicate(), Shard(0)) and Replicate() "
                 "alone are supported, over ranks with batches of their own. Use fully_shard without tensor parallelism "
-                "(tensor_parallel_size=1) and without shard_placement_fn, or leave the parameter to another optimizer."
+                "(tensor_parallel_size=1) and without shard_placement_fn, or leave the parameter to another optimizer, "
+                "to which nothing is attached: docs/explanation/ownership.md says why, under tensor parallelism."
             )
         numel = param.shape.numel()
         if whole[-1]:
             return 0, numel
         rows, rank = param.shape[0], mesh.get_local_rank(len(placements) - 1)
         return even(rows, numel // max(rows, 1), mesh.size(len(placements) - 1), 0).spans[rank]
+
+    def _name(self, param: Tensor) -> str:
+        known = () if self._model is None else self._model.named_parameters()
+        return next((f"{name}: " for name, of in known if of is param), "")
 
     def weight(self, param: Tensor) -> Tensor:
         """This rank's piece of what the optimizer steps on, changed in place; of any shape, in row-major order."""

@@ -40,6 +40,7 @@ USUAL: dict[str, Any] = {
     "ways": None,
     "lengths": "measured",
     "memory": None,
+    "balance": False,
 }
 
 
@@ -128,6 +129,7 @@ def attach(
     ways: Ways | None = None,
     lengths: str = "measured",
     memory: Memory | float | None = None,
+    balance: bool = False,
 ) -> Attached: ...
 
 
@@ -147,6 +149,7 @@ def attach(
     ways: Ways | None = None,
     lengths: str = "measured",
     memory: Memory | float | None = None,
+    balance: bool = False,
     product: str = "difference",
 ) -> Attached | AttachedVector:
     """Put a method in front of an optimizer in a plain torch loop.
@@ -176,6 +179,8 @@ def attach(
         ways: How bases, polar factors and rotations are computed; what it leaves open is measured, but on a CPU.
         lengths: Of bent updates: "measured", longer while the loss falls straight along them, or as the "base"'s.
         memory: How curvature is to hold less: `Memory(half=True)`, or bytes a byte of the parameters, see `Memory`.
+        balance: Whether units go to ranks by their measured speed, where ranks are not equally fast; ranks that are
+            keep theirs.
         product: How a method on the whole vector has its products: by "difference" of gradients, "exact", by double
             backward, or "auto", by double backward where there is one.
 
@@ -212,6 +217,7 @@ def attach(
         "ways": ways,
         "lengths": lengths,
         "memory": memory,
+        "balance": balance,
     }
     if whole:
         if sharding != "exact" or any(given[name] != usual for name, usual in USUAL.items()):

@@ -52,6 +52,7 @@ def state_dict(parts: Parts) -> dict[str, Any]:
         "placed": schedule.placed,
         "report": parts.report.portable(),
         **({} if parts.overhead is None else {"overhead": parts.overhead.state_dict()}),
+        **({} if parts.balance is None else {"balance": parts.balance.state_dict()}),
         "ways": parts.chosen.portable(),
     }
 
@@ -213,10 +214,12 @@ def _recall_unread(parts: Parts, saved: dict[str, list[int]]) -> None:
 
 
 def load_facts(parts: Parts, state: dict[str, Any]) -> None:
-    """Go on counting from a saved report, and computing in its ways; what is covered is a fact of this run."""
+    """Go on from a saved report, by whom and in which ways is solved; what is covered is a fact of this run."""
     for name, value in state["report"].items():
         setattr(parts.report, name, value)
     parts.report.coverage = parts.plan.coverage
+    if parts.balance is not None:
+        parts.balance.load_state_dict(state.get("balance"))
     if "ways" in state:  # not in files of before
         compute(parts, parts.chosen.or_those_of(state["ways"]))
 

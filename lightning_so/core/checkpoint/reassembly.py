@@ -61,6 +61,8 @@ def reassembled(parts: Parts, host: Host, options: Options) -> Parts:
             _check_moved(block, host, lost)
     if host.base == parts.host.base:
         take_over(new, _of(old, _staying(parts, new)))
+    if new.balance is not None:
+        new.balance.load_state_dict(old.get("balance"))
     new.units.schedule.restart(parts.report.step)
     return new
 

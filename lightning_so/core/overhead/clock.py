@@ -29,6 +29,14 @@ class Clock:
         return end - begin
 
 
+class WallClock(Clock):
+    """Time that passes, in which a processor may be throttled or do other work."""
+
+    def moment(self) -> Any:
+        """See `Clock.moment`."""
+        return time.perf_counter()
+
+
 class CudaClock(Clock):
     """Events on the current stream: the host never waits for one."""
 
@@ -61,3 +69,15 @@ def clock_of(device: torch.device) -> Clock:
         One of events on CUDA, of process time elsewhere.
     """
     return CudaClock(device) if device.type == "cuda" else Clock()
+
+
+def wall_of(device: torch.device) -> Clock:
+    """The clock of a device by which one that is throttled is slower.
+
+    Args:
+        device: Where the parameters are.
+
+    Returns:
+        One of events on CUDA, of time that passes elsewhere.
+    """
+    return CudaClock(device) if device.type == "cuda" else WallClock()

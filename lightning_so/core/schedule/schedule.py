@@ -1,6 +1,6 @@
 """The staggered schedule: which unit is solved at which step, by whom.
 
-A pure function of (step, units, ranks): every rank computes the same answer without communication.
+A pure function of (step, units, ranks, their speed): every rank computes the same answer without communication.
 """
 
 from dataclasses import dataclass, field
@@ -10,6 +10,7 @@ from functools import cached_property
 from lightning_so.contract.unit import Unit
 from lightning_so.core.schedule.bought import Bought
 from lightning_so.core.schedule.packing import owners, pack
+from lightning_so.core.schedule.shares import shares
 
 #: How often rows are observed between two solves of a unit, where a method observes rows; and after how many steps
 #: again at the soonest, where intervals are longer later on and none are bought: every step tells little more.
@@ -53,7 +54,7 @@ class Schedule:
         every: The interval of each unit that is in force.
         slot: The slot of each unit in it.
         final_slot: The slot of each unit in its largest interval.
-        owner: The rank that solves each unit, from the packing over the largest interval; it never changes.
+        owner: The rank that solves each unit, from the packing over the largest interval; see `owners`.
         bought: What a share of time has bought, where one is asked for and was measured; None without.
     """
 
@@ -83,9 +84,14 @@ class Schedule:
         self._of_period = {unit.period: unit for unit in self.units}
         first: dict[Place, int] = {}
         self._leads = [first.setdefault((unit.stack, unit.row), number) for number, unit in enumerate(self.units)]
-        costs, slots = [unit.cost for unit in self.units], self._slots([unit.final for unit in self.units])
-        self.final_slot = pack(costs, slots)
-        self.owner = self.given or owners(self.units, self.final_slot, slots, self.ranks)
+        self.final_slot = pack([unit.cost for unit in self.units], self._final_slots)
+        self.owner = self.given or self.owners([1.0] * self.ranks)
+
+    def owners(self, slowness: list[float]) -> list[int]:
+        """Who solves each unit where ranks are as slow as this: seconds for a solve, over those of the others."""
+        if len({*slowness}) == 1:
+            return owners(self.units, self.final_slot, self._final_slots, self.ranks)
+        return shares(self.units, self.final_slot, self._final_slots, slowness)
 
     @cached_property
     def cycle(self) -> int:
@@ -100,6 +106,10 @@ class Schedule:
     def costs(self) -> list[float]:
         """What a solve of each unit costs: seconds where they are bought, else by the model."""
         return [unit.cost for unit in self.units] if self.bought is None else self.bought.costs
+
+    @property
+    def _final_slots(self) -> list[int]:
+        return self._slots([unit.final for unit in self.units])
 
     def _slots(self, every: list[int]) -> list[int]:
         return [steps if unit.staggered else 1 for steps, unit in zip(every, self.units, strict=True)]

@@ -130,14 +130,15 @@ class Bucket:
                     unpack(total, tensors)
 
 
-def share_factors(units: Units, team: Local) -> None:
-    """Give every rank the owners' factors: a collective, for saving at the boundary of a step.
+def share_factors(units: Units, team: Local, places: Collection[Place] | None = None) -> None:
+    """Give every rank the owners' factors: a collective, for saving at the boundary of a step, or before blocks move.
 
     Nothing where parameters are sharded: blocks have owners of their own there, who keep them.
 
     Args:
         units: Who owns which block.
         team: How they travel.
+        places: Of which blocks, equal on all ranks; None for all.
     """
     stacks = [stack for stack in units.stacks if stack.tapped]
     if team.ranks == 1 or not stacks or units.schedule.given is not None:
@@ -147,6 +148,8 @@ def share_factors(units: Units, team: Local) -> None:
         if not stack.tapped or not stack.solver:
             continue
         for row in range(len(stack.blocks)):
+            if places is not None and (index, row) not in places:
+                continue
             owner = units.owner_of((index, row))
             factors[owner] += [tensor[row] for _, tensor in stack.solver.factors(stack.stats)]
     for tensors, copies in zip(factors, replicated_tensors(team, factors), strict=True):

@@ -1,0 +1,1 @@
+"""How fast each rank solves, and which units it therefore has."""
