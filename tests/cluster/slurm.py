@@ -107,8 +107,25 @@ class Cluster:
         self.run("munged", "--force", *munge, *extra)
         self.run("slurmctld", "-f", str(self.configuration))
         for node in range(NODES):
-            self.run("slurmd", "-f", str(self.configuration), "-N", f"n{node + 1}")
-        self.until(lambda: self.run("sinfo", "-h", "-p", "main", "-t", "idle", "-o", "%D").strip() == str(NODES), 30)
+            self.start(f"n{node + 1}")
+        self.until(lambda: self.idle() == NODES, 30)
+
+    def idle(self) -> int:
+        """How many nodes wait for jobs."""
+        return int(self.run("sinfo", "-h", "-p", "main", "-t", "idle", "-o", "%D").strip() or 0)
+
+    def start(self, node: str) -> None:
+        """Start the daemon of a node."""
+        self.run("slurmd", "-f", str(self.configuration), "-N", node)
+
+    def lose(self, node: str) -> None:
+        """A node goes down: its daemon and all that it runs are gone, and then the controller is told so."""
+        daemon = int((self.folder / f"slurmd-{node}.pid").read_text())
+        for pid in {daemon, *_of(node, self.configuration)}:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        # By itself the controller would find out after SlurmdTimeout.
+        self.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=lost")
 
     def run(self, *command: str) -> str:
         """A command's output; an error with it if it fails."""
@@ -154,6 +171,19 @@ class Cluster:
             while any(map(_runs, daemons)) and time.monotonic() < end:
                 time.sleep(0.1)
         HOSTS.write_text(self.hosts)
+
+
+def _of(node: str, configuration: Path) -> list[int]:
+    """The processes of a node's jobs, and those that look after them."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            variables = (process / "environ").read_bytes().split(b"\0")
+            if {f"SLURMD_NODENAME={node}".encode(), f"SLURM_CONF={configuration}".encode()} <= {*variables}:
+                found.append(int(process.name))
+    # A step is looked after by a daemon of its own, which has started the tasks.
+    parents = {int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) for pid in found}
+    return [*found, *(pid for pid in parents if Path(f"/proc/{pid}/comm").read_text().startswith("slurmstepd"))]
 
 
 def _runs(pid: int) -> bool:

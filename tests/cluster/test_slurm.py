@@ -28,9 +28,11 @@ class Training:
 
     def __init__(self, cluster, folder, template, nodes, tasks, *options, steps=STEPS, every=0):
         self.cluster, self.folder, self.output = cluster, folder, folder.with_suffix(".out")
-        size = (f"--nodes={nodes}", f"--ntasks-per-node={tasks}", f"--output={self.output}", f"--chdir={ROOT}")
+        size = [f"--nodes={nodes}", f"--output={self.output}", f"--chdir={ROOT}"]
+        if template != "elastic.sbatch":
+            size.append(f"--ntasks-per-node={tasks}")
         script = (str(TEMPLATES / template), "--steps", str(steps), "--every", str(every), *ARGUMENTS[2:])
-        self.number = cluster.submit(*size, *options, *script, RUN=str(folder), PATH=PATH)
+        self.number = cluster.submit(*size, *options, *script, RUN=str(folder), RANKS=str(tasks), PATH=PATH)
 
     def said(self):
         return self.output.read_text() if self.output.exists() else ""
@@ -47,9 +49,9 @@ class Training:
         return [int(path.stem.split("=")[1]) for path in self.folder.glob("step=*.ckpt")]
 
 
-def alone(folder):
+def alone(folder, steps=STEPS):
     """The same training in one process, without SLURM."""
-    line = [sys.executable, "-m", "examples.restart", "--folder", str(folder), *ARGUMENTS]
+    line = [sys.executable, "-m", "examples.restart", "--folder", str(folder), "--steps", str(steps), *ARGUMENTS[2:]]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     return torch.load(folder / "weights.pt", weights_only=True)
@@ -150,6 +152,34 @@ def test_a_job_at_the_end_of_its_time_is_requeued_and_a_cancelled_one_is_not(clu
     assert "was cancelled, so it is not requeued" in job.said()
     assert job.steps()[-1] in job.saved()
     seen(f"saved at step {first} and requeued; when cancelled, saved and not requeued, and the job's status is 143")
+
+
+@pytest.mark.fault("a node that is lost by a task of a SLURM array, and comes back")
+def test_a_lost_node_is_gone_on_without_and_with_once_it_is_back(cluster, seen, tmp_path):
+    folder, steps = tmp_path / "elastic", 100
+    job = Training(cluster, folder, "elastic.sbatch", "1-2", 1, "--array=1", steps=steps, every=4)
+    job.number += "_1"
+    cluster.until(lambda: 8 in job.saved(), 120)
+    assert ranks(job) == [2]
+    cluster.lose("n2")
+    left = max(job.saved())
+    cluster.until(lambda: ranks(job) == [2, 1], 120)
+    cluster.start("n2")
+    cluster.until(lambda: cluster.idle() == 1 and max(job.saved()) > left, 120)
+    cluster.run("scancel", "--signal=USR1", job.number)
+    (end,) = cluster.ended(job.number)
+    assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "2"), job.said()
+    # It is gone on from the last checkpoint without the node, and from the step at which the signal came with it.
+    assert ranks(job) == [2, 1, 2]
+    first, second = map(int, re.findall(r"Restored all states from the checkpoint at .*step=(\d+)", job.said()))
+    assert left <= first < second == job.steps()[0] < steps
+    assert near(job.weights(), alone(tmp_path / "alone", steps), 1e-6)
+    seen(f"two ranks up to step {first}, one to step {second}, two again to step {steps}: weights as of one process")
+
+
+def ranks(job):
+    """On how many ranks it was, at each of its starts."""
+    return [int(count) for count in re.findall(r"rank 0 of (\d+), started by srun", job.said())]
 
 
 def test_launch(cluster, straight, tmp_path):
