@@ -3,6 +3,7 @@
 A pure function of (step, units, ranks): every rank computes the same answer without communication.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
@@ -41,7 +42,7 @@ class Schedule:
     Attributes:
         units: The units, in a fixed order.
         ranks: World size.
-        given: The owner of each unit, where it is not for the schedule to choose.
+        given: The owner of each unit; None where it is for the schedule to choose.
         origin: Step from which the interval counts: later than 0 after blocks were added or curvature was lost.
         placed: Step of the last packing; 0 before the first.
         tried: Step of each unit's last solve, good or failed (0 = never).
@@ -59,7 +60,7 @@ class Schedule:
 
     units: list[Unit]
     ranks: int = 1
-    given: list[int] | None = None
+    given: Sequence[int | None] = ()
     origin: int = field(default=0, init=False)
     placed: int = field(default=0, init=False)
     tried: list[int] = field(default_factory=list, init=False)
@@ -85,7 +86,7 @@ class Schedule:
         self._leads = [first.setdefault((unit.stack, unit.row), number) for number, unit in enumerate(self.units)]
         costs, slots = [unit.cost for unit in self.units], self._slots([unit.final for unit in self.units])
         self.final_slot = pack(costs, slots)
-        self.owner = self.given or owners(self.units, self.final_slot, slots, self.ranks)
+        self.owner = owners(self.units, self.final_slot, slots, self.ranks, self.given)
 
     @cached_property
     def cycle(self) -> int:

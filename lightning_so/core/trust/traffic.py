@@ -18,6 +18,7 @@ from lightning_so.core.solves.wire import unit_bytes
 from lightning_so.core.stacks.stack import Stack
 from lightning_so.core.step import slopes
 from lightning_so.core.step.guard import agreement_bytes
+from lightning_so.core.trust import owned
 from lightning_so.linalg.triangle import compact_shape
 
 
@@ -41,7 +42,8 @@ def traffic(
         return agreed
     sharded = isinstance(matrices, ShardedMatrices)
     pieces = _pieces(units, host, matrices, warm=warm) if sharded else 0.0
-    return agreed + _solved(units, host, due) + _windows(units, host) + pieces
+    given = _given(units, host, due, warm=warm) if matrices.owned and not sharded else 0.0
+    return agreed + _solved(units, host, due) + _windows(units, host) + pieces + given
 
 
 def described(units: Units, host: Host, matrices: Matrices, lag: int) -> str:
@@ -71,8 +73,14 @@ def _shared(units: Units, host: Host, matrices: Matrices, size: float, later: st
     ranks = host.world.ranks
     if ranks == 1:
         return later.removeprefix(", ")
-    if not matrices.sharded:
+    if not matrices.owned:
         return f"on each of {ranks} ranks: all matrices, {size:.1f} kB a step{later}"
+    if not matrices.sharded:
+        found = [stack.owner is None for stack in units.stacks for _ in stack.blocks]
+        return (
+            f"on each of {ranks} ranks: curvature of {sum(found)} of {len(found)} matrices, of the others at their "
+            f"owners, {size:.1f} kB a step{later}"
+        )
     blocks = [(stack, block) for stack in units.stacks for block in stack.blocks]
     often, cold = (max(sum(trips(host, *of, warm=warm)) for of in blocks) for warm in (True, False))
     first = f" (cold: {cold})" if cold != often else ""
@@ -99,19 +107,31 @@ def trips(host: Host, stack: Stack, block: Block, *, warm: bool) -> tuple[int, i
 
 def _solved(units: Units, host: Host, due: Sequence[Iterable[int]] | None) -> float:
     """Results of solves, in one all-gather that is padded to the rank with most."""
-    schedule, steps = units.schedule, due
-    if steps is None:
-        steps = [list[int]() for _ in range(schedule.cycle)]
-        for number in range(len(units)):
-            for step in schedule.loads(number):
-                steps[step].append(number)
-    total = 0
+    schedule, steps, total = units.schedule, _steps(units, due), 0
     for numbers in steps:
         loads = [0] * host.team.ranks
         for number in numbers:
             loads[schedule.owner[number]] += unit_bytes(units.stack(number), units[number])
         total += max(loads)
     return total / len(steps)
+
+
+def _steps(units: Units, due: Sequence[Iterable[int]] | None) -> Sequence[Iterable[int]]:
+    """What is solved at each step: what is given, or what the slots of a cycle say."""
+    if due is not None:
+        return due
+    steps = [list[int]() for _ in range(units.schedule.cycle)]
+    for number in range(len(units)):
+        for step in units.schedule.loads(number):
+            steps[step].append(number)
+    return steps
+
+
+def _given(units: Units, host: Host, due: Sequence[Iterable[int]] | None, *, warm: bool) -> float:
+    """What owners give of the blocks that they alone work on."""
+    steps = _steps(units, due) if warm else ()
+    moments = sum(owned.moved(units, host, numbers) for numbers in steps) / max(1, len(steps))
+    return sum(owned.results(units, host, warm=warm)) + moments
 
 
 def _windows(units: Units, host: Host) -> float:
