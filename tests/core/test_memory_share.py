@@ -1,6 +1,7 @@
 """Under DDP curvature may be with its owner alone: the same training, in less memory, at the traffic as foretold."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from lightning_so import (
     Muon,
     Recorder,
     Shampoo,
+    Ways,
     attach,
 )
 from lightning_so.cli.planning.forecast import forecast
@@ -23,6 +25,8 @@ from lightning_so.cli.planning.rehearsal import assembled
 from lightning_so.cli.planning.world import World
 from lightning_so.comm.supposed import Supposed
 from lightning_so.core.host import Host
+from lightning_so.core.matrices.matrices import MatrixWork
+from lightning_so.core.matrices.owned import OwnedMatrices
 from lightning_so.core.options import Options
 from tests.callbacks import test_shadow_ranks
 from tests.cli.test_plan import Deep, asked
@@ -119,6 +123,8 @@ def test_a_run_goes_on_on_other_ranks_with_another_share(two, four, name, kind):
     ends = shares.train(method, *base, range(8, 14), given=straight.files, kind=kind)
     found = two.run(shares.train, method, *base, range(8), memory=Memory(share=0.5), kind=kind)
     same(found, straight.weights)
+    for rank in found:  # The base steps on them everywhere.
+        assert all(map(torch.equal, rank.moments, found[0].moments))
     for pool, share in ((four, 0.0), (two, 1.0)):
         after = pool.run(
             shares.train, method, *base, range(8, 14), memory=Memory(share=share), kind=kind, given=found[0].files
@@ -206,6 +212,43 @@ def test_an_optimizer_gives_its_state_where_all_ranks_take_part(two):
     for sizes, kept in two.run(shares.refused, 0.0, shares.ask_alone):
         assert kept
         assert {size > 0 for size in sizes} == {False, True}  # Of what does not rotate they are as they were.
+
+
+@pytest.mark.slow
+def test_what_leaving_would_change_is_the_same(two):
+    asked = {share: two.run(shares.refused, share, shares.leave) for share in (1.0, 0.3, 0.0)}
+    for found in asked.values():
+        for bump in found:
+            assert bump.cosine == pytest.approx(asked[1.0][0].cosine, rel=1e-4)
+            assert bump.length == pytest.approx(asked[1.0][0].length, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_padded_batches_do_not_mix_what_is_everywhere_with_what_is_not(two):
+    """Which others are in a batch is felt in the last bits, so that every rank must have the same ones in it."""
+    how = {"ways": Ways(padding="padded"), "route": {"hidden": ["*"]}}
+    method = SOAP(start=10**6)
+    one = ranks.train(method, *ADAMW, 8, shard=False, **DOUBLE, **how)
+    for share in (0.1, 0.3, 0.6):
+        same(two.run(ranks.train, method, *ADAMW, 8, memory=Memory(share=share), **DOUBLE, **how), one[0])
+
+
+def test_results_that_share_their_work_space_are_told_apart():
+    model = torch.nn.Sequential(torch.nn.Linear(8, 12, bias=False), torch.nn.Linear(12, 8, bias=False))
+    host = Host.of(model, torch.optim.AdamW(model.parameters()))
+    parts = assembled(host, Options(Mixture.of(SOAP())), torch.device("cpu"))
+    for param in model.parameters():
+        param.grad = torch.rand_like(param)
+    parts.roster.refresh()
+    matrices, found = OwnedMatrices(host), dict[str, torch.Tensor]()
+    items = list[MatrixWork]()
+    for cohort in parts.roster:
+        cohort.blocks[0].owner = 0
+        source = partial(matrices.fill, cohort, matrices.gradients(cohort), 0)
+        items.append(MatrixWork(cohort, source, iter, partial(found.__setitem__, cohort.blocks[0].name)))
+    matrices.transform(items)
+    for number, param in enumerate(model.parameters()):
+        assert torch.equal(found[f"{number}.weight"][0], param.grad)
 
 
 @pytest.mark.slow

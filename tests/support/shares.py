@@ -91,6 +91,11 @@ def ask_alone(optimizer, engine):
     return [float(size) for size in inside], all(map(torch.equal, before, after))
 
 
+def leave(optimizer, engine):
+    """What going on without the engine would change."""
+    return plain_moments.leaving(engine.parts)
+
+
 def grown(share, steps=16):
     """Train while a parameter joins the optimizer in mid-training."""
     several = dist.is_initialized() and share is not None
