@@ -99,7 +99,7 @@ def tracked(lane: Lane, settled: int) -> tuple[np.ndarray, np.ndarray, float]:
     """Milliseconds and bytes of the counted steps, and the plan's bytes a step."""
     planned = 0.0
     if lane.engine is not None:
-        planned = traffic(lane.engine)
+        planned = traffic(lane.engine.parts.units, lane.engine.host, lane.engine.parts.matrices)
         lane.engine.detach()
     return 1e3 * np.array(lane.seconds[settled:]), np.diff(lane.sent)[settled - 1 :], planned
 

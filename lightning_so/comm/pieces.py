@@ -1,7 +1,8 @@
 """Which range of a tensor's numbers each rank holds."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from itertools import pairwise
 
 from torch import Tensor
@@ -16,34 +17,28 @@ class Pieces:
     Attributes:
         spans: By rank, the first number that it holds and the one after the last; none where they are equal.
         owner: The rank that gets them all.
-        sources: The ranks whose pieces make the whole, in its order: of ranks that hold the same, the first.
     """
 
     spans: tuple[tuple[int, int], ...]
     owner: int
-    sources: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Find the sources.
+        """Check the spans.
 
         Raises:
             ConfigError: If the pieces overlap, or do not make a whole.
         """
-        reached, sources = 0, []
-        for first, last, rank in sorted((*span, rank) for rank, span in enumerate(self.spans)):
-            if first == reached and last > first:
-                reached = last
-                sources.append(rank)
-        if reached != self.numel or any(self._torn(span, sources) for span in self.spans):
-            raise ConfigError(
-                f"ranks hold the numbers {self.spans} of a parameter: these pieces overlap or leave gaps. Shard every "
-                f"parameter in equal order over ranks (FSDP2's Shard(0), FSDP1, ZeRO)."
-            )
-        object.__setattr__(self, "sources", tuple(sources))
+        _ = self.sources
 
-    def _torn(self, span: tuple[int, int], sources: list[int]) -> bool:
-        """Whether a piece is neither empty nor one of the sources'."""
-        return span[1] > span[0] and all(span != self.spans[rank] for rank in sources)
+    @cached_property
+    def sources(self) -> dict[int, int]:
+        """The ranks whose pieces make the whole, in its order, and their numbers: of equal pieces, the first rank's."""
+        return _sources(self.spans)
+
+    @cached_property
+    def holders(self) -> list[int]:
+        """The ranks that hold a number."""
+        return _holders(self.spans)
 
     @property
     def numel(self) -> int:
@@ -57,12 +52,40 @@ class Pieces:
 
     def gives(self, rank: int) -> int:
         """Numbers that a rank sends to make the whole."""
-        return self.size(rank) if rank in self.sources else 0
+        return self.sources.get(rank, 0)
 
     def of(self, whole: Tensor, rank: int) -> Tensor:
         """A rank's piece of a whole tensor, flat."""
         first, last = self.spans[rank]
         return whole.reshape(-1)[first:last]
+
+    def cut(self, whole: Tensor) -> dict[int, Tensor]:
+        """By rank that holds some, its piece of a whole tensor, flat: one call for all of them."""
+        found = whole.reshape(-1).split([*self.sources.values()])
+        by_span = {self.spans[rank]: piece for rank, piece in zip(self.sources, found, strict=True)}
+        return {rank: by_span[self.spans[rank]] for rank in self.holders}
+
+
+# Few parameters differ in how they are cut, and of many ranks a description is long.
+@lru_cache(maxsize=4096)
+def _sources(spans: tuple[tuple[int, int], ...]) -> dict[int, int]:
+    reached, found = 0, dict[int, int]()
+    for first, last, rank in sorted((*span, rank) for rank, span in enumerate(spans)):
+        if first == reached and last > first:
+            reached = last
+            found[rank] = last - first
+    whole = {spans[rank] for rank in found}
+    if reached != max(last for _, last in spans) or any(b > a and (a, b) not in whole for a, b in spans):
+        raise ConfigError(
+            f"ranks hold the numbers {spans} of a parameter: these pieces overlap or leave gaps. Shard every "
+            f"parameter in equal order over ranks (FSDP2's Shard(0), FSDP1, ZeRO)."
+        )
+    return found
+
+
+@lru_cache(maxsize=4096)
+def _holders(spans: tuple[tuple[int, int], ...]) -> list[int]:
+    return [rank for rank, (first, last) in enumerate(spans) if last > first]
 
 
 def even(rows: int, columns: int, ranks: int, owner: int) -> Pieces:
@@ -77,9 +100,13 @@ def even(rows: int, columns: int, ranks: int, owner: int) -> Pieces:
     Returns:
         The pieces; the last ones are smaller or empty.
     """
+    return Pieces(_even(rows, columns, ranks), owner)
+
+
+@lru_cache(maxsize=4096)
+def _even(rows: int, columns: int, ranks: int) -> tuple[tuple[int, int], ...]:
     chunk = -(-rows // ranks)
-    edges = [columns * min(rows, chunk * rank) for rank in range(ranks + 1)]
-    return Pieces(tuple(pairwise(edges)), owner)
+    return tuple(pairwise(columns * min(rows, chunk * rank) for rank in range(ranks + 1)))
 
 
 def within(spans: Sequence[tuple[int, int]], begin: int, end: int) -> tuple[tuple[int, int], ...]:

@@ -44,16 +44,18 @@ class Sharded(Replicated):
         Returns:
             The whole flat tensors that this rank owns; None for the others.
         """
-        outgoing = [
-            [t.reshape(-1) for t, p in self._of(tensors, pieces, owner) if p.gives(self.rank)]
-            for owner in range(self.ranks)
-        ]
+        outgoing: list[list[Tensor]] = [[] for _ in range(self.ranks)]
+        for tensor, p in zip(tensors, pieces, strict=True):
+            if p.gives(self.rank):
+                outgoing[p.owner].append(tensor.reshape(-1))
         mine = [p for p in pieces if p.owner == self.rank]
         counts = [sum(p.gives(rank) for p in mine) for rank in range(self.ranks)]
-        parts = self._exchange_all(outgoing, counts, tensors)
-        cut = [part.split([p.gives(rank) for p in mine]) for rank, part in enumerate(parts)]
-        nothing = parts[0][:0]  # of a tensor without numbers
-        whole = iter([torch.cat([nothing, *(cut[rank][n] for rank in p.sources)]) for n, p in enumerate(mine)])
+        arrived = self._exchange_all(outgoing, counts, tensors)
+        # Of many ranks most give nothing of a tensor, and what they do not give is not cut.
+        given = [(n, rank) for rank in range(self.ranks) for n, p in enumerate(mine) if p.gives(rank)]
+        sizes = [mine[n].gives(rank) for n, rank in given]
+        found = dict(zip(given, arrived.split(sizes), strict=True)) if sizes else {}
+        whole = iter([torch.cat([arrived[:0], *(found[n, rank] for rank in p.sources)]) for n, p in enumerate(mine)])
         return [next(whole) if p.owner == self.rank else None for p in pieces]
 
     def from_owners(self, tensors: Sequence[Tensor | None], into: Sequence[Tensor], pieces: Sequence[Pieces]) -> None:
@@ -64,22 +66,25 @@ class Sharded(Replicated):
             into: This rank's pieces, of one dtype and device, written in place.
             pieces: Where the numbers of each tensor are.
         """
-        mine = self._of(tensors, pieces, self.rank)
-        outgoing = [[p.of(t, rank) for t, p in mine] for rank in range(self.ranks)]
-        counts = [sum(p.size(self.rank) for p in pieces if p.owner == owner) for owner in range(self.ranks)]
-        parts = self._exchange_all(outgoing, counts, into)
-        for owner, part in enumerate(parts):
-            theirs = self._of(into, pieces, owner)
-            for (target, _), piece in zip(theirs, part.split([p.size(self.rank) for _, p in theirs]), strict=True):
-                target.copy_(piece.view(target.shape))
+        outgoing: list[list[Tensor]] = [[] for _ in range(self.ranks)]
+        for tensor, p in zip(tensors, pieces, strict=True):
+            if p.owner == self.rank and tensor is not None:
+                for rank, piece in p.cut(tensor).items():
+                    outgoing[rank].append(piece)
+        counts = [0] * self.ranks
+        for p in pieces:
+            counts[p.owner] += p.size(self.rank)
+        arrived = self._exchange_all(outgoing, counts, into)
+        by_owner = sorted(zip(into, pieces, strict=True), key=lambda item: item[1].owner)
+        targets = [target for target, p in by_owner if p.size(self.rank)]
+        if targets:
+            parts = arrived.split([p.size(self.rank) for _, p in by_owner if p.size(self.rank)])
+            torch._foreach_copy_(targets, [part.view(t.shape) for part, t in zip(parts, targets, strict=True)])
 
-    def _of(self, tensors: Sequence, pieces: Sequence[Pieces], owner: int) -> list:
-        return [(t, p) for t, p in zip(tensors, pieces, strict=True) if p.owner == owner]
-
-    def _exchange_all(self, outgoing: list[list[Tensor]], counts: list[int], like: Sequence[Tensor]) -> list[Tensor]:
-        """One all-to-all: what goes to each rank, and how much comes from each; what has come from each."""
+    def _exchange_all(self, outgoing: list[list[Tensor]], counts: list[int], like: Sequence[Tensor]) -> Tensor:
+        """One all-to-all: what goes to each rank, and how much comes from each; what has come, rank after rank."""
         if not like:
-            return [torch.empty(0)] * self.ranks
+            return torch.empty(0)
         sizes = [sum(part.numel() for part in parts) for parts in outgoing]
         with self._exchange():
             nothing = torch.empty(0, dtype=like[0].dtype, device=self._device)
@@ -87,4 +92,4 @@ class Sharded(Replicated):
             arrived = torch.empty(sum(counts), dtype=wire.dtype, device=self._device)
             dist.all_to_all_single(arrived, wire, counts, sizes, group=self._group)
             self.sent += (sum(sizes) - sizes[self.rank]) * wire.itemsize
-            return list(arrived.to(like[0].device).split(counts))
+            return arrived.to(like[0].device)

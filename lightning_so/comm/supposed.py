@@ -58,10 +58,13 @@ class Supposed(Sharded):
         """See `Sharded.spans`: as it was supposed."""
         return self._spans
 
-    def _exchange_all(self, outgoing: list[list[Tensor]], counts: list[int], like: Sequence[Tensor]) -> list[Tensor]:
+    def _exchange_all(self, outgoing: list[list[Tensor]], counts: list[int], like: Sequence[Tensor]) -> Tensor:
         if not like:
-            return [torch.empty(0)] * self.ranks
-        return list(torch.empty(sum(counts), dtype=like[0].dtype, device=like[0].device).split(counts))
+            return torch.empty(0)
+        # What goes out lies side by side, as on a real wire.
+        wire = torch.cat([like[0].new_empty(0), *(part for parts in outgoing for part in parts)])
+        arrived = torch.empty(sum(counts), dtype=wire.dtype, device=wire.device)
+        return arrived
 
 
 class SupposedAccess(Access):

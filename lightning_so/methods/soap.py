@@ -156,7 +156,9 @@ class SOAP(ByDevice):
             place = {"dtype": stack.dtype, "device": stack.home}
             factors = tiles.factors(cuts, length, count, triangles=stack.packed, **place)
             place["dtype"] = stack.of_bases
-            bases = [torch.eye(cut.stop - cut.start, **place).repeat(count, 1, 1) for cut in cuts]
+            bases = [torch.zeros(count, cut.stop - cut.start, cut.stop - cut.start, **place) for cut in cuts]
+            for basis in bases:
+                basis.diagonal(dim1=-2, dim2=-1).fill_(1)
             sides.append(Side(cuts, factors, bases))
         return Stats((sides[0], sides[1]))
 

@@ -1,5 +1,7 @@
 """The command `lightning-so plan`: what it foretells is what a training holds and sends, and bad input is one line."""
 
+import sys
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -13,8 +15,9 @@ from lightning_so.cli.planning import measured
 from lightning_so.cli.planning.fixes import fix
 from lightning_so.cli.planning.forecast import Asked, forecast, holds
 from lightning_so.cli.planning.job import Made
+from lightning_so.cli.planning.network import NETWORKS
 from lightning_so.cli.planning.steps import Steps, lengths
-from lightning_so.cli.planning.weightless import make, weightless
+from lightning_so.cli.planning.weightless import make
 from lightning_so.cli.planning.world import World
 from lightning_so.contract.memory import Memory, held
 from lightning_so.core.checkpoint import checkpoint
@@ -124,6 +127,7 @@ def test_strategies_share_out_what_they_share_out():
     for strategy, shares in {
         "ddp": (1, 1, 1),
         "fsdp": (ranks, ranks, ranks),
+        "hsdp": (1, 1, 1),
         "zero_1": (1, 1, ranks),
         "zero_2": (1, ranks, ranks),
         "zero_3": (ranks, ranks, ranks),
@@ -136,7 +140,7 @@ def test_strategies_share_out_what_they_share_out():
 
 
 def test_a_step_is_as_long_as_its_slowest_rank():
-    steps = Steps([1.0, 2.0], [[[0], [1]], [[], []], [[0, 1], []]], [0.0, 1.0, 0.5], [])
+    steps = Steps([1.0, 2.0], [{0: [0], 1: [1]}, {}, {0: [0, 1]}], [0.0, 1.0, 0.5], [])
     assert lengths(steps, 10.0, steps.steady, [5.0, 3.0].__getitem__, 4.0) == [16.0, 16.0, 21.0]
 
 
@@ -145,12 +149,12 @@ def test_seconds_are_put_on_the_schedule():
     found = forecast(asked(SOAP(period=4, start=2)))
     units, kinds = found.engines[0].units, found.engines[0].units.kinds
     solves = tuple(float(kind + 1) for kind in range(max(kinds) + 1))
-    pace = found.timed([Timings(100.0, 20.0, 0.0, 0.0, 1, solves)])
+    pace = found.timed([Timings(100.0, 20.0, 0.0, 0.0, 1, solves)], NETWORKS["nvlink"])
     a_cycle = sum(solves[kinds[number]] / unit.final for number, unit in enumerate(units))
     assert pace.own * pace.mean == pytest.approx(120.0 + a_cycle)
     assert pace.largest > pace.median > 1.2
     two = forecast(asked(SOAP(period=4, start=2), world=World(1, 2)))
-    assert two.timed([Timings(100.0, 20.0, 0.0, 0.0, 1, solves)]).mean < pace.mean
+    assert two.timed([Timings(100.0, 20.0, 0.0, 0.0, 1, solves)], NETWORKS["nvlink"]).mean < pace.mean
 
 
 @pytest.mark.slow
@@ -213,10 +217,28 @@ def test_shapes_that_the_first_batch_gives_are_asked_for():
         forecast(asked(Muon(), Lazy))
 
 
+def calls(ranks, layers):
+    """Calls and resumed generators of Python while a plan is made."""
+    seen = Counter()
+    sys.setprofile(lambda frame, event, argument: seen.update([event == "call"]))
+    try:
+        forecast(asked(SOAP(), lambda: Deep(64, layers), World(ranks, 1, "fsdp")))
+    finally:
+        sys.setprofile(None)
+    return seen[True]
+
+
+@pytest.mark.slow
+def test_sixteen_times_the_ranks_are_little_work_and_four_times_the_blocks_four_times():
+    calls(8, 2)  # What is looked up once is looked up here.
+    one, ranks, layers = calls(32, 8), calls(512, 8), calls(32, 32)
+    assert ranks < 2 * one
+    assert layers < 1.25 * 4 * one
+
+
 def test_nothing_is_computed_without_numbers():
-    with weightless():
-        large = nn.Linear(2**20, 2**20)  # 4 TB
-    assert large.weight.shape == (2**20, 2**20)
+    found = forecast(asked(Muon(), lambda: Deep(2**20, 1)))
+    assert found.memory[0]["weights"] == 4 * 2**40
 
 
 @pytest.mark.slow
@@ -231,8 +253,9 @@ def test_steps_are_timed_by_the_training_itself():
 @pytest.mark.parametrize("method", METHODS, ids=names)
 def test_pieces_are_timed_where_there_are_no_data(method):
     plan = asked(method, Small, tokens=512)
-    (timings,), how = measured.timings_of(plan, forecast(plan))
+    (timings,), how, why = measured.timings_of(plan, forecast(plan))
     assert how.startswith("by single products and solves")
+    assert "train_dataloader() gives none" in why
     assert timings.own > 0
     assert all(seconds > 0 for seconds in timings.solves)
     assert bool(timings.solves) is not isinstance(method, Muon)
@@ -288,10 +311,11 @@ BAD = {
     CONFIG: "Give its name (--model",
     "tests.cli.test_plan.Reads": "may not read a tensor's value",
     "tests.cli.test_plan.Deep --method newton": "there are ekfac, kfac, muon, shampoo, soap",
-    "tests.cli.test_plan.Deep --strategy tensor": "must be one of ['ddp', 'fsdp', 'zero_1', 'zero_2', 'zero_3']",
+    "tests.cli.test_plan.Deep --strategy tensor": "must be one of ['ddp', 'fsdp', 'hsdp', 'zero_1',",
     "tests.cli.test_plan.Deep --gpus 0": "--gpus must be an integer in [1,",
     "tests.cli.test_plan.Deep --gpu_mem 0": "--gpu_mem must be a number in",
     "tests.cli.test_plan.Deep --tokens 0": "--tokens must be an integer in [1,",
+    "tests.cli.test_plan.Deep --network token-ring": "--network must be one of ['loopback', 'ethernet',",
     "tests.cli.test_plan.Deep -- --height=3": "Give its arguments behind '--'",
     "tests.cli.test_plan.Deep --accelerator cpu --measure": "needs a batch",
     "tests.cli.test_plan.Deep --against /nowhere": "/nowhere is not there",

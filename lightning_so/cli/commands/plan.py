@@ -24,6 +24,7 @@ def command(
     gpu_mem: float | None = None,
     accelerator: str | None = None,
     strategy: str | None = None,
+    network: str | None = None,
     tokens: int | None = None,
     measure: bool = False,
     against: Path | None = None,
@@ -49,7 +50,10 @@ def command(
         gpus: Ranks of each; else as the configuration says.
         gpu_mem: GB (1e9 bytes) of a rank's device; else of this machine's.
         accelerator: gpu or cpu; else as the configuration says.
-        strategy: ddp, fsdp (FSDP2), zero_1, zero_2 or zero_3; else as the configuration says.
+        strategy: ddp, fsdp (FSDP2), hsdp (FSDP2 in each machine), zero_1, zero_2 or zero_3; else as the configuration
+            says.
+        network: loopback, ethernet, infiniband or nvlink, or GB a second that a rank sends ("12.5", or "12.5@20" with
+            microseconds of a hop); else by device and nodes, and of CPUs measured with --measure.
         tokens: Rows (tokens, samples) of a step of one rank, from which the training's own work is modelled.
         measure: Whether steps of the training are timed on this machine, for a plan in seconds.
         against: A run that was recorded, to stand beside the plan.
@@ -66,6 +70,8 @@ def command(
     from lightning_so.cli.planning.fixes import DEAR, cheaper, fix
     from lightning_so.cli.planning.forecast import Asked, forecast
     from lightning_so.cli.planning.job import job
+    from lightning_so.cli.planning.loopback import loopback
+    from lightning_so.cli.planning.network import network_of
     from lightning_so.cli.planning.weightless import make
     from lightning_so.cli.planning.world import World, device_of, number, strategy_of
 
@@ -74,6 +80,7 @@ def command(
         check_count("plan", "--tokens", tokens, 1, 10**12)
     if gpu_mem is not None:
         check_range("plan", "--gpu_mem", gpu_mem, 1e-3, 1e6)
+    network_of(network, cpu=True, nodes=1)  # A wrong one is refused before the work.
     made = job(target, model, data, overrides or [])
     said = make(made, target)
     world = World(
@@ -86,13 +93,18 @@ def command(
     found = forecast(asked)
     limit = _limit(device, world.gpus) if gpu_mem is None else gpu_mem * GB
     modelled = pace = found.modelled()
-    how = "on a nominal device, by the model"
+    how, why = "on a nominal device, by the model, without exchanges", ""
     if measure:
-        timings, how = measured.timings_of(asked, found)
-        pace = found.timed(timings)
+        timings, how, why = measured.timings_of(asked, found)
+        cpu = device.type == "cpu"
+        here = network is None and cpu and world.nodes == 1 < world.ranks
+        joined = loopback(measured.WallClock()) if here else network_of(network, cpu=cpu, nodes=world.nodes)
+        pace = found.timed(timings, joined)
     beside = [] if against is None else [*recorded.compared(against, found, pace)]
     fits = limit is None or found.most <= limit
     print(shown.verdict(asked, found, limit, pace))
+    if why:
+        print(shown.refused(why))
     if limit is not None and not fits:
         change = fix(asked, found, limit)
         print(

@@ -1,33 +1,31 @@
 """All that a plan says of a training, in numbers."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from itertools import chain
+from dataclasses import dataclass
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_so.cli.planning import memory
+from lightning_so.cli.planning.exchanged import Exchanged
 from lightning_so.cli.planning.job import Job
+from lightning_so.cli.planning.network import Network
 from lightning_so.cli.planning.rehearsal import assembled
 from lightning_so.cli.planning.steps import Pace, Steps, every_step, lengths, settled
-from lightning_so.cli.planning.weightless import gradients, make, stepped, weightless
+from lightning_so.cli.planning.weightless import gradients, make, stepped
 from lightning_so.cli.planning.world import World
-from lightning_so.comm.supposed import Supposed
 from lightning_so.contract.memory import held
 from lightning_so.core.assembly import Parts
 from lightning_so.core.checkpoint.checkpoint import KINDS
-from lightning_so.core.host import Host
 from lightning_so.core.options import Options
 from lightning_so.core.overhead.timings import Timings
 from lightning_so.core.plan.table import Plan
-from lightning_so.core.trust.traffic import traffic
 from lightning_so.errors import UnusableError
 
-#: Of more ranks than these, the memory of the first, of the last and of the one that owns most is looked at; and of
-#: more than these what these three send.
+#: Of more ranks than these, the memory of the first, whose pieces are the largest, and of the one that owns most is
+#: looked at; and of more than these what these two send.
 FEW, MANY = 4, 16
 
 
@@ -58,9 +56,9 @@ class Forecast:
 
     Attributes:
         plans: One an optimizer.
-        memory: By rank that was looked at, bytes by part.
-        sent: By what is sent, bytes that a rank hands over at a mean step; the largest of the ranks.
-        checkpoints: By kind of state, bytes of a checkpoint.
+        exchanged: What the rank that sends most exchanges.
+        held: Gives, by rank that is looked at, bytes by part.
+        written: Gives, by kind of state, bytes of a checkpoint.
         own: Multiply-adds of the training's own step; None where the rows are not known.
         schedules: What is done at each step, by optimizer.
         engines: By optimizer, the parts of rank 0, whose tensors have no numbers.
@@ -68,13 +66,18 @@ class Forecast:
     """
 
     plans: list[Plan]
-    memory: dict[int, dict[str, int]]
-    sent: dict[str, float]
-    checkpoints: dict[str, int]
+    exchanged: Exchanged
+    held: Callable[[], dict[int, dict[str, int]]]
+    written: Callable[[], dict[str, int]]
     own: float | None
     schedules: list[Steps]
     engines: list[Parts]
     alone: list[float]
+
+    @cached_property
+    def memory(self) -> dict[int, dict[str, int]]:
+        """By rank that was looked at, bytes by part: of a step on tensors without numbers."""
+        return self.held()
 
     @property
     def heaviest(self) -> int:
@@ -86,8 +89,18 @@ class Forecast:
         """Bytes that it holds."""
         return sum(self.memory[self.heaviest].values())
 
+    @cached_property
+    def checkpoints(self) -> dict[str, int]:
+        """By kind of state, bytes of a checkpoint."""
+        return self.written()
+
+    @property
+    def sent(self) -> dict[str, float]:
+        """By what is sent, bytes that a rank hands over at a mean step; the largest of the ranks."""
+        return self.exchanged.bytes()
+
     def modelled(self) -> Pace | None:
-        """Lengths of steps in multiply-adds; None where the training's own step is not known."""
+        """Lengths of steps in multiply-adds, without exchanges; None where the training's own step is not known."""
         if not self.own:
             return None
         each = [
@@ -96,20 +109,24 @@ class Forecast:
         ]
         return Pace.of([self.own + ours for ours in _sums(each)], self.own, "multiply-adds")
 
-    def timed(self, timings: Sequence[Timings]) -> Pace:
+    def timed(self, timings: Sequence[Timings], network: Network) -> Pace:
         """Lengths of steps in seconds.
 
         Args:
             timings: One an optimizer, as one process that does all of the work has measured them.
+            network: What joins the ranks.
 
         Returns:
             The pace.
         """
         each = []
-        for steps, parts, alone, times in zip(self.schedules, self.engines, self.alone, timings, strict=True):
+        ours = zip(self.schedules, self.engines, self.alone, timings, self.exchanged.ours, strict=True)
+        for steps, parts, alone, times, sent in ours:
             share = [times.steady * (rank / alone if alone else 1.0) for rank in steps.steady]
-            each.append(lengths(steps, 0.0, share, _of_kind(times, parts.units.kinds), times.rows(1)))
-        own = max(times.own for times in timings)
+            found = lengths(steps, 0.0, share, _of_kind(times, parts.units.kinds), times.rows(1))
+            waits = [network.seconds(step, self.exchanged.ranks) for step in sent]
+            each.append([step + wait for step, wait in zip(found, waits, strict=True)])
+        own = self.exchanged.seconds(network, max(times.own for times in timings))
         return Pace.of([own + ours for ours in _sums(each)], own, "s")
 
     def balance(self) -> list[float]:
@@ -138,9 +155,8 @@ class _Made:
     @classmethod
     def of(cls, asked: Asked) -> "_Made":
         made = make(asked.job, asked.what)
-        with weightless():
-            gradients(made.module)
-            return cls(asked, made.module, stepped(made, asked.what))
+        gradients(made.module)
+        return cls(asked, made.module, stepped(made, asked.what))
 
     def engines(self, world: World, rank: int) -> list[Parts]:
         """A rank's, but of optimizers that no method can work before."""
@@ -153,6 +169,11 @@ class _Made:
         if not found:
             raise left[0]
         return found
+
+    def written(self, first: list[Parts]) -> dict[str, int]:
+        """Bytes of a checkpoint by kind; `first` are the engines of rank 0."""
+        one = first if self.asked.world.ranks == 1 else self.engines(World(), 0)
+        return {kind: memory.of_checkpoint(self.module, one, kind) for kind in KINDS}
 
     def held(self, first: list[Parts]) -> dict[int, dict[str, int]]:
         """Bytes by rank and part; `first` are the engines of rank 0."""
@@ -174,8 +195,7 @@ def holds(asked: Asked) -> int:
         ConfigError: See `forecast`.
     """
     made = _Made.of(asked)
-    with weightless():
-        return max(sum(parts.values()) for parts in made.held(made.engines(asked.world, 0)).values())
+    return max(sum(parts.values()) for parts in made.held(made.engines(asked.world, 0)).values())
 
 
 def forecast(asked: Asked) -> Forecast:
@@ -192,34 +212,19 @@ def forecast(asked: Asked) -> Forecast:
     """
     world = asked.world
     made = _Made.of(asked)
-    with weightless():
-        first = made.engines(world, 0)
-        held_by = made.held(first)
-        one = first if world.ranks == 1 else made.engines(World(), 0)
-        checkpoints = {kind: memory.of_checkpoint(made.module, one, kind) for kind in KINDS}
-        schedules = [settled(parts) for parts in first]
-        senders = range(world.ranks) if world.ranks <= MANY else [*held_by]
-        sent = max(sum(map(partial(_sent, rank), first, schedules)) for rank in senders)
-        return Forecast(
-            [parts.plan for parts in first],
-            held_by,
-            {"curvature": sent, **_own_traffic(world, [parts.host for parts in first])},
-            checkpoints,
-            None if asked.tokens is None else 3.0 * asked.tokens * _products([parts.plan for parts in first]),
-            schedules,
-            first,
-            [every_step(parts) for parts in first],
-        )
-
-
-def _sent(rank: int, parts: Parts, steps: Steps) -> float:
-    """Bytes that a rank sends at a mean step."""
-    host, ranks = parts.host, parts.host.team.ranks
-    if ranks == 1:
-        return 0.0
-    there = Supposed(rank, ranks)
-    due = [list(chain.from_iterable(by_rank)) for by_rank in steps.solves]
-    return traffic(parts.units, replace(host, world=there, team=there), parts.matrices, due=due)
+    first = made.engines(world, 0)
+    schedules = [settled(parts) for parts in first]
+    senders = range(world.ranks) if world.ranks <= MANY else _ranks(first)
+    return Forecast(
+        [parts.plan for parts in first],
+        Exchanged.of(world, first, schedules, senders),
+        partial(made.held, first),
+        partial(made.written, first),
+        None if asked.tokens is None else 3.0 * asked.tokens * _products([parts.plan for parts in first]),
+        schedules,
+        first,
+        [every_step(parts) for parts in first],
+    )
 
 
 def _ranks(first: Sequence[Parts]) -> list[int]:
@@ -233,23 +238,11 @@ def _ranks(first: Sequence[Parts]) -> list[int]:
     for parts in first:
         for stack in (stack for stack in parts.stacks if stack.owner is not None):
             owned[stack.owner or 0] += sum(map(_nbytes, held(stack.stats)))
-    return sorted({0, owned.index(max(owned)), ranks - 1})
+    return sorted({0, owned.index(max(owned))})
 
 
 def _nbytes(tensor: Tensor) -> int:
     return tensor.nbytes
-
-
-def _own_traffic(world: World, hosts: Sequence[Host]) -> dict[str, float]:
-    """Bytes that a rank hands over for the training itself."""
-    if world.ranks == 1:
-        return {}
-    size = float(sum(param.nbytes for host in hosts for param in host.params))
-    # Under ZeRO and FSDP weights come together for a forward and a backward pass, or once after the step.
-    gathers = {"ddp": 0, "fsdp": 2, "zero_3": 2}.get(world.strategy, 1)
-    return {"gradients (the training's own)": size} | (
-        {"weights (the training's own)": gathers * size / world.ranks} if gathers else {}
-    )
 
 
 def _products(plans: Sequence[Plan]) -> int:

@@ -11,6 +11,7 @@ import torch
 
 from lightning_so.cli.planning.forecast import Asked, Forecast
 from lightning_so.cli.planning.job import Job, Made
+from lightning_so.cli.planning.loopback import neighbours
 from lightning_so.cli.planning.pieces import pieces
 from lightning_so.cli.planning.weightless import optimizers, quiet
 from lightning_so.contract.method import Method
@@ -39,7 +40,7 @@ class WallClock(Clock):
         return time.perf_counter()
 
 
-def timings_of(asked: Asked, found: Forecast) -> tuple[list[Timings], str]:
+def timings_of(asked: Asked, found: Forecast) -> tuple[list[Timings], str, str]:
     """Time a training on this machine; single pieces of it, where it has no data or does not fit here.
 
     Args:
@@ -47,7 +48,7 @@ def timings_of(asked: Asked, found: Forecast) -> tuple[list[Timings], str]:
         found: Its forecast.
 
     Returns:
-        The timings, one an optimizer; and how they came about.
+        The timings, one an optimizer; how they came about; and why not by steps of the training, where they did not.
 
     Raises:
         ConfigError: If this machine has no such device, or nothing can be timed.
@@ -58,15 +59,18 @@ def timings_of(asked: Asked, found: Forecast) -> tuple[list[Timings], str]:
             "--measure times this machine's device, a CPU, and the plan is for GPUs: run it on a machine that has one, "
             "or plan for --accelerator=cpu."
         )
+    beside = asked.world.gpus - 1 if asked.device.type == "cpu" else 0
     try:
-        return [trained(asked.job, asked.options, asked.device)], f"by {STEPS} steps on this machine"
-    except ConfigError:
+        with neighbours(beside):
+            return [trained(asked.job, asked.options, asked.device)], f"by {STEPS} steps on this machine", ""
+    except ConfigError as error:
         if asked.tokens is None or found.own is None:
             raise
+        why = str(error)
     share = found.own / len(found.engines)
     rest = zip(found.engines, found.alone, strict=True)
     found_of = [pieces(parts, share, steady, asked.tokens, asked.device) for parts, steady in rest]
-    return found_of, "by single products and solves on this machine"
+    return found_of, "by single products and solves on this machine", why
 
 
 def trained(job: Job, options: Options, device: torch.device, clock: Clock | None = None) -> Timings:

@@ -55,9 +55,8 @@ def curvature(parts: Parts) -> dict[str, int]:
     factors = sum(
         tensor.nbytes
         for stack in parts.stacks
-        if stack.solver is not None
+        if stack.solver is not None and (stack.here or stack.shared)
         for _, tensor in stack.solver.factors(stack.stats)
-        if not tensor.is_meta
     )
     saved, room = sum(stack.hidden.nbytes for stack in parts.stacks), parts.matrices.scratch.nbytes()
     rest = curvature_bytes(parts.units) - factors

@@ -37,11 +37,11 @@ def on_device(mixture: Mixture, device: torch.device) -> Mixture:
     """Rules whose methods have the tiles that they would choose on a device."""
 
     def fitted(method: Method) -> Method:
-        # Tensors without numbers are on a CPU, as long as torch was built without another device.
+        # Methods see tensors without numbers, which tell no device.
         own = getattr(method, "cap_on", None)
         return method if own is None else replace(method, cap=own(device))  # type: ignore[type-var]
 
-    return mixture if device.type == "cpu" else mixture.each(fitted)
+    return mixture.each(fitted)
 
 
 @torch.no_grad()

@@ -55,6 +55,11 @@ def cheaper(method: str, pace: Pace) -> str:
     return f"  -> cheaper with {method}: the mean step takes {pace.mean:.2f}x"
 
 
+def refused(why: str) -> str:
+    """The line of why a training was not timed itself."""
+    return f"  -> single products and solves are timed, not steps of the training: {why.removeprefix('--measure: ')}"
+
+
 #: What to do where steps are dear and no method is cheaper.
 SHORT = (
     "  -> steps are short for the work on matrices: give more rows a step, or max_overhead=0.2, a share to keep within"

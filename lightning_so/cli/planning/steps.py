@@ -19,13 +19,13 @@ class Steps:
 
     Attributes:
         steady: By rank, what every step takes.
-        solves: By step and rank, the units that are solved.
+        solves: By step, the units that are solved, by the ranks that solve any.
         watched: By step, the share of blocks whose rows are observed.
         owned: By rank, what its solves take at a mean step, by the model.
     """
 
     steady: list[float]
-    solves: list[list[list[int]]]
+    solves: list[dict[int, list[int]]]
     watched: list[float]
     owned: list[float]
 
@@ -43,13 +43,13 @@ def settled(parts: Parts) -> Steps:
     units, schedule, ranks = parts.units, parts.units.schedule, parts.host.team.ranks
     first = 10 * max((unit.period for unit in units), default=1) + 1 + CYCLES * schedule.cycle
     places = sum(len(stack.blocks) for stack in parts.stacks if stack.tapped is not None)
-    solves, watched = list[list[list[int]]](), list[float]()
+    solves, watched = list[dict[int, list[int]]](), list[float]()
     for step in range(1, first + CYCLES * schedule.cycle):
         seen = sum(parts.stacks[index].tapped is not None for index, _ in schedule.watched(step)) if places else 0
-        found: list[list[int]] = [[] for _ in range(ranks)]
+        found = dict[int, list[int]]()
         for number in budget.due(units, parts.roster, parts.host, parts.budget, step, entering=False):
             schedule.record(number, good=True, rung=Rung.PLAIN)
-            found[schedule.owner[number]].append(number)
+            found.setdefault(schedule.owner[number], []).append(number)
         if step >= first:
             solves.append(found)
             watched.append(seen / places if places else 0.0)
@@ -91,8 +91,9 @@ def lengths(
     Returns:
         By step, in whatever unit these are.
     """
+    idle = max(steady)
     return [
-        own + seen * rows + max(each + sum(map(solve, numbers)) for each, numbers in zip(steady, found, strict=True))
+        own + seen * rows + max([idle, *(steady[rank] + sum(map(solve, numbers)) for rank, numbers in found.items())])
         for found, seen in zip(steps.solves, steps.watched, strict=True)
     ]
 

@@ -1,11 +1,11 @@
 """What lives at once: bytes of tensors that are made inside, at their most."""
 
 import weakref
+from functools import cache
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 
 class Tracker(TorchDispatchMode):
@@ -24,17 +24,17 @@ class Tracker(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Do what is asked, and count what it gives."""
-        before = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
         found = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(found):
-            if isinstance(leaf, torch.Tensor) and leaf.device.type != "meta":
-                storage = leaf.untyped_storage()
-                if id(storage) not in before and id(storage) not in self._known:
-                    self._count(storage)
+        if _makes(func):
+            for each in found if isinstance(found, list | tuple) else (found,):
+                if isinstance(each, torch.Tensor):
+                    self._count(each.untyped_storage())
         return found
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         size, key = storage.nbytes(), id(storage)
+        if key in self._known:
+            return
         self.live += size
         self.most = max(self.most, self.live)
         self._known[key] = weakref.finalize(storage, self._gone, key, size)
@@ -42,3 +42,9 @@ class Tracker(TorchDispatchMode):
     def _gone(self, key: int, size: int) -> None:
         self._known.pop(key, None)
         self.live -= size
+
+
+@cache
+def _makes(func: Any) -> bool:
+    """Whether an operator gives tensors of its own, neither views nor its arguments."""
+    return all(each.alias_info is None for each in func._schema.returns)

@@ -3,14 +3,12 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch import nn
+from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
 from lightning_so.cli.planning.job import Job, Made
@@ -22,19 +20,6 @@ HALVES = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torc
 SEEDS = ("lightning_fabric.utilities.seed", "lightning.fabric.utilities.seed")
 #: Steps of a training whose configuration does not say: rates of schedules hang on it, and nothing else.
 STEPS = 1000
-
-
-@cache
-def _mode() -> FakeTensorMode:
-    """One for all: tensors of two do not meet. Numbers that are read from files or made from lists may meet them."""
-    return FakeTensorMode(allow_non_fake_inputs=True)
-
-
-@contextmanager
-def weightless() -> Iterator[None]:
-    """Have tensors without numbers made inside: their sizes, dtypes and devices are as they will be."""
-    with _mode():
-        yield
 
 
 @contextmanager
@@ -59,7 +44,7 @@ def make(job: Job, what: str) -> Made:
         what: What it is called in errors.
 
     Returns:
-        The training; its parameters and buffers have no numbers, and say that they are on a CPU.
+        The training; its parameters and buffers have no numbers.
 
     Raises:
         ConfigError: If it cannot be made so.
@@ -71,8 +56,6 @@ def make(job: Job, what: str) -> Made:
         dtype = HALVES.get(str(made.trainer.get("precision")))
         if dtype is not None:
             made.module.to(dtype)
-    with weightless():
-        _move(made.module)
     return made
 
 
@@ -96,21 +79,6 @@ def _told(what: str) -> Iterator[None]:
             f"{said[:200]}). Its __init__, configure_model and configure_optimizers may not read a tensor's value "
             "(.item(), .tolist(), .numpy()): take it from Python's own numbers."
         ) from error
-
-
-def _move(module: nn.Module) -> None:
-    """Have parameters and buffers say that they are on a CPU; tied ones stay tied."""
-    moved = dict[Tensor, Tensor]()
-    for each in module.modules():
-        for tensors in (each._parameters, each._buffers):
-            for name, tensor in tensors.items():
-                if tensor is None or isinstance(tensor, UninitializedParameter | UninitializedBuffer):
-                    continue
-                if tensor not in moved:
-                    there = torch.empty_like(tensor, device="cpu")
-                    param = isinstance(tensor, nn.Parameter)
-                    moved[tensor] = nn.Parameter(there, requires_grad=tensor.requires_grad) if param else there
-                tensors[name] = moved[tensor]  # type: ignore[assignment]
 
 
 def optimizers(made: Made) -> list[Optimizer]:

@@ -13,7 +13,7 @@ from lightning_so.comm.supposed import Spans, Supposed, SupposedAccess, by_numbe
 from lightning_so.core.host import Host
 from lightning_so.errors import ConfigError, check_choice, check_count
 
-STRATEGIES = ("ddp", "fsdp", "zero_1", "zero_2", "zero_3")
+STRATEGIES = ("ddp", "fsdp", "hsdp", "zero_1", "zero_2", "zero_3")
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,8 @@ class World:
     def spans(self, optimizer: Optimizer) -> dict[Tensor, Spans]:
         """By parameter of an optimizer, which piece each rank has."""
         groups = [group["params"] for group in optimizer.param_groups]
+        if self.strategy == "hsdp":  # Pieces inside a machine, which all machines have alike.
+            return {p: spans * self.nodes for params in groups for p, spans in by_rows(params, self.gpus).items()}
         cut = {"fsdp": by_rows, "zero_3": by_numbers}.get(self.strategy, in_a_row)
         return {param: spans for params in groups for param, spans in cut(params, self.ranks).items()}
 

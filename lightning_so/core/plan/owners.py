@@ -4,6 +4,7 @@ Owners balance the cost of solves and of every step over ranks.
 """
 
 from collections.abc import Iterable, Mapping
+from heapq import heapreplace
 
 from lightning_so.comm import Access
 from lightning_so.contract.block import Block
@@ -60,11 +61,11 @@ def appoint(assigned: Mapping[Block, Method], host: Host, share: float = 1.0) ->
             costs[block] = method.step_cost(stack, stack.action(host, block, True))
         for unit in method.units(0, stack):
             costs[stack.blocks[unit.row]] += unit.cost / method.pace()[0]
-    loads = [0.0] * host.team.ranks
+    loads = [(0.0, rank) for rank in range(host.team.ranks)]  # A heap: of equal loads the lowest rank comes first.
     for block in sorted(assigned, key=lambda block: (-costs[block], block.position)):
         if block not in kept:
-            block.owner = rank = min(range(len(loads)), key=lambda rank: (loads[rank], rank))
-            loads[rank] += costs[block]
+            load, block.owner = loads[0]
+            heapreplace(loads, (load + costs[block], block.owner))
 
 
 def _kept(stacks: Iterable[Stack], host: Host, share: float) -> set[Block]:

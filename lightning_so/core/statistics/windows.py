@@ -40,10 +40,12 @@ class Windows:
         Args:
             places: Of which blocks; the same, in the same order of calls, on every rank.
         """
-        for owner in range(self._team.ranks):
-            if mine := [place for place in places if self._units.owner_of(place) == owner]:
-                bucket = Bucket({place: self._window(place) for place in mine}, self._team, owner)
-                self.underway.update(dict.fromkeys(mine, bucket))
+        by_owner: dict[int, list[Place]] = {}
+        for place in places:
+            by_owner.setdefault(self._units.owner_of(place), []).append(place)
+        for owner, mine in sorted(by_owner.items()):
+            bucket = Bucket({place: self._window(place) for place in mine}, self._team, owner)
+            self.underway.update(dict.fromkeys(mine, bucket))
 
     def fold(self, places: list[Place], step: int, scale: float) -> None:
         """Sum the windows of watched blocks over ranks, each at its owner, and fold them there.

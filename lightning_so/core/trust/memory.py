@@ -13,8 +13,13 @@ def state_bytes(units: Units, matrices: Matrices) -> int:
 
 def curvature_bytes(units: Units) -> int:
     """Of it, factors, windows and what is solved."""
-    tensors = [tensor for stack in units.stacks for tensor in held(stack.stats)]
-    return sum(tensor.nbytes for tensor in tensors if not tensor.is_meta)
+    # Of blocks that others work on only the shapes are known here; in a plan, of all blocks.
+    return sum(
+        tensor.nbytes
+        for stack in units.stacks
+        for tensor in held(stack.stats)
+        if stack.here or stack.shared or not tensor.is_meta
+    )
 
 
 def costs(units: Units, ranks: int) -> dict[str, tuple[int, list[int]]]:

@@ -40,11 +40,12 @@ def moved(units: Units, host: Host, numbers: Iterable[int]) -> int:
     Returns:
         The bytes.
     """
-    loads, swapped = [0] * host.team.ranks, [number for number in numbers if units[number].columns]
+    loads, swapped = dict[int, int](), [number for number in numbers if units[number].columns]
     for index, row in {(units[number].stack, units[number].row) for number in swapped}:
         stack = units.stacks[index]
         if stack.owner is not None and stack.rotates:
             block = stack.blocks[row]
             numel = block.rows * block.cols * host.access.weight(block.param).itemsize
-            loads[stack.owner] += host.base.moments(host.group(block.group)) * numel
-    return max(loads)
+            size = host.base.moments(host.group(block.group)) * numel
+            loads[stack.owner] = loads.get(stack.owner, 0) + size
+    return max(loads.values(), default=0)

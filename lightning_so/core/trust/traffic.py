@@ -19,6 +19,7 @@ from lightning_so.core.stacks.stack import Stack
 from lightning_so.core.step import slopes
 from lightning_so.core.step.guard import agreement_bytes
 from lightning_so.core.trust import owned
+from lightning_so.core.trust.exchanges import Exchange
 from lightning_so.linalg.triangle import compact_shape
 
 
@@ -42,8 +43,52 @@ def traffic(
         return agreed
     sharded = isinstance(matrices, ShardedMatrices)
     pieces = _pieces(units, host, matrices, warm=warm) if sharded else 0.0
-    given = _given(units, host, due, warm=warm) if matrices.owned and not sharded else 0.0
-    return agreed + _solved(units, host, due) + _windows(units, host) + pieces + given
+    if matrices.owned and not sharded:
+        moved = [owned.moved(units, host, numbers) for numbers in _steps(units, due)] if warm else [0]
+        pieces = sum(owned.results(units, host, warm=warm)) + sum(moved) / len(moved)
+    solved = _solved(units, host, due)
+    return agreed + sum(solved) / len(solved) + _windows(units, host)[1] + pieces
+
+
+def exchanges(
+    units: Units, host: Host, matrices: Matrices, due: Sequence[Iterable[int]], watched: Sequence[float]
+) -> list[list[Exchange]]:
+    """What this rank exchanges at each of some steps, all blocks warm; its bytes are those of `traffic`.
+
+    Args:
+        units: See `traffic`.
+        host: See `traffic`.
+        matrices: See `traffic`.
+        due: By step, the numbers of the units that are solved.
+        watched: By step, the share of the blocks with rows whose windows travel.
+
+    Returns:
+        By step, the exchanges; none in one process.
+    """
+    if host.team.ranks == 1:
+        return [[] for _ in due]
+    steady = [Exchange("all_reduce", 1, agreement_bytes(host.world.ranks, len(host.params)))]
+    if isinstance(matrices, ShardedMatrices):
+        sums = _sums(units, host, warm=True)
+        blocks = [(stack, block) for stack in units.stacks for block in stack.blocks]
+        steady.append(Exchange("all_reduce", bool(sums), sums))
+        # All matrices of a stage travel in one exchange.
+        often = max((sum(trips(host, *of, warm=True)) for of in blocks), default=0)
+        steady.append(Exchange("all_to_all", often, _pieces(units, host, matrices, warm=True) - sums))
+    alone = matrices.owned and not matrices.sharded
+    if alone:
+        results = owned.results(units, host, warm=True)
+        steady.append(Exchange("all_gather", sum(map(bool, results)), sum(results)))
+    moved = [owned.moved(units, host, numbers) if alone else 0 for numbers in due]
+    calls, size = _windows(units, host, whole=True)
+    return [
+        [
+            *steady,
+            Exchange("all_gather", 1 + bool(carried), gathered + carried),
+            Exchange("reduce", seen * calls, seen * size),
+        ]
+        for gathered, carried, seen in zip(_solved(units, host, due), moved, watched, strict=True)
+    ]
 
 
 def described(units: Units, host: Host, matrices: Matrices, lag: int) -> str:
@@ -105,15 +150,16 @@ def trips(host: Host, stack: Stack, block: Block, *, warm: bool) -> tuple[int, i
 # ---------------------------------------------------------------- what ranks send wherever matrices are
 
 
-def _solved(units: Units, host: Host, due: Sequence[Iterable[int]] | None) -> float:
-    """Results of solves, in one all-gather that is padded to the rank with most."""
-    schedule, steps, total = units.schedule, _steps(units, due), 0
+def _solved(units: Units, host: Host, due: Sequence[Iterable[int]] | None) -> list[int]:
+    """By step, results of solves, in one all-gather that is padded to the rank with most."""
+    schedule, steps, found = units.schedule, _steps(units, due), list[int]()
     for numbers in steps:
-        loads = [0] * host.team.ranks
+        loads = dict[int, int]()
         for number in numbers:
-            loads[schedule.owner[number]] += unit_bytes(units.stack(number), units[number])
-        total += max(loads)
-    return total / len(steps)
+            owner = schedule.owner[number]
+            loads[owner] = loads.get(owner, 0) + unit_bytes(units.stack(number), units[number])
+        found.append(max(loads.values(), default=0))
+    return found
 
 
 def _steps(units: Units, due: Sequence[Iterable[int]] | None) -> Sequence[Iterable[int]]:
@@ -127,27 +173,30 @@ def _steps(units: Units, due: Sequence[Iterable[int]] | None) -> Sequence[Iterab
     return steps
 
 
-def _given(units: Units, host: Host, due: Sequence[Iterable[int]] | None, *, warm: bool) -> float:
-    """What owners give of the blocks that they alone work on."""
-    steps = _steps(units, due) if warm else ()
-    moments = sum(owned.moved(units, host, numbers) for numbers in steps) / max(1, len(steps))
-    return sum(owned.results(units, host, warm=warm)) + moments
+def _windows(units: Units, host: Host, *, whole: bool = False) -> tuple[int, float]:
+    """Windows of rows, to their owners, and what every rank needs of them: reductions, and bytes.
 
+    Args:
+        units: See `traffic`.
+        host: See `traffic`.
+        whole: For a step at which all blocks are watched; else for a mean step.
 
-def _windows(units: Units, host: Host) -> float:
-    """Windows of rows, to their owners, and what every rank needs of them."""
-    total = 0.0
+    Returns:
+        Both.
+    """
+    total, owners = 0.0, set[int]()
     for index, stack in enumerate(units.stacks):
         if not (method := stack.tapped):
             continue
         for row in range(len(stack.blocks)):
             place = index, row
-            every = gap(units[units.of_block(place)[0]].final)
+            every = 1 if whole else gap(units[units.of_block(place)[0]].final)
+            owners.add(units.owner_of(place))
             total += sum(window.nbytes for window in method.shared_windows(stack.stats, row)) / every
             if units.owner_of(place) != host.team.rank:
                 sizes = [math.prod(compact_shape(shape)) for shape in method.window_shapes(stack.stats, row)]
                 total += stack.dtype.itemsize * sum(sizes) / every
-    return total
+    return len(owners), total
 
 
 # ---------------------------------------------------------------- sharded parameters
