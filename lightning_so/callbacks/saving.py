@@ -34,7 +34,7 @@ Collect = Callable[..., dict[str, Any]]
 
 def kind(engine: Engine, asked: str) -> str:
     """How much curvature to write: none inside a signal's handler where not every rank has all of it."""
-    several = bool(engine.recorders) or engine.parts.matrices.sharded or engine.host.access.local
+    several = bool(engine.recorders) or engine.parts.matrices.owned or engine.host.access.local
     return "rebuild" if engine.host.world.ranks > 1 and several and inside_handler() else asked
 
 
@@ -80,7 +80,7 @@ def warn_of_leaving(engine: Engine, state: str) -> bool:
     Returns:
         Whether it was said: not where nothing rotates, nor inside a signal's handler where it takes an exchange.
     """
-    alone = engine.parts.matrices.sharded and inside_handler()
+    alone = engine.parts.matrices.owned and inside_handler()
     if alone or (bump := plain_moments.leaving(engine.parts)) is None:
         return False
     rank_zero_only(print)(

@@ -82,19 +82,22 @@ class Local:
         """Give back what was set up; the communicator is not used afterwards."""
 
 
-def replicated_tensors(comm: Local, tensors: list[list[Tensor]]) -> list[list[Tensor]]:
+def replicated_tensors(
+    comm: Local, tensors: list[list[Tensor]], place: str | torch.device = "cpu"
+) -> list[list[Tensor]]:
     """Copies on every rank of what each has: one padded all-gather.
 
     Args:
         comm: How ranks talk.
         tensors: By rank, what it has; of the others, tensors of the same shapes and dtypes.
+        place: Where the copies are to be.
 
     Returns:
-        By rank, copies on the CPU.
+        By rank, copies.
     """
     sizes = [sum(tensor.nbytes for tensor in of_rank) for of_rank in tensors]
-    own = [tensor.contiguous().flatten().view(torch.uint8).cpu() for tensor in tensors[comm.rank]]
-    wires = comm.gather(torch.cat([torch.empty(0, dtype=torch.uint8), *own]), sizes)
+    own = [tensor.contiguous().flatten().view(torch.uint8).to(place) for tensor in tensors[comm.rank]]
+    wires = comm.gather(torch.cat([torch.empty(0, dtype=torch.uint8, device=place), *own]), sizes)
     found = []
     for of_rank, wire in zip(tensors, wires, strict=True):
         parts = wire.split([tensor.nbytes for tensor in of_rank])

@@ -68,7 +68,7 @@ class Block:
         bias: The parameter that is the last column, or None.
         tap: The layer, for methods that need its rows.
         position: Its number in the plan, which does not depend on the world size.
-        owner: The rank that has its curvature and works on it, where parameters are sharded.
+        owner: The rank that alone has its curvature and works on it; None where every rank does.
         call: Number of the call of the optimizer's step that updates it; 0 where one call updates all.
         part: Which part of the parameter it is; None for all of it.
         memory: How curvature is to hold less; None for all of it in full.
@@ -84,7 +84,7 @@ class Block:
     bias: nn.Parameter | None = None
     tap: Tap | None = None
     position: int = 0
-    owner: int = 0
+    owner: int | None = None
     call: int = 0
     part: Part | None = None
     memory: Memory | None = None
@@ -180,6 +180,11 @@ class StackSpec:
     def edge(self) -> bool:
         """Whether its blocks are at the edge of the network."""
         return self.blocks[0].edge
+
+    @property
+    def owner(self) -> int | None:
+        """The rank that alone works on its matrices; None where every rank does."""
+        return self.blocks[0].owner
 
     @property
     def parts(self) -> int:

@@ -24,7 +24,9 @@ class Memory:
         sides: "both", or "short": the longer side of a matrix keeps the diagonal of its factor and no basis; of a
             square one the rows do (SOAP).
         most: Bytes that are held between steps, a byte of the parameters, the optimizer's own moments included; `half`
-            is taken where that needs it. None for no bound.
+            is taken where that needs it, and under DDP then the largest share in quarters. None for no bound.
+        share: Under DDP, the share of the curvature that every rank has; the rest is with its owner alone, who turns
+            gradients and updates for all. One process has all of it.
 
     Raises:
         ConfigError: If one is out of range.
@@ -37,6 +39,7 @@ class Memory:
     half: bool = False
     sides: str = "both"
     most: float | None = None
+    share: float = 1.0
 
     def __post_init__(self) -> None:
         """Check the arguments."""
@@ -44,6 +47,7 @@ class Memory:
         check_choice("Memory", "sides", self.sides, SIDES)
         if self.most is not None:
             check_range("Memory", "most", self.most, 0.0, 1000.0, closed=False)
+        check_range("Memory", "share", self.share, 0.0, 1.0)
 
     @classmethod
     def of(cls, asked: "Memory | float | None") -> "Memory | None":

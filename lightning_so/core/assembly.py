@@ -15,6 +15,7 @@ from lightning_so.core.options import Options
 from lightning_so.core.overhead.controller import Controller
 from lightning_so.core.plan import coverage
 from lightning_so.core.plan.holding import settle
+from lightning_so.core.plan.outlines import needed
 from lightning_so.core.plan.owners import appoint, number_calls
 from lightning_so.core.plan.recommended import recommended
 from lightning_so.core.plan.route import refuse_layers, route
@@ -116,23 +117,23 @@ def assemble(host: Host, options: Options, report: Report, chosen: Chosen | None
     mixture = options.mixture or recommended(host.base)
     refuse_layers(mixture, host)
     lean = options.memory is not None
-    matrices = matrices_of(host, whole_weights=options.checks.whole_weights, lean=lean)
     plan = route(host, mixture, options.route, options.memory)
     coverage.require(plan, host, options.min_coverage)
     report.coverage = plan.coverage
     number_calls(plan.blocks, host.access)
-    if matrices.sharded:
+    if options.memory is None:
         appoint(plan.assigned, host)
-    if options.memory is not None:
+    else:
         plan = replace(plan, memory=str(settle(options.memory, plan.assigned, host)))
-    stacks = stack_blocks(plan.assigned, host, host.team.rank if matrices.sharded else None)
+    matrices = matrices_of(host, plan.blocks, whole_weights=options.checks.whole_weights, lean=lean)
+    stacks = stack_blocks(plan.assigned, host)
     for stack in stacks:
         matrices.make_room(stack)
-        stack.shared = stack.shared or (stack.tapped is not None and stack.tapped.needed_by_all(host.base))
+        stack.shared = stack.shared or needed(stack, host.base)
         stack.stats = stack.method.init(stack, host.base)
         if options.lengths == "measured" and not host.base.linear:
             stack.slopes = Slopes.none(len(stack.blocks), stack.dtype, stack.device)
-    units = Units.of(stacks, host.team.ranks, owned=matrices.sharded)
+    units = Units.of(stacks, host.team.ranks)
     chosen = chosen or choose(units, host, options.ways)
     line = line_of((stack.device for stack in stacks if stack.solver is not None), options.lag)
     balance = Balance(units, host, report) if options.balance and host.team.ranks > 1 else None

@@ -169,7 +169,7 @@ def test_a_rank_that_has_nothing_to_compute_in_ways_takes_part():
     said = json.dumps([{"device": "theirs", **vars(FAST)}, {}]).encode()
     world = mock.Mock(rank=1, ranks=2)
     world.gather.return_value = [torch.tensor(list(said), dtype=torch.uint8)]
-    found = choose.choose(Units.of([], 2, owned=False), replace(engine.host, world=world), Ways())
+    found = choose.choose(Units.of([], 2), replace(engine.host, world=world), Ways())
     (mine, sizes), _ = world.gather.call_args
     assert (mine.numel(), sizes) == (0, [choose.WIRE, 0])
     assert (found.ways, found.device) == (FAST, "theirs")

@@ -37,6 +37,7 @@ def train(
     reduction="mean",
     set_to_none=True,
     lag=0,
+    **options,
 ):
     """Train Net; the ranks see strided shards of the global batch. Gives weights, report, bytes sent and predicted."""
     several = dist.is_initialized() and shard
@@ -50,7 +51,7 @@ def train(
         # A sum over 8 samples is 8 means; DDP averages the sums of its ranks.
         arguments = {**arguments, "lr": arguments["lr"] * ranks / 8}
     optimizer = base(model.parameters(), **arguments)
-    engine = attach(model, optimizer, method, lag=lag)
+    engine = attach(model, optimizer, method, lag=lag, **options)
     sent = []
     for step in range(steps * accumulate):
         x, y = batch(step, dtype)

@@ -71,6 +71,10 @@ def _changes(asked: Asked, found: Forecast, limit: float) -> Iterator[tuple[str,
     if asked.options.memory is None:
         yield "memory=Memory()", replace(asked, options=replace(asked.options, memory=Memory()))
         yield "memory=Memory(half=True)", replace(asked, options=replace(asked.options, memory=Memory(half=True)))
+    if asked.world.ranks > 1 and not asked.world.sharded:
+        for share in (0.5, 0.0):
+            memory = replace(asked.options.memory or Memory(), share=share)
+            yield f"memory=Memory(share={share:g})", replace(asked, options=replace(asked.options, memory=memory))
     held = found.memory[found.heaviest]
     # Tiles change these alone.
     if found.most - sum(held[part] for part in ("factors", "bases and roots", "temporary")) <= limit:

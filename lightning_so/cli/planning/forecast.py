@@ -13,7 +13,7 @@ from lightning_so.cli.planning.exchanged import Exchanged
 from lightning_so.cli.planning.job import Job
 from lightning_so.cli.planning.network import Network
 from lightning_so.cli.planning.rehearsal import assembled
-from lightning_so.cli.planning.steps import Pace, Steps, lengths, settled
+from lightning_so.cli.planning.steps import Pace, Steps, every_step, lengths, settled
 from lightning_so.cli.planning.weightless import gradients, make, stepped
 from lightning_so.cli.planning.world import World
 from lightning_so.contract.memory import held
@@ -223,21 +223,21 @@ def forecast(asked: Asked) -> Forecast:
         None if asked.tokens is None else 3.0 * asked.tokens * _products([parts.plan for parts in first]),
         schedules,
         first,
-        [sum(steps.steady) if world.sharded else steps.steady[0] for steps in schedules],
+        [every_step(parts) for parts in first],
     )
 
 
 def _ranks(first: Sequence[Parts]) -> list[int]:
     """The ranks whose memory is looked at: one where all hold the same."""
     ranks = first[0].host.team.ranks
-    if not first[0].matrices.sharded:
+    if not any(parts.matrices.owned for parts in first):
         return [0]
     if ranks <= FEW:
         return [*range(ranks)]
     owned = [0] * ranks
     for parts in first:
-        for stack in parts.stacks:
-            owned[stack.blocks[0].owner] += sum(map(_nbytes, held(stack.stats)))
+        for stack in (stack for stack in parts.stacks if stack.owner is not None):
+            owned[stack.owner or 0] += sum(map(_nbytes, held(stack.stats)))
     return sorted({0, owned.index(max(owned))})
 
 

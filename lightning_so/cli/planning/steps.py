@@ -60,14 +60,20 @@ def settled(parts: Parts) -> Steps:
 
 
 def steady(parts: Parts) -> list[float]:
-    """By rank, multiply-adds of what every step does to warm blocks: their owners alone, where ranks hold pieces."""
+    """By rank, multiply-adds of what every step does to warm blocks: owners alone, where there are some."""
     found = [0.0] * parts.host.team.ranks
     for stack in parts.stacks:
         for block in stack.blocks:
             cost = stack.method.step_cost(stack, stack.action(parts.host, block, True))
-            for rank in [block.owner] if parts.matrices.sharded else range(len(found)):
+            for rank in range(len(found)) if block.owner is None else [block.owner]:
                 found[rank] += cost
     return found
+
+
+def every_step(parts: Parts) -> float:
+    """Multiply-adds of what every step does to warm blocks, all of them together."""
+    blocks = ((stack, block) for stack in parts.stacks for block in stack.blocks)
+    return sum(stack.method.step_cost(stack, stack.action(parts.host, block, True)) for stack, block in blocks)
 
 
 def lengths(

@@ -46,8 +46,8 @@ class States:
     def end(self) -> None:
         """Leave an optimizer behind that goes on alone, and take the hooks back.
 
-        Pieces that ranks hold cannot be made plain after an exception on some of them: then the optimizer goes on
-        refusing to give its state.
+        What owners alone have the bases of cannot be made plain after an exception on some ranks: then the optimizer
+        goes on refusing to give its state.
         """
         if not self._refuses:
             resting.rest(self._engine.parts)
@@ -58,7 +58,7 @@ class States:
     @property
     def _refuses(self) -> bool:
         parts = self._engine.parts
-        return parts.matrices.sharded and bool(basis.places(parts.roster))
+        return parts.matrices.owned and bool(basis.places(parts.roster))
 
     def _given(self, _: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any] | None:
         parts = self._engine.parts
@@ -66,8 +66,9 @@ class States:
             return None
         if self._refuses:
             raise StateError(
-                f"the moments of {type(self._optimizer).__name__} are in rotated coordinates, of which each rank holds "
-                f"pieces: to make them plain all ranks have to take part, and its state_dict() may be called on one. "
+                f"the moments of {type(self._optimizer).__name__} are in rotated coordinates, and a rank has pieces of "
+                f"them, or not all bases: to make them plain all ranks have to take part, and its state_dict() may be "
+                f"called on one. "
                 f"Save a checkpoint of the Trainer; in a plain loop call it, or get_optimizer_state_dict(), on every "
                 f"rank inside `with engine.plain():`."
             )
@@ -97,8 +98,8 @@ class States:
                 f"hidden and gradients rotated: load it before or after optimizer.step()."
             )
         self._before = {param: self._moments(param) for param in parts.host.params}
-        # Pieces cannot be made plain by one rank.
-        alone = parts.matrices.sharded or not basis.places(parts.roster)
+        # One rank cannot make plain what it has no bases of.
+        alone = parts.matrices.owned or not basis.places(parts.roster)
         self._plain = {} if alone else plain_moments.plain_moments(parts)
 
     @torch.no_grad()

@@ -52,7 +52,7 @@ class Balance:
 
     @property
     def _stays(self) -> bool:
-        return self._units.schedule.given is not None
+        return self._units.schedule.fixed
 
     def around(self, solve: Callable[..., Any], step: int, tell: Callable[[object], None]) -> Callable[..., Any]:
         """Hold a round where one is due: a collective then; and note the solves to come.

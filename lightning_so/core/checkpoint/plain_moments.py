@@ -45,15 +45,15 @@ def plainly(parts: Parts, *, alone: bool = False) -> Iterator[None]:
 
     Args:
         parts: Those of an engine.
-        alone: Whether to ask no other rank. Pieces cannot be taken out of a basis: then first moments are zero, and
-            second ones their mean, of which a rotation leaves the sum.
+        alone: Whether to ask no other rank. Moments cannot leave a basis that is elsewhere: then first ones are zero,
+            and second ones their mean, of which a rotation leaves the sum.
     """
     changes = of_rotating(parts.roster, parts.host, basis.plain)
     states = [state for change in changes for of_block in change.states for state in of_block]
     values = (value for state in states for value in state.values())
     held = [(value, value.clone()) for value in values if torch.is_tensor(value)]
     with torch.no_grad():
-        if alone and parts.matrices.sharded:
+        if alone and parts.matrices.owned:
             for key, value in (item for state in states for item in state.items()):
                 if key in (*parts.host.base.first, *parts.host.base.second) and value.numel():
                     value.fill_(0.0 if key in parts.host.base.first else value.mean())
@@ -85,15 +85,15 @@ def plain_state(parts: Parts, state_dict: dict[str, Any], *, alone: bool = False
         parts: Those of an engine.
         state_dict: What the strategy gave for the optimizer: by number or name; whole tensors, pieces, or, on ranks
             that write no file, nothing.
-        alone: Whether to ask no other rank, where parameters are sharded. Rotated moments cannot be taken back by
-            pieces: those of blocks that rotate start anew, as on the first step.
+        alone: Whether to ask no other rank, where owners alone have bases. Without these rotated moments cannot be
+            taken back: those of blocks that rotate start anew, as on the first step.
 
     Returns:
         The state dict with plain moments.
     """
     if parts.host.access.local:
         found = {}  # What the strategy collected was plain: see `collected`.
-    elif alone and parts.matrices.sharded:
+    elif alone and parts.matrices.owned:
         found = {param: None for _, _, block in basis.rotating(parts.roster) for param in block.params}
     else:
         found = plain_moments(parts)
@@ -186,7 +186,7 @@ def leaving(parts: Parts) -> Leaving | None:
     bumps = list[tuple[float, float]]()
 
     def measure(stack: Stack, row: int, host: Host, states: list[dict]) -> None:
-        if all(states):
+        if all(states) and parts.matrices.answers(stack):
             plain = [{key: value.clone() for key, value in state.items()} for state in states]
             basis.plain(stack, row, host, plain)
             bumps.append(_bump(stack, row, host, states, plain))
@@ -197,7 +197,7 @@ def leaving(parts: Parts) -> Leaving | None:
     parts.matrices.change_moments([replace(change, states=_cloned(change.states)) for change in changes])
     device = parts.stacks[0].device
     sums = torch.tensor([*map(sum, zip(*bumps, strict=True)), len(bumps)] if bumps else [0.0] * 3, device=device)
-    cosine, length, count = parts.matrices.total(sums).tolist()
+    cosine, length, count = parts.matrices.answered(sums).tolist()
     return Leaving(cosine / count, length / count) if count else None
 
 

@@ -28,8 +28,8 @@ FORMAT = 4
 def state_dict(parts: Parts) -> dict[str, Any]:
     """Everything that resuming needs, safe for `torch.load(weights_only=True)`.
 
-    A collective where curvature is at its owners (methods that observe rows, on several ranks; sharded parameters):
-    call it on all.
+    A collective where curvature is at its owners (methods that observe rows, on several ranks; sharded parameters;
+    `Memory(share=0)`): call it on all.
 
     Args:
         parts: Those of an engine, between steps.
@@ -171,7 +171,7 @@ def _flights(parts: Parts) -> list[dict[str, Any]]:
     found = []
     for flight in parts.flights:
         results = {}
-        for batch in complete(flight, parts.units, parts.host.team, sharded=parts.matrices.sharded):
+        for batch in complete(flight, parts.units, parts.host.team):
             solved, good = batch.solved, batch.solved.good.tolist()
             for at, number in enumerate(batch.numbers):
                 order = None if solved.order is None else solved.order[at].clone()
@@ -238,9 +238,9 @@ def gathered(parts: Parts) -> dict[str, dict[str, Tensor]]:
     team = parts.host.team
     share_factors(parts.units, team)
     found = {name: dict(tensors) for name, tensors in block_tensors(parts.stacks).items()}
-    if not parts.matrices.sharded:
-        return {name: {key: tensor.clone() for key, tensor in tensors.items()} for name, tensors in found.items()}
     blocks = sorted(parts.plan.blocks, key=lambda block: block.position)
+    for of_block in (found[block.name] for block in blocks if block.owner is None):
+        of_block.update({key: tensor.clone() for key, tensor in of_block.items()})
     owned = [[found[block.name] for block in blocks if block.owner == rank] for rank in range(team.ranks)]
     for tensors, copies in zip(owned, replicated_tensors(team, [_flat(some) for some in owned]), strict=True):
         at = iter(copies)

@@ -6,7 +6,7 @@ back. Legend: k blocks of a cohort.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -70,12 +70,13 @@ class Matrices:
 
     Attributes:
         sharded: Whether ranks have pieces only.
+        owned: Whether owners alone have the curvature of some blocks.
         host: The training.
         scratch: Work space.
         lean: Whether saved weights and work space have room inside a step alone.
     """
 
-    sharded = False
+    sharded = owned = False
 
     def __init__(self, host: Host, *, lean: bool = False) -> None:
         """Start without work space."""
@@ -221,6 +222,14 @@ class Matrices:
         """The sum over ranks of numbers to which each rank has given its part."""
         return numbers
 
+    def answers(self, stack: Stack) -> bool:
+        """Whether this rank gives its part of `answered` for the blocks of a stack."""
+        return True
+
+    def answered(self, numbers: Tensor) -> Tensor:
+        """The sum over ranks of numbers to which one rank has given those of a stack: what its curvature tells."""
+        return numbers
+
     # ---------------------------------------------------------------- whole matrices
 
     def show(self, items: Sequence[tuple[Cohort, Sequence[Tensor]]], work: Callable[[Cohort, Tensor], None]) -> None:
@@ -258,15 +267,15 @@ class Matrices:
         Returns:
             By block and parameter, the moments by key.
         """
-        found = list[States]()
+        copied = list[MomentChange]()
         for change in changes:
             copies = [
                 [{key: value.clone() for key, value in self.host.moments(state).items()} for state in states]
                 for states in change.states
             ]
-            change.apply(copies)
-            found += copies
-        return found
+            copied.append(replace(change, states=copies))
+        self.change_moments(copied)
+        return [states for change in copied for states in change.states]
 
     def cut(self, block: Block, number: int, whole: Tensor) -> Tensor:
         """What this rank has of a tensor like the block's parameter of that number, in row-major order."""

@@ -29,7 +29,7 @@ class ShardedMatrices(Matrices):
         seen: The gradients that `show` has shown, by block, at the owner.
     """
 
-    sharded = True
+    sharded = owned = True
 
     def __init__(self, host: Host, comm: Sharded, *, lean: bool = False) -> None:
         """Nothing has travelled yet."""
@@ -51,6 +51,7 @@ class ShardedMatrices(Matrices):
             spans = [
                 self._spans[p] if block.part is None else within(self._spans[p], *block.span) for p in block.params
             ]
+            assert block.owner is not None
             self._pieces[block] = [Pieces(of, block.owner) for of in spans]
         return self._pieces[block]
 
@@ -107,6 +108,14 @@ class ShardedMatrices(Matrices):
         """See `Matrices.total`: one small all-reduce."""
         self.comm.sum(numbers)
         return numbers
+
+    def answers(self, stack: Stack) -> bool:
+        """See `Matrices.answers`: the owner."""
+        return stack.here
+
+    def answered(self, numbers: Tensor) -> Tensor:
+        """See `Matrices.answered`."""
+        return self.total(numbers)
 
     # ---------------------------------------------------------------- there and back
 

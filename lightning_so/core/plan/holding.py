@@ -1,17 +1,22 @@
 """What curvature and the optimizer hold between steps, before any of it is there; and whether that may be."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from lightning_so.contract.block import Block, StackSpec
+from lightning_so.contract.block import Block
 from lightning_so.contract.known import KNOWN
 from lightning_so.contract.memory import Memory, TakesMemory, held
 from lightning_so.contract.method import Method, Solves
 from lightning_so.core.host import Host
-from lightning_so.core.stacks.stack import Stack, stack_blocks
+from lightning_so.core.plan.outlines import needed, outline
+from lightning_so.core.plan.owners import appoint
+from lightning_so.core.stacks.stack import stack_blocks
 from lightning_so.errors import ConfigError
+
+#: Tried one after the other where bytes are bounded: each has more traffic than the one before.
+SHARES = (0.75, 0.5, 0.25, 0.0)
 
 
 @dataclass(frozen=True)
@@ -57,21 +62,30 @@ def settle(memory: Memory, assigned: Mapping[Block, Method], host: Host) -> Hold
     Raises:
         ConfigError: If no method can have a mode, or more must be held than may be.
     """
-    _refuse(memory, assigned.values())
-    found = [_told(memory, assigned, host)]
-    if memory.most is not None and found[0].all > memory.most and not memory.half:
-        found.append(_told(replace(memory, half=True), assigned, host))
-    least = found[-1]
-    if memory.most is not None and least.all > memory.most:
-        short = "" if memory.short or not _able("sides", assigned.values()) else ", or take Memory(sides='short')"
-        raise ConfigError(
-            f"memory={memory.most:g} cannot be met, as the least is {least}. Allow {least.all + 0.005:.2f}{short}."
-        )
-    return least
+    _refuse(memory, assigned.values(), host)
+    least = Holding(0, 0, 0, 0)
+    for each in _tried(memory, assigned.values(), host):
+        least = _told(each, assigned, host)
+        if memory.most is None or least.all <= memory.most:
+            return least
+    short = "" if memory.short or not _able("sides", assigned.values()) else ", or take Memory(sides='short')"
+    raise ConfigError(
+        f"memory={memory.most:g} cannot be met, as the least is {least}. Allow {least.all + 0.005:.2f}{short}."
+    )
 
 
-def _refuse(memory: Memory, methods: Iterable[Method]) -> None:
-    for mode, usual in (("half", False), ("sides", "both")):
+def _tried(memory: Memory, methods: Collection[Method], host: Host) -> Iterator[Memory]:
+    """What is asked for, and by how much less it may be if that is too much."""
+    yield memory
+    if not memory.half:
+        yield (memory := replace(memory, half=True))
+    if host.team.ranks > 1 and not host.access.sharded and _able("share", methods):
+        yield from (replace(memory, share=share) for share in SHARES if share < memory.share)
+
+
+def _refuse(memory: Memory, methods: Collection[Method], host: Host) -> None:
+    """Refuse a mode that no method can have, or that means nothing to these ranks."""
+    for mode, usual in (("half", False), ("sides", "both"), ("share", 1.0)):
         value = getattr(memory, mode)
         if value != usual and not _able(mode, methods):
             names = sorted({type(method).__name__ for method in methods})
@@ -80,10 +94,18 @@ def _refuse(memory: Memory, methods: Iterable[Method]) -> None:
                 f"Memory({mode}={value!r}): {' and '.join(names)} cannot have it, {' and '.join(able)} can. Leave it "
                 "out: triangles, and room inside a step alone, are what memory=Memory() has for every method."
             )
+    if memory.share < 1 and (host.access.sharded or host.access.local):
+        where = "sharding='local'" if host.access.local else "FSDP and DeepSpeed"
+        raise ConfigError(
+            f"Memory(share={memory.share:g}) is for DDP, and ranks hold pieces of these parameters: under {where} "
+            "curvature is with its owner alone already. Leave share out."
+        )
 
 
 def _able(mode: str, methods: Iterable[Method]) -> bool:
-    """Whether one of some methods has a mode."""
+    """Whether one of some methods has a mode; what is solved may be with its owner, whatever it is."""
+    if mode == "share":
+        return any(isinstance(method, Solves) for method in methods)
     return any(isinstance(method, TakesMemory) and mode in method.modes for method in methods)
 
 
@@ -91,29 +113,27 @@ def _told(memory: Memory, assigned: Mapping[Block, Method], host: Host) -> Holdi
     """Tell blocks, and say what is held then by the rank that holds most."""
     for block in assigned:
         block.memory = memory
-    ranks = host.team.ranks if host.access.sharded else 1
-    factors, all_of_it, saved = [0] * ranks, [0] * ranks, 0
-    for stack in stack_blocks(assigned, host, host.team.rank if host.access.sharded else None):
-        stats = stack.method.init(_outline(stack), host.base)
+    appoint(assigned, host, memory.share)
+    ranks = range(host.team.ranks)
+    factors, all_of_it, saved = [0 for _ in ranks], [0 for _ in ranks], 0
+    for stack in stack_blocks(assigned, host):
+        stats = outline(stack, host.base)
         observed = stack.method.factors(stats) if isinstance(stack.method, Solves) else ()
-        owner = stack.blocks[0].owner
-        factors[owner] += sum(tensor.nbytes for _, tensor in observed)
-        all_of_it[owner] += sum(tensor.nbytes for tensor in held(stats))
+        of_factors, of_all = sum(tensor.nbytes for _, tensor in observed), sum(tensor.nbytes for tensor in held(stats))
+        for rank in ranks if stack.owner is None or needed(stack, host.base) else [stack.owner]:
+            factors[rank] += of_factors
+            all_of_it[rank] += of_all
         saved += sum(block.rows * block.cols * host.access.weight(block.param).itemsize for block in stack.blocks)
     weights = [(host.base.moments(group), _bytes(host, p)) for group in host.groups for p in group["params"]]
-    mine = max(1, sum(size for _, size in weights)) / ranks
-    most = max(range(ranks), key=lambda rank: all_of_it[rank])
+    pieces = len(ranks) if host.access.sharded else 1
+    mine = max(1, sum(size for _, size in weights)) / pieces
+    most = max(ranks, key=lambda rank: all_of_it[rank])
     return Holding(
-        sum(count * size for count, size in weights) / ranks / mine,
+        sum(count * size for count, size in weights) / pieces / mine,
         factors[most] / mine,
         (all_of_it[most] - factors[most]) / mine,
-        saved / ranks / mine,
+        saved / pieces / mine,
     )
-
-
-def _outline(stack: Stack) -> StackSpec:
-    """The stack of a rank that has nothing of it: what is made for it has shapes and no numbers."""
-    return StackSpec(stack.blocks, stack.dtype, stack.device, here=False, shared=False)
 
 
 def _bytes(host: Host, param: Tensor) -> int:

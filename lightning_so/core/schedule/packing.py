@@ -1,5 +1,7 @@
 """Units over the steps of an interval, and over ranks."""
 
+from collections.abc import Sequence
+
 from lightning_so.contract.unit import Unit
 
 
@@ -26,7 +28,9 @@ def pack(costs: list[float], slots: list[int]) -> list[int]:
     return place
 
 
-def owners(units: list[Unit], slot: list[int], slots: list[int], ranks: int) -> list[int]:
+def owners(
+    units: list[Unit], slot: list[int], slots: list[int], ranks: int, given: Sequence[int | None] = ()
+) -> list[int]:
     """Give the units of each slot to ranks, longest first: to the least loaded in the slot, then over all slots.
 
     When a unit is due does not depend on the world size, only who solves it: so any number of ranks gives the weights
@@ -37,6 +41,7 @@ def owners(units: list[Unit], slot: list[int], slots: list[int], ranks: int) -> 
         slot: Slot of each unit.
         slots: As of `pack`.
         ranks: World size.
+        given: The owner of each unit, where it has one already; these are counted first.
 
     Returns:
         The owner of each unit.
@@ -45,9 +50,12 @@ def owners(units: list[Unit], slot: list[int], slots: list[int], ranks: int) -> 
     here = [[0.0] * cycle for _ in range(ranks)]
     whole, owner = [0.0] * ranks, [0] * len(units)
     of_block: dict[tuple[int, int], int] = {}
-    for number in sorted(range(len(units)), key=lambda i: (-units[i].cost, i)):
+    given = given or [None] * len(units)
+    for number in sorted(range(len(units)), key=lambda i: (given[i] is None, -units[i].cost, i)):
         unit, spots = units[number], slice(slot[number], cycle, slots[number])
-        rank = min(range(ranks), key=lambda r: (max(here[r][spots]), whole[r], r))
+        rank = given[number]
+        if rank is None:
+            rank = min(range(ranks), key=lambda r: (max(here[r][spots]), whole[r], r))
         if unit.together:
             rank = of_block.setdefault((unit.stack, unit.row), rank)
         here[rank][spots] = [load + unit.cost for load in here[rank][spots]]

@@ -3,6 +3,7 @@
 A pure function of (step, units, ranks, their speed): every rank computes the same answer without communication.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
@@ -42,7 +43,7 @@ class Schedule:
     Attributes:
         units: The units, in a fixed order.
         ranks: World size.
-        given: The owner of each unit, where it is not for the schedule to choose.
+        given: The owner of each unit; None where it is for the schedule to choose.
         origin: Step from which the interval counts: later than 0 after blocks were added or curvature was lost.
         placed: Step of the last packing; 0 before the first.
         tried: Step of each unit's last solve, good or failed (0 = never).
@@ -60,7 +61,7 @@ class Schedule:
 
     units: list[Unit]
     ranks: int = 1
-    given: list[int] | None = None
+    given: Sequence[int | None] = ()
     origin: int = field(default=0, init=False)
     placed: int = field(default=0, init=False)
     tried: list[int] = field(default_factory=list, init=False)
@@ -85,13 +86,19 @@ class Schedule:
         first: dict[Place, int] = {}
         self._leads = [first.setdefault((unit.stack, unit.row), number) for number, unit in enumerate(self.units)]
         self.final_slot = pack([unit.cost for unit in self.units], self._final_slots)
-        self.owner = self.given or self.owners([1.0] * self.ranks)
+        self.owner = self.owners([1.0] * self.ranks)
 
     def owners(self, slowness: list[float]) -> list[int]:
         """Who solves each unit where ranks are as slow as this: seconds for a solve, over those of the others."""
+        where = self.units, self.final_slot, self._final_slots
         if len({*slowness}) == 1:
-            return owners(self.units, self.final_slot, self._final_slots, self.ranks)
-        return shares(self.units, self.final_slot, self._final_slots, slowness)
+            return owners(*where, self.ranks, self.given)
+        return shares(*where, slowness, self.given)
+
+    @property
+    def fixed(self) -> bool:
+        """Whether all units have their owners already."""
+        return bool(self.units) and len(self.given) > 0 and None not in self.given
 
     @cached_property
     def cycle(self) -> int:

@@ -8,7 +8,13 @@ from lightning_so.contract.unit import Unit
 SLACK = 1.05
 
 
-def shares(units: Sequence[Unit], slot: Sequence[int], slots: Sequence[int], slowness: Sequence[float]) -> list[int]:
+def shares(
+    units: Sequence[Unit],
+    slot: Sequence[int],
+    slots: Sequence[int],
+    slowness: Sequence[float],
+    given: Sequence[int | None] = (),
+) -> list[int]:
     """Give units to ranks so that all are busy equally long, largest first: as far as that leaves a choice, at a step.
 
     A rank may take what leaves its seconds in a cycle, s_r * sum(cost), within `SLACK` of the fair part
@@ -20,6 +26,7 @@ def shares(units: Sequence[Unit], slot: Sequence[int], slots: Sequence[int], slo
         slot: Slot of each, see `packing.pack`.
         slots: Steps over which each may be spread, see `packing.pack`.
         slowness: Of each rank, its seconds for a solve over the others'; above 0.
+        given: The owner of each unit, where it has one already; these are counted first.
 
     Returns:
         The owner of each unit. When a unit is due does not depend on it.
@@ -29,12 +36,15 @@ def shares(units: Sequence[Unit], slot: Sequence[int], slots: Sequence[int], slo
     pieces = _pieces(units)
     works = [sum(units[number].cost * (cycle // slots[number]) for number in piece) for piece in pieces]
     most = SLACK * sum(works) / sum(1 / slow for slow in slowness)
-    for at in sorted(range(len(pieces)), key=lambda i: (-works[i], i)):
+    fixed = [given[piece[0]] if given else None for piece in pieces]
+    for at in sorted(range(len(pieces)), key=lambda i: (fixed[i] is None, -works[i], i)):
         piece, ends = pieces[at], [whole[r] + works[at] * slowness[r] for r in ranks]
         spots = [(slice(slot[number], cycle, slots[number]), units[number].cost) for number in piece]
         able = [r for r in ranks if ends[r] <= most] or [min(ranks, key=lambda r: (ends[r], r))]
         peaks = {r: max(max(here[r][steps]) + cost * slowness[r] for steps, cost in spots) for r in able}
-        rank = min(able, key=lambda r: (peaks[r], ends[r], r))
+        rank = fixed[at]
+        if rank is None:
+            rank = min(able, key=lambda r: (peaks[r], ends[r], r))
         whole[rank] = ends[rank]
         for steps, cost in spots:
             here[rank][steps] = [load + cost * slowness[rank] for load in here[rank][steps]]

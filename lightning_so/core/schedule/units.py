@@ -27,13 +27,12 @@ class Units:
     numbers: list[list[list[int]]]
 
     @classmethod
-    def of(cls, stacks: list[Stack], ranks: int, *, owned: bool) -> "Units":
+    def of(cls, stacks: list[Stack], ranks: int) -> "Units":
         """The units of stacks, with their methods' intervals and spreads, in the order of the plan.
 
         Args:
             stacks: The stacks.
             ranks: Those that share the work.
-            owned: Whether each block has an owner who solves it, as where parameters are sharded.
 
         Returns:
             The units, none solved yet.
@@ -45,7 +44,7 @@ class Units:
             found = stack.method.units(index, stack)
             units += [replace(unit, period=period, staggered=spread.staggered) for unit in found]
         units.sort(key=lambda unit: stacks[unit.stack].blocks[unit.row].position)
-        owners = [stacks[unit.stack].blocks[unit.row].owner for unit in units] if owned else None
+        owners = [stacks[unit.stack].owner for unit in units]
         numbers: list[list[list[int]]] = [[[] for _ in stack.blocks] for stack in stacks]
         for number, unit in enumerate(units):
             numbers[unit.stack][unit.row].append(number)

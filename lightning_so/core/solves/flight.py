@@ -158,30 +158,34 @@ def _owned(units: Units, due: list[int], ranks: int) -> list[tuple[int, list[int
     return found
 
 
-def complete(flight: Flight, units: Units, team: Local, *, sharded: bool) -> list[Batch]:
-    """The results of a flight, those of units that others own too: a collective where parameters are sharded.
+def complete(flight: Flight, units: Units, team: Local) -> list[Batch]:
+    """The results of a flight, those of units that others alone have too: a collective where there are any.
 
     Args:
         flight: The flight.
         units: The units.
         team: How results travel.
-        sharded: Whether they are.
 
     Returns:
         Those of one kind and owner together.
     """
     batches = flight.arrived()
-    if not sharded:
-        return batches
     wires: list[list[Tensor]] = [[] for _ in range(team.ranks)]
-    owners = [units.schedule.owner[batch.numbers[0]] for batch in batches]
-    for batch, rank in zip(batches, owners, strict=True):
+    alone = [batch for batch in batches if not units.stack(batch.numbers[0]).shared]
+    if not alone:
+        return batches
+    owners = {id(batch): units.schedule.owner[batch.numbers[0]] for batch in alone}
+    for batch in alone:
+        rank = owners[id(batch)]
         size = whole_bytes(units.stack(batch.numbers[0]), units[batch.numbers[0]])
         outline = torch.empty(len(batch.numbers), size, dtype=torch.uint8, device="meta")
         wires[rank].append(pack(batch.solved, size) if rank == team.rank else outline)
     arrived = [iter(of_rank) for of_rank in replicated_tensors(team, wires)]
     found = []
-    for batch, rank in zip(batches, owners, strict=True):
+    for batch in batches:
+        if id(batch) not in owners:
+            found.append(batch)
+            continue
         unit, stack = units[batch.numbers[0]], units.stack(batch.numbers[0])
-        found.append(Batch(batch.numbers, unpack(next(arrived[rank]), unit, stack.dtype), batch.rung))
+        found.append(Batch(batch.numbers, unpack(next(arrived[owners[id(batch)]]), unit, stack.dtype), batch.rung))
     return found

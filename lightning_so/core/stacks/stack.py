@@ -30,6 +30,8 @@ from lightning_so.core.host import Host
 #: Where curvature is to hold less: into about how many stacks all numbers are cut, and the least that one has, as one
 #: call works on a stack and what it makes is as large.
 RUNS, LEAST = 16, 2**18
+#: By action, at which stages of a step there is work on matrices: before the base's step, 0, and after it, 1.
+STAGES = {Action.BASE: (), Action.PRECONDITION: (0,), Action.BEND: (1,), Action.ROTATE: (0, 1)}
 
 
 @dataclass(eq=False, kw_only=True)
@@ -155,13 +157,12 @@ def methods_of(stacks: Iterable[Stack]) -> list[Method]:
     return list({id(stack.method): stack.method for stack in stacks}.values())
 
 
-def stack_blocks(assigned: Mapping[Block, Method], host: Host, rank: int | None = None) -> list[Stack]:
+def stack_blocks(assigned: Mapping[Block, Method], host: Host) -> list[Stack]:
     """Group blocks that one batched call can serve, in order of first appearance.
 
     Args:
         assigned: The blocks, and the method of each.
         host: The training.
-        rank: This rank, where each block has an owner who alone works on it; None where all ranks work on all.
 
     Returns:
         The stacks, without room for saved parameters and without statistics.
@@ -176,12 +177,12 @@ def stack_blocks(assigned: Mapping[Block, Method], host: Host, rank: int | None 
     for alike in kinds.values():
         method, weight = assigned[alike[0]], host.access.weight(alike[0].param)
         dtype = torch.promote_types(weight.dtype, torch.float32)
-        apart: dict[tuple[int, int], list[Block]] = {}
+        apart: dict[tuple[int | None, int], list[Block]] = {}
         for block in alike:
             apart.setdefault((block.owner, block.call), []).append(block)
         lean = alike[0].memory is not None
         for (owner, _), members in apart.items():
-            place = dtype, weight.device, len(alike), rank in (None, owner), rank is None
+            place = dtype, weight.device, len(alike), owner in (None, host.team.rank), owner is None
             cut = _cut(members, most) if lean else [members]
             stacks += [Stack.of(StackSpec(some, *place), method, host) for some in cut]
     return stacks

@@ -133,19 +133,19 @@ class Bucket:
 def share_factors(units: Units, team: Local, places: Collection[Place] | None = None) -> None:
     """Give every rank the owners' factors: a collective, for saving at the boundary of a step, or before blocks move.
 
-    Nothing where parameters are sharded: blocks have owners of their own there, who keep them.
+    Nothing of blocks whose owner alone has their curvature: it keeps them.
 
     Args:
         units: Who owns which block.
         team: How they travel.
         places: Of which blocks, equal on all ranks; None for all.
     """
-    stacks = [stack for stack in units.stacks if stack.tapped]
-    if team.ranks == 1 or not stacks or units.schedule.given is not None:
+    stacks = [stack for stack in units.stacks if stack.tapped and stack.owner is None]
+    if team.ranks == 1 or not stacks:
         return
     factors: list[list[Tensor]] = [[] for _ in range(team.ranks)]
     for index, stack in enumerate(units.stacks):
-        if not stack.tapped or not stack.solver:
+        if not stack.tapped or not stack.solver or stack.owner is not None:
             continue
         for row in range(len(stack.blocks)):
             if places is not None and (index, row) not in places:

@@ -88,13 +88,15 @@ def _items(
         @FullPrecision()
         def precondition(X: Tensor) -> Tensor:
             update = stack.method.direction(stack.stats, X, cohort.rows)
-            if over is not None:
-                update = update * over[:, None, None]
-            if footing is not None:
-                clip.add(_products(update, X), footing)
-            return update
+            return update if over is None else update * over[:, None, None]
 
-        yield MatrixWork(cohort, source, partial(map, precondition), sink, seen)
+        @FullPrecision()
+        def write(update: Tensor) -> None:
+            if footing is not None:  # Here, where every rank has its numbers: only owners have been at the work.
+                clip.add(matrices.products(cohort, update, source()), footing)
+            sink(update)
+
+        yield MatrixWork(cohort, source, partial(map, precondition), write, seen)
         return
     coupled = _couple_decay(cohort, gradients, host, matrices)
     if cohort.action is Action.ROTATE:
@@ -112,7 +114,7 @@ def _clips(cohorts: Iterable[Cohort]) -> dict[int, Clip]:
 
 
 def _apply(clips: Iterable[Clip], matrices: Matrices) -> None:
-    """Scale the gradients that clips hold, to sums over ranks: each owner has seen its own blocks alone."""
+    """Scale the gradients that clips hold, to sums over ranks, each of which has seen its own numbers alone."""
     bounded = [clip for clip in clips if clip.bounds]
     if bounded:
         device = bounded[0].device
@@ -165,11 +167,6 @@ def count(acting: Sequence[Cohort], report: Report) -> None:
         sum(len(cohort.blocks) for cohort in acting if cohort.action is action)
         for action in (Action.ROTATE, Action.BEND, Action.PRECONDITION)
     )
-
-
-def _products(X_BMN: Tensor, Y_BMN: Tensor) -> Tensor:
-    """Inner products of the matrices of two batches, shape (B,)."""
-    return torch.linalg.vecdot(X_BMN.flatten(1), Y_BMN.flatten(1))
 
 
 def _couple_decay(cohort: Cohort, gradients: list[Tensor], host: Host, matrices: Matrices) -> bool:

@@ -68,7 +68,10 @@ def _together(cohorts: Sequence[Cohort]) -> Iterator[tuple[PolarFactor, list[Coh
         if cohort.stack.orthogonaliser is not None and cohort.stack.here
     }
     here = [cohort for cohort in cohorts if id(cohort) in factors]
-    for some in alike(here, lambda cohort: (factors[id(cohort)], cohort.stack.dtype, cohort.stack.device)):
+    # Apart from those that every rank works on: of which others are in a batch is felt in the last bits.
+    for some in alike(
+        here, lambda cohort: (factors[id(cohort)], cohort.stack.dtype, cohort.stack.device, cohort.stack.owner)
+    ):
         factor = factors[id(some[0])]
         for group in joined(tuple(map(_size, some)), factor, some[0].stack.dtype):
             if len(group) > 1:

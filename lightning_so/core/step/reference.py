@@ -30,7 +30,7 @@ def reference(cohorts: Iterable[Cohort], host: Host, report: Report, *, every: i
         every: Steps between two comparisons; 0 for never.
 
     Returns:
-        The reference of one block, or None.
+        The reference of one block; None too on ranks that do not have its curvature.
     """
     if not every or report.step % every:
         return None
@@ -43,7 +43,8 @@ def reference(cohorts: Iterable[Cohort], host: Host, report: Report, *, every: i
     if not acting:
         return None
     # A large stride visits the blocks in no particular order; equal on all ranks.
-    return Reference(*acting[report.step // every * 7919 % len(acting)], host, report)
+    cohort, position = acting[report.step // every * 7919 % len(acting)]
+    return Reference(cohort, position, host, report) if cohort.stack.here else None
 
 
 class Reference:

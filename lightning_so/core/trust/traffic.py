@@ -18,6 +18,7 @@ from lightning_so.core.solves.wire import unit_bytes
 from lightning_so.core.stacks.stack import Stack
 from lightning_so.core.step import slopes
 from lightning_so.core.step.guard import agreement_bytes
+from lightning_so.core.trust import owned
 from lightning_so.core.trust.exchanges import Exchange
 from lightning_so.linalg.triangle import compact_shape
 
@@ -42,6 +43,9 @@ def traffic(
         return agreed
     sharded = isinstance(matrices, ShardedMatrices)
     pieces = _pieces(units, host, matrices, warm=warm) if sharded else 0.0
+    if matrices.owned and not sharded:
+        moved = [owned.moved(units, host, numbers) for numbers in _steps(units, due)] if warm else [0]
+        pieces = sum(owned.results(units, host, warm=warm)) + sum(moved) / len(moved)
     solved = _solved(units, host, due)
     return agreed + sum(solved) / len(solved) + _windows(units, host)[1] + pieces
 
@@ -71,10 +75,19 @@ def exchanges(
         # All matrices of a stage travel in one exchange.
         often = max((sum(trips(host, *of, warm=True)) for of in blocks), default=0)
         steady.append(Exchange("all_to_all", often, _pieces(units, host, matrices, warm=True) - sums))
+    alone = matrices.owned and not matrices.sharded
+    if alone:
+        results = owned.results(units, host, warm=True)
+        steady.append(Exchange("all_gather", sum(map(bool, results)), sum(results)))
+    moved = [owned.moved(units, host, numbers) if alone else 0 for numbers in due]
     calls, size = _windows(units, host, whole=True)
     return [
-        [*steady, Exchange("all_gather", 1, gathered), Exchange("reduce", seen * calls, seen * size)]
-        for gathered, seen in zip(_solved(units, host, due), watched, strict=True)
+        [
+            *steady,
+            Exchange("all_gather", 1 + bool(carried), gathered + carried),
+            Exchange("reduce", seen * calls, seen * size),
+        ]
+        for gathered, carried, seen in zip(_solved(units, host, due), moved, watched, strict=True)
     ]
 
 
@@ -105,8 +118,14 @@ def _shared(units: Units, host: Host, matrices: Matrices, size: float, later: st
     ranks = host.world.ranks
     if ranks == 1:
         return later.removeprefix(", ")
-    if not matrices.sharded:
+    if not matrices.owned:
         return f"on each of {ranks} ranks: all matrices, {size:.1f} kB a step{later}"
+    if not matrices.sharded:
+        found = [stack.owner is None for stack in units.stacks for _ in stack.blocks]
+        return (
+            f"on each of {ranks} ranks: curvature of {sum(found)} of {len(found)} matrices, of the others at their "
+            f"owners, {size:.1f} kB a step{later}"
+        )
     blocks = [(stack, block) for stack in units.stacks for block in stack.blocks]
     often, cold = (max(sum(trips(host, *of, warm=warm)) for of in blocks) for warm in (True, False))
     first = f" (cold: {cold})" if cold != often else ""
@@ -133,13 +152,7 @@ def trips(host: Host, stack: Stack, block: Block, *, warm: bool) -> tuple[int, i
 
 def _solved(units: Units, host: Host, due: Sequence[Iterable[int]] | None) -> list[int]:
     """By step, results of solves, in one all-gather that is padded to the rank with most."""
-    schedule, steps = units.schedule, due
-    if steps is None:
-        steps = [list[int]() for _ in range(schedule.cycle)]
-        for number in range(len(units)):
-            for step in schedule.loads(number):
-                steps[step].append(number)
-    found = list[int]()
+    schedule, steps, found = units.schedule, _steps(units, due), list[int]()
     for numbers in steps:
         loads = dict[int, int]()
         for number in numbers:
@@ -147,6 +160,17 @@ def _solved(units: Units, host: Host, due: Sequence[Iterable[int]] | None) -> li
             loads[owner] = loads.get(owner, 0) + unit_bytes(units.stack(number), units[number])
         found.append(max(loads.values(), default=0))
     return found
+
+
+def _steps(units: Units, due: Sequence[Iterable[int]] | None) -> Sequence[Iterable[int]]:
+    """What is solved at each step: what is given, or what the slots of a cycle say."""
+    if due is not None:
+        return due
+    steps = [list[int]() for _ in range(units.schedule.cycle)]
+    for number in range(len(units)):
+        for step in units.schedule.loads(number):
+            steps[step].append(number)
+    return steps
 
 
 def _windows(units: Units, host: Host, *, whole: bool = False) -> tuple[int, float]:
