@@ -158,7 +158,9 @@ class Lot:
     def __init__(self, monkeypatch, *, stays=False):
         model = Net()
         engine = attach(model, torch.optim.AdamW(model.parameters()), SOAP())
-        self.units = Units.of(engine.stacks, 2, owned=stays)
+        for stack in engine.stacks if stays else ():
+            stack.blocks[0].owner = 0
+        self.units = Units.of(engine.stacks, 2)
         self.report, self.said, self.sent = Report(), [], []
         self.units.schedule.place(1)
         host = SimpleNamespace(team=SimpleNamespace(ranks=2, rank=0), params=engine.host.params)
