@@ -6,6 +6,7 @@ text it was made, and a test compares (tests/house/test_pictures.py).
 """
 
 import hashlib
+import json
 import re
 import subprocess
 import sys
@@ -23,6 +24,7 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
 HERE = Path(__file__).parent
+RESULTS = HERE.parents[1] / "benchmarks" / "scale" / "results" / "scale.jsonl"
 #: Page and picture of each flow.
 FLOWS = {
     "step": HERE.parent / "explanation" / "one-step.md",
@@ -136,6 +138,44 @@ def mermaid(page: Path) -> str:
     return re.search(r"^```mermaid\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S)[1]
 
 
+def scale() -> None:
+    """Steps, waiting and memory over ranks, from the lines of `python -m benchmarks.scale`."""
+    lines = [json.loads(line) for line in RESULTS.read_text().splitlines()]
+    models = list(dict.fromkeys(line["model"] for line in lines))
+    rows = {
+        "mean step over AdamW's": lambda line: line["mean_ms"] / line["own_ms"],
+        "exchanges, ms a step": lambda line: line["exchange_ms"],
+        "solves, ms a step": lambda line: line["solves_ms"],
+        "memory of a rank, GB": lambda line: 1e-9 * sum(line["memory"].values()),
+    }
+    colors = {"soap": BLUE, "kfac": ORANGE, "muon": GREY}
+    styles = {"ddp": "-", "fsdp": "--", "hsdp": ":"}
+    figure, axes = plt.subplots(len(rows), len(models), figsize=(3.4 * len(models), 11), sharex=True)
+    for column, model in enumerate(models):
+        for (label, value), axis in zip(rows.items(), axes[:, column], strict=True):
+            for method, strategy in ((m, s) for m in colors for s in styles):
+                of = [
+                    line
+                    for line in lines
+                    if (line["model"], line["method"], line["strategy"]) == (model, method, strategy)
+                ]
+                seen = sorted((line["ranks"], value(line)) for line in of if value(line) > 1e-3)
+                if seen:
+                    axis.plot(*zip(*seen, strict=True), color=colors[method], ls=styles[strategy], lw=1.6)
+            axis.set_xscale("log", base=2)
+            axis.set_yscale("log")
+            if not column:
+                axis.set_ylabel(label)
+        axes[0, column].set_title(model.replace("_", " "))
+        axes[-1, column].set_xlabel("ranks")
+    named = {"soap": "SOAP", "kfac": "K-FAC", "muon": "Muon", "ddp": "DDP", "fsdp": "FSDP2", "hsdp": "HSDP"}
+    handles = [plt.Line2D([], [], color=color, label=named[name]) for name, color in colors.items()]
+    handles += [plt.Line2D([], [], color="black", ls=style, label=named[name]) for name, style in styles.items()]
+    figure.legend(handles=handles, loc="lower center", ncols=6, frameon=False, bbox_to_anchor=(0.5, -0.02))
+    figure.tight_layout(rect=(0, 0.02, 1, 1))
+    save(figure, "scale")
+
+
 def mark(text: str) -> str:
     """What a picture says of the text that it was made of."""
     return f"<!-- of {hashlib.sha256(text.encode()).hexdigest()[:16]} -->"
@@ -174,5 +214,5 @@ def flow(name: str) -> None:
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:] or ["actions", "schedule", *FLOWS]:
-        {"actions": actions, "schedule": schedule}.get(name, lambda name=name: flow(name))()
+    for name in sys.argv[1:] or ["actions", "schedule", "scale", *FLOWS]:
+        {"actions": actions, "schedule": schedule, "scale": scale}.get(name, lambda name=name: flow(name))()

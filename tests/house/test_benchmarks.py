@@ -42,7 +42,7 @@ def test_every_module_of_a_command_is_there():
     gone = [
         (module, page)
         for module, page in named(r"-m\s+(benchmarks[\w.]*)", pages)
-        if not (ROOT / module.replace(".", "/")).with_suffix(".py").exists()
+        if not any((ROOT / f"{module.replace('.', '/')}{end}").exists() for end in (".py", "/__main__.py"))
     ]
     assert gone == []
 

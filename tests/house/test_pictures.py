@@ -13,4 +13,4 @@ def test_a_flow_is_that_of_its_page(name):
 
 
 def test_every_picture_is_there():
-    assert {path.stem for path in draw.HERE.glob("*.svg")} == {"actions", "schedule", *draw.FLOWS}
+    assert {path.stem for path in draw.HERE.glob("*.svg")} == {"actions", "schedule", "scale", *draw.FLOWS}
