@@ -24,10 +24,12 @@ from lightning_so.cli.planning.forecast import forecast
 from lightning_so.cli.planning.rehearsal import assembled
 from lightning_so.cli.planning.world import World
 from lightning_so.comm.supposed import Supposed
+from lightning_so.contract.unit import Unit
 from lightning_so.core.host import Host
 from lightning_so.core.matrices.matrices import MatrixWork
 from lightning_so.core.matrices.owned import OwnedMatrices
 from lightning_so.core.options import Options
+from lightning_so.core.schedule.schedule import Schedule
 from tests.callbacks import test_shadow_ranks
 from tests.cli.test_plan import Deep, asked
 from tests.support import ranks, shards, shares, trainings
@@ -160,6 +162,19 @@ def test_traffic_decides_what_stays_everywhere():
         assert len(set(alone)) == len(alone)
         for stack in parts.stacks:
             assert stack.here == (stack.owner in (None, 1))
+
+
+def test_who_has_an_owner_keeps_it_whatever_the_speed_of_ranks():
+    units = [Unit(stack, 0, 0, 0, cost) for stack, cost in enumerate((9.0, 5.0, 5.0, 4.0, 1.0))]
+    given = [1, None, None, 1, None]
+    schedule = Schedule(units, ranks=2, given=given)
+    assert not schedule.stays
+    assert Schedule(units, ranks=2, given=[0] * 5).stays
+    for slowness in ([1.0, 1.0], [1.0, 3.0], [3.0, 1.0]):
+        owners = schedule.owners(slowness)
+        assert [owners[0], owners[3]] == [1, 1]
+    assert schedule.owner[1:3] == [0, 0]  # What has an owner is counted first.
+    assert schedule.owners([1.0, 3.0])[1:] == [0, 0, 1, 0]
 
 
 def test_a_number_of_bytes_takes_a_smaller_share_after_half():

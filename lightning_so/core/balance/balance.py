@@ -47,12 +47,12 @@ class Balance:
     def told(self) -> str:
         """What the plan says of it."""
         if self._stays:
-            return "; speeds of ranks are measured, and owners stay, as parameters are sharded"
+            return "; speeds of ranks are measured, and owners stay, who alone have the curvature"
         return "; who solves what follows the measured speed of ranks"
 
     @property
     def _stays(self) -> bool:
-        return self._units.schedule.fixed
+        return self._units.schedule.stays
 
     def around(self, solve: Callable[..., Any], step: int, tell: Callable[[object], None]) -> Callable[..., Any]:
         """Hold a round where one is due: a collective then; and note the solves to come.
@@ -102,7 +102,7 @@ class Balance:
         more = f", {len(new) - 4} more ranks have changed" if len(new) > 4 else ""
         what = f"{moved} of {len(self._units)} units are moved"
         if self._stays:
-            what = "blocks stay with their owners, as parameters are sharded"
+            what = "blocks stay with their owners, who alone have their curvature"
         return f"balance: for a solve {said}{more}; {what}."
 
     def _agreed(self) -> list[list[float]]:

@@ -88,17 +88,16 @@ class Schedule:
         self.final_slot = pack([unit.cost for unit in self.units], self._final_slots)
         self.owner = self.owners([1.0] * self.ranks)
 
+    @property
+    def stays(self) -> bool:
+        """Whether no unit may have another owner."""
+        return bool(self.given) and None not in self.given
+
     def owners(self, slowness: list[float]) -> list[int]:
         """Who solves each unit where ranks are as slow as this: seconds for a solve, over those of the others."""
-        where = self.units, self.final_slot, self._final_slots
         if len({*slowness}) == 1:
-            return owners(*where, self.ranks, self.given)
-        return shares(*where, slowness, self.given)
-
-    @property
-    def fixed(self) -> bool:
-        """Whether all units have their owners already."""
-        return bool(self.units) and len(self.given) > 0 and None not in self.given
+            return owners(self.units, self.final_slot, self._final_slots, self.ranks, self.given)
+        return shares(self.units, self.final_slot, self._final_slots, slowness, self.given)
 
     @cached_property
     def cycle(self) -> int:

@@ -33,18 +33,16 @@ def shares(
     """
     cycle, ranks = max(slots, default=1), range(len(slowness))
     here, whole, owner = [[0.0] * cycle for _ in ranks], [0.0 for _ in ranks], [0] * len(units)
-    pieces = _pieces(units)
+    pieces, given = _pieces(units), given or [None] * len(units)
     works = [sum(units[number].cost * (cycle // slots[number]) for number in piece) for piece in pieces]
     most = SLACK * sum(works) / sum(1 / slow for slow in slowness)
-    fixed = [given[piece[0]] if given else None for piece in pieces]
-    for at in sorted(range(len(pieces)), key=lambda i: (fixed[i] is None, -works[i], i)):
+    for at in sorted(range(len(pieces)), key=lambda i: (given[pieces[i][0]] is None, -works[i], i)):
         piece, ends = pieces[at], [whole[r] + works[at] * slowness[r] for r in ranks]
         spots = [(slice(slot[number], cycle, slots[number]), units[number].cost) for number in piece]
         able = [r for r in ranks if ends[r] <= most] or [min(ranks, key=lambda r: (ends[r], r))]
+        able = [r for r in ranks if r == given[piece[0]]] or able
         peaks = {r: max(max(here[r][steps]) + cost * slowness[r] for steps, cost in spots) for r in able}
-        rank = fixed[at]
-        if rank is None:
-            rank = min(able, key=lambda r: (peaks[r], ends[r], r))
+        rank = min(able, key=lambda r: (peaks[r], ends[r], r))
         whole[rank] = ends[rank]
         for steps, cost in spots:
             here[rank][steps] = [load + cost * slowness[rank] for load in here[rank][steps]]

@@ -51,6 +51,19 @@ def share_of_time(problem: str, method: str, asked: str, head: str, rest: str) -
     }
 
 
+def modes_of_memory() -> dict[str, list[float]]:
+    """The rows of what modes of memory hold and take."""
+    names = {"soap": "SOAP", "kfac": "K-FAC", "ekfac": "EKFAC", "shampoo": "Shampoo", "muon": "Muon"}
+    rows = {}
+    for one in lines("memory_held"):
+        mode = one["mode"] if one["mode"] == "in full" else f"`{one['mode']}`"
+        rows[f"| {names[one['method']]}, {mode} | {{}} | {{}} | {{}} |"] = [
+            one[k] for k in ("between", "inside", "time")
+        ]
+    del rows["| EKFAC, `Memory()` | {} | {} | {} |"]  # As SOAP's.
+    return rows
+
+
 def later(part: str) -> list[float]:
     """Percent by which staggered solves are longer than the burst, of three runs."""
     ours, theirs = (
@@ -93,7 +106,8 @@ def contender(name: str, ours: bool) -> dict[str, list[float]]:
 
 
 CLAIMS = {
-    PAGE: {
+    PAGE: modes_of_memory()
+    | {
         "betas .9/.95 | 8, 1e-3 to 5e-2 | {} (2e-3); {} at 3e-3 | {} (2e-2) | {} (5e-3); {} at 3e-3, {} at": [
             loss(GRID, "adamw", 0.002),
             loss(GRID, "adamw", 0.003),
