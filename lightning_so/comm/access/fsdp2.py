@@ -57,8 +57,7 @@ class DTensorAccess(Access):
                 f"mesh {mesh.mesh_dim_names or tuple(mesh.shape)}; (Shard(0),), (Replicate(), Shard(0)) and "
                 "Replicate() alone are supported, over ranks with batches of their own. Use fully_shard without tensor "
                 "parallelism (tensor_parallel_size=1) and without shard_placement_fn, or leave the parameter to "
-                "another optimizer, to which nothing is attached: docs/explanation/ownership.md says why, under tensor "
-                "parallelism."
+                "another optimizer, to which nothing is attached (docs/explanation/ownership.md, tensor parallelism)."
             )
         numel = param.shape.numel()
         if whole[-1]:
