@@ -182,8 +182,8 @@ def main() -> None:
     add("--problem", choices=list(PROBLEMS), default="byte_lm")
     add("--methods", choices=list(METHODS), nargs="+", default=["soap", "kfac"])
     add("--throttle", choices=["counted", "sleep", "cgroup"], default="counted")
-    add("--steps", type=int, default=256)
-    add("--period", type=int, default=16, help="the largest interval, reached at ten times as many steps")
+    add("--steps", type=int, default=160)
+    add("--period", type=int, default=8, help="the largest interval, reached at ten times as many steps")
     add("--lr", type=float, default=3e-3)
     add("--out", type=Path, default=Path("benchmarks/steps/results/unequal.jsonl"), help="lines are appended")
     args = parser.parse_args()
@@ -191,13 +191,11 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     found = []
     for ranks in args.ranks:
-        for method in args.methods:
-            tracks = {case: run(ranks, args, method, case) for case in CASES}
-            for case, of in tracks.items():
-                found.append(
-                    {"ranks": ranks, "method": method, "case": case} | record(of, tracks["half, equal shares"])
-                )
-                print(f"{ranks} ranks, {method}, {case}: {found[-1]['slowest_over_mean']:.2f}", file=sys.stderr)
+        with ProcessPoolExecutor(ranks, mp_context=get_context("spawn")) as pool:
+            tracks = {(m, case): run(pool, ranks, args, m, case) for m in args.methods for case in CASES}
+        for (method, case), of in tracks.items():
+            equal = tracks[method, "half, equal shares"]
+            found.append({"ranks": ranks, "method": method, "case": case} | record(of, equal))
 
     heads = ["ranks, method", "case", "seconds of solves by rank", "units", "slowest/mean", "moved", "loss", "weights"]
     table = headed(heads, f"{args.problem}, the last rank at half speed ({args.throttle})", left=2)
@@ -212,12 +210,10 @@ def main() -> None:
     append(args.out, ({**facts, **machine("cpu"), **r} for r in found))
 
 
-def run(ranks: int, args: argparse.Namespace, method: str, case: str) -> list[Track]:
+def run(pool: ProcessPoolExecutor, ranks: int, args: argparse.Namespace, method: str, case: str) -> list[Track]:
     """The tracks of one run, by rank."""
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        ProcessPoolExecutor(ranks, mp_context=get_context("spawn")) as pool,
-    ):
+    print(f"{ranks} ranks, {method}: {case}", file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory() as folder:
         common = ranks, f"{folder}/meeting", args, method, case
         futures = [pool.submit(measure, rank, *common) for rank in range(ranks)]
         return [future.result() for future in futures]

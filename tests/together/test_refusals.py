@@ -89,7 +89,7 @@ def test_tensor_parallelism_is_refused(two, cls, method):
 
 
 def mixed(method, steps):
-    """Weights of a plain layer after a block that is cut over ranks and of another optimizer; in one process all whole."""
+    """Weights of a plain layer after a block that is cut over ranks; in one process all are whole."""
     torch.manual_seed(0)
     model = nn.ModuleDict({"first": nn.Linear(6, 8), "second": nn.Linear(8, 4), "last": nn.Linear(4, 3)}).double()
     if dist.is_initialized():

@@ -54,10 +54,10 @@ class DTensorAccess(Access):
         if not (all(whole[:-1]) and (whole[-1] or cut[-1])):
             raise ConfigError(
                 f"{self._name(param)}a parameter of shape {tuple(param.shape)} is placed {tuple(placements)} on the "
-                f"mesh {mesh.mesh_dim_names or tuple(mesh.shape)}; (Shard(0),), (Replicate(), Shard(0)) and Replicate() "
-                "alone are supported, over ranks with batches of their own. Use fully_shard without tensor parallelism "
-                "(tensor_parallel_size=1) and without shard_placement_fn, or leave the parameter to another optimizer, "
-                "to which nothing is attached: docs/explanation/ownership.md says why, under tensor parallelism."
+                f"mesh {mesh.mesh_dim_names or tuple(mesh.shape)}; (Shard(0),), (Replicate(), Shard(0)) and "
+                "Replicate() alone are supported, over ranks with batches of their own. Use fully_shard without tensor "
+                "parallelism (tensor_parallel_size=1) and without shard_placement_fn, or leave the parameter to "
+                "another optimizer, to which nothing is attached (docs/explanation/ownership.md, tensor parallelism)."
             )
         numel = param.shape.numel()
         if whole[-1]:

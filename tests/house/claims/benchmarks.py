@@ -4,6 +4,7 @@ from statistics import mean, median
 
 from benchmarks.anywhere import shares
 from benchmarks.curvature import landscapes
+from benchmarks.steps.unequal import CASES
 from tests.house.claims.explanation import sharded, spikes
 from tests.house.claims.methods import SMALL, STEPS, TORCH_MUON, early, ends, mean_step
 from tests.support.results import best, held, line, lines, loss, peers, spike, state, step, steps_to, suite
@@ -64,6 +65,14 @@ def slowest(variant: str, clock: str) -> float:
     """Largest over median step of the first run on two ranks."""
     one = next(one for one in lines("ddp") if one["variant"] == variant)
     return one[f"{clock}largest_ms"] / one[f"{clock}median_ms"]
+
+
+def unequal(ranks: int, method: str, head: str) -> dict[str, list[float]]:
+    """A row of ranks of which one is slow."""
+    found = [line("unequal", ranks=ranks, method=method, case=case) for case in CASES]
+    even, without, balanced = (one["slowest_over_mean"] for one in found)
+    figures = [without, balanced, found[2]["moved"], even, found[0]["moved"]]
+    return {f"| {head} | {{}} | {{}} | {{}} | {{}} | {{}} |": figures}
 
 
 def both(overlapped: str) -> list[float]:
@@ -167,6 +176,13 @@ CLAIMS = {
             size for part in ("curvature", "saved", "work space", "whole", "largest") for size in sharded(part, "kfac")
         ],
         **known_shapes(),
+        **unequal(2, "soap", "SOAP, 2 ranks"),
+        **unequal(4, "soap", "SOAP, 4 ranks"),
+        **unequal(2, "kfac", "K-FAC, 2 ranks"),
+        **unequal(4, "kfac", "K-FAC, 4 ranks"),
+        "where they are apart by {} of the largest weight": [
+            line("unequal", ranks=4, method="kfac", case="half, balance")["weights_apart"]
+        ],
     },
 }
 for _name in peers("byte_lm"):

@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning_so.actions.stretch import REACH
 from lightning_so.contract.spread import Staggered
+from lightning_so.core.balance import slowness
 from lightning_so.core.device.choose import LEAST
 from lightning_so.core.overhead.choice import PEAK
 from lightning_so.core.overhead.controller import STEADY
@@ -97,6 +98,7 @@ CLAIMS = {
         "[why {}](": [Staggered().headroom],
         "take it to {} times the median step": [PEAK],
         "differs by more than {} % between two rounds": [100 * STEADY],
+        "find a rank off by more than {} from what is in force": [slowness.STEADY],
     },
     "docs/explanation/three-actions.md": {"until it promises {} times what the base's own update does": [REACH]},
     "docs/explanation/second-order.md": {
@@ -167,6 +169,9 @@ CLAIMS = {
 #: What is set, and not measured.
 GIVEN = {
     "docs/explanation/devices.md": ["whose factor has moved by 5 %"],
-    "docs/explanation/schedule.md": ["max_overhead=0.1)`: all of ours may take 10 % of"],
+    "docs/explanation/schedule.md": [
+        "max_overhead=0.1)`: all of ours may take 10 % of",
+        "equal ranks with 10 % of noise",
+    ],
     "docs/explanation/second-order.md": ["at .3, 1 and 3 times AdamW's tuned rate"],
 }
