@@ -71,7 +71,8 @@ def scaled() -> dict[str, list[float]]:
     for one in lines("scale_measured"):
         seen, said, off = one["measured"], one["planned"], 100 * one["off"]["step"]
         cell = "**{} %**" if abs(off) > 20 else "{} %"
-        rows[f"| {one['link']} | {one['ranks']} | {'{} / {} | ' * 4}{cell} |"] = [
+        method = {"soap": "SOAP", "kfac": "K-FAC"}[one["method"]]
+        rows[f"| {method} | {one['link']} | {one['ranks']} | {'{} / {} | ' * 4}{cell} |"] = [
             *(side["memory"] / 1e6 for side in (seen, said)),
             *(side["sent"] / 1e3 for side in (seen, said)),
             *(side["cpu"] for side in (seen, said)),
