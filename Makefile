@@ -9,7 +9,7 @@ PYTEST := OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/.ci/start $(BIN)/python -m pyte
 .DEFAULT_GOAL := help
 FLOORS ?= .venv/floors
 
-.PHONY: help demo gallery chromium test fast test-cluster test-image floors faults matrix clients licences site lint format bench bench-gpu bench-peers clean
+.PHONY: help demo gallery chromium test fast test-cluster test-image test-ray floors faults matrix clients licences site lint format bench bench-gpu bench-peers clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 12
@@ -72,6 +72,17 @@ test-cluster: $(READY) ## Test on a real SLURM of two nodes, and over two hosts 
 # By docker/check.sh, which can be run alone. It takes some minutes, and is no part of the others.
 test-image: $(READY) ## Build the image without a Docker engine, and test it
 	@$(PYTEST) -n 0 -rs tests/cluster/test_image.py
+
+# Ray and what its training needs, half a gigabyte: in a folder that nothing else looks into.
+RAY := ray==2.60.0 msgpack==1.2.4 protobuf==7.36.2 pandas==3.1.1 pyarrow==26.0.1 pydantic==2.14.4 pydantic_core==2.50.5 \
+	annotated-types==0.8.0 typing-inspection==0.4.5 python-dateutil six
+.venv/ray/.ready: $(READY)
+	@echo "Setting up .venv/ray (once)"
+	@$(PIP) --target .venv/ray --no-deps $(RAY)
+	@touch $@
+
+test-ray: .venv/ray/.ready ## Test Ray Train: two workers on this machine, one of which is lost
+	@$(PYTEST) -n 0 -rs tests/together/test_ray.py
 
 # In an environment of its own. TORCH_INDEX=https://... is where a CPU build of an old torch can be had.
 floors: $(READY) ## Run a sample of the tests on the oldest Python, torch and Lightning that pyproject.toml names

@@ -113,8 +113,9 @@ def become(program, line, original=os.execvp) -> None:
     os._exit(code)
 
 
-def main(name, arguments, out, err) -> None:
+def main(name, arguments, environment, out, err) -> None:
     """What `python -m` does, in a process of its own."""
+    os.environ.update(environment)
     for number, path in ((1, out), (2, err)):
         with path.open("w") as file:
             os.dup2(file.fileno(), number)
@@ -142,12 +143,15 @@ class Started:
         folder: Where it is written what the module prints.
         name: The module.
         arguments: Its arguments.
+        environment: Variables that are set beside those of the tests.
     """
 
-    def __init__(self, folder, name, *arguments) -> None:
+    def __init__(self, folder, name, *arguments, **environment) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.name, self.out, self.err = name, folder / "stdout.txt", folder / "stderr.txt"
-        self.process = forking().Process(target=main, args=(name, [*map(str, arguments)], self.out, self.err))
+        self.process = forking().Process(
+            target=main, args=(name, [*map(str, arguments)], environment, self.out, self.err)
+        )
         self.process.start()
 
     def ended(self, timeout):
