@@ -13,7 +13,7 @@ import yaml
 from tests.support.forked import ROOT, Started, module
 
 MANIFEST = ROOT / "configs" / "kubernetes" / "pytorchjob.yaml"
-LINE = ("--steps", "40", "--width", "32", "--precision", "64-true")
+LINE = ("--steps", "60", "--width", "32", "--precision", "64-true")
 
 
 @pytest.fixture(scope="module")
