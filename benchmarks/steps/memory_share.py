@@ -39,7 +39,7 @@ def measure(rank: int, ranks: int, meeting: str, name: str, share: float, blocks
     engine = attach(module, optimizer, method, memory=Memory(share=share))
     parts, sent, times = engine.parts, list[int](), list[float]()
     cycle = parts.units.schedule.cycle
-    for step in range(11 * cycle + 2 * cycle):
+    for step in range(12 * cycle + 2 * cycle):  # Slots are settled two cycles after the interval has grown.
         x = torch.randn(64, width, generator=torch.Generator().manual_seed(step))[rank::ranks]
         begun = time.process_time()
         loss = (model(x) - x.roll(1, 1)).square().sum(1).mean()
