@@ -80,11 +80,6 @@ def fitted(saved: Tensor, like: Tensor) -> Tensor:
     return found if found.shape == like.shape else saved
 
 
-def diagonal(packed: Tensor, side: int) -> Tensor:
-    """The diagonals (..., T) of what is packed."""
-    return torch.cat([strip.diagonal(dim1=-2, dim2=-1) for _, _, strip in _each(packed, side)], -1)
-
-
 def fold(packed: Tensor, X: Tensor, keep: float, weight: float) -> None:
     """`F <- keep F + weight X X'` for matrices X (B, T, K) in place: 9/16 of the multiply-adds of whole products.
 
