@@ -12,6 +12,7 @@ from tests.support.results import best, held, line, lines, loss, peers, spike, s
 PAGE, GRID = "benchmarks/README.md", "grid_byte_lm"
 FAMILY = ("soap", "muon", "kfac", "ekfac", "shampoo")
 ON_SGD = ("kfac_sgd", "ekfac_sgd")
+NAMES = {"soap": "SOAP", "kfac": "K-FAC", "ekfac": "EKFAC", "shampoo": "Shampoo", "muon": "Muon"}
 PEERS = ("byte_lm", "autoencoder", "cnn")
 
 
@@ -55,7 +56,7 @@ def share_of_time(problem: str, method: str, asked: str, head: str, rest: str) -
 def shared() -> dict[str, list[float]]:
     """The rows of shares of curvature under DDP."""
     return {
-        f"| {one['ranks']}, {one['share']:g} | {{}} | {{}} / {{}} | {{}} |": [
+        f"| {NAMES[one['method']]}, {one['ranks']}, {one['share']:g} | {{}} | {{}} / {{}} | {{}} |": [
             one["curvature"] / 1e6,
             one["sent"] / 1e3,
             one["predicted"] / 1e3,
@@ -71,8 +72,7 @@ def scaled() -> dict[str, list[float]]:
     for one in lines("scale_measured"):
         seen, said, off = one["measured"], one["planned"], 100 * one["off"]["step"]
         cell = "**{} %**" if abs(off) > 20 else "{} %"
-        method = {"soap": "SOAP", "kfac": "K-FAC"}[one["method"]]
-        rows[f"| {method} | {one['link']} | {one['ranks']} | {'{} / {} | ' * 4}{cell} |"] = [
+        rows[f"| {NAMES[one['method']]} | {one['link']} | {one['ranks']} | {'{} / {} | ' * 4}{cell} |"] = [
             *(side["memory"] / 1e6 for side in (seen, said)),
             *(side["sent"] / 1e3 for side in (seen, said)),
             *(side["cpu"] for side in (seen, said)),
@@ -84,11 +84,10 @@ def scaled() -> dict[str, list[float]]:
 
 def modes_of_memory() -> dict[str, list[float]]:
     """The rows of what modes of memory hold and take."""
-    names = {"soap": "SOAP", "kfac": "K-FAC", "ekfac": "EKFAC", "shampoo": "Shampoo", "muon": "Muon"}
     rows = {}
     for one in lines("memory_held"):
         mode = one["mode"] if one["mode"] == "in full" else f"`{one['mode']}`"
-        rows[f"| {names[one['method']]}, {mode} | {{}} | {{}} | {{}} |"] = [
+        rows[f"| {NAMES[one['method']]}, {mode} | {{}} | {{}} | {{}} |"] = [
             one[k] for k in ("between", "inside", "time")
         ]
     del rows["| EKFAC, `Memory()` | {} | {} | {} |"]  # As SOAP's.
