@@ -9,17 +9,15 @@ intervals being at their largest.
 
 import argparse
 import os
-import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
 from datetime import timedelta
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel as DDP
 
+from benchmarks.shared.ranks import on_ranks
 from benchmarks.shared.table import append, headed, machine, show
 from benchmarks.steps.sharded_memory import METHODS, Equal
 from lightning_so import Memory, attach
@@ -62,10 +60,7 @@ def measure(rank: int, ranks: int, meeting: str, name: str, share: float, blocks
 
 def worst(ranks: int, *how: object) -> dict[str, float]:
     """The largest figure of any rank."""
-    with tempfile.TemporaryDirectory() as folder:
-        with ProcessPoolExecutor(ranks, mp_context=get_context("spawn")) as pool:
-            futures = [pool.submit(measure, rank, ranks, f"{folder}/meeting", *how) for rank in range(ranks)]
-            found = [future.result() for future in futures]
+    found = on_ranks(ranks, measure, *how)
     return {figure: max(of_rank[figure] for of_rank in found) for figure in FIGURES}
 
 

@@ -10,10 +10,7 @@ import argparse
 import json
 import os
 import sys
-import tempfile
-from concurrent.futures import ProcessPoolExecutor
 from datetime import timedelta
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from benchmarks.shared.ranks import on_ranks
 from lightning_so import EKFAC, KFAC, SOAP, Muon, Shampoo, attach
 from lightning_so.contract.memory import held
 from lightning_so.core.trust.memory import state_bytes
@@ -92,10 +90,7 @@ def measure(rank: int, ranks: int, meeting: str, name: str, blocks: int, width: 
 
 def worst(ranks: int, *arguments: Any) -> dict[str, int]:
     """By part, the bytes of the rank that holds most."""
-    with tempfile.TemporaryDirectory() as folder:
-        with ProcessPoolExecutor(ranks, mp_context=get_context("spawn")) as pool:
-            futures = [pool.submit(measure, rank, ranks, f"{folder}/meeting", *arguments) for rank in range(ranks)]
-            found = [future.result() for future in futures]
+    found = on_ranks(ranks, measure, *arguments)
     return {part: max(of_rank[part] for of_rank in found) for part in PARTS}
 
 

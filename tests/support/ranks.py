@@ -143,6 +143,17 @@ def states(method, base, arguments, steps, given=None, dtype=torch.float64):
     return ends
 
 
+def walk(wrapped, optimizer, engine, steps, rank, ranks):
+    """Make some steps in float64, on this rank's part of each global batch, with losses that the engine is shown."""
+    for step in steps:
+        x, y = batch(step, torch.float64)
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(wrapped(x[rank::ranks]), y[rank::ranks])
+        engine.before_backward(loss)
+        loss.backward()
+        optimizer.step()
+
+
 def observed(method, base, arguments, steps, how):
     """Train, then what every rank has: `curvature`, or the factors as the callback leaves them when training ends."""
     several = dist.is_initialized()
@@ -151,13 +162,7 @@ def observed(method, base, arguments, steps, how):
     model = Net(torch.float64)
     wrapped, optimizer = DDP(model) if several else model, base(model.parameters(), **arguments)
     engine = attach(model, optimizer, method)
-    for step in range(steps):
-        x, y = batch(step, torch.float64)
-        optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(wrapped(x[rank::ranks]), y[rank::ranks])
-        engine.before_backward(loss)
-        loss.backward()
-        optimizer.step()
+    walk(wrapped, optimizer, engine, range(steps), rank, ranks)
     if how == "curvature":
         found = {name: (c.inputs, c.outputs, *(c.bases or ()), c.moments) for name, c in curvature(engine).items()}
     else:

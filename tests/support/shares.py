@@ -14,6 +14,7 @@ from lightning_so.core.trust.memory import curvature_bytes
 from lightning_so.core.trust.traffic import traffic
 from tests.support import noted
 from tests.support.problems import Net, batch
+from tests.support.ranks import walk
 
 
 class Ended(NamedTuple):
@@ -42,13 +43,7 @@ def train(method, base, arguments, steps, *, memory=None, kind="full", given=Non
         model.load_state_dict(of_model)
         optimizer.load_state_dict(of_optimizer)
         checkpoint.read(engine.parts, of_engine)
-    for step in steps:
-        x, y = batch(step, torch.float64)
-        optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(wrapped(x[rank::ranks]), y[rank::ranks])
-        engine.before_backward(loss)
-        loss.backward()
-        optimizer.step()
+    walk(wrapped, optimizer, engine, steps, rank, ranks)
     live = [v.clone() for state in optimizer.state.values() for v in state.values() if torch.is_tensor(v)]
     with engine.plain():
         files = copy.deepcopy([model.state_dict(), optimizer.state_dict()])

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from inspect import signature
 from typing import Any, overload
 
 from torch import nn
@@ -27,21 +28,6 @@ from lightning_so.core.plan.mixture import Mixture
 from lightning_so.core.plan.roles import Route
 from lightning_so.errors import ConfigError, check_choice
 from lightning_so.linalg.products import PRODUCTS
-
-#: The options of methods on layers and matrices where none is given.
-USUAL: dict[str, Any] = {
-    "route": None,
-    "min_coverage": 0,
-    "verify_every": 0,
-    "compare_every": 0,
-    "reduction": None,
-    "lag": 0,
-    "max_overhead": None,
-    "ways": None,
-    "lengths": "measured",
-    "memory": None,
-    "balance": False,
-}
 
 
 class Attached(Engine):
@@ -220,7 +206,8 @@ def attach(
         "balance": balance,
     }
     if whole:
-        if sharding != "exact" or any(given[name] != usual for name, usual in USUAL.items()):
+        usual = signature(attach).parameters
+        if any(value != usual[name].default for name, value in {**given, "sharding": sharding}.items()):
             raise ConfigError(
                 f"attach: {type(method).__name__} is one method on all parameters: it takes no options but product."
             )

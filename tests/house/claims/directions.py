@@ -4,10 +4,9 @@ from collections.abc import Callable
 from statistics import mean, median
 from typing import Any
 
-from benchmarks.curvature.captured_plots import GUESSES, at
+from benchmarks.curvature.captured_plots import GUESSES, KS, at
 from tests.support.results import gradients, line, lines, loss
 
-KS = (1, 2, 5, 10)
 #: What a step is called on the page.
 CALLED = {
     "frame": "to the extremes in the frame, k = {k}",
