@@ -6,8 +6,8 @@ from benchmarks.anywhere import shares
 from benchmarks.curvature import landscapes
 from benchmarks.steps.unequal import CASES
 from tests.house.claims.explanation import sharded, spikes
-from tests.house.claims.methods import SMALL, STEPS, TORCH_MUON, early, ends, mean_step
-from tests.support.results import best, held, line, lines, loss, peers, spike, state, step, steps_to, suite
+from tests.house.claims.methods import TORCH_MUON, ends
+from tests.support.results import best, held, line, lines, loss, peers, state, steps_to, suite
 
 PAGE, GRID = "benchmarks/README.md", "grid_byte_lm"
 FAMILY = ("soap", "muon", "kfac", "ekfac", "shampoo")
@@ -38,19 +38,6 @@ def summary(method: str, called: str) -> dict[str, list[float]]:
     part, cells, middle = held(method)
     worst = max(shares.summary(suite(), method).same.values())
     return {f"| {called} | {{}} | {{}} % | {{}} | {{}}, ": [cells, part, middle, worst]}
-
-
-def share_of_time(problem: str, method: str, asked: str, head: str, rest: str) -> dict[str, list[float]]:
-    """A row of what a share of the time comes to."""
-    of = {"problem": problem}
-    variant = f"{method}:max_overhead={asked}"
-    return {
-        f"| {head} | {{}}x | {{}} ({{}}) | {rest}": [
-            mean_step("one_process_max_overhead", variant, **of),
-            spike("one_process_max_overhead", variant, **of),
-            spike("one_process_max_overhead", "adamw", **of),
-        ]
-    }
 
 
 def shared() -> dict[str, list[float]]:
@@ -176,23 +163,6 @@ CLAIMS = {
         **summary("torch_muon_adamw", "torch's Muon, three rates"),
         **summary("kfac_sgd", "K-FAC on SGD"),
         **summary("ekfac_sgd", "EKFAC on SGD"),
-        "| byte LM, median step | {} ms | {}x | {}x | {}x | {}x | {}x |": [
-            line(STEPS, variant="adamw")["median_ms"],
-            *(step(STEPS, method) for method in FAMILY),
-        ],
-        "| largest/median | {} | {} | {} | {} | {} | {} |": [spike(STEPS, method) for method in ("adamw", *FAMILY)],
-        "| autoencoder, mean step | {} ms | {}x | {}x | {}x | {}x | - |": [
-            line(SMALL, variant="adamw")["mean_ms"],
-            *(mean_step(SMALL, method) for method in FAMILY[:-1]),
-        ],
-        "loss after 2,000 steps, one seed | {} | {} | {} | {} | {} | {} |": [
-            line(STEPS, variant=method)["loss"] for method in ("adamw", *FAMILY)
-        ],
-        "In the first 260 steps K-FAC is {}x and EKFAC {}x.": [early("kfac"), early("ekfac")],
-        **share_of_time("byte_lm_2k", "soap", "0.3", "2,048, .3 | SOAP", ""),
-        **share_of_time("byte_lm_2k", "kfac", "0.3", "2,048, .3 | K-FAC", ""),
-        **share_of_time("byte_lm_8k", "soap", "0.1", "8,192, .1 | SOAP", ""),
-        **share_of_time("byte_lm_8k", "kfac", "0.1", "8,192, .1 | K-FAC", ""),
         "staggered {}, {}, {}, burst {}, {}, {}, AdamW itself {}, {}, {} (": [
             one["largest_over_median"]
             for variant in ("staggered", "burst", "AdamW")
