@@ -24,15 +24,6 @@ OPEN = {
     "Their rates",
     "Beside AdamW",
     "Peers",
-    "Few directions",
-    "CurvatureMonitor",
-    "SharpnessGuard",
-    "SaddleEscape",
-    "K-FAC with curvature products",
-    "Newton's method on the whole batch",
-    "Nystrom before SGD",
-    "AdaHessian and Sophia",
-    "What watching costs",
 }
 
 
