@@ -178,6 +178,12 @@ CLAIMS = {
         "A rank sends {} bytes a step for SOAP once the interval is at its largest, as predicted to the byte ({} on": [
             line("ddp", variant="soap")[part] for part in ("sent_settled_bytes", "sent_mean_bytes")
         ],
+        "the mean of the 400 steps), Muon {}, beside DDP's own {} of gradients": [
+            line("ddp", variant="muon")[part] for part in ("sent_settled_bytes", "gradient_bytes")
+        ],
+        "staggered sends {} kB a step, the burst {}.": [
+            line("staggered_1gbit", variant=variant)["sent_mean_bytes"] / 1e3 for variant in ("staggered", "burst")
+        ],
         "(`ddp_so`) | {}, {} | {}, {} |": both("statistics"),
         "(`lag=1`) | {}, {} | {}, {} |": both("solves"),
         "| neither | {}, {} | {}, {} |": both("neither"),

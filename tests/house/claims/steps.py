@@ -2,7 +2,7 @@
 
 from tests.house.claims.benchmarks import FAMILY, PAGE
 from tests.house.claims.methods import SMALL, STEPS, early, mean_step
-from tests.support.results import best, line, loss, middle, spike, step
+from tests.support.results import best, line, lines, loss, middle, spike, step
 
 TIMED, TRAINED, WIDE = "one_process_max_overhead", "max_overhead_byte_lm", "one_process_autoencoder_wide_mnist"
 #: A row of "Step cost", and its file: with torch's Muon, or without.
@@ -53,6 +53,17 @@ def unsolved(method: str, base: str) -> float:
     """A mean step without what solves take, over the base's."""
     one = line(WIDE, variant=method, steps=200)
     return (one["mean_ms"] - one["parts_ms"]["solve"]) / line(WIDE, variant=base, steps=200)["mean_ms"]
+
+
+def of_host(layers: str) -> list[float]:
+    """Microseconds a step and block."""
+    return [line("host_time", layers=layers, variant=method)["block_us"] for method in FAMILY]
+
+
+def hooks() -> list[float]:
+    """Microseconds a block in the forward and backward pass, the least and the most of K-FAC and EKFAC."""
+    found = [one["parts_us"]["forward_backward"] for one in lines("host_time") if "kfac" in one["variant"]]
+    return [min(found), max(found)]
 
 
 CLAIMS = {
@@ -113,5 +124,8 @@ CLAIMS = {
             mean_step("one_process_resnet20", "kfac"),
             mean_step("one_process_resnet20", "kfac_sgd", "sgd"),
         ],
+        "| all alike, 4 x 4 | {} | {} | {} | {} | {} |": of_host("alike"),
+        "| of 100 shapes | {} | {} | {} | {} | {} |": of_host("different"),
+        "Of K-FAC's and EKFAC's, {} to {} a block": hooks(),
     }
 }
