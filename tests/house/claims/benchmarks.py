@@ -7,7 +7,7 @@ from benchmarks.curvature import landscapes
 from benchmarks.steps.unequal import CASES
 from tests.house.claims.explanation import sharded, spikes
 from tests.house.claims.methods import SMALL, STEPS, TORCH_MUON, early, ends, mean_step
-from tests.support.results import best, held, line, lines, loss, peers, spike, state, step, steps_to, suite
+from tests.support.results import best, held, line, lines, peers, spike, state, step, steps_to, suite
 
 PAGE, GRID = "benchmarks/README.md", "grid_byte_lm"
 FAMILY = ("soap", "muon", "kfac", "ekfac", "shampoo")
@@ -146,14 +146,6 @@ def contender(name: str, ours: bool) -> dict[str, list[float]]:
 CLAIMS = {
     PAGE: modes_of_memory()
     | {
-        "betas .9/.95 | 8, 1e-3 to 5e-2 | {} (2e-3); {} at 3e-3 | {} (2e-2) | {} (5e-3); {} at 3e-3, {} at": [
-            loss(GRID, "adamw", 0.002),
-            loss(GRID, "adamw", 0.003),
-            loss(GRID, TORCH_MUON, 0.02),
-            loss(GRID, "soap", 0.005),
-            loss(GRID, "soap", 0.003),
-            loss(GRID, "soap", 0.002),
-        ],
         "6, 1e-3 to 2e-2 | {} (5e-3) | {} (2e-2) | **{}** (1e-2) | {} (2e-2) |": [
             ends(method, "autoencoder") for method in ("adamw", TORCH_MUON, "soap", "muon")
         ],
