@@ -1,13 +1,16 @@
 """Claims of benchmarks/README.md: trainings at equal rates, of the family, and by what was set."""
 
+from itertools import product
 from statistics import mean
 
+from lightning_so.actions import stretch
 from lightning_so.contract.spread import Staggered
 from tests.house.claims.benchmarks import GRID, PAGE
 from tests.house.claims.methods import TORCH_MUON
-from tests.support.results import best, lines, loss, steps_to
+from tests.support.results import best, dampings, lines, loss, steps_to
 
 MNIST, PIXELS, BETAS = "grid_autoencoder_mnist", "grid_autoencoder_bernoulli_mnist", "grid_byte_lm_default_betas"
+LENGTHS = ("base", "measured")
 LATE = "betas=(0.9, 0.999)"
 
 
@@ -30,6 +33,62 @@ def powers(problem: str, head: str, rate: str) -> dict[str, list[float]]:
             found[options["power"], options["whiten"]].append(one["final_loss"])
     cells = [" / ".join(["{}"] * len(losses)) or "-" for losses in found.values()]
     return {f"| {head} | {rate} | {' | '.join(cells)} |": [loss for losses in found.values() for loss in losses]}
+
+
+def labelled(problem: str, head: str, rate: str) -> dict[str, list[float]]:
+    """A row of labels at hand and drawn, bold where these or those end lower on each seed; CPU seconds."""
+    file, labels = "whose_labels", [f"kfac fisher={fisher}" for fisher in ("empirical", "sampled")]
+    hand, drawn = (finals(file, label, float(rate), problem=problem) for label in labels)
+    cells = [", ".join(["{}"] * len(hand))] * 2
+    less = [ours < theirs for ours, theirs in zip(hand, drawn, strict=True)]
+    if all(less) or not any(less):
+        cells[less[0] is False] = f"**{cells[0]}**"
+    times = [seconds(file, label, float(rate), problem=problem) for label in labels]
+    return {f"| {head} | {rate} | {cells[0]} | {cells[1]} | {{}}, {{}} |": [*hand, *drawn, *times]}
+
+
+def lengthened(problem: str, head: str, rate: str) -> dict[str, list[float]]:
+    """A row of lengths as the base's and as measured; not all methods were run everywhere."""
+    cells, values = [], []
+    for setting in product(("muon", "kfac", "soap"), LENGTHS):
+        found = [
+            one["final_loss"]
+            for one in lines("lengths")
+            if (one["problem"], one["lr"]) == (problem, float(rate))
+            and (one["method"], one["options"]["lengths"]) == setting
+        ]
+        cells.append("{}" if found else "-")
+        values += found
+    return {f"| {head}, {rate} | {' | '.join(cells)} |": values}
+
+
+def taken(method: str, lengths: str) -> float:
+    """CPU seconds of the byte LM, the mean of both rates."""
+    return mean(seconds("lengths", f"{method} lengths={lengths}", lr, problem="byte_lm") for lr in (0.003, 0.01))
+
+
+def against_sweep(problem: str, head: str) -> dict[str, list[float]]:
+    """A row of the default damping over the best of its sweep, by batch."""
+    found = [
+        [ratio for (name, _), ratio in sorted(dampings(method).items()) if name == problem]
+        for method in ("kfac", "kfac_sgd")
+    ]
+    cells = [", ".join(["{}"] * len(each)) for each in found]
+    return {f"| {head} | {cells[0]} | {cells[1]} |": [ratio for each in found for ratio in each]}
+
+
+def from_any_rate(problem: str, method: str) -> dict[str, list[float]]:
+    """A row of losses by rate, under AdamW and SGD; a dash where one is not finite."""
+    found = [
+        [
+            one["loss"]
+            for one in lines("auto_step")
+            if (one["problem"], one["base"], one["method"]) == (problem, base, method)
+        ]
+        for base in ("adamw", "sgd")
+    ]
+    cells = [" / ".join("-" if each is None else "{}" for each in row) for row in found]
+    return {f"| {method} | {cells[0]} | {cells[1]} |": [each for row in found for each in row if each is not None]}
 
 
 CLAIMS = {
@@ -96,5 +155,34 @@ CLAIMS = {
         **powers("autoencoder", "autoencoder on digits", "5e-3"),
         **powers("autoencoder", "autoencoder on digits, seeds 0 / 1 / 2 where there are three", "1e-2"),
         **powers("autoencoder", "autoencoder on digits", "2e-2"),
+        **lengthened("byte_lm", "byte LM", "3e-3"),
+        **lengthened("byte_lm", "byte LM", "1e-2"),
+        **lengthened("autoencoder", "autoencoder", "3e-3"),
+        **lengthened("autoencoder", "autoencoder", "1e-2"),
+        "take {} CPU seconds without and {} with it under Muon, {} and {} under K-FAC": [
+            taken(method, lengths) for method in ("muon", "kfac") for lengths in LENGTHS
+        ],
+        "(a mean of {} samples, {} times the base's promise, growth by {}, at most {})": [
+            1 / (1 - stretch.DECAY),
+            stretch.REACH,
+            stretch.GROWTH,
+            stretch.MOST,
+        ],
+        **labelled("byte_lm", "byte LM, classes", "1e-2"),
+        **labelled("cnn", "CNN, classes", "1e-2"),
+        **labelled("autoencoder", "autoencoder, squares", "1e-2"),
+        **labelled("autoencoder_mnist", "autoencoder on MNIST, squares", "1e-2"),
+        **labelled("autoencoder_bernoulli_mnist", "the same, pixels on or off", "3e-3"),
+        **labelled("autoencoder_bernoulli_mnist", "the same, pixels on or off", "1e-2"),
+        **against_sweep("autoencoder", "autoencoder on digits"),
+        **against_sweep("cnn_fashion", "CNN on Fashion-MNIST"),
+        **against_sweep("byte_lm", "byte LM"),
+        **against_sweep("regression", "regression, half a digit from the other"),
+        **from_any_rate("cnn", "alone"),
+        **from_any_rate("cnn", "AutoStep"),
+        **from_any_rate("cnn", "constant"),
+        **from_any_rate("autoencoder", "alone"),
+        **from_any_rate("autoencoder", "AutoStep"),
+        **from_any_rate("autoencoder", "constant"),
     }
 }
