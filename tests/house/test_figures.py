@@ -10,7 +10,6 @@ FIGURES = "benchmarks/README.md"
 PAGES = [*(str(page.relative_to(ROOT)) for page in pages() if page.name not in OTHERS), FIGURES]
 #: Sections of the benchmarks' page of whose figures some have no claim yet; no other may come to them.
 OPEN = {
-    "What the field found since",
     "Longer, and larger",
     "Their rates",
     "Beside AdamW",

@@ -74,10 +74,16 @@ def field(
 
 
 def lower(
-    problem: str, lr: float, seed: int | None = None, of: float | None = None, run: int = 0, **option: Any
+    problem: str,
+    lr: float,
+    seed: int | None = None,
+    of: float | None = None,
+    run: int = 0,
+    method: str = "soap",
+    **option: Any,
 ) -> float:
-    """Percent by which SOAP with an option ends lower than without (at the rate `of`), on a seed or in the mean."""
-    ours, theirs = field(problem, lr, **option), field(problem, of or lr, run)
+    """Percent by which a method with an option ends lower than without (at the rate `of`), on a seed or in the mean."""
+    ours, theirs = field(problem, lr, method=method, **option), field(problem, of or lr, run, method)
     seeds = sorted(ours.keys() & theirs.keys()) if seed is None else [seed]
     return 100 * (1 - mean(ours[each] for each in seeds) / mean(theirs[each] for each in seeds))
 
