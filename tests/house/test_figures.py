@@ -11,9 +11,6 @@ PAGES = [*(str(page.relative_to(ROOT)) for page in pages() if page.name not in O
 #: Sections of the benchmarks' page of whose figures some have no claim yet; no other may come to them.
 OPEN = {
     "Longer, and larger",
-    "Their rates",
-    "Beside AdamW",
-    "Peers",
     "Step cost",
     "Every method over 2,000 steps",
     "A share of the time",

@@ -34,10 +34,14 @@ def beside(problem: str) -> dict[str, list[float]]:
 
 
 def summary(method: str, called: str) -> dict[str, list[float]]:
-    """A row of the suite's second table, without where the worst is."""
+    """A row of the suite's second table."""
     part, cells, middle = held(method)
-    worst = max(shares.summary(suite(), method).same.values())
-    return {f"| {called} | {{}} | {{}} % | {{}} | {{}}, ": [cells, part, middle, worst]}
+    found = shares.summary(suite(), method)
+    (problem, times), worst = max(found.same.items(), key=lambda item: item[1])
+    timed = shares.share(suite(), method, found.timed)
+    assert timed is not None
+    row = f"| {called} | {{}} | {{}} % | {{}} | {{}}, `{problem}` x{times:g} | {{}} % |"
+    return {row: [cells, part, middle, worst, 100 * timed]}
 
 
 def share_of_time(problem: str, method: str, asked: str, head: str, rest: str) -> dict[str, list[float]]:
