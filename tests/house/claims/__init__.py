@@ -4,9 +4,14 @@ A figure comes from a results file (`tests/support/results.py` reads them), or f
 and not measured, a learning rate, say, is in `GIVEN`, word by word.
 """
 
+from collections.abc import Sequence
 from importlib import import_module
 from pkgutil import iter_modules
 
-_PARTS = [import_module(f"{__name__}.{part.name}") for part in iter_modules(__path__)]
-CLAIMS = {page: claims for part in _PARTS for page, claims in part.CLAIMS.items()}
-GIVEN = {page: texts for part in _PARTS for page, texts in getattr(part, "GIVEN", {}).items()}
+CLAIMS: dict[str, dict[str, Sequence[float]]] = {}
+GIVEN: dict[str, list[str]] = {}
+for _part in (import_module(f"{__name__}.{part.name}") for part in iter_modules(__path__)):
+    for _page, _claims in _part.CLAIMS.items():
+        CLAIMS.setdefault(_page, {}).update(_claims)
+    for _page, _texts in getattr(_part, "GIVEN", {}).items():
+        GIVEN.setdefault(_page, []).extend(_texts)
