@@ -215,10 +215,10 @@ class Engine:
             fold_gradients(roster, matrices)
         with self.stopwatch.stage("solve"):
             swap.land(parts.flights, parts.unread, landing)
-            if due:
+            for some in units.portions(due, host.team.ranks, self.options.lag):
                 solver = self.stopwatch.around(solve, units.kinds)
                 solver = solver if parts.balance is None else parts.balance.around(solver, step, self.tell)
-                flight = launch(units, due, solver, host.team, step + self.options.lag, parts.line)
+                flight = launch(units, some, solver, host.team, step + self.options.lag, parts.line)
                 report.solved_here += flight.here
                 parts.flights.append(flight)
                 swap.land(parts.flights, parts.unread, landing)

@@ -142,6 +142,7 @@ def test_ranks_end_where_one_process_does(two):
             torch.testing.assert_close(weights[name], value, rtol=0, atol=1e-11)
 
 
+@pytest.mark.slow
 def test_owners_of_pieces_end_where_one_process_does(two):
     method = SOAP(**SOON, polish=True)
     alone, many = shards.train(method, *ADAMW, steps=12), two.run(shards.train, method, *ADAMW, steps=12)

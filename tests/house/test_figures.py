@@ -10,20 +10,7 @@ FIGURES = "benchmarks/README.md"
 PAGES = [*(str(page.relative_to(ROOT)) for page in pages() if page.name not in OTHERS), FIGURES]
 #: Sections of the benchmarks' page of whose figures some have no claim yet; no other may come to them.
 OPEN = {
-    "Loss on equal grids",
-    "The autoencoder on MNIST",
-    "Shadow mode",
-    "The family",
-    "Shampoo's power",
-    "What the field found since",
-    "How long a bent update is",
     "Longer, and larger",
-    "Whose labels",
-    "K-FAC's damping",
-    "AutoStep from any rate",
-    "Their rates",
-    "Beside AdamW",
-    "Peers",
 }
 
 

@@ -12,6 +12,7 @@ from lightning_so import KFAC, Mixture, attach
 from lightning_so.layers.calls import Ear
 from tests.layers.test_layers import DOUBLE, randn, spied, with_one
 from tests.methods.test_kfac import close, error, factors, product, sgd, step
+from tests.support.daily import daily
 
 LINEAR, E, HEADS = F.linear, 4, 2
 
@@ -187,7 +188,7 @@ METHODS = {
 
 @pytest.mark.parametrize("batch_first", [True, False], ids=["samples-first", "positions-first"])
 @pytest.mark.parametrize("cls", [torch.optim.SGD, torch.optim.AdamW])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", daily(METHODS, "reduce", "product"))
 def test_it_trains_as_the_layers_that_it_is_made_of(method, cls, batch_first):
     twins = nets(batch_first=batch_first)
     start = [p.detach().clone() for p in twins[0].matrices()]

@@ -350,6 +350,7 @@ def flat():
     return True
 
 
+@pytest.mark.slow
 def test_pieces_of_kernels_are_refused(two):
     assert two.run(flat) == [True, True]
 

@@ -48,6 +48,11 @@ def pattern(claim: str, figure: str = NUMBER) -> re.Pattern[str]:
     return re.compile(f"({figure})".join(parts))
 
 
+def printed(table: str) -> dict[str, list[float]]:
+    """The claim of a table that a script prints: it stands on the page with all its numbers."""
+    return {re.sub(NUMBER, "{}", table): [float(number) for number in re.findall(NUMBER, table)]}
+
+
 def found(text: str, claim: str) -> re.Match[str]:
     """Where it stands on a page.
 

@@ -74,10 +74,16 @@ def field(
 
 
 def lower(
-    problem: str, lr: float, seed: int | None = None, of: float | None = None, run: int = 0, **option: Any
+    problem: str,
+    lr: float,
+    seed: int | None = None,
+    of: float | None = None,
+    run: int = 0,
+    method: str = "soap",
+    **option: Any,
 ) -> float:
-    """Percent by which SOAP with an option ends lower than without (at the rate `of`), on a seed or in the mean."""
-    ours, theirs = field(problem, lr, **option), field(problem, of or lr, run)
+    """Percent by which a method with an option ends lower than without (at the rate `of`), on a seed or in the mean."""
+    ours, theirs = field(problem, lr, method=method, **option), field(problem, of or lr, run, method)
     seeds = sorted(ours.keys() & theirs.keys()) if seed is None else [seed]
     return 100 * (1 - mean(ours[each] for each in seeds) / mean(theirs[each] for each in seeds))
 
@@ -87,16 +93,20 @@ def steps_to(method: str, lr: float, name: str = "grid_byte_lm", part: str = "st
     return middle(best(name, method, lr).reached(part, loss(name, "adamw")))
 
 
-def damped(method: str) -> float:
-    """The loss of the default damping over the best of a sweep, on the problem and batch where that is most."""
+def dampings(method: str) -> dict[tuple[str, int], float]:
+    """The loss of the default damping over the best of a sweep, by problem and batch."""
     sweeps_: dict[tuple[str, int], dict[float, list[float]]] = {}
     for one in lines("damping"):
         if one["method"] == method:
-            sweeps_.setdefault((one["problem"], one["batch"]), {}).setdefault(one["times"], []).append(
-                one["final_loss"]
-            )
-    means = [{times: mean(found) for times, found in sweep.items()} for sweep in sweeps_.values()]
-    return max(sweep[1.0] / min(sweep.values()) for sweep in means)
+            sweep = sweeps_.setdefault((one["problem"], one["batch"]), {})
+            sweep.setdefault(one["times"], []).append(one["final_loss"])
+    means = {cell: {times: mean(found) for times, found in sweep.items()} for cell, sweep in sweeps_.items()}
+    return {cell: sweep[1.0] / min(sweep.values()) for cell, sweep in means.items()}
+
+
+def damped(method: str) -> float:
+    """The same on the problem and batch where it is most."""
+    return max(dampings(method).values())
 
 
 def whitened(problem: str, lr: float, seed: int = 0) -> float:

@@ -33,7 +33,7 @@ SITUATIONS = {
 }
 
 
-@pytest.mark.parametrize("situation", SITUATIONS)
+@pytest.mark.parametrize("situation", daily(SITUATIONS, "accumulate", "clip"))
 @pytest.mark.parametrize(
     ("method", "dtype", "tolerance"),
     # Whole sides have near-null spaces at step 10, where one ulp on the initial weights moves the final ones of
@@ -68,10 +68,10 @@ GAUSS_NEWTON = KFAC(period=4, fisher="exact")
 @pytest.mark.parametrize(
     ("method", "more"),
     [
-        (KFAC4, {}),
+        pytest.param(KFAC4, {}, marks=pytest.mark.slow),
         (KFAC4, {"accumulate": 2}),
         (KFAC4, {"clip": 0.1}),
-        (TILES, {}),
+        pytest.param(TILES, {}, marks=pytest.mark.slow),
         pytest.param(TILES, {"accumulate": 2}, marks=pytest.mark.slow),
         pytest.param(GAUSS_NEWTON, {}, marks=pytest.mark.slow),
         pytest.param(GAUSS_NEWTON, {"accumulate": 2}, marks=pytest.mark.slow),
@@ -91,7 +91,7 @@ def test_kfac_equals_one_process(two, base, method, more):
 
 
 @pytest.mark.parametrize("base", [SGD, ADAMW], ids=["sgd", "adamw"])
-@pytest.mark.parametrize("more", [{}, {"accumulate": 2}], ids=["", "accumulate"])
+@pytest.mark.parametrize("more", daily([{}, {"accumulate": 2}], {"accumulate": 2}), ids=["", "accumulate"])
 @pytest.mark.parametrize("method", [Shampoo(period=4), Shampoo(period=4, whiten=True)], ids=["", "whitened"])
 def test_shampoo_equals_one_process(two, method, base, more):
     # A factor's null space is damped by a millionth: its root magnifies rounding a thousand times.
@@ -191,16 +191,16 @@ def test_a_gradient_that_one_rank_lacks_is_withheld_on_all(pool):
 @pytest.mark.parametrize(
     ("method", "base", "stop"),
     [
-        (SOAP10, ADAMW, 6),
+        pytest.param(SOAP10, ADAMW, 6, marks=pytest.mark.slow),
         (SOAP10, ADAMW, 10),
         (SOAP10, ADAMW, 17),
-        (KFAC4, ADAMW, 9),
+        pytest.param(KFAC4, ADAMW, 9, marks=pytest.mark.slow),
         (KFAC4, SGD, 9),
         pytest.param(KFAC(period=4, fisher="sampled"), SGD, 9, marks=pytest.mark.slow),
         (EKFAC(fisher="empirical", start=10, period=4), ADAMW, 17),
         pytest.param(EKFAC(fisher="empirical", period=4), SGD, 9, marks=pytest.mark.slow),
         pytest.param(Shampoo(period=4), SGD, 9, marks=pytest.mark.slow),
-        (Shampoo(period=4), ADAMW, 9),
+        pytest.param(Shampoo(period=4), ADAMW, 9, marks=pytest.mark.slow),
         (MIXED, ADAMW, 17),
     ],
     ids=[

@@ -7,6 +7,7 @@ from pytorch_lightning.plugins.precision import MixedPrecision
 from lightning_so import EKFAC, KFAC, ConfigError, SecondOrder, TrustError, attach
 from tests.callbacks.test_second_order import fit
 from tests.support import noted
+from tests.support.daily import daily
 from tests.support.problems import batch
 from tests.together.test_situations import Plain, loss_of, net, same
 
@@ -40,8 +41,8 @@ def by_hand(method, base, accumulate=1, clip=None):
 
 
 @pytest.mark.parametrize("method", METHODS, ids=["kfac", "ekfac"])
-@pytest.mark.parametrize("accumulate", [1, 4])
-@pytest.mark.parametrize("clip", [None, 0.05])
+@pytest.mark.parametrize("accumulate", daily([1, 4], 4))
+@pytest.mark.parametrize("clip", daily([None, 0.05], 0.05))
 def test_a_trainer_equals_the_hand_loop(method, base, accumulate, clip):
     model, ours = Plain(base), SecondOrder(method)
     fit(model, [ours], accumulate_grad_batches=accumulate, gradient_clip_val=clip)

@@ -10,6 +10,7 @@ from pytorch_lightning.plugins.precision import MixedPrecision
 
 from lightning_so import EKFAC, KFAC, SecondOrder, Shampoo, attach
 from tests.callbacks.test_second_order import METHOD, fit
+from tests.support.daily import daily
 from tests.together.test_situations import Plain, adamw, loss_of, net, same
 
 
@@ -143,7 +144,7 @@ def dropped(model):
 
 
 # ray-project/ray#47452: NaN gradients become zeros; Lightning-AI/pytorch-lightning#4956: they are taken away.
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", daily(PLACES, "on_before_optimizer_step"))
 @pytest.mark.parametrize("mend", [mended, dropped])
 @pytest.mark.parametrize(
     "method",

@@ -177,9 +177,11 @@ class _Made:
 
     def held(self, first: list[Parts]) -> dict[int, dict[str, int]]:
         """Bytes by rank and part; `first` are the engines of rank 0."""
-        world, foreach = self.asked.world, self.asked.device.type != "cpu"
+        world, foreach, lag = self.asked.world, self.asked.device.type != "cpu", self.asked.options.lag
         ranks = {rank: self.engines(world, rank) if rank else first for rank in _ranks(first)}
-        return {rank: memory.of_rank(world, self.module, parts, foreach=foreach) for rank, parts in ranks.items()}
+        return {
+            rank: memory.of_rank(world, self.module, parts, foreach=foreach, lag=lag) for rank, parts in ranks.items()
+        }
 
 
 def holds(asked: Asked) -> int:

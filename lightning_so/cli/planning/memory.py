@@ -1,6 +1,5 @@
 """Bytes on a rank, by part, and those of a checkpoint."""
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -14,7 +13,7 @@ from lightning_so.core.checkpoint import checkpoint
 from lightning_so.core.trust.memory import curvature_bytes
 
 
-def of_rank(world: World, module: nn.Module, engines: Sequence[Parts], *, foreach: bool) -> dict[str, int]:
+def of_rank(world: World, module: nn.Module, engines: Sequence[Parts], *, foreach: bool, lag: int) -> dict[str, int]:
     """What a rank holds, by part.
 
     Args:
@@ -22,17 +21,18 @@ def of_rank(world: World, module: nn.Module, engines: Sequence[Parts], *, foreac
         module: The module, with gradients.
         engines: The parts of this rank's engines.
         foreach: See `rehearse`.
+        lag: Steps between a solve and its use.
 
     Returns:
         Bytes by part. "temporary" is what a step makes and lets go, windows of rows too.
     """
     found = world.parts(module, [parts.host for parts in engines])
-    most = max(rehearse(parts, foreach=foreach) for parts in engines)
+    most = max(rehearse(parts, foreach=foreach, lag=lag) for parts in engines)
     found["optimizer's moments"] = sum(map(moments, engines))
     of_curvature = [curvature(parts) for parts in engines]
     for part in of_curvature[0]:
         found[part] = sum(each[part] for each in of_curvature)
-    found["temporary"] = most + sum(map(windows, engines))
+    found["temporary"] = most
     return found
 
 
@@ -61,16 +61,6 @@ def curvature(parts: Parts) -> dict[str, int]:
     saved, room = sum(stack.hidden.nbytes for stack in parts.stacks), parts.matrices.scratch.nbytes()
     rest = curvature_bytes(parts.units) - factors
     return {"factors": factors, "bases and roots": rest, "saved weights": saved, "work space": room}
-
-
-def windows(parts: Parts) -> int:
-    """Bytes of rows' second moments that are collected in a backward pass, until they are folded."""
-    return sum(
-        stack.dtype.itemsize * sum(map(math.prod, stack.tapped.window_shapes(stack.stats, row)))
-        for stack in parts.stacks
-        if stack.tapped is not None
-        for row in range(len(stack.blocks))
-    )
 
 
 def of_checkpoint(module: nn.Module, engines: Sequence[Parts], kind: str) -> int:

@@ -1,7 +1,7 @@
 """The units of all stacks, by their numbers in the schedule."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -94,6 +94,29 @@ class Units:
             kind = unit.shape, unit.columns, unit.kind, self.rung(number)
             found.setdefault((id(stack.method), stack.dtype, stack.device, stack.shared, *kind), []).append(number)
         return [some for numbers in found.values() for some in self._runs(numbers)]
+
+    def portions(self, due: Sequence[int], ranks: int, lag: int) -> Iterator[list[int]]:
+        """Units in the flights that they are solved in: all in one, or in several whose results have little room.
+
+        Args:
+            due: Numbers of those to solve.
+            ranks: Those that share the work: a portion has the room of a stack for each.
+            lag: Steps between a solve and its use, for which all results wait.
+
+        Yields:
+            The numbers of a portion, in the order in which moments follow; where all go together, as they came.
+        """
+        if lag or not any(self.stack(number).packed for number in due):
+            yield from [list(due)] if due else []
+            return
+        some, numbers = list[int](), 0
+        for number in sorted(due, key=lambda number: self[number].order):
+            size = math.prod(self[number].shape)
+            if some and numbers + size > ranks * self._room:
+                yield some
+                some, numbers = [], 0
+            some, numbers = [*some, number], numbers + size
+        yield some
 
     def _runs(self, numbers: list[int]) -> Iterator[list[int]]:
         """Units that are alike, all together; or as many as have the room of a stack, where that is to be small."""

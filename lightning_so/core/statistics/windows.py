@@ -76,7 +76,9 @@ class Windows:
         found: dict[tuple, list[tuple[Stack, list[int]]]] = {}
         for index, rows in _by_stack(places).items():
             stack = self._units.stacks[index]
-            found.setdefault((stack.dtype, stack.device), []).append((stack, rows))
+            # One after the other where curvature is to hold less: what a call gathers is as large as its windows.
+            apart = index if stack.packed else None
+            found.setdefault((stack.dtype, stack.device, apart), []).append((stack, rows))
         return list(found.values())
 
     def _window(self, place: Place) -> list[Tensor]:

@@ -42,6 +42,13 @@ CLAIMS = {
         "K-FAC reaches AdamW's final loss after {} of 150 steps, SOAP after {}": arrives(
             "image_classifier", "K-FAC", "SOAP"
         ),
+        "K-FAC, Muon and SOAP reach AdamW's final loss after {}, {} and {} of 200 steps": arrives(
+            "byte_lm", "K-FAC", "Muon", "SOAP"
+        ),
+        "comes to {} % of the solution in 200 steps, where AdamW at 3e-3 stays at {} %": [
+            ends("pinn_burgers", "Levenberg-Marquardt"),
+            ends("pinn_burgers", "AdamW"),
+        ],
         "comes to {} % of the solution in 100 steps; AdamW, in as much time, to {} %": [
             ends("pinn", "Levenberg-Marquardt"),
             ends("pinn", "AdamW"),
