@@ -16,11 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.scale.device import Device
 from benchmarks.scale.model import GPUS, METHODS, STRATEGIES, point
 from benchmarks.scale.models import MODELS
 from benchmarks.shared.table import append, headed, show
 from lightning_so.cli.planning.network import network_of
+from lightning_so.cli.planning.speeds import Speeds
 
 RANKS = [2**k for k in range(11)]
 
@@ -28,7 +28,7 @@ RANKS = [2**k for k in range(11)]
 def main() -> None:
     """Plan, append a JSON line a point, print a table a model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add, device = parser.add_argument, Device()
+    add, device = parser.add_argument, Speeds()
     add("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     add("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     add("--strategies", nargs="+", choices=list(STRATEGIES), default=list(STRATEGIES))
@@ -40,9 +40,9 @@ def main() -> None:
     add("--inside", default="nvlink", help="inside a machine")
     add("--out", type=Path, default=Path("benchmarks/scale/results/scale.jsonl"), help="lines are appended")
     args = parser.parse_args()
-    device = Device(args.training, args.products, args.solves)
+    device = Speeds(args.training, args.products, args.solves)
     network = replace(
-        network_of(args.network, cpu=False, nodes=2), inside=network_of(args.inside, cpu=False, nodes=1), machine=GPUS
+        network_of(args.network, cpu=False, nodes=2, gpus=GPUS), inside=network_of(args.inside, cpu=False, nodes=1)
     )
     for name in args.models:
         lines = list[dict[str, Any]]()

@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.scale.device import Device, kinds
 from benchmarks.scale.models import MODELS, Model, Training
 from lightning_so import KFAC, SOAP, Muon
 from lightning_so.cli.planning.forecast import Asked, Forecast, forecast
 from lightning_so.cli.planning.job import Made
 from lightning_so.cli.planning.network import Network
+from lightning_so.cli.planning.speeds import Speeds, kinds
 from lightning_so.cli.planning.world import World
 from lightning_so.core.options import Options
 from lightning_so.core.plan.mixture import Mixture
@@ -21,7 +21,7 @@ STRATEGIES = ("ddp", "hsdp", "fsdp")
 GPUS = 8
 
 
-def point(name: str, method: str, strategy: str, ranks: int, device: Device, network: Network) -> dict[str, Any]:
+def point(name: str, method: str, strategy: str, ranks: int, device: Speeds, network: Network) -> dict[str, Any]:
     """What a training of some ranks is foretold to take, send and hold.
 
     Args:

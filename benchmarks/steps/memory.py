@@ -4,8 +4,9 @@
 
 Between steps: the optimizer's moments and all that curvature has, counted, beside what the plan promises. Inside one:
 how far the process grows over the same training without an optimizer's step, at its most (its resident pages, by
-Linux, where malloc gives back what is freed), each mode in a process of its own; the most is in the first steps, when
-every second one solves all units. Time is process CPU time of `optimizer.step`, one thread, of modes that take
+Linux, where malloc gives back what is freed), each mode in a process of its own, less what a small training grows by,
+which is code; the most is in the first steps, when many units are solved at once. Beside it stands what the planner
+foretells (`lightning-so plan`). Time is process CPU time of `optimizer.step`, one thread, of modes that take
 turns step by step, over that of the method in full.
 """
 
@@ -25,9 +26,15 @@ from torch import nn
 
 from benchmarks.shared.table import append, headed, machine, show
 from benchmarks.steps.sharded_memory import Equal
-from lightning_so import EKFAC, KFAC, SOAP, Memory, Muon, Shampoo, attach
+from lightning_so import EKFAC, KFAC, SOAP, Memory, Muon, SecondOrder, Shampoo, attach
+from lightning_so.cli.planning.memory import of_rank
+from lightning_so.cli.planning.rehearsal import assembled
+from lightning_so.cli.planning.weightless import gradients
+from lightning_so.cli.planning.world import World
 from lightning_so.core.trust.memory import state_bytes
 
+#: Width of a training that is small beside code.
+SMALL = 16
 BOTH = {"half": True, "sides": "short"}
 #: Methods, and of each the modes, None for curvature in full.
 METHODS: dict[str, tuple[Any, Sequence[dict[str, Any] | None]]] = {
@@ -103,6 +110,17 @@ def most(blocks: int, width: int, steps: int, name: str | None, mode: dict[str, 
     return 1024 * int(pages[1]), training.between if name else 0, plan
 
 
+def foretold(blocks: int, width: int, name: str, mode: dict[str, Any] | None) -> int:
+    """Bytes that the planner counts of a training, without weights and gradients."""
+    model = Equal(blocks, width).to("meta")
+    gradients(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    options = SecondOrder(METHODS[name][0], memory=None if mode is None else Memory(**mode)).options
+    parts = assembled(World().host(model, optimizer, 0), options, torch.device("cpu"))
+    found = of_rank(World(), model, [parts], foreach=False, lag=0)
+    return sum(found.values()) - found["weights"] - found["gradients"]
+
+
 def seconds(blocks: int, width: int, steps: int, name: str) -> list[float]:
     """Of each mode, the median CPU time of a step, of steps that take turns; the first ones apart."""
     torch.set_num_threads(1)
@@ -128,9 +146,11 @@ def lines(args: argparse.Namespace) -> list[dict[str, Any]]:
     """One a method and mode."""
     size = args.blocks, args.width, args.steps
     weights = bytes_of(Equal(args.blocks, args.width))
-    nothing, _, _ = apart(most, *size, None, None)
+    small = 1, SMALL, args.steps
+    nothing, bare = (apart(most, *of, None, None)[0] for of in (size, small))
     found = []
     for name in args.methods:
+        code = apart(most, *small, name, None)[0] - bare
         times = apart(seconds, *size, name)
         for mode, taken in zip(METHODS[name][1], times, strict=True):
             inside, between, plan = apart(most, *size, name, mode)
@@ -143,7 +163,8 @@ def lines(args: argparse.Namespace) -> list[dict[str, Any]]:
                     "width": args.width,
                     "between": round(between / weights, 3),
                     "planned": float(promised[1]) if promised else None,
-                    "inside": round((inside - nothing) / weights, 2),
+                    "inside": round((inside - nothing - code) / weights, 2),
+                    "foretold": round(foretold(args.blocks, args.width, name, mode) / weights, 2),
                     "time": round(taken / times[0], 3),
                     **machine("cpu"),
                 }
@@ -165,7 +186,7 @@ def main() -> None:
     os.environ |= {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     found = lines(args)
     append(args.out, found)
-    heads = ["method", "mode", "between", "planned", "inside", "time"]
+    heads = ["method", "mode", "between", "planned", "inside", "foretold", "time"]
     title = f"Bytes a byte of the parameters, {args.blocks} matrices of {args.width} x {args.width}"
     table = headed(heads, title, left=2)
     for line in found:

@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 from torch import nn
 
-from benchmarks.scale.device import Device
 from benchmarks.scale.model import point
 from benchmarks.scale.models import MODELS, Model
 from lightning_so.cli.planning.network import NETWORKS
+from lightning_so.cli.planning.speeds import Speeds
 
 NETWORK = replace(NETWORKS["infiniband"], inside=NETWORKS["nvlink"], machine=8)
-USUAL = Device()
+USUAL = Speeds()
 
 
 @pytest.fixture

@@ -63,7 +63,8 @@ def test_steps_that_exchange_more_are_longer():
 
 def test_networks_have_names_or_numbers():
     assert network_of(None, cpu=True, nodes=1) is NETWORKS["loopback"]
-    assert network_of(None, cpu=False, nodes=2) is NETWORKS["infiniband"]
+    several = network_of(None, cpu=False, nodes=2, gpus=8)
+    assert several == replace(NETWORKS["infiniband"], inside=NETWORKS["nvlink"], machine=8)
     found = network_of("12.5@20", cpu=False, nodes=1)
     assert (found.bandwidth, found.latency) == pytest.approx((12.5e9, 20e-6))
     for bad in ("fast", "-1", "0", "1@x", "nan", "inf"):

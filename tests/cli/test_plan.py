@@ -309,6 +309,23 @@ def test_a_run_stands_beside_its_plan(tmp_path, capsys):
     assert "not foretold without --measure" in told[-1]
 
 
+@pytest.mark.slow
+def test_a_named_device_makes_seconds_with_exchanges(capsys):
+    def mean(*more):
+        status, out = run(capsys, "tests.cli.test_plan.Deep", "--method", "soap", "--tokens", 512, *more)
+        step = out[out.index("Step, ") :].splitlines()
+        assert status == 0
+        return step[0], float(step[0].split(": ")[1].split(" ms")[0]) * float(step[1].split()[1].rstrip("x"))
+
+    told, alone = mean("--device", "0.04/0.01/0.01")
+    assert told.startswith("Step, on 0.04/0.01/0.01, at nominal speeds: ")
+    own = float(told.split(": ")[1].split(" ms")[0])
+    assert own == pytest.approx(1e3 * 2 * forecast(asked(SOAP(), Deep, tokens=512)).own / 0.04e12, abs=0.06)
+    quick, slow = (mean("--device", "0.04/0.01/0.01", "--gpus", 2, "--network", gb)[1] for gb in ("100@1", "0.01@1"))
+    assert quick < 1.01 * alone < slow
+    assert "1 x 2 GPUs" in run(capsys, "tests.cli.test_plan.Deep", "--gpus", 2, "--device", "h100", "--tokens", 8)[1]
+
+
 BAD = {
     "nothing.yaml": "cannot be read",
     "examples.byte_lm.Nothing": "cannot be imported",
@@ -322,6 +339,10 @@ BAD = {
     "tests.cli.test_plan.Deep --gpu_mem 0": "--gpu_mem must be a number in",
     "tests.cli.test_plan.Deep --tokens 0": "--tokens must be an integer in [1,",
     "tests.cli.test_plan.Deep --network token-ring": "--network must be one of ['loopback', 'ethernet',",
+    "tests.cli.test_plan.Deep --device h1 --tokens 8": "--device must be one of ['h100'], or TFLOP/s of",
+    "tests.cli.test_plan.Deep --device 1/0/1 --tokens 8": "--device must be one of ['h100'], or TFLOP/s of",
+    "tests.cli.test_plan.Deep --device h100": "give --tokens, and leave --measure out",
+    "tests.cli.test_plan.Deep --device h100 --tokens 8 --measure": "give --tokens, and leave --measure out",
     "tests.cli.test_plan.Deep -- --height=3": "Give its arguments behind '--'",
     "tests.cli.test_plan.Deep --accelerator cpu --measure": "needs a batch",
     "tests.cli.test_plan.Deep --against /nowhere": "/nowhere is not there",

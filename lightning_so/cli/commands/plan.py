@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_so.errors import check_choice, check_count, check_range
+from lightning_so.errors import ConfigError, check_choice, check_count, check_range
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +25,7 @@ def command(
     accelerator: str | None = None,
     strategy: str | None = None,
     network: str | None = None,
+    device: str | None = None,
     tokens: int | None = None,
     measure: bool = False,
     against: Path | None = None,
@@ -40,6 +41,7 @@ def command(
         lightning-so plan configs/language.yaml --tokens 1024
         lightning-so plan configs/language.yaml --measure
         lightning-so plan examples.byte_lm.ByteLM --gpus 8 --gpu_mem 80 --tokens 16384 -- --d=4096 --layers=32
+        lightning-so plan configs/language.yaml --nodes 4 --gpus 8 --device h100 --tokens 65536
 
     Args:
         target: A configuration, or the dotted name of a class.
@@ -49,11 +51,13 @@ def command(
         nodes: Machines; else as the configuration says.
         gpus: Ranks of each; else as the configuration says.
         gpu_mem: GB (1e9 bytes) of a rank's device; else of this machine's.
-        accelerator: gpu or cpu; else as the configuration says.
+        accelerator: gpu or cpu; else as the configuration says, or gpu with --device.
         strategy: ddp, fsdp (FSDP2), hsdp (FSDP2 in each machine), zero_1, zero_2 or zero_3; else as the configuration
             says.
         network: loopback, ethernet, infiniband or nvlink, or GB a second that a rank sends ("12.5", or "12.5@20" with
             microseconds of a hop); else by device and nodes, and of CPUs measured with --measure.
+        device: h100, or TFLOP/s of the training's own products, of second order's and of solves ("400/34/1.5"): a plan
+            in seconds, exchanges too, of a device that is not here; needs --tokens.
         tokens: Rows (tokens, samples) of a step of one rank, from which the training's own work is modelled.
         measure: Whether steps of the training are timed on this machine, for a plan in seconds.
         against: A run that was recorded, to stand beside the plan.
@@ -72,6 +76,7 @@ def command(
     from lightning_so.cli.planning.job import job
     from lightning_so.cli.planning.loopback import loopback
     from lightning_so.cli.planning.network import network_of
+    from lightning_so.cli.planning.speeds import speeds_of
     from lightning_so.cli.planning.weightless import make
     from lightning_so.cli.planning.world import World, device_of, number, strategy_of
 
@@ -80,7 +85,14 @@ def command(
         check_count("plan", "--tokens", tokens, 1, 10**12)
     if gpu_mem is not None:
         check_range("plan", "--gpu_mem", gpu_mem, 1e-3, 1e6)
-    network_of(network, cpu=True, nodes=1)  # A wrong one is refused before the work.
+    # What is wrong is refused before the work.
+    network_of(network, cpu=True, nodes=1)
+    speeds = None if device is None else speeds_of(device)
+    if speeds is not None and (measure or tokens is None):
+        raise ConfigError(
+            f"--device {device} models a device that is not here: give --tokens, and leave --measure out, which times "
+            "this machine's."
+        )
     made = job(target, model, data, overrides or [])
     said = make(made, target)
     world = World(
@@ -88,18 +100,21 @@ def command(
         number(said.trainer.get("devices"), 1) if gpus is None else gpus,
         strategy or strategy_of(said.trainer),
     )
-    device = device_of(said.trainer, accelerator)
-    asked = Asked(made, target, said.options(method), world, device, tokens)
+    place = device_of(said.trainer, accelerator or (device and "gpu"))
+    asked = Asked(made, target, said.options(method), world, place, tokens)
     found = forecast(asked)
-    limit = _limit(device, world.gpus) if gpu_mem is None else gpu_mem * GB
+    limit = _limit(place, world.gpus) if gpu_mem is None else gpu_mem * GB
     modelled = pace = found.modelled()
     how, why = "on a nominal device, by the model, without exchanges", ""
+    cpu = place.type == "cpu"
+    joined = network_of(network, cpu=cpu, nodes=world.nodes, gpus=world.gpus)
     if measure:
         timings, how, why = measured.timings_of(asked, found)
-        cpu = device.type == "cpu"
         here = network is None and cpu and world.nodes == 1 < world.ranks
-        joined = loopback(measured.WallClock()) if here else network_of(network, cpu=cpu, nodes=world.nodes)
-        pace = found.timed(timings, joined)
+        pace = found.timed(timings, loopback(measured.WallClock()) if here else joined)
+    elif speeds is not None and found.own:
+        how = f"on {device}, at nominal speeds"
+        pace = found.timed(speeds.timings(found, found.own, tokens or 0), joined)
     beside = [] if against is None else [*recorded.compared(against, found, pace)]
     fits = limit is None or found.most <= limit
     print(shown.verdict(asked, found, limit, pace))
@@ -119,10 +134,10 @@ def command(
     return 0 if fits else 1
 
 
-def _limit(device: "torch.device", ranks: int) -> float | None:
+def _limit(place: "torch.device", ranks: int) -> float | None:
     """Bytes that a rank may have on this machine; None where it has no such device."""
     import torch
 
-    if device.type == "cpu":
+    if place.type == "cpu":
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / ranks
     return float(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else None

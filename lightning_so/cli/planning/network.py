@@ -108,13 +108,14 @@ NETWORKS = {
 }
 
 
-def network_of(said: str | None, *, cpu: bool, nodes: int) -> Network:
-    """The network of `--network`.
+def network_of(said: str | None, *, cpu: bool, nodes: int, gpus: int = 1) -> Network:
+    """The network of `--network`, and inside each of several machines the usual one.
 
     Args:
         said: One of `NETWORKS`, or GB a second with or without "@" and the microseconds of a hop ("12.5@20").
         cpu: Whether ranks are processes on CPUs.
         nodes: Machines.
+        gpus: Ranks of each.
 
     Returns:
         The network; where nothing is said "loopback" on one machine's CPUs, "ethernet" between those of several,
@@ -123,9 +124,13 @@ def network_of(said: str | None, *, cpu: bool, nodes: int) -> Network:
     Raises:
         ConfigError: If it is none.
     """
-    if said is None:
-        one, several = ("loopback", "ethernet") if cpu else ("nvlink", "infiniband")
-        return NETWORKS[one if nodes == 1 else several]
+    inside, between = ("loopback", "ethernet") if cpu else ("nvlink", "infiniband")
+    found = _named(said or (inside if nodes == 1 else between))
+    return found if nodes == 1 else replace(found, inside=NETWORKS[inside], machine=gpus)
+
+
+def _named(said: str) -> Network:
+    """One of `NETWORKS`, or of a speed that is given."""
     if said in NETWORKS:
         return NETWORKS[said]
     speed, _, hop = said.partition("@")

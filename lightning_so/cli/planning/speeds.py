@@ -1,15 +1,17 @@
-"""A device as speeds: what a training, second order's own products and solves reach on it."""
+"""A device as speeds: what a training, second order's own products and solves reach on one that is not here."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lightning_so.cli.planning.forecast import Forecast
 from lightning_so.core.assembly import Parts
 from lightning_so.core.overhead.timings import Timings
+from lightning_so.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Device:
+class Speeds:
     """Floating-point operations a second.
 
     Attributes:
@@ -44,6 +46,37 @@ class Device:
             )
             for parts, alone in zip(found.engines, found.alone, strict=True)
         ]
+
+
+#: By name of `--device`.
+DEVICES = {"h100": Speeds()}
+
+
+def speeds_of(said: str) -> Speeds:
+    """The speeds of `--device`.
+
+    Args:
+        said: One of `DEVICES`, or TFLOP/s of the training's own products, of second order's and of solves
+            ("400/34/1.5").
+
+    Returns:
+        The speeds.
+
+    Raises:
+        ConfigError: If it is neither.
+    """
+    if said in DEVICES:
+        return DEVICES[said]
+    try:
+        numbers = [1e12 * float(part) for part in said.split("/")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != 3 or not all(0 < number < math.inf for number in numbers):
+        raise ConfigError(
+            f"--device must be one of {list(DEVICES)}, or TFLOP/s of the training's own products, of second order's "
+            f"and of solves (400/34/1.5), and is {said!r}."
+        )
+    return Speeds(*numbers)
 
 
 def kinds(parts: Parts) -> Sequence[float]:
