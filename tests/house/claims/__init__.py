@@ -12,6 +12,7 @@ CLAIMS: dict[str, dict[str, Sequence[float]]] = {}
 GIVEN: dict[str, list[str]] = {}
 for _part in (import_module(f"{__name__}.{part.name}") for part in iter_modules(__path__)):
     for _page, _claims in _part.CLAIMS.items():
+        assert not CLAIMS.get(_page, {}).keys() & _claims.keys(), f"{_part.__name__} claims what another file claims"
         CLAIMS.setdefault(_page, {}).update(_claims)
     for _page, _texts in getattr(_part, "GIVEN", {}).items():
         GIVEN.setdefault(_page, []).extend(_texts)

@@ -78,11 +78,12 @@ def modes_of_memory() -> dict[str, list[float]]:
     rows = {}
     for one in lines("memory_held"):
         mode = one["mode"] if one["mode"] == "in full" else f"`{one['mode']}`"
-        rows[f"| {NAMES[one['method']]}, {mode} | {{}} | {{}} | {{}} |"] = [
-            one[k] for k in ("between", "inside", "time")
+        rows[f"| {NAMES[one['method']]}, {mode} | {{}} | {{}} | {{}} | {{}} |"] = [
+            one[k] for k in ("between", "inside", "foretold", "time")
         ]
-    del rows["| EKFAC, `Memory()` | {} | {} | {} |"]  # As SOAP's.
-    return rows
+    del rows["| EKFAC, `Memory()` | {} | {} | {} | {} |"]  # As SOAP's.
+    off = sorted(100 * (one["foretold"] / one["inside"] - 1) for one in lines("memory_held"))
+    return rows | {"What is foretold is off by {} to {} %, but for": [off[0], off[-3]]}
 
 
 def later(part: str) -> list[float]:

@@ -36,6 +36,9 @@ LEAN, HALF, BOTH = "Memory()", "Memory(half=True)", "Memory(half=True, sides='sh
 
 CLAIMS = {
     "docs/how-to/memory.md": {
+        "SOAP with `half=True` comes to {} bytes a byte of the parameters, and to {} in full": [
+            line("memory_held", method="soap", mode=mode)["inside"] for mode in (HALF, "in full")
+        ],
         "| SOAP | + {} | + {} | + {} | + {} |": [beside_adamw("soap", each) for each in ("in full", LEAN, HALF, BOTH)],
         "| K-FAC, Shampoo | + {} | + {} |": [beside_adamw("kfac", each) for each in ("in full", LEAN)],
         "| Muon | + {} | {} |": [beside_adamw("muon", each) for each in ("in full", LEAN)],
