@@ -40,11 +40,6 @@ class Unit:
         return interval(step, self.period)
 
     @property
-    def order(self) -> tuple[int, int, int, int]:
-        """When moments follow it: one side after the other, whoever has solved them, as that decides the rounding."""
-        return self.side, self.tile, self.stack, self.row
-
-    @property
     def final(self) -> int:
         """The largest interval."""
         return interval(10 * self.period, self.period)

@@ -215,7 +215,7 @@ class Engine:
             fold_gradients(roster, matrices)
         with self.stopwatch.stage("solve"):
             swap.land(parts.flights, parts.unread, landing)
-            for some in units.portions(due, host.team.ranks, self.options.lag):
+            for some in units.portions(due, host.team.ranks):
                 solver = self.stopwatch.around(solve, units.kinds)
                 solver = solver if parts.balance is None else parts.balance.around(solver, step, self.tell)
                 flight = launch(units, some, solver, host.team, step + self.options.lag, parts.line)

@@ -2,17 +2,19 @@
 
 import io
 from itertools import pairwise
+from unittest import mock
 
 import pytest
 import torch
 from torch import nn
 
-from lightning_so import EKFAC, KFAC, SOAP, ConfigError, Memory, Mixture, Muon, Shampoo, StateError, attach
+from lightning_so import EKFAC, KFAC, SOAP, ConfigError, Memory, Mixture, Muon, Shampoo, StateError, Synchronous, attach
 from lightning_so.callbacks.factor_watch import look
 from lightning_so.core.checkpoint import checkpoint
 from lightning_so.core.stacks import stack as stacks
 from lightning_so.core.trust.memory import state_bytes
-from tests.support import trainings
+from tests.support import ranks, trainings
+from tests.support.daily import daily
 
 ADAMW, SGD = (torch.optim.AdamW, {"lr": 3e-3, "weight_decay": 0.1}), (torch.optim.SGD, {"lr": 0.05, "momentum": 0.9})
 SOON = SOAP(start=4, period=3)
@@ -241,3 +243,22 @@ def test_ranks_end_where_one_process_does(two, strategy, method):
     for many in two.run(trainings.train, strategy, method, ADAMW, 10, dtype=dtype, memory=Memory()):
         for name, value in alone.weights.items():
             torch.testing.assert_close(many.weights[name], value, rtol=0, atol=far)
+
+
+def in_portions(method, steps):
+    """A training of ranks whose solves of a step go in several portions."""
+    with mock.patch.object(stacks, "LEAST", 40):
+        return ranks.train(method, *ADAMW, steps, memory=Memory(), dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    "method",
+    daily([SOAP(start=10, period=4, schedule=Synchronous()), Shampoo(period=4, schedule=Synchronous())]),
+    ids=["soap", "shampoo"],
+)
+def test_ranks_that_solve_in_portions_end_where_one_process_does_and_send_what_is_predicted(two, method):
+    alone = ranks.train(method, *ADAMW, 64, shard=False, dtype=torch.float64)
+    for weights, _, sent, predicted in two.run(in_portions, method, 64):
+        for name, value in alone[0].items():
+            torch.testing.assert_close(weights[name], value, rtol=0, atol=1e-10)
+        assert (sent[-1] - sent[-17]) / 16 == pytest.approx(predicted, rel=0.02)

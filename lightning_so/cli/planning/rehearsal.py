@@ -18,7 +18,7 @@ from lightning_so.core.report import Report
 from lightning_so.core.schedule import budget
 from lightning_so.core.schedule.schedule import Rung
 from lightning_so.core.schedule.units import Units
-from lightning_so.core.solves.flight import launch, solve
+from lightning_so.core.solves.flight import Flight, launch, solve
 from lightning_so.core.solves.line import InLine
 from lightning_so.core.solves.swap import land
 from lightning_so.core.statistics.observe import fold_gradients
@@ -120,8 +120,12 @@ def _observe_and_solve(parts: Parts, due: list[int], lag: int) -> int:
                 parts.stacks[index].tapping.windows(parts.stacks[index].stats, row)
             parts.windows.fold(own, 1, 1.0)
         fold_gradients(parts.roster, parts.matrices)
-        for some in parts.units.portions(due, parts.host.team.ranks, lag):
-            land([launch(parts.units, some, solve, parts.host.team, 0, InLine())], [], parts.landing)
+        flights = list[Flight]()
+        for some in parts.units.portions(due, parts.host.team.ranks):
+            flights.append(launch(parts.units, some, solve, parts.host.team, 0, InLine()))
+            if not lag:
+                land(flights, [], parts.landing)
+        land(flights, [], parts.landing)
     return found.most
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import groupby
 
 from lightning_so.contract.block import Block
 from lightning_so.contract.method import Asked
@@ -95,27 +96,29 @@ class Units:
             found.setdefault((id(stack.method), stack.dtype, stack.device, stack.shared, *kind), []).append(number)
         return [some for numbers in found.values() for some in self._runs(numbers)]
 
-    def portions(self, due: Sequence[int], ranks: int, lag: int) -> Iterator[list[int]]:
+    def portions(self, due: Sequence[int], ranks: int) -> Iterator[list[int]]:
         """Units in the flights that they are solved in: all in one, or in several whose results have little room.
+
+        Those of a block stay together, so that its moments move once.
 
         Args:
             due: Numbers of those to solve.
             ranks: Those that share the work: a portion has the room of a stack for each.
-            lag: Steps between a solve and its use, for which all results wait.
 
         Yields:
-            The numbers of a portion, in the order in which moments follow; where all go together, as they came.
+            The numbers of a portion.
         """
-        if lag or not any(self.stack(number).packed for number in due):
+        if not any(self.stack(number).packed for number in due):
             yield from [list(due)] if due else []
             return
         some, numbers = list[int](), 0
-        for number in sorted(due, key=lambda number: self[number].order):
-            size = math.prod(self[number].shape)
+        for _, of_block in groupby(sorted(due), key=lambda number: self.block(number).position):
+            added = [*of_block]
+            size = sum(math.prod(self[number].shape) for number in added)
             if some and numbers + size > ranks * self._room:
                 yield some
                 some, numbers = [], 0
-            some, numbers = [*some, number], numbers + size
+            some, numbers = some + added, numbers + size
         yield some
 
     def _runs(self, numbers: list[int]) -> Iterator[list[int]]:

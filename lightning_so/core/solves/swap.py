@@ -135,7 +135,8 @@ def _swap(batches: list[Batch], good: list[list[bool]], at: Landing) -> None:
         if numbers:
             moves += _swap_alike(numbers, batch.solved.some(flags), at)
     alike: dict[tuple[int, int, int], list[_Move]] = {}
-    for move in sorted(moves, key=lambda move: move.unit.order):
+    # One side after the other, whoever has solved them: the order decides how moments are rounded.
+    for move in sorted(moves, key=lambda move: (move.unit.side, move.unit.tile, move.unit.stack, move.unit.row)):
         alike.setdefault((move.unit.side, move.unit.tile, move.unit.stack), []).append(move)
     at.matrices.change_moments([_change(some, at) for some in alike.values()])
 

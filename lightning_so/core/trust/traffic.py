@@ -151,15 +151,18 @@ def trips(host: Host, stack: Stack, block: Block, *, warm: bool) -> tuple[int, i
 
 
 def _solved(units: Units, host: Host, due: Sequence[Iterable[int]] | None) -> list[int]:
-    """By step, results of solves, in one all-gather that is padded to the rank with most."""
-    schedule, steps, found = units.schedule, _steps(units, due), list[int]()
-    for numbers in steps:
-        loads = dict[int, int]()
-        for number in numbers:
-            owner = schedule.owner[number]
-            loads[owner] = loads.get(owner, 0) + unit_bytes(units.stack(number), units[number])
-        found.append(max(loads.values(), default=0))
-    return found
+    """By step, results of solves, in an all-gather a portion that is padded to the rank with most."""
+    ranks = host.team.ranks
+    return [sum(_padded(units, some) for some in units.portions([*of], ranks)) for of in _steps(units, due)]
+
+
+def _padded(units: Units, numbers: Sequence[int]) -> int:
+    """Bytes of the rank with most."""
+    loads = dict[int, int]()
+    for number in numbers:
+        owner = units.schedule.owner[number]
+        loads[owner] = loads.get(owner, 0) + unit_bytes(units.stack(number), units[number])
+    return max(loads.values(), default=0)
 
 
 def _steps(units: Units, due: Sequence[Iterable[int]] | None) -> Sequence[Iterable[int]]:
