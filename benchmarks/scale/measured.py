@@ -19,6 +19,7 @@ import sys
 import tempfile
 from contextlib import ExitStack
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -41,17 +42,18 @@ ALLOWED = {"memory": 0.10, "sent": 0.20, "step": 0.20}
 def rank(args: argparse.Namespace) -> None:
     """Train on one rank, and leave what was seen."""
     wire = (lambda: sent_through("eth0")) if args.link == "1gbit" else int
-    found = train(args.rank, args.rank_count, f"{args.tracks}/meeting", args.problem, args.method, wire)
+    meeting = f"{args.tracks}/meeting"
+    found = train(args.rank, args.rank_count, meeting, args.problem, args.method, wire, args.strategy)
     Path(args.tracks, f"rank{args.rank}").write_bytes(pickle.dumps(vars(found)))
 
 
-def seen(problem: str, method: str, link: str, ranks: int) -> dict[str, float]:
+def seen(problem: str, method: str, link: str, ranks: int, strategy: str) -> dict[str, float]:
     """What a training of real ranks shows."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         program = [sys.executable, "-m", "benchmarks.scale.measured", "--problem", problem, "--method", method]
-        program += ["--link", link, "--rank-count", str(ranks), "--tracks", folder]
+        program += ["--link", link, "--rank-count", str(ranks), "--tracks", folder, "--strategy", strategy]
         commands = [[*program, "--rank", str(number)] for number in range(ranks)]
         if link == "1gbit":
             environment["GLOO_SOCKET_IFNAME"] = "eth0"
@@ -72,9 +74,9 @@ def seen(problem: str, method: str, link: str, ranks: int) -> dict[str, float]:
     }
 
 
-def foretold(problem: str, method: str, link: str, ranks: int, here: Network) -> dict[str, float]:
+def foretold(problem: str, method: str, link: str, ranks: int, strategy: str, here: Network) -> dict[str, float]:
     """What the planner says."""
-    found, times = forecast_of(problem, method, ranks)
+    found, times = forecast_of(problem, method, ranks, strategy)
     said, wire = planned(found, times, here), 0.0
     if link == "1gbit":
         cable, steps = Network(PAYLOAD * CABLE, 0.0, overlaps=False), found.exchanged.ours[0]
@@ -90,8 +92,9 @@ def main() -> None:
     add("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     add("--links", nargs="+", choices=("loopback", "1gbit"), default=("loopback", "1gbit"))
     add("--ranks", nargs="+", type=int, default=[1, 2, 4])
+    add("--strategies", nargs="+", choices=("ddp", "fsdp", "hsdp"), default=("ddp",))
     add("--out", type=Path, default=Path("benchmarks/scale/results/scale_measured.jsonl"), help="lines are appended")
-    for name in ("--rank", "--rank-count", "--tracks", "--method", "--link"):
+    for name in ("--rank", "--rank-count", "--tracks", "--method", "--link", "--strategy"):
         add(name, type=int if name.startswith("--rank") else str, help=argparse.SUPPRESS)
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -101,23 +104,25 @@ def main() -> None:
     if "1gbit" in args.links and (reason := lacking()):
         raise SystemExit(f"no hosts: {reason}")
     network, lines = loopback(Clock()), list[dict[str, Any]]()
-    for method, link, ranks in ((m, link, r) for m in args.methods for link in args.links for r in args.ranks):
-        if link == "1gbit" and ranks == 1:
-            continue  # One host is on no cable.
-        said, real = foretold(args.problem, method, link, ranks, network), seen(args.problem, method, link, ranks)
+    for method, strategy, link, ranks in product(args.methods, args.strategies, args.links, args.ranks):
+        if (ranks == 1 and (link == "1gbit" or strategy != "ddp")) or (ranks < 4 and strategy == "hsdp"):
+            continue  # One host is on no cable, and has all of a parameter.
+        asked = args.problem, method, link, ranks, strategy
+        said, real = foretold(*asked, network), seen(*asked)
         off = {fact: said[fact] / real[fact] - 1 if real[fact] else None for fact in ALLOWED}
-        cell = {"problem": args.problem, "method": method, "link": link, "ranks": ranks, "network": asdict(network)}
+        cell = dict(zip(("problem", "method", "link", "ranks", "strategy"), asked, strict=True))
+        cell |= {"network": asdict(network)}
         lines.append({**cell, "planned": said, "measured": real, "off": off})
         append(args.out, [{**lines[-1], **machine("cpu")}])
-    heads = ["method", "link", "ranks", *(head for fact in ALLOWED for head in (fact, "planned", "off"))]
-    table = headed(heads, args.problem, "memory MB, sent kB a step, step ms of CPU and cable", left=2)
+    heads = ["method", "strategy", "link", "ranks", *(head for fact in ALLOWED for head in (fact, "planned", "off"))]
+    table = headed(heads, args.problem, "memory MB, sent kB a step, step ms of CPU and cable", left=3)
     for each in lines:
         cells = []
         for fact, unit in {"memory": 1e-6, "sent": 1e-3, "step": 1.0}.items():
             off = each["off"][fact]
             cells += [f"{unit * each[of][fact]:.1f}" for of in ("measured", "planned")]
             cells.append("-" if off is None else f"{100 * off:+.1f} %{'' if abs(off) <= ALLOWED[fact] else ' !'}")
-        table.add_row(each["method"], each["link"], str(each["ranks"]), *cells)
+        table.add_row(each["method"], each["strategy"], each["link"], str(each["ranks"]), *cells)
     show(table)
     return None
 

@@ -27,6 +27,10 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.distributed import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from benchmarks.shared.problems import PROBLEMS, Problem, load
@@ -72,12 +76,18 @@ class Training(pl.LightningModule):
         return (self.problem.batch(generator) for _ in range(STEPS))
 
 
-def forecast_of(name: str, method: str, ranks: int) -> tuple[Forecast, list[Timings]]:
+def world_of(ranks: int, strategy: str) -> World:
+    """The ranks; under "hsdp" on two machines."""
+    machines = 2 if strategy == "hsdp" else 1
+    return World(machines, ranks // machines, strategy)
+
+
+def forecast_of(name: str, method: str, ranks: int, strategy: str = "ddp") -> tuple[Forecast, list[Timings]]:
     """The forecast of a training, and timings of this machine with other processes at work as there will be."""
     problem = load(name)
     options = Options(Mixture.of(METHODS[method]))
     job = partial(_made, problem)
-    found = forecast(Asked(job, name, options, World(1, ranks), torch.device("cpu")))
+    found = forecast(Asked(job, name, options, world_of(ranks, strategy), torch.device("cpu")))
     with neighbours(ranks - 1):
         return found, [trained(job, options, torch.device("cpu"), Clock())]
 
@@ -109,7 +119,32 @@ class Track:
     wire: np.ndarray
 
 
-def train(rank: int, ranks: int, meeting: str, name: str, method: str, wire: Callable[[], int] = int) -> Track:
+def under(strategy: str, model: nn.Module, ranks: int) -> nn.Module:
+    """A model as ranks share it."""
+    if ranks == 1:
+        return model
+    if strategy == "ddp":
+        return DDP(model)
+    world = world_of(ranks, strategy)
+    shape = (world.nodes, world.gpus) if strategy == "hsdp" else (ranks,)
+    fully_shard(model, mesh=init_device_mesh("cpu", shape, mesh_dim_names=("replicas", "pieces")[-len(shape) :]))
+    return model
+
+
+def bytes_here(tensor: torch.Tensor) -> int:
+    """Those of a tensor, or of this rank's piece of it."""
+    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).nbytes
+
+
+def train(
+    rank: int,
+    ranks: int,
+    meeting: str,
+    name: str,
+    method: str,
+    wire: Callable[[], int] = int,
+    strategy: str = "ddp",
+) -> Track:
     """Train on one rank; `wire` counts bytes that have left its host."""
     torch.set_num_threads(1)
     if ranks > 1:
@@ -118,7 +153,7 @@ def train(rank: int, ranks: int, meeting: str, name: str, method: str, wire: Cal
     problem = load(name)
     torch.manual_seed(0)
     model = problem.model(0)
-    wrapped = DDP(model) if ranks > 1 else model
+    wrapped = under(strategy, model, ranks)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     engine = attach(model, optimizer, METHODS[method])
     generator = torch.Generator().manual_seed(rank)
@@ -136,8 +171,8 @@ def train(rank: int, ranks: int, meeting: str, name: str, method: str, wire: Cal
         wires.append(wire())
     states = [value for state in optimizer.state.values() for value in state.values()]
     memory = state_bytes(engine.parts.units, engine.parts.matrices)
-    memory += sum(t.nbytes for t in [*model.parameters(), *model.buffers(), *states])
-    memory += sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
+    memory += sum(map(bytes_here, [*model.parameters(), *model.buffers(), *states]))
+    memory += sum(bytes_here(p.grad) for p in model.parameters() if p.grad is not None)
     engine.detach()
     if ranks > 1:
         dist.destroy_process_group()
