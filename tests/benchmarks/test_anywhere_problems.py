@@ -13,6 +13,7 @@ from benchmarks.anywhere.molecules import molecular_graphs
 from benchmarks.anywhere.problems import PROBLEMS, TUNED, load, read_tuned
 from benchmarks.shared.methods import Settings, build, hidden_weights
 from examples import molecules, smiles
+from tests.support.daily import one_in
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,7 +44,7 @@ def loss_after_a_step(problem, method):
 # Its table of positions is used without its layer, and K-FAC says that it leaves it alone.
 @pytest.mark.filterwarnings("default:position.weight has a gradient")
 @pytest.mark.parametrize("method", ["adamw", "kfac_sgd"])
-@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("name", one_in(2, PROBLEMS))
 def test_a_step_leaves_a_finite_loss(name, method):
     assert math.isfinite(loss_after_a_step(load(name), method))
 

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_so import EKFAC, KFAC, attach
+from tests.support.daily import one_in
 
 SGD, ADAMW = (torch.optim.SGD, {"momentum": 0.9}), (torch.optim.AdamW, {"weight_decay": 0.0})
 CASES = [(cls(period=1, fisher=f), SGD) for cls in (KFAC, EKFAC) for f in ("empirical", "sampled")]
@@ -114,7 +115,7 @@ def agree(one, other):
 
 
 @EVERY
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", one_in(3, MODELS))
 def test_micro_batches_without_samples_are_no_observation(case, name):
     # Which numbers are drawn hangs on how many micro-batches were before.
     steps = [(8, 6, 0)] * 3 if case[0].fisher == "sampled" else [(0, 8, 6), (8, 0, 6), (8, 6, 0)]

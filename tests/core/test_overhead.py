@@ -17,7 +17,7 @@ from lightning_so.core.overhead.meter import Meter
 from lightning_so.core.schedule import budget
 from lightning_so.core.schedule.bought import Bought
 from tests.support import machine as on
-from tests.support.daily import daily
+from tests.support.daily import daily, one_in
 from tests.support.machine import Machine, attached
 from tests.support.problems import Net
 
@@ -34,7 +34,7 @@ def patch(monkeypatch):
 # ---------------------------------------------------------------- the share
 
 
-@pytest.mark.parametrize("share", [0.08, 0.15, 0.2, 0.28])
+@pytest.mark.parametrize("share", one_in(2, [0.08, 0.15, 0.2, 0.28]))
 def test_the_share_is_taken_and_no_step_is_much_longer_than_the_median(patch, share):
     machine = Machine()
     net, optimizer, engine, told = attached(patch, machine, share=share)

@@ -12,6 +12,7 @@ from lightning_so import KFAC, attach
 from lightning_so.core.statistics.layer_call import REMEMBERED
 from tests.layers.test_layers import DOUBLE, randn, spied, with_one
 from tests.methods.test_kfac import close, factors, linears, matrix, sgd, step
+from tests.support.daily import one_in
 
 
 class Trunk(nn.Module):
@@ -55,7 +56,7 @@ HIDDEN, WITH_HEAD = [("one",), ("one", "two")], [("head",), ("one", "two", "head
 @pytest.mark.parametrize("shared", [False, True], ids=["", "shared"])
 @pytest.mark.parametrize(
     ("parts", "reentrant"),
-    [(parts, reentrant) for parts in HIDDEN + WITH_HEAD for reentrant in (False, True)],
+    one_in(3, [(parts, reentrant) for parts in HIDDEN + WITH_HEAD for reentrant in (False, True)]),
 )
 def test_a_checkpointed_part_changes_nothing(parts, reentrant, shared, cls):
     plain, model = Trunk(shared=shared), Trunk(parts, reentrant, shared)

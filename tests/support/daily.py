@@ -20,3 +20,9 @@ def daily(rows: Iterable[Any], *every: Any) -> list[Any]:
     assert all(each in found for each in every), f"{every} are not all among {found}"
     values = [each if isinstance(each, tuple) else (each,) for each in found]  # a row of several names is a tuple
     return [pytest.param(*of, marks=() if each in every else pytest.mark.slow) for each, of in zip(found, values)]
+
+
+def one_in(number: int, rows: Iterable[Any]) -> list[Any]:
+    """Rows for `parametrize`, slow but for every so many, the first one among them: where all are of one kind."""
+    found = list(rows)
+    return daily(found, *found[::number])

@@ -118,7 +118,8 @@ def test_a_file_that_is_saved_after_a_fit_is_as_exact_as_one_before_its_end(two,
         torch.testing.assert_close(now, theirs, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("stop", [7, pytest.param(8, marks=SLOW)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [7, 8])
 def test_a_run_that_wrote_between_two_slopes_is_the_one_that_goes_on_from_it(two, tmp_path, stop):
     """Pieces of the weights before a step are not in the file: there the second slope is left out by both."""
     path = str(tmp_path / "between.ckpt")

@@ -523,10 +523,8 @@ def refused(world, form, method=METHODS["soap"][0], **arguments):
     return found[0]
 
 
-@pytest.mark.parametrize(
-    "form",
-    [pytest.param(f, marks=() if f == "fsdp2 in pieces" else pytest.mark.slow) for f in FORMS if f != "one"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "one"])
 def test_what_is_not_this_runs_is_refused_by_name_on_every_rank(two, saved, tmp_path, form):
     _, path = saved(form)
     assert "this run uses Muon" in refused(two, form, Muon(), resume=str(path))

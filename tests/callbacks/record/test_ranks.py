@@ -28,9 +28,8 @@ def files(root, ranks):
     return [read(root / "recording" / NAME.format(rank)) for rank in range(ranks)]
 
 
-@pytest.mark.parametrize(
-    "strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp2", pytest.param("fsdp1", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "fsdp1"])
 def test_ranks_record_one_run(strategy, two, tmp_path):
     recorded("one", tmp_path / "one")
     ends = two.run(recorded, strategy, tmp_path / "many")

@@ -11,13 +11,14 @@ import pytest
 from lightning_so.recording.file import read
 
 TRAINING = """
-import sys, time
+import signal, sys, time
 import pytorch_lightning as pl, torch
 from torch.utils.data import DataLoader
 from lightning_so import Recorder
 from lightning_so.callbacks.record import run
 
 run.PERIOD = float(sys.argv[2])
+signal.signal(signal.SIGINT, signal.default_int_handler)  # It is ignored in what a shell has put into the background.
 
 class Net(pl.LightningModule):
     def __init__(self):
