@@ -68,7 +68,8 @@ def merged(record: Record, tests: Mapping[str, Iterable[Ran | Refused]], made: d
     notes = {note: [test for test in known if test not in tests] for note, known in record.notes.items()}
     for test, found in tests.items():
         for note in found:
-            notes.setdefault(note, []).append(test)
+            if isinstance(note, Refused) or note.method in METHODS:  # Others are made up, by a test or a page.
+                notes.setdefault(note, []).append(test)
     return Record({note: few(known) for note, known in notes.items() if known}, made)
 
 
