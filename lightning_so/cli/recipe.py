@@ -96,6 +96,8 @@ def content(file: Path) -> dict[str, Any]:
     """
     try:
         found = yaml.safe_load(file.read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(f"{file} cannot be read: it is not there.") from error
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"{file} cannot be read as YAML: {' '.join(str(error).split())}") from error
     return found if isinstance(found, dict) else {}

@@ -41,6 +41,10 @@ class Named(SecondOrder):
         )
 
 
+#: What jsonargparse calls it.
+NAMED = f"{Named.__module__}.{Named.__qualname__}"
+
+
 def cli(name: str) -> Any:
     """The LightningCLI of one import name, with the key `second_order`.
 

@@ -10,6 +10,8 @@ from lightning_so.errors import ConfigError, check_choice, check_range
 
 #: Which sides of a matrix have a factor and a basis.
 SIDES = ("both", "short")
+#: Bytes a byte of the parameters, of which nobody has so many.
+MOST = 1000
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Memory:
         check_choice("Memory", "half", self.half, (False, True))
         check_choice("Memory", "sides", self.sides, SIDES)
         if self.most is not None:
-            check_range("Memory", "most", self.most, 0.0, 1000.0, closed=False)
+            check_range("Memory", "most", self.most, 0.0, MOST, closed=False)
         check_range("Memory", "share", self.share, 0.0, 1.0)
 
     @classmethod
@@ -64,10 +66,10 @@ class Memory:
         """
         if asked is None or isinstance(asked, Memory):
             return asked
-        if isinstance(asked, bool) or not isinstance(asked, int | float):
+        if isinstance(asked, bool) or not isinstance(asked, int | float) or not 0 <= asked < MOST:
             raise ConfigError(
-                f"memory={asked!r}: it is a Memory(half=True, ...), or a number of bytes a byte of the parameters, the "
-                f"optimizer's moments included, as memory=4.5. Leave it out to have curvature in full."
+                f"memory={asked!r}: it is a Memory(half=True, ...), or a number in [0, {MOST}) of bytes a byte of the "
+                f"parameters, the optimizer's moments included, as memory=4.5. Leave it out to have curvature in full."
             )
         return cls(most=float(asked))
 

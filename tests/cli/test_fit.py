@@ -130,13 +130,18 @@ def test_a_configuration_that_was_printed_is_a_configuration(tmp_path, capsys):
         ("", ["--model=tests.support.recipes.Missing"], "start from the project's root, or set PYTHONPATH"),
         ("", ["--model=tests.support.recipes.Samples"], "is no LightningModule"),
         ("", ["--method=soapp"], "second_order.method='soapp': there is no such method; there are"),
-        ("second_order: {lagg: 1}", [], "lagg"),
+        ("second_order: {lagg: 1}", [], "(lightning-so fit --second_order.help lists what there is.)"),
+        (
+            "second_order: {method: soap, period: 9}",
+            [],
+            "'period' is not accepted. Those with arguments are {class_path: ",
+        ),
         ("second_order: {lag: 3}", [], "SecondOrder(lag=3)"),
         ("second_order: {method: soap}", ["--trainer.callbacks+=lightning_so.SecondOrder"], "one of them must go"),
         ("", ["--trainer.devices=-3"], "the configuration does not build: "),
         ("", [f"--model={__name__}.Broken"], "no such width (" + __file__),
         ("model: [", [], "cannot be read as YAML"),
-        ("", ["--config=gone.yaml"], "gone.yaml cannot be read as YAML: "),
+        ("", ["--config=gone.yaml"], "gone.yaml cannot be read: it is not there."),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(more, arguments, words, tmp_path, capsys):
@@ -146,6 +151,13 @@ def test_bad_input_is_one_line_and_status_2(more, arguments, words, tmp_path, ca
     assert len(said) == 1, said
     assert said[0].startswith("lightning-so fit: ")
     assert words in said[0]
+
+
+def test_the_key_has_a_help_of_its_own(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "--second_order.help"])
+    assert not end.value.code
+    assert "--second_order.max_overhead" in capsys.readouterr().out
 
 
 def test_a_model_is_asked_for(capsys):

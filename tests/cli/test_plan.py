@@ -315,10 +315,10 @@ def test_a_named_device_makes_seconds_with_exchanges(capsys):
         status, out = run(capsys, "tests.cli.test_plan.Deep", "--method", "soap", "--tokens", 512, *more)
         step = out[out.index("Step, ") :].splitlines()
         assert status == 0
-        return step[0], float(step[0].split(": ")[1].split(" ms")[0]) * float(step[1].split()[1].rstrip("x"))
+        return step[0], float(step[0].split(": ")[1].split(" ms")[0]) * float(step[1].split()[1].rstrip("x,"))
 
     told, alone = mean("--device", "0.04/0.01/0.01")
-    assert told.startswith("Step, on 0.04/0.01/0.01, at nominal speeds: ")
+    assert told.startswith("Step, on 0.04/0.01/0.01, at nominal speeds, 0.0 ms of second order's exchanges over nvlink")
     own = float(told.split(": ")[1].split(" ms")[0])
     assert own == pytest.approx(1e3 * 2 * forecast(asked(SOAP(), Deep, tokens=512)).own / 0.04e12, abs=0.06)
     quick, slow = (mean("--device", "0.04/0.01/0.01", "--gpus", 2, "--network", gb)[1] for gb in ("100@1", "0.01@1"))

@@ -216,6 +216,8 @@ def test_a_number_takes_what_it_needs():
         (KFAC(), Memory(sides="short"), r"Memory\(sides='short'\): KFAC cannot have it, SOAP can"),
         (SOON, "lean", r"memory='lean': it is a Memory"),
         (SOON, True, r"memory=True: it is a Memory"),
+        (SOON, -1, r"memory=-1: .* a number in \[0, 1000\) of bytes"),
+        (SOON, float("nan"), r"memory=nan: .* a number in \[0, 1000\) of bytes"),
     ],
 )
 def test_what_cannot_be_is_refused_with_what_can(method, memory, said):

@@ -12,7 +12,7 @@ from lightning_so.errors import ConfigError
 from lightning_so.strategies.names import LIGHTNINGS
 
 #: What LightningCLI answers without a model.
-ASIDE = ("-h", "--help", "--print_config", "--model.help", "--data.help", "--trainer.callbacks.help")
+ASIDE = ("-h", "--help", "--print_config")
 
 
 def command(arguments: list[str]) -> int:
@@ -49,7 +49,8 @@ def command(arguments: list[str]) -> int:
 
     files, model, rest = arranged(arguments)
     path = model or next(filter(None, (named(content(file), "model") for file in reversed(files))), None)
-    if path is None and not any(each.partition("=")[0] in ASIDE for each in rest):
+    keys = [each.partition("=")[0] for each in rest]
+    if path is None and not any(key in ASIDE or key.endswith(".help") for key in keys):
         raise ConfigError(
             "it is not said which class the model is: give --model package.Module, or write "
             "'model: {class_path: package.Module}' into the file."
@@ -126,7 +127,7 @@ def _cli(name: str) -> Any:
 
 
 def _run(arguments: list[str], name: str) -> None:
-    from lightning_so.cli.wired import line
+    from lightning_so.cli.wired import ELSE, NAMED, line
 
     help_of = {"description": described(command), "exit_on_error": False, "usage": "lightning-so fit [options]"}
     try:
@@ -142,4 +143,8 @@ def _run(arguments: list[str], name: str) -> None:
             args=["fit", *arguments],
         )
     except ArgumentError as error:
-        raise ConfigError(f"{line(error)} (lightning-so fit --help lists what there is.)") from error
+        said = line(error).replace(f"Problem with given class_path '{NAMED}': ", "")
+        ours = "second_order" in said
+        more = f".{ELSE}" if ours and said.endswith("is not accepted") else ""
+        listing = "--second_order.help" if ours else "--help"
+        raise ConfigError(f"{said}{more} (lightning-so fit {listing} lists what there is.)") from error

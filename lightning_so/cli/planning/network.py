@@ -108,6 +108,10 @@ NETWORKS = {
 }
 
 
+#: Joins ranks in no time.
+NOTHING = Network(math.inf, 0.0)
+
+
 def network_of(said: str | None, *, cpu: bool, nodes: int, gpus: int = 1) -> Network:
     """The network of `--network`, and inside each of several machines the usual one.
 
@@ -124,9 +128,14 @@ def network_of(said: str | None, *, cpu: bool, nodes: int, gpus: int = 1) -> Net
     Raises:
         ConfigError: If it is none.
     """
+    found = _named(said or usual(cpu=cpu, nodes=nodes))
+    return found if nodes == 1 else replace(found, inside=NETWORKS[usual(cpu=cpu, nodes=1)], machine=gpus)
+
+
+def usual(*, cpu: bool, nodes: int) -> str:
+    """The name of the network that is taken where nothing is said."""
     inside, between = ("loopback", "ethernet") if cpu else ("nvlink", "infiniband")
-    found = _named(said or (inside if nodes == 1 else between))
-    return found if nodes == 1 else replace(found, inside=NETWORKS[inside], machine=gpus)
+    return inside if nodes == 1 else between
 
 
 def _named(said: str) -> Network:

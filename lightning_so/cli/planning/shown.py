@@ -116,13 +116,11 @@ def _steps(pace: Pace | None, how: str) -> Iterator[str]:
         return
     own = f"{1e3 * pace.own:.1f} ms" if pace.unit == "s" else f"{pace.own:.3g} multiply-adds"
     yield f"Step, {how}: {own} of the training's own, then"
-    yield from _rows(
-        {
-            "mean": f"{pace.mean:.3f}x",
-            "median": f"{pace.median:.3f}x",
-            "largest": f"{pace.largest:.3f}x, {pace.largest / pace.median:.2f} of the median step",
-        }
-    )
+    times = {"mean": pace.mean, "median": pace.median, "largest": pace.largest}
+    told = {
+        name: f"{each:.3f}x" + f", {1e3 * pace.own * each:.1f} ms" * (pace.unit == "s") for name, each in times.items()
+    }
+    yield from _rows(told | {"largest": f"{told['largest']}, {pace.largest / pace.median:.2f} of the median step"})
 
 
 def _balance(costs: Sequence[float]) -> Iterator[str]:

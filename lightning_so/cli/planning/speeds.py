@@ -65,8 +65,8 @@ def speeds_of(said: str) -> Speeds:
     Raises:
         ConfigError: If it is neither.
     """
-    if said in DEVICES:
-        return DEVICES[said]
+    if said.lower() in DEVICES:
+        return DEVICES[said.lower()]
     try:
         numbers = [1e12 * float(part) for part in said.split("/")]
     except ValueError:

@@ -23,7 +23,7 @@ def require(plan: Plan, host: Host, least: float) -> None:
     if share == 0:
         raise UnusableError(
             f"coverage is 0: {plan.method} works on none of the {len(plan.rows)} parameters of {plan.base}. "
-            f"Remove the callback, or route parameters to it.\n{plan}"
+            f"Remove the callback, or route matrices to it.\n{plan}"
         )
     if share < least:
         raise ConfigError(f"coverage {share:.3f} is below min_coverage={least}: lower it or change the route.\n{plan}")

@@ -64,7 +64,11 @@ class Mixture:
         """
         if isinstance(method, type) or not isinstance(method, Method | Mixture):
             vector = isinstance(method, VectorMethod) and not isinstance(method, type)
-            way = f"put it into MatrixFree({method!r})" if vector else "use SOAP(), KFAC() or Muon(), or a Mixture"
+            way = (
+                f"put it into MatrixFree({method!r})"
+                if vector
+                else "use SOAP(), KFAC(), EKFAC(), Shampoo() or Muon(), or a Mixture"
+            )
             what = "works on the whole parameter vector" if vector else "is not a method"
             raise ConfigError(f"method={method!r} {what}; {way}.")
         return method if isinstance(method, Mixture) else _Single({"*": method})
