@@ -101,9 +101,9 @@ def slowest(variant: str, clock: str) -> float:
     return one[f"{clock}largest_ms"] / one[f"{clock}median_ms"]
 
 
-def unequal(ranks: int, method: str, head: str) -> dict[str, list[float]]:
+def unequal(ranks: int, method: str, head: str, throttle: str = "counted") -> dict[str, list[float]]:
     """A row of ranks of which one is slow."""
-    found = [line("unequal", ranks=ranks, method=method, case=case) for case in CASES]
+    found = [line("unequal", ranks=ranks, method=method, case=case, throttle=throttle) for case in CASES]
     even, without, balanced = (one["slowest_over_mean"] for one in found)
     figures = [without, balanced, found[2]["moved"], even, found[0]["moved"]]
     return {f"| {head} | {{}} | {{}} | {{}} | {{}} | {{}} |": figures}
@@ -196,6 +196,8 @@ CLAIMS = {
         **unequal(4, "soap", "SOAP, 4 ranks"),
         **unequal(2, "kfac", "K-FAC, 2 ranks"),
         **unequal(4, "kfac", "K-FAC, 4 ranks"),
+        **unequal(2, "soap", "SOAP, 2 ranks, half a core", "cgroup"),
+        **unequal(2, "kfac", "K-FAC, 2 ranks, half a core", "cgroup"),
         **shared(),
         **scaled(),
         "The bytes of a cable are modelled to {} %": [
