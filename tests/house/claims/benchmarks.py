@@ -1,4 +1,4 @@
-"""Claims of benchmarks/README.md: its tables. Its sections that have no claims yet are `OPEN` in test_figures.py."""
+"""Claims of benchmarks/README.md: its tables of the family, of peers, of memory and of ranks."""
 
 from statistics import mean, median
 
@@ -13,6 +13,7 @@ PAGE, GRID = "benchmarks/README.md", "grid_byte_lm"
 FAMILY = ("soap", "muon", "kfac", "ekfac", "shampoo")
 ON_SGD = ("kfac_sgd", "ekfac_sgd")
 NAMES = {"soap": "SOAP", "kfac": "K-FAC", "ekfac": "EKFAC", "shampoo": "Shampoo", "muon": "Muon"}
+SHARED = {"fsdp": "FSDP2, byte LM, ", "hsdp": "HSDP, byte LM, "}
 PEERS = ("byte_lm", "autoencoder", "cnn")
 
 
@@ -63,7 +64,8 @@ def scaled() -> dict[str, list[float]]:
     for one in lines("scale_measured"):
         seen, said, off = one["measured"], one["planned"], 100 * one["off"]["step"]
         cell = "**{} %**" if abs(off) > 20 else "{} %"
-        rows[f"| {NAMES[one['method']]} | {one['link']} | {one['ranks']} | {'{} / {} | ' * 4}{cell} |"] = [
+        where = SHARED.get(one.get("strategy"), "") + one["link"]
+        rows[f"| {NAMES[one['method']]} | {where} | {one['ranks']} | {'{} / {} | ' * 4}{cell} |"] = [
             *(side["memory"] / 1e6 for side in (seen, said)),
             *(side["sent"] / 1e3 for side in (seen, said)),
             *(side["cpu"] for side in (seen, said)),
