@@ -80,6 +80,9 @@ CLAIMS = {
             *ends("plan_cpu_s", THOUSAND),
             ends("plan_peak_bytes", THOUSAND)[1] / 1e9,
         ],
+        "Under FSDP2 and HSDP memory is right to {} %": [
+            max(100 * abs(one["off"]["memory"]) for one in lines("scale_measured") if "strategy" in one)
+        ],
         "steps are foretold {} to {} % too short under DDP, {} to {} % under FSDP2, {} % under HSDP": [
             *short("ddp"),
             *short("fsdp"),
