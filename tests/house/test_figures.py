@@ -4,14 +4,9 @@ import pytest
 
 from tests.house.claims import CLAIMS, GIVEN
 from tests.support.blocks import pages
-from tests.support.claims import OTHERS, ROOT, found, pattern, rounds_to, sections, unclaimed, wrong
+from tests.support.claims import OTHERS, ROOT, found, pattern, rounds_to, unclaimed, wrong
 
-FIGURES = "benchmarks/README.md"
-PAGES = [*(str(page.relative_to(ROOT)) for page in pages() if page.name not in OTHERS), FIGURES]
-#: Sections of the benchmarks' page of whose figures some have no claim yet; no other may come to them.
-OPEN = {
-    "Longer, and larger",
-}
+PAGES = [*(str(page.relative_to(ROOT)) for page in pages() if page.name not in OTHERS), "benchmarks/README.md"]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -21,15 +16,9 @@ def test_figures_are_what_they_are_computed_from(page):
     assert [setting for setting in GIVEN.get(page, ()) if not pattern(setting).search(text)] == []
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page != FIGURES])
+@pytest.mark.parametrize("page", PAGES)
 def test_every_figure_is_claimed(page):
     assert unclaimed((ROOT / page).read_text(), CLAIMS.get(page, {}), GIVEN.get(page, ())) == []
-
-
-def test_figures_of_the_benchmarks_are_claimed_but_in_open_sections():
-    text, claimed = (ROOT / FIGURES).read_text(), (CLAIMS[FIGURES], GIVEN[FIGURES])
-    parts = {heading.lstrip("# "): part for heading, part in sections(text)}
-    assert {head for head, part in parts.items() if unclaimed(part, *claimed)} == OPEN
 
 
 def test_claims_are_of_pages_that_are_there():

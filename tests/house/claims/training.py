@@ -2,6 +2,7 @@
 
 from itertools import product
 from statistics import mean
+from typing import Any
 
 from lightning_so.actions import stretch
 from lightning_so.contract.spread import Staggered
@@ -11,6 +12,7 @@ from tests.support.results import best, dampings, lines, loss, steps_to
 
 MNIST, PIXELS, BETAS = "grid_autoencoder_mnist", "grid_autoencoder_bernoulli_mnist", "grid_byte_lm_default_betas"
 LENGTHS = ("base", "measured")
+LARGER = {"AdamW": "adamw", "torch's Muon": "torch_muon", "Muon in bf16": "muon_bf16", "SOAP": "soap", "K-FAC": "kfac"}
 LATE = "betas=(0.9, 0.999)"
 
 
@@ -99,8 +101,46 @@ def longer(head: str, label: str, *rates: float) -> dict[str, list[float]]:
     return {f"| {head} | {' | '.join(cells)} | {', '.join(['{}'] * len(rates))} |": [*losses, *times]}
 
 
+def larger() -> dict[str, list[float]]:
+    """The rows of the model of 8.8 million parameters: a method at its best rate, with the ends of its other rates."""
+    found = {}
+    for head, method in LARGER.items():
+        runs = sorted((one for one in lines("medium") if one["method"] == method), key=lambda one: one["final_loss"])
+        losses = dict(zip(runs[0]["curve"]["steps"], runs[0]["curve"]["losses"], strict=True))
+        others = ", ".join(f"{{}} ({rate(one)})" for one in runs[1:])
+        row = f"| {head}, {rate(runs[0])} | {'{} | ' * 5}{others} | {{}} |"
+        found[row] = [
+            *(losses[step] for step in range(400, 2001, 400)),
+            *(one["final_loss"] for one in runs[1:]),
+            runs[0]["cpu_seconds"],
+        ]
+    return found
+
+
+def larger_run(method: str) -> dict[str, Any]:
+    """The run of the larger model that ends lowest."""
+    return min((one for one in lines("medium") if one["method"] == method), key=lambda one: one["final_loss"])
+
+
+def below(method: str) -> int:
+    """The first validated step at which it is below torch Muon's last loss."""
+    curve, last = larger_run(method)["curve"], larger_run("torch_muon")["final_loss"]
+    return next(step for step, each in zip(curve["steps"], curve["losses"], strict=True) if each <= last)
+
+
+def rate(run: dict[str, Any]) -> str:
+    """The rate of a run as the page has it, and that of the AdamW part where it is another."""
+    short = [f"{lr:.0e}".replace("e-0", "e-") for lr in (run["lr"], run["adam_lr"] or run["lr"])]
+    return short[0] if short[0] == short[1] else f"{short[0]} and {short[1]}"
+
+
 CLAIMS = {
     PAGE: {
+        **larger(),
+        "below torch Muon's last loss after {} (SOAP) and {} (K-FAC) of the 2,000 steps": [
+            below("soap"),
+            below("kfac"),
+        ],
         "to 5e-2 | {} (2e-3); {} at 3e-3 | {} (2e-2) | {} (5e-3); {} at 3e-3, {} at 2e-3 | **{}** (1e-2) |": [
             loss(GRID, "adamw"),
             loss(GRID, "adamw", 0.003),
