@@ -42,7 +42,7 @@ def point(name: str, method: str, strategy: str, ranks: int, device: Speeds, net
     found = forecast(asked)
     own = 3.0 * model.batch * model.products if model.products else float(found.own or 0)
     times = device.timings(found, own, model.batch * model.rows)
-    pace, free = found.timed(times, network), found.timed(times, Network(1e30, 0.0))
+    pace = found.timed(times, network)
     solves = [2e3 * cost / device.solves for cost in found.balance()]
     largest = max((2e3 * cost / device.solves for parts in found.engines for cost in kinds(parts)), default=0.0)
     return {
@@ -55,7 +55,7 @@ def point(name: str, method: str, strategy: str, ranks: int, device: Speeds, net
         "mean_ms": 1e3 * pace.own * pace.mean,
         "largest_ms": 1e3 * pace.own * pace.largest,
         "jitter": pace.largest / pace.median,
-        "exchange_ms": 1e3 * (pace.own * pace.mean - pace.own - free.own * (free.mean - 1)),
+        "exchange_ms": 1e3 * found.waits(pace, times),
         "solves_ms": max(solves),
         "solves_sum_ms": sum(solves),
         "floor_ms": largest,

@@ -110,12 +110,11 @@ def most(blocks: int, width: int, steps: int, name: str | None, mode: dict[str, 
     return 1024 * int(pages[1]), training.between if name else 0, plan
 
 
-def foretold(blocks: int, width: int, name: str, mode: dict[str, Any] | None) -> int:
-    """Bytes that the planner counts of a training, without weights and gradients."""
-    model = Equal(blocks, width).to("meta")
+def foretold(model: nn.Module, method: Any, memory: Memory | None) -> int:
+    """Bytes that the planner counts of AdamW and a method on a model without numbers, but its weights and gradients."""
     gradients(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    options = SecondOrder(METHODS[name][0], memory=None if mode is None else Memory(**mode)).options
+    options = SecondOrder(method, memory=memory).options
     parts = assembled(World().host(model, optimizer, 0), options, torch.device("cpu"))
     found = of_rank(World(), model, [parts], foreach=False, lag=0)
     return sum(found.values()) - found["weights"] - found["gradients"]
@@ -154,6 +153,7 @@ def lines(args: argparse.Namespace) -> list[dict[str, Any]]:
         times = apart(seconds, *size, name)
         for mode, taken in zip(METHODS[name][1], times, strict=True):
             inside, between, plan = apart(most, *size, name, mode)
+            model, memory = Equal(args.blocks, args.width).to("meta"), None if mode is None else Memory(**mode)
             promised = re.search(r"(\d+\.\d+) bytes a byte of the parameters", plan)
             found.append(
                 {
@@ -164,7 +164,7 @@ def lines(args: argparse.Namespace) -> list[dict[str, Any]]:
                     "between": round(between / weights, 3),
                     "planned": float(promised[1]) if promised else None,
                     "inside": round((inside - nothing - code) / weights, 2),
-                    "foretold": round(foretold(args.blocks, args.width, name, mode) / weights, 2),
+                    "foretold": round(foretold(model, METHODS[name][0], memory) / weights, 2),
                     "time": round(taken / times[0], 3),
                     **machine("cpu"),
                 }

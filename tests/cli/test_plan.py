@@ -167,13 +167,13 @@ def test_rows_make_the_training_s_own_step():
     assert forecast(asked(SOAP(), Deep)).modelled() is None
 
 
-@pytest.mark.slow
 def again(wanted):
     """What it holds, once the few numbers of solves that are made once are there."""
     holds(wanted)
     return holds(wanted)
 
 
+@pytest.mark.slow
 def test_the_first_change_that_fits_is_the_smallest():
     deep = lambda: Deep(512, 1)  # noqa: E731
     usual = asked(SOAP(cap=512), deep)

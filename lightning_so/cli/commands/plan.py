@@ -75,7 +75,7 @@ def command(
     from lightning_so.cli.planning.forecast import Asked, forecast
     from lightning_so.cli.planning.job import job
     from lightning_so.cli.planning.loopback import loopback
-    from lightning_so.cli.planning.network import NOTHING, network_of, usual
+    from lightning_so.cli.planning.network import network_of, usual
     from lightning_so.cli.planning.speeds import speeds_of
     from lightning_so.cli.planning.weightless import make
     from lightning_so.cli.planning.world import World, device_of, number, strategy_of
@@ -114,8 +114,8 @@ def command(
         pace = found.timed(timings, loopback(measured.WallClock()) if here else joined)
     elif speeds is not None and found.own:
         timings = speeds.timings(found, found.own, tokens or 0)
-        pace, alone = found.timed(timings, joined), found.timed(timings, NOTHING)
-        waits = 1e3 * (pace.own * (pace.mean - 1) - alone.own * (alone.mean - 1))
+        pace = found.timed(timings, joined)
+        waits = 1e3 * found.waits(pace, timings)
         over = network or usual(cpu=cpu, nodes=world.nodes)
         how = f"on {device}, at nominal speeds, {waits:.1f} ms of second order's exchanges over {over} in the mean step"
     beside = [] if against is None else [*recorded.compared(against, found, pace)]

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from lightning_so.cli.planning import memory
 from lightning_so.cli.planning.exchanged import Exchanged
 from lightning_so.cli.planning.job import Job
-from lightning_so.cli.planning.network import Network
+from lightning_so.cli.planning.network import NOTHING, Network
 from lightning_so.cli.planning.rehearsal import assembled
 from lightning_so.cli.planning.steps import Pace, Steps, every_step, lengths, settled
 from lightning_so.cli.planning.weightless import gradients, make, stepped
@@ -128,6 +128,19 @@ class Forecast:
             each.append([step + wait for step, wait in zip(found, waits, strict=True)])
         own = self.exchanged.seconds(network, max(times.own for times in timings))
         return Pace.of([own + ours for ours in _sums(each)], own, "s")
+
+    def waits(self, pace: Pace, timings: Sequence[Timings]) -> float:
+        """Seconds of second order's exchanges in the mean step.
+
+        Args:
+            pace: What `timed` gave.
+            timings: Of what.
+
+        Returns:
+            What they add to the work.
+        """
+        alone = self.timed(timings, NOTHING)
+        return pace.own * (pace.mean - 1) - alone.own * (alone.mean - 1)
 
     def balance(self) -> list[float]:
         """By rank, the modelled cost of its solves at a mean step."""

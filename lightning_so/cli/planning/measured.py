@@ -13,6 +13,7 @@ from lightning_so.cli.planning.forecast import Asked, Forecast
 from lightning_so.cli.planning.job import Job, Made
 from lightning_so.cli.planning.loopback import neighbours
 from lightning_so.cli.planning.pieces import pieces
+from lightning_so.cli.planning.speeds import kinds
 from lightning_so.cli.planning.weightless import optimizers, quiet
 from lightning_so.contract.method import Method
 from lightning_so.core.attach.attach import Attached
@@ -114,12 +115,11 @@ def trained(job: Job, options: Options, device: torch.device, clock: Clock | Non
             if time.perf_counter() - begun > LONGEST and number > WARM + 2:
                 break
     laps = [*meter.laps][WARM:]
-    kinds = engine.parts.units.kinds
-    costs = {kind: unit.cost for kind, unit in zip(kinds, engine.parts.units, strict=True)}
+    costs = kinds(engine.parts)
     engine.detach()
     # Of the first steps, at which most is solved, solves count too.
     first = timings([*meter.laps] or laps, len(costs), 1) if meter.laps else None
-    return timings(laps, len(costs), 1).completed(first, [costs[kind] for kind in sorted(costs)])
+    return timings(laps, len(costs), 1).completed(first, costs)
 
 
 def _step(module: Any, optimizer: Any, engine: Attached, meter: Meter, batch: Any, number: int) -> None:

@@ -109,7 +109,8 @@ class Units:
             The numbers of a portion.
         """
         if not any(self.stack(number).packed for number in due):
-            yield from [list(due)] if due else []
+            if due:
+                yield list(due)
             return
         some, numbers = list[int](), 0
         for _, of_block in groupby(sorted(due), key=lambda number: self.block(number).position):
