@@ -29,9 +29,16 @@ def test_seconds_are_latencies_and_bytes():
 
 def test_the_training_s_own_exchanges_hide_behind_its_backward_pass():
     sent = [Exchange("all_reduce", 0, 4e6)]
-    assert Network(1e6, 0.0).own(12.0, sent, 2, 0, 4e6) == pytest.approx(12.0)
-    assert Network(1e6, 0.0).own(3.0, sent, 2, 0, 4e6) == pytest.approx(1.0 + 4.0)
-    assert Network(1e6, 0.0, (0.1, 1e-6), overlaps=False).own(3.0, sent, 2, 10, 4e6) == pytest.approx(3 + 4 + 1 + 4)
+    assert Network(1e6, 0.0).own(12.0, sent, 2) == pytest.approx(12.0)
+    assert Network(1e6, 0.0).own(3.0, sent, 2) == pytest.approx(1.0 + 4.0)
+    assert Network(1e6, 0.0, overlaps=False).own(3.0, sent, 2, 5.0) == pytest.approx(3 + 4 + 5)
+
+
+def test_a_strategy_works_beside_its_exchanges():
+    network = Network(1e6, 0.0, (0.1, 1e-6), (0.2, 2e-6))
+    assert network.wrapped("ddp", 10, 4e6) == pytest.approx(1 + 4)
+    assert network.wrapped("fsdp", 10, 4e6) == network.wrapped("hsdp", 10, 4e6) == pytest.approx(2 + 8)
+    assert network.wrapped("zero_2", 10, 4e6) == 0
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
@@ -77,10 +84,13 @@ def test_what_was_measured_is_fitted():
     seconds |= {
         ("ddp", n, size): 1e-4 + size / 2e9 + 3e-6 * n + 1e-9 * size for n, size in ((96, 20000), (8, 4 * 2**20))
     }
+    # Two gathers and a reduce-scatter: half of the bytes a rank each.
+    seconds |= {("fsdp", n, size): 3e-4 + 1.5 * size / 2e9 + 5e-6 * n for n, size in ((96, 20000), (8, 4 * 2**20))}
     found = fitted(seconds)
     assert found.bandwidth == pytest.approx(2e9)
     assert found.latency == pytest.approx(1e-4)
     assert found.wrapper == pytest.approx((3e-6, 1e-9))
+    assert found.sharding == pytest.approx((5e-6, 0), abs=1e-12)
     assert not found.overlaps
     assert found.windows is None
     windows = fitted({**seconds, ("windows", 1, 10**6): 0.01})
@@ -114,4 +124,5 @@ def test_two_processes_are_measured():
     found = loopback(Clock())
     assert 1e-6 < found.latency < 0.1
     assert 1e7 < found.bandwidth < 1e12
-    assert torch.tensor(found.wrapper).min() >= 0
+    assert torch.tensor([found.wrapper, found.sharding]).min() >= 0
+    assert found.sharding[0] > 0

@@ -20,14 +20,14 @@ class Exchanged:
     """What the rank that sends most exchanges.
 
     Attributes:
-        ranks: How many there are.
+        world: The ranks.
         own: The training's own exchanges of a step, by what travels.
         ours: By optimizer and step, those of second order.
-        tensors: Gradients that DDP reduces; 0 under other strategies.
+        tensors: How many gradients there are.
         size: Bytes of the gradients.
     """
 
-    ranks: int
+    world: World
     own: dict[str, Exchange]
     ours: list[list[list[Exchange]]]
     tensors: int
@@ -54,13 +54,13 @@ class Exchanged:
         most = max(by_rank, key=lambda of_rank: sum(map(mean_bytes, of_rank)))
         hosts = [parts.host for parts in engines]
         size = float(sum(param.nbytes for host in hosts for param in host.params))
-        ddp = world.ranks > 1 and world.strategy == "ddp"
-        tensors = sum(len(host.params) for host in hosts) if ddp else 0
-        return cls(world.ranks, _own(world, size), most, tensors, size)
+        return cls(world, own_exchanges(world, size), most, sum(len(host.params) for host in hosts), size)
 
     def seconds(self, network: Network, own: float) -> float:
         """How long the training's own step is, given that of one rank."""
-        return network.own(own, self.own.values(), self.ranks, self.tensors, self.size)
+        ranks = self.world.ranks
+        copied = network.wrapped(self.world.strategy, self.tensors, self.size) if ranks > 1 else 0.0
+        return network.own(own, self.own.values(), ranks, copied)
 
     def bytes(self) -> dict[str, float]:
         """By what travels, bytes that a rank hands over at a mean step."""
@@ -79,8 +79,16 @@ def _ours(parts: Parts, steps: Steps, rank: int) -> list[list[Exchange]]:
     return exchanges(parts.units, host, parts.matrices, due, steps.watched)
 
 
-def _own(world: World, size: float) -> dict[str, Exchange]:
-    """The training's own."""
+def own_exchanges(world: World, size: float) -> dict[str, Exchange]:
+    """The training's own at each step, by what travels.
+
+    Args:
+        world: The ranks.
+        size: Bytes of the gradients.
+
+    Returns:
+        Nothing of one rank.
+    """
     if world.ranks == 1:
         return {}
     calls = math.ceil(size / BUCKET)

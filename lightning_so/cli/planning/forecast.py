@@ -124,7 +124,7 @@ class Forecast:
         for steps, parts, alone, times, sent in ours:
             share = [times.steady * (rank / alone if alone else 1.0) for rank in steps.steady]
             found = lengths(steps, 0.0, share, _of_kind(times, parts.units.kinds), times.rows(1))
-            waits = [network.seconds(step, self.exchanged.ranks) for step in sent]
+            waits = [network.seconds(step, self.exchanged.world.ranks) for step in sent]
             each.append([step + wait for step, wait in zip(found, waits, strict=True)])
         own = self.exchanged.seconds(network, max(times.own for times in timings))
         return Pace.of([own + ours for ours in _sums(each)], own, "s")

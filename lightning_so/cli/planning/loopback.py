@@ -5,6 +5,7 @@ import socket
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from statistics import median
@@ -12,9 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from lightning_so.cli.planning.exchanged import own_exchanges
 from lightning_so.cli.planning.network import Network
+from lightning_so.cli.planning.world import World
 from lightning_so.comm import Local
 from lightning_so.comm.meeting import meeting
 from lightning_so.core.overhead.clock import Clock
@@ -22,10 +27,12 @@ from lightning_so.linalg.triangle import pack, unpack
 
 #: Bytes of the messages, and how often each is sent; the first of them are not counted.
 SIZES, TIMES, WARM = (2**10, 2**16, 2**20, 2**22), 24, 4
-#: Layers and width of the nets with which DDP is timed: many small tensors, few large ones.
+#: Layers and width of the nets with which DDP and FSDP2 are timed: many small tensors, few large ones.
 NETS = ((48, 8), (4, 512))
 #: Side of the windows that are packed, summed and unpacked; and of what neighbours multiply.
 SIDE = 512
+#: What was timed, of how many tensors and bytes.
+Timed = tuple[str, int, int]
 
 
 def loopback(clock: Clock) -> Network:
@@ -47,23 +54,29 @@ def loopback(clock: Clock) -> Network:
     return fitted(seconds)
 
 
-def fitted(seconds: Mapping[tuple[str, int, int], float]) -> Network:
+def fitted(seconds: Mapping[Timed, float]) -> Network:
     """The network of some timings of two ranks.
 
     Args:
         seconds: By ("sum", 1, bytes) those of an all-reduce; by ("windows", 1, bytes) those of a window; by ("ddp",
-            tensors, bytes) what DDP adds to a step.
+            tensors, bytes) what DDP adds to a step, by ("fsdp", tensors, bytes) what FSDP2 does.
 
     Returns:
-        The least squares of the relative errors of `latency + bytes / bandwidth`, and of what DDP adds beyond that
-        `tensors * a + bytes * b`; nothing is below zero.
+        The least squares of the relative errors of `latency + bytes / bandwidth`, and of what a strategy adds beyond
+        its exchanges `tensors * a + bytes * b`; nothing is below zero.
     """
     sums = {size: each for (what, _, size), each in seconds.items() if what == "sum"}
     windows = next((size / each for (what, _, size), each in seconds.items() if what == "windows"), None)
     latency, pace = _solved([(1.0, float(size)) for size in sums], [*sums.values()])
-    ddp = {(n, size): each for (what, n, size), each in seconds.items() if what == "ddp"}
-    beyond = [max(0.0, each - latency - pace * size) for (_, size), each in ddp.items()]
-    return Network(1 / pace, latency, _solved([(float(n), float(size)) for n, size in ddp], beyond), False, windows)
+    bare = Network(1 / pace, latency, overlaps=False, windows=windows)
+
+    def beyond(strategy: str) -> tuple[float, float]:
+        ours = {(n, size): each for (what, n, size), each in seconds.items() if what == strategy}
+        sent = [bare.seconds(own_exchanges(World(1, 2, strategy), size).values(), 2) for _, size in ours]
+        rest = [max(0.0, each - of) for each, of in zip(ours.values(), sent, strict=True)]
+        return _solved([(float(n), float(size)) for n, size in ours], rest) if ours else (0.0, 0.0)
+
+    return replace(bare, wrapper=beyond("ddp"), sharding=beyond("fsdp"))
 
 
 def _solved(rows: list[tuple[float, float]], wanted: list[float]) -> tuple[float, float]:
@@ -74,7 +87,7 @@ def _solved(rows: list[tuple[float, float]], wanted: list[float]) -> tuple[float
     return max(a, 0.0), max(b, 1e-15)
 
 
-def _exchange(rank: int, port: int, clock: Clock) -> dict[tuple[str, int, int], float]:
+def _exchange(rank: int, port: int, clock: Clock) -> dict[Timed, float]:
     """What one of two processes sees."""
     torch.set_num_threads(1)
     with meeting("127.0.0.1", port, rank, 2, backend="gloo", patience=120) as comm:
@@ -83,14 +96,31 @@ def _exchange(rank: int, port: int, clock: Clock) -> dict[tuple[str, int, int], 
         window = [torch.randn(SIDE, SIDE)]
         found["windows", 1, pack(window).nbytes] = timed(partial(_window, comm, window))
         for layers, width in NETS:
-            net = nn.Sequential(*(nn.Linear(width, width) for _ in range(layers)))
-            rows = torch.randn(8, width)
-            alone = timed(lambda net=net, rows=rows: net(rows).sum().backward())
-            wrapped = DistributedDataParallel(net)
-            both = timed(lambda net=wrapped, rows=rows: net(rows).sum().backward())
-            size = sum(param.nbytes for param in net.parameters())
-            found["ddp", 2 * layers, size] = max(0.0, both - alone)
+            found |= _wrapped(layers, width, timed)
         return found
+
+
+def _wrapped(layers: int, width: int, timed: Callable[[Callable[[], None]], float]) -> dict[Timed, float]:
+    """What strategies add to a step of a net."""
+    rows = torch.randn(8, width)
+
+    def step(strategy: str | None) -> float:
+        net = nn.Sequential(*(nn.Linear(width, width) for _ in range(layers)))
+        called = DistributedDataParallel(net) if strategy == "ddp" else net
+        if strategy == "fsdp":
+            fully_shard(net, mesh=init_device_mesh("cpu", (2,)))
+        # Pieces are tensors of another class, which the optimizer meets too.
+        optimizer = torch.optim.AdamW(net.parameters())
+
+        def work() -> None:
+            optimizer.zero_grad()
+            called(rows).sum().backward()
+            optimizer.step()
+
+        return timed(work)
+
+    alone, shape = step(None), (2 * layers, 4 * layers * width * (width + 1))
+    return {(strategy, *shape): max(0.0, step(strategy) - alone) for strategy in ("ddp", "fsdp")}
 
 
 def _window(comm: Local, window: list[Tensor]) -> None:

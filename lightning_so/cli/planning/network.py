@@ -21,6 +21,7 @@ class Network:
         bandwidth: Bytes a second that a rank sends while it receives as many.
         latency: Seconds of one hop of an exchange without bytes; an exchange has log2(ranks) of them.
         wrapper: Seconds that DDP takes for a tensor, and for a byte, beside the exchange itself.
+        sharding: Those that FSDP2 takes, its optimizer's step with them.
         overlaps: Whether the training's own exchanges travel while its backward pass computes.
         windows: Bytes a second of windows of rows, which are packed, summed at their owners and unpacked there; None
             for `bandwidth`.
@@ -31,6 +32,7 @@ class Network:
     bandwidth: float
     latency: float
     wrapper: tuple[float, float] = (0.0, 0.0)
+    sharding: tuple[float, float] = (0.0, 0.0)
     overlaps: bool = True
     windows: float | None = None
     inside: "Network | None" = None
@@ -58,25 +60,37 @@ class Network:
         carry = carried(exchange.kind, ranks) * exchange.size / speed
         return exchange.calls * link.latency * math.ceil(math.log2(ranks)) + carry
 
-    def own(self, step: float, exchanges: Iterable[Exchange], ranks: int, tensors: int, size: float) -> float:
+    def own(self, step: float, exchanges: Iterable[Exchange], ranks: int, copied: float = 0.0) -> float:
         """How long the training's own step is on several ranks.
 
         Args:
             step: Seconds of it on one.
             exchanges: Its own.
             ranks: How many there are.
-            tensors: Gradients that DDP reduces; 0 under other strategies.
-            size: Their bytes.
+            copied: Seconds of the strategy beside them; see `wrapped`.
 
         Returns:
             Seconds.
         """
-        by_tensor, by_byte = self.wrapper
         sent = self.seconds(exchanges, ranks)
-        copied = by_tensor * tensors + by_byte * size if ranks > 1 else 0.0
         if self.overlaps:
             return FORWARD * step + max((1 - FORWARD) * step, sent) + copied
         return step + sent + copied
+
+    def wrapped(self, strategy: str, tensors: int, size: float) -> float:
+        """How long a strategy works beside the exchanges themselves: hooks, buckets, pieces.
+
+        Args:
+            strategy: Its name; of ZeRO nothing is known.
+            tensors: How many parameters there are.
+            size: Bytes of them.
+
+        Returns:
+            Seconds of a step.
+        """
+        sharding = self.sharding
+        by_tensor, by_byte = {"ddp": self.wrapper, "fsdp": sharding, "hsdp": sharding}.get(strategy, (0.0, 0.0))
+        return by_tensor * tensors + by_byte * size
 
 
 def carried(kind: str, ranks: int) -> float:
