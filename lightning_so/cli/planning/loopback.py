@@ -13,14 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_so.cli.planning.exchanged import own_exchanges
 from lightning_so.cli.planning.network import Network
 from lightning_so.cli.planning.world import World
 from lightning_so.comm import Local
+from lightning_so.comm.cut import cut
 from lightning_so.comm.meeting import meeting
 from lightning_so.core.overhead.clock import Clock
 from lightning_so.linalg.triangle import pack, unpack
@@ -104,11 +103,9 @@ def _wrapped(layers: int, width: int, timed: Callable[[Callable[[], None]], floa
     """What strategies add to a step of a net."""
     rows = torch.randn(8, width)
 
-    def step(strategy: str | None) -> float:
+    def step(wrap: Callable[[nn.Module], nn.Module]) -> float:
         net = nn.Sequential(*(nn.Linear(width, width) for _ in range(layers)))
-        called = DistributedDataParallel(net) if strategy == "ddp" else net
-        if strategy == "fsdp":
-            fully_shard(net, mesh=init_device_mesh("cpu", (2,)))
+        called = wrap(net)
         # Pieces are tensors of another class, which the optimizer meets too.
         optimizer = torch.optim.AdamW(net.parameters())
 
@@ -119,8 +116,9 @@ def _wrapped(layers: int, width: int, timed: Callable[[Callable[[], None]], floa
 
         return timed(work)
 
-    alone, shape = step(None), (2 * layers, 4 * layers * width * (width + 1))
-    return {(strategy, *shape): max(0.0, step(strategy) - alone) for strategy in ("ddp", "fsdp")}
+    alone, shape = step(nn.Module.train), (2 * layers, 4 * layers * width * (width + 1))
+    wraps = {"ddp": DistributedDataParallel, "fsdp": cut}
+    return {(strategy, *shape): max(0.0, step(wrap) - alone) for strategy, wrap in wraps.items()}
 
 
 def _window(comm: Local, window: list[Tensor]) -> None:
