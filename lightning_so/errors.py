@@ -1,5 +1,8 @@
 """What is raised for misuse and broken promises. Numerical failure is never raised: it is data (`linalg.result`)."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class ConfigError(ValueError):
     """An argument, pairing or model that cannot work; says what was got, what is allowed and the next move."""
@@ -90,4 +93,23 @@ def check_choice(owner: str, name: str, value: object, allowed: tuple) -> None:
         ConfigError: If it is none of them.
     """
     if value not in allowed:
-        raise ConfigError(f"{owner}({name}={value!r}): {name} must be one of {list(allowed)}.")
+        meant = nearest(value, [each for each in allowed if isinstance(each, str)])
+        raise ConfigError(f"{owner}({name}={value!r}): {name} must be one of {list(allowed)}.{meant}")
+
+
+def nearest(value: object, names: Iterable[str]) -> str:
+    """The name that was probably meant.
+
+    Args:
+        value: What was given.
+        names: What there is.
+
+    Returns:
+        A sentence for the end of an error, with a space before it; nothing if no name is near.
+
+    Example:
+        >>> nearest("housholder", ["householder", "cholesky"])
+        " Did you mean 'householder'?"
+    """
+    found = get_close_matches(value.lower(), names, 1) if isinstance(value, str) else []
+    return f" Did you mean {found[0]!r}?" if found else ""

@@ -14,7 +14,7 @@ from lightning_so.contract.method import Action, Taps
 from lightning_so.contract.spread import Spread, Staggered
 from lightning_so.contract.unit import Unit
 from lightning_so.contract.ways import ByDevice, Ways
-from lightning_so.errors import ConfigError, check_count
+from lightning_so.errors import check_choice, check_count
 from lightning_so.linalg.polar import PolarFactor, polar_cost
 
 _PRECISION = {"auto": None, "fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -59,8 +59,7 @@ class Muon(ByDevice):
     def __post_init__(self) -> None:
         """Check the arguments."""
         check_count("Muon", "steps", self.steps, 1, 20)
-        if self.precision not in _PRECISION:
-            raise ConfigError(f"Muon(precision={self.precision!r}): precision must be one of {sorted(_PRECISION)}.")
+        check_choice("Muon", "precision", self.precision, tuple(_PRECISION))
 
     def refuse(self, base: Base, group: dict) -> str | None:
         """See `contract.method.Method.refuse`."""

@@ -225,7 +225,9 @@ def test_soap_leaves_edges_bare_until_warm():
             "matches no parameter",
         ),
         (lambda n: attach(n, torch.optim.AdamW(n.parameters()), "soap"), "is not a method"),
+        (lambda n: attach(torch.optim.AdamW(n.parameters()), n, SOAP()), "in this order, and got AdamW, Net and SOAP"),
         (lambda n: Muon(precision="fp8"), "precision='fp8'.*bf16"),
+        (lambda n: attach(n, torch.optim.AdamW(n.parameters()), lengths="measure"), "Did you mean 'measured'?"),
         (lambda n: Muon(steps=0), "steps"),
     ],
 )

@@ -264,3 +264,10 @@ def test_ranks_that_solve_in_portions_end_where_one_process_does_and_send_what_i
         for name, value in alone[0].items():
             torch.testing.assert_close(weights[name], value, rtol=0, atol=1e-10)
         assert (sent[-1] - sent[-17]) / 16 == pytest.approx(predicted, rel=0.02)
+
+
+def test_a_plan_says_that_one_process_holds_all_of_a_share():
+    half, whole = (str(Training(SOON, ADAMW, Memory(share=share)).engine.plan) for share in (0.5, 1.0))
+    said = "; share counts from two ranks on, and one process holds all"
+    assert said in half
+    assert half.replace(said, "") == whole

@@ -228,12 +228,16 @@ def test_resuming_equals_not_having_stopped():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: Mixture({"*": "sopa"}), "no method 'sopa'; there are base, .*kfac, muon, shampoo, soap"),
+        (
+            lambda: Mixture({"*": "sopa"}),
+            "no method 'sopa'; there are base, .*kfac, muon, shampoo, soap.*Did you mean 'soap'",
+        ),
         (lambda: Mixture({"*": 3}), "3 is not a method"),
         (lambda: Mixture({"*": SOAP}), "SOAP'> is not a method"),
         (lambda: Mixture({0: SOAP()}), "0 is no key"),
         (lambda: attached(SOAP), "SOAP'> is not a method"),
         (lambda: attached("soap"), "'soap' is not a method"),
+        (lambda: attached(torch.optim.SGD([torch.zeros(1)])), "method is the optimizer SGD, which stays where it is"),
         (lambda: attached(Mixture({"Module": KFAC(), "*": SOAP()})), "'Module' decides nothing: it matches no param"),
         (lambda: Mixture({}), "at least one rule"),
         (lambda: Mixture([SOAP()]), "at least one rule"),

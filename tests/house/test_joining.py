@@ -1,6 +1,8 @@
 """What those who join a project look for: forms, a workflow that runs what this machine runs, one version."""
 
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -23,6 +25,11 @@ def test_there_is_one_version(capsys):
         main(["--version"])
     assert caught.value.code == 0
     assert PROJECT["version"] in capsys.readouterr().out
+
+
+def test_the_package_is_the_command():
+    said = subprocess.run([sys.executable, "-m", "lightning_so", "--version"], capture_output=True, text=True)
+    assert (said.returncode, said.stdout) == (0, f"lightning-so {PROJECT['version']}\n")
 
 
 def test_the_citation_is_of_this_version_and_licence():

@@ -189,6 +189,11 @@ def attach(
             f"attach: {type(optimizer).__name__} is a wrapper, as Fabric and Lightning make them, around the "
             f"{type(inner).__name__} in it, which steps: attach to that, `attach(model, optimizer.optimizer, ...)`."
         )
+    if not isinstance(model, nn.Module) or not isinstance(optimizer, Optimizer):
+        raise ConfigError(
+            "attach(model, optimizer, method) takes a torch.nn.Module, a torch.optim.Optimizer and a method in this "
+            f"order, and got {type(model).__name__}, {type(optimizer).__name__} and {type(method).__name__}."
+        )
     whole = isinstance(method, VectorMethod)
     if getattr(optimizer, "_lightning_so_vector" if whole else "_lightning_so", None) is not None:
         raise ConfigError("attach: this optimizer already has a method attached; call `engine.detach()` first.")

@@ -28,12 +28,14 @@ class Holding:
         factors: What is observed.
         solved: Bases, inverses, roots.
         saved: What a step needs besides: saved weights.
+        alone: Whether one process holds all of a share that was to be on every rank.
     """
 
     moments: float
     factors: float
     solved: float
     saved: float
+    alone: bool = False
 
     @property
     def all(self) -> float:
@@ -42,9 +44,11 @@ class Holding:
 
     def __str__(self) -> str:
         """The sum and its parts."""
+        share = "; share counts from two ranks on, and one process holds all" if self.alone else ""
         return (
             f"{self.all:.2f} bytes a byte of the parameters between steps: the optimizer's moments {self.moments:.2f}, "
-            f"factors {self.factors:.2f}, bases and roots {self.solved:.2f}; saved weights {self.saved:.2f} inside one"
+            f"factors {self.factors:.2f}, bases and roots {self.solved:.2f}; saved weights {self.saved:.2f} inside "
+            f"one{share}"
         )
 
 
@@ -133,6 +137,7 @@ def _told(memory: Memory, assigned: Mapping[Block, Method], host: Host) -> Holdi
         factors[most] / mine,
         (all_of_it[most] - factors[most]) / mine,
         saved / pieces / mine,
+        memory.share < 1 and len(ranks) == 1,
     )
 
 

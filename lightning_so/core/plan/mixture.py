@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from torch import nn
+from torch.optim import Optimizer
 
 from lightning_so.contract.known import KNOWN
 from lightning_so.contract.method import Method
 from lightning_so.contract.vector_method import VectorMethod
-from lightning_so.errors import ConfigError
+from lightning_so.errors import ConfigError, nearest
 
 #: The rule value that leaves a parameter alone.
 BASE = "base"
@@ -63,6 +64,12 @@ class Mixture:
             ConfigError: If it is neither.
         """
         if isinstance(method, type) or not isinstance(method, Method | Mixture):
+            if isinstance(method, Optimizer):
+                raise ConfigError(
+                    f"method is the optimizer {type(method).__name__}, which stays where it is: in "
+                    "configure_optimizers, or before the method in attach(model, optimizer, method). Use SOAP(), KFAC() "
+                    "or another method."
+                )
             vector = isinstance(method, VectorMethod) and not isinstance(method, type)
             way = (
                 f"put it into MatrixFree({method!r})"
@@ -143,7 +150,8 @@ def _method(glob: str, value: Method | str, methods: list[Method]) -> Method | s
             return value
         if value.lower() not in KNOWN:
             there = ", ".join([BASE, *sorted(KNOWN)])
-            raise ConfigError(f"Mixture: {glob!r}: there is no method {value!r}; there are {there}.")
+            meant = nearest(value, [BASE, *KNOWN])
+            raise ConfigError(f"Mixture: {glob!r}: there is no method {value!r}; there are {there}.{meant}")
         value = KNOWN[value.lower()]()
     if isinstance(value, type) or not isinstance(value, Method):  # a class has all that its objects have
         raise ConfigError(f"{glob!r}: {value!r} is not a method; use an object such as SOAP(), KFAC() or Muon().")
