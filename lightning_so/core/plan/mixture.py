@@ -67,8 +67,8 @@ class Mixture:
             if isinstance(method, Optimizer):
                 raise ConfigError(
                     f"method is the optimizer {type(method).__name__}, which stays where it is: in "
-                    "configure_optimizers, or before the method in attach(model, optimizer, method). Use SOAP(), KFAC() "
-                    "or another method."
+                    "configure_optimizers, or before the method in attach(model, optimizer, method). Use SOAP(), "
+                    "KFAC() or another method."
                 )
             vector = isinstance(method, VectorMethod) and not isinstance(method, type)
             way = (
