@@ -41,6 +41,7 @@ def take_over(engines: list[Engine], states: list[dict[str, Any]], *, cold: bool
     if len(states) != len(engines):
         raise StateError(f"the checkpoint has {len(states)} optimizers, this run {len(engines)}.")
     for engine, state in zip(engines, states, strict=True):
+        engine.follow(state=state)
         for recorder in engine.recorders:
             recorder.look_away()  # What was observed since the last step goes with what is loaded over.
         checkpoint.read(engine.parts, state, cold=cold)

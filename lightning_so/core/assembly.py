@@ -1,5 +1,6 @@
 """What is made of a training and of what was asked for: made anew where parameters are added."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -99,7 +100,13 @@ class Parts:
         return methods_of(self.stacks)
 
 
-def assemble(host: Host, options: Options, report: Report, chosen: Chosen | None = None) -> Parts:
+def assemble(
+    host: Host,
+    options: Options,
+    report: Report,
+    chosen: Chosen | None = None,
+    out: Collection[Tensor] | None = None,
+) -> Parts:
     """Route the parameters and create all state that depends on which there are: a collective.
 
     Args:
@@ -107,6 +114,7 @@ def assemble(host: Host, options: Options, report: Report, chosen: Chosen | None
         options: What was asked for.
         report: Notes what is covered.
         chosen: In which ways to go on computing; None to find out.
+        out: Parameters that are left out while they are frozen; None for those without `requires_grad`.
 
     Returns:
         The parts, of which nothing is armed.
@@ -117,7 +125,7 @@ def assemble(host: Host, options: Options, report: Report, chosen: Chosen | None
     mixture = options.mixture or recommended(host.base)
     refuse_layers(mixture, host)
     lean = options.memory is not None
-    plan = route(host, mixture, options.route, options.memory)
+    plan = route(host, mixture, options.route, options.memory, out)
     coverage.require(plan, host, options.min_coverage)
     report.coverage = plan.coverage
     number_calls(plan.blocks, host.access)

@@ -99,16 +99,16 @@ class Engine:
         """The cohorts whose parameters are hidden now."""
         return [] if self.current is None else self.current.hidden
 
-    def follow(self, host: Host | None = None) -> None:
-        """Take in parameters that were added to the optimizer or replaced since, or be in front of another optimizer.
+    def follow(self, host: Host | None = None, state: dict | None = None) -> None:
+        """Take in parameters that were added, replaced or thawed since, another optimizer, or the blocks of a state.
 
         What is known of tensors that stay goes on; see `checkpoint.reassembly`.
         """
         host = host or self.host
-        if fits(self.parts, host):
+        if fits(self.parts, host, state):
             return
         self.disarm()
-        self.parts = reassembled(self.parts, host, self.options)
+        self.parts = reassembled(self.parts, host, self.options, state)
         self.host, self.guard = host, Guard(host.world, host.access)
         self.tell(self.plan)
 

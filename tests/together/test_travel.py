@@ -255,6 +255,29 @@ def test_weights_that_are_not_trained_travel_too(two, tmp_path, form, to):
     assert apart(fit(two, to, "none", callbacks=[Frozen()], resume=str(path)), straight) < 1e-5
 
 
+class Thaw(Frozen):
+    """Half of the model is trained from a step on."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        pl_module.net.blocks[0].requires_grad_(trainer.global_step >= 6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["soap", "kfac"])
+# FSDP2's optimizers get no state for what is frozen when they load: what was trained is to be thawed before.
+@pytest.mark.parametrize(
+    ("form", "to", "stop"), [("one", "fsdp2", 4), ("fsdp2", "fsdp2", 4), ("fsdp2", "one", 4), ("fsdp2", "one", STOP)]
+)
+def test_what_is_trained_later_travels_and_is_the_same_on_any_ranks(two, tmp_path, method, form, to, stop):
+    path = str(tmp_path / "later.ckpt")
+    alone = fit(two, "one", method, callbacks=[Thaw()])
+    straight = fit(two, form, method, callbacks=[Thaw(), Save(path, stop)])
+    again = fit(two, to, method, callbacks=[Thaw()], resume=path)
+    assert alone[0].report.rotated + alone[0].report.preconditioned > 11
+    assert apart(straight, alone) < 1e-5
+    assert apart(again, alone) < 1e-5
+
+
 class Cold(Frozen):
     """The optimizer starts without a state."""
 

@@ -6,8 +6,8 @@ from statistics import median
 from typing import Any
 
 from lightning_so.cli.planning.forecast import Forecast
-from lightning_so.cli.planning.shown import size
 from lightning_so.cli.planning.steps import Pace
+from lightning_so.core.plan.table import amount
 from lightning_so.errors import StateError
 from lightning_so.report.folder import recordings
 
@@ -45,7 +45,7 @@ def compared(run: Path, found: Forecast, pace: Pace | None) -> Iterator[str]:
         of_rank = f", rank {rank}" if len(recorded) > 1 else ""
         for part, names in PARTS.items():
             predicted = sum(foretold.get(name, 0) for name in names)
-            yield _line(part + of_rank, size(predicted), size(memory.get(part, 0)), predicted, memory.get(part, 0))
+            yield _line(part + of_rank, amount(predicted), amount(memory.get(part, 0)), predicted, memory.get(part, 0))
     measured = _seconds(recorded[0])
     if measured is not None and pace is not None and pace.unit == "s":
         predicted = pace.own * pace.median

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from lightning_so.cli.planning.forecast import Asked, Forecast
 from lightning_so.cli.planning.steps import Pace
 from lightning_so.core.checkpoint.checkpoint import KINDS
-from lightning_so.core.plan.table import megabytes
+from lightning_so.core.plan.table import amount
 
 
 def verdict(asked: Asked, found: Forecast, limit: float | None, pace: Pace | None) -> str:
@@ -20,13 +20,13 @@ def verdict(asked: Asked, found: Forecast, limit: float | None, pace: Pace | Non
     Returns:
         Whether it fits, and how long a step is.
     """
-    least = size(found.most)
+    least = amount(found.most)
     if limit is None:
         fits = f"needs {least} a rank (give --gpu_mem to have it compared)"
     elif found.most <= limit:
-        fits = f"fits: {least} of {size(limit)} a rank"
+        fits = f"fits: {least} of {amount(limit)} a rank"
     else:
-        fits = f"does not fit: at least {least} a rank, of {size(limit)}"
+        fits = f"does not fit: at least {least} a rank, of {amount(limit)}"
     return f"{fits}; {said(pace)}. {asked.what}, {_ranks(asked)}, activations apart."
 
 
@@ -47,7 +47,7 @@ def _ranks(asked: Asked) -> str:
 
 def remedy(words: str, most: float, limit: float) -> str:
     """The line of what to change."""
-    return f"  -> fits with {words}: {size(most)} of {size(limit)} a rank"
+    return f"  -> fits with {words}: {amount(most)} of {amount(limit)} a rank"
 
 
 def cheaper(method: str, pace: Pace) -> str:
@@ -87,7 +87,7 @@ def report(asked: Asked, found: Forecast, pace: Pace | None, how: str) -> Iterat
     yield from _balance(found.balance())
     yield ""
     yield "Size of a checkpoint, by SecondOrder(state=...):"
-    yield from _rows({f'"{kind}"': size(found.checkpoints[kind]) for kind in KINDS})
+    yield from _rows({f'"{kind}"': amount(found.checkpoints[kind]) for kind in KINDS})
     for plan in found.plans:
         yield ""
         yield str(plan)
@@ -96,9 +96,9 @@ def report(asked: Asked, found: Forecast, pace: Pace | None, how: str) -> Iterat
 def _memory(found: Forecast) -> Iterator[str]:
     """Bytes by part of the rank that holds most, and what others hold."""
     whole = [sum(parts.values()) for parts in found.memory.values()]
-    yield f"Memory of a rank{f' (rank {found.heaviest}; another has {size(min(whole))})' * (len(whole) > 1)}:"
+    yield f"Memory of a rank{f' (rank {found.heaviest}; another has {amount(min(whole))})' * (len(whole) > 1)}:"
     parts = {part: held for part, held in found.memory[found.heaviest].items() if held}
-    yield from _rows({part: size(held) for part, held in parts.items()} | {"all": size(found.most)})
+    yield from _rows({part: amount(held) for part, held in parts.items()} | {"all": amount(found.most)})
 
 
 def _sent(asked: Asked, found: Forecast) -> Iterator[str]:
@@ -106,7 +106,7 @@ def _sent(asked: Asked, found: Forecast) -> Iterator[str]:
         return
     yield ""
     yield "Sent by a rank at a mean step:"
-    yield from _rows({what: size(sent) for what, sent in found.sent.items()})
+    yield from _rows({what: amount(sent) for what, sent in found.sent.items()})
 
 
 def _steps(pace: Pace | None, how: str) -> Iterator[str]:
@@ -130,11 +130,6 @@ def _balance(costs: Sequence[float]) -> Iterator[str]:
     yield ""
     most, least = max(costs) / mean, min(costs) / mean
     yield f"Solves over ranks: the most laden has {most:.2f} of the mean, the least {least:.2f}."
-
-
-def size(of: float) -> str:
-    """A number of bytes, in GB where it is one."""
-    return f"{of / 1e9:.3g} GB" if of >= 1e9 else megabytes(of)
 
 
 def _rows(cells: Mapping[str, str]) -> Iterator[str]:

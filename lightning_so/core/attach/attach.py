@@ -83,6 +83,7 @@ class Attached(Engine):
         self.follow()
         check_header(state, FORMAT, self.plan.method)
         own = ranks_apart.own(self.parts, state)
+        self.follow(state=own)
         self.arm()  # What was observed since the last step goes with what is loaded over.
         with ranks_apart.refused_together(self.host):
             load_state_dict(self.parts, own)

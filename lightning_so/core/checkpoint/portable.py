@@ -51,6 +51,7 @@ def state_dict(parts: Parts) -> dict[str, Any]:
         "origin": schedule.origin,
         "placed": schedule.placed,
         "report": parts.report.portable(),
+        **({"frozen": sorted(parts.plan.frozen)} if parts.plan.frozen else {}),
         **({} if parts.overhead is None else {"overhead": parts.overhead.state_dict()}),
         **({} if parts.balance is None else {"balance": parts.balance.state_dict()}),
         "ways": parts.chosen.portable(),

@@ -5,6 +5,7 @@ from operator import is_
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lightning_so.contract.block import Block
 from lightning_so.core.assembly import Parts, assemble
@@ -16,20 +17,60 @@ from lightning_so.core.solves import basis
 from lightning_so.errors import TrustError
 
 
-def fits(parts: Parts, host: Host) -> bool:
-    """Whether parts are those of a host, whose optimizer has the same tensors in the same groups."""
+def fits(parts: Parts, host: Host, state: dict[str, Any] | None = None) -> bool:
+    """Whether parts are those of a host, whose optimizer has the same tensors in the same groups.
+
+    Args:
+        parts: Those of an engine.
+        host: The training as it is now.
+        state: One that will be loaded, of whose blocks they must be too.
+
+    Returns:
+        False also where a parameter is trained that was frozen.
+    """
     params = host.params
     return (
         parts.host is host
         and parts.sizes == host.sizes
         and len(parts.params) == len(params)
         and all(map(is_, parts.params, params))
+        and _left_out(parts, state).keys() == parts.plan.frozen.keys()
     )
 
 
+def _left_out(parts: Parts, state: dict[str, Any] | None) -> dict[str, Tensor]:
+    """Frozen parameters that stay out, or are out in a state that will be loaded.
+
+    What once was a block stays one. But a cold one, of which a state says that it was out, waits with it: whoever
+    resumes may freeze it after the state was loaded.
+
+    Args:
+        parts: Those of an engine.
+        state: The state, if there is one.
+
+    Returns:
+        Them by name.
+    """
+    out = parts.plan.frozen
+    if state is None or "blocks" not in state:
+        return {name: param for name, param in out.items() if not param.requires_grad}
+    there, cold, warm = {_whole(name) for name in state["blocks"]}, dict[str, Tensor](), set[str]()
+    for index, stack in enumerate(parts.stacks):
+        for row, block in enumerate(stack.blocks):
+            cold[_whole(block.name)] = block.param
+            warm |= {_whole(block.name)} if parts.roster.warm[index][row] else set()
+    stay = {name: param for name, param in out.items() if name not in there}
+    return stay | {name: cold[name] for name in state.get("frozen", ()) if name in cold.keys() - warm}
+
+
+def _whole(name: str) -> str:
+    """The name of the parameter that a block is a part of."""
+    return name.partition("[")[0]
+
+
 @torch.no_grad()
-def reassembled(parts: Parts, host: Host, options: Options) -> Parts:
-    """Make parts anew, for tensors that were added or replaced, or for another optimizer: a collective.
+def reassembled(parts: Parts, host: Host, options: Options, state: dict[str, Any] | None = None) -> Parts:
+    """Make parts anew, for tensors that were added, replaced or thawed, or for another optimizer: a collective.
 
     They go on computing in the same ways. Of blocks whose tensors stay all is kept, while the optimizer is the same or
     keeps its moments under the same names. What leaves takes plain moments with it. The interval starts from its
@@ -39,6 +80,7 @@ def reassembled(parts: Parts, host: Host, options: Options) -> Parts:
         parts: Those so far, between steps; not used afterwards.
         host: The training as it is now.
         options: What was asked for.
+        state: See `fits`.
 
     Returns:
         The new parts.
@@ -47,7 +89,10 @@ def reassembled(parts: Parts, host: Host, options: Options) -> Parts:
         ConfigError: If the new optimizer or the new tensors do not fit the method.
         TrustError: If rotated moments were given to another tensor.
     """
+    known, out = {id(param) for param in parts.params}, [*_left_out(parts, state).values()]
+    out += [param for param in host.params if id(param) not in known and not param.requires_grad]
     here = {id(param) for param in host.params} if host.optimizer is parts.host.optimizer else set[int]()
+    here -= {id(param) for param in out}
     places = basis.places(parts.roster)
     leaving = [(i, row) for i, row in places if not all(id(p) in here for p in parts.stacks[i].blocks[row].params)]
     lost = _lost(parts, leaving)
@@ -55,7 +100,7 @@ def reassembled(parts: Parts, host: Host, options: Options) -> Parts:
     for place in parts.roster.away:
         parts.roster.away[place] = None  # What is not rotated now is plain.
     old = state_dict(parts)
-    new = assemble(host, options, parts.report, parts.chosen)
+    new = assemble(host, options, parts.report, parts.chosen, out)
     for stack in new.stacks:
         for block in stack.blocks:
             _check_moved(block, host, lost)

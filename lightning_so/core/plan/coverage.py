@@ -33,8 +33,7 @@ def covered(plan: Plan, host: Host) -> float:
     """Share of the elements that methods work on: of all ranks together where each has blocks of its own."""
     if not host.access.local:
         return plan.coverage
-    counts = [sum(row.numel for row in plan.rows if row.covered), sum(row.numel for row in plan.rows)]
-    totals = torch.tensor(counts, dtype=torch.float64)
+    totals = torch.tensor(plan.elements, dtype=torch.float64)
     host.world.sum(totals)
     part, all_of_them = totals.tolist()
     return part / all_of_them if all_of_them else 0.0

@@ -128,7 +128,10 @@ def _told(memory: Memory, assigned: Mapping[Block, Method], host: Host) -> Holdi
             factors[rank] += of_factors
             all_of_it[rank] += of_all
         saved += sum(block.rows * block.cols * host.access.weight(block.param).itemsize for block in stack.blocks)
-    weights = [(host.base.moments(group), _bytes(host, p)) for group in host.groups for p in group["params"]]
+    # The optimizer makes no moments of what is frozen.
+    weights = [
+        (host.base.moments(group) * p.requires_grad, _bytes(host, p)) for group in host.groups for p in group["params"]
+    ]
     pieces = len(ranks) if host.access.sharded else 1
     mine = max(1, sum(size for _, size in weights)) / pieces
     most = max(ranks, key=lambda rank: all_of_it[rank])

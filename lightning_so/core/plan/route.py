@@ -1,5 +1,6 @@
 """Which method works on which parameter."""
 
+from collections.abc import Collection, Set
 from dataclasses import replace
 
 import torch
@@ -17,6 +18,8 @@ from lightning_so.core.plan.roles import Route, overrides, structural_roles
 from lightning_so.core.plan.table import Plan, PlanRow
 from lightning_so.errors import ConfigError, UnusableError
 
+#: Of a matrix that is not trained: nothing is held for it, as the optimizer holds nothing.
+FROZEN = "base: frozen, and taken in at the step at which it is trained"
 #: Of a vector that is no column either.
 THIN = "base: fewer than two dimensions"
 
@@ -40,7 +43,13 @@ def refuse_layers(mixture: Mixture, host: Host) -> None:
         )
 
 
-def route(host: Host, mixture: Mixture, wanted: Route | None = None, memory: Memory | None = None) -> Plan:
+def route(
+    host: Host,
+    mixture: Mixture,
+    wanted: Route | None = None,
+    memory: Memory | None = None,
+    out: Collection[Tensor] | None = None,
+) -> Plan:
     """Decide for every parameter of the optimizer.
 
     Args:
@@ -49,15 +58,23 @@ def route(host: Host, mixture: Mixture, wanted: Route | None = None, memory: Mem
         wanted: Overrides, role -> globs on names; a role is "base" (leave alone), "hidden", "embedding" or "head". And
             "split" -> globs and how many matrices a parameter is.
         memory: How curvature is to hold less.
+        out: Parameters that are left out while they are frozen; None for those without `requires_grad`.
 
     Returns:
-        The plan.
+        The plan. Where it would have no block, frozen parameters are in it.
 
     Raises:
         ConfigError: If an override names no role or no parameter, or cannot be followed; if a rule decides nothing or
             the base cannot be used.
     """
-    router = Router(host, mixture, wanted, memory)
+    out = {param for param in host.params if not param.requires_grad} if out is None else set(out)
+    plan = _routed(Router(host, mixture, wanted, memory, out))
+    return plan if plan.assigned or not plan.frozen else _routed(Router(host, mixture, wanted, memory, set()))
+
+
+def _routed(router: "Router") -> Plan:
+    """The plan of all parameters of an optimizer."""
+    host, mixture = router.host, router.mixture
     rows = [
         router.row(param, index, group, f"optimizer.param_groups[{index}][{position}]")
         for index, group in enumerate(host.groups)
@@ -70,7 +87,7 @@ def route(host: Host, mixture: Mixture, wanted: Route | None = None, memory: Mem
     rows = [replace(row, verdict=apart[row.name]) if row.verdict == THIN and row.name in apart else row for row in rows]
     for position, block in enumerate(router.assigned):
         block.position = position
-    return Plan(str(mixture), type(host.optimizer).__name__, rows, router.assigned)
+    return Plan(str(mixture), type(host.optimizer).__name__, rows, router.assigned, router.frozen)
 
 
 class Router:
@@ -78,9 +95,12 @@ class Router:
 
     Attributes:
         assigned: Those that a method works on, and the method of each.
+        frozen: Parameters by name that one would work on if they were trained.
     """
 
-    def __init__(self, host: Host, mixture: Mixture, wanted: Route | None, memory: Memory | None) -> None:
+    def __init__(
+        self, host: Host, mixture: Mixture, wanted: Route | None, memory: Memory | None, out: Set[Tensor]
+    ) -> None:
         """Look at the model."""
         # A tied weight appears once, under its first name: named_parameters removes duplicates.
         self.names = {param: clean(name) for name, param in host.model.named_parameters()}
@@ -95,6 +115,7 @@ class Router:
         self.overrides, self.counts = overrides(wanted, names), parts.counts(wanted, names)
         self.kernels = parts.kernels(host.model)
         self.tapped, self.assigned = tappable.find(host.model), dict[Block, Method]()
+        self.out, self.frozen = out, dict[str, Tensor]()
 
     def row(self, param: nn.Parameter, index: int, group: dict, fallback: str) -> PlanRow:
         """Decide for one parameter.
@@ -131,6 +152,9 @@ class Router:
         if reason := method.refuse(self.host.base, group):
             optimizer = type(self.host.optimizer).__name__
             raise UnusableError(f"{type(method).__name__} on {optimizer} (param_groups[{index}]): {reason}")
+        if param in self.out:
+            self.frozen[name] = param
+            return FROZEN
         self.assigned |= dict.fromkeys(found, method)
         label = f"{type(method).__name__} " if len(self.mixture.rules) > 1 else ""
         matrices = self._view(param, name).described(kernel=param in self.kernels)

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from lightning_so.contract.block import Block
 from lightning_so.contract.method import Method
 from lightning_so.core.plan.folding import Line, folded
@@ -43,6 +45,7 @@ class Plan:
         base: Class name of the base optimizer.
         rows: One a parameter.
         assigned: The blocks that a method works on, and the method of each.
+        frozen: Parameters by name that one will work on once they are trained.
         costs: By name of a parameter, extra bytes held for its blocks and the ranks that solve their units.
         layout: Where matrices are whole and what a rank sends per step; empty in one process.
         memory: What is held between steps, where curvature is to hold less; empty else.
@@ -54,6 +57,7 @@ class Plan:
     base: str
     rows: list[PlanRow]
     assigned: Mapping[Block, Method]
+    frozen: Mapping[str, Tensor] = field(default_factory=dict)
     costs: Mapping[str, tuple[int, list[int]]] = field(default_factory=dict)
     layout: str = ""
     ways: str = ""
@@ -66,10 +70,16 @@ class Plan:
         return list(self.assigned)
 
     @property
+    def elements(self) -> tuple[int, int]:
+        """Those that a method works on, and all of the optimizer's that are trained."""
+        trained = [row for row in self.rows if row.name not in self.frozen]
+        return sum(row.numel for row in trained if row.covered), sum(row.numel for row in trained)
+
+    @property
     def coverage(self) -> float:
-        """Share of the optimizer's elements that a method works on."""
-        total = sum(row.numel for row in self.rows)
-        return sum(row.numel for row in self.rows if row.covered) / total if total else 0.0
+        """Share of the optimizer's elements that a method works on; frozen matrices are left out."""
+        covered, total = self.elements
+        return covered / total if total else 0.0
 
     def by_type(self) -> dict[str, tuple[int, int, float]]:
         """By type of layer: parameters that are covered, all of them, and the share of their elements."""
@@ -91,7 +101,7 @@ class Plan:
         wide = max([14, *map(len, shapes)])
         said = [
             f"{self.method} on {self.base}: {len(weights)} of {len(self.rows)} parameters, "
-            f"{100 * self.coverage:.1f} % of the elements, {megabytes(extra)} of extra state",
+            f"{100 * self.coverage:.1f} % of the elements, {amount(extra)} of extra state",
             *(f"  {line}" for line in (self.layout, self.ways, self.memory, *map(str, self.labels)) if line),
         ]
         for line, shape in zip(lines, shapes, strict=True):
@@ -117,9 +127,22 @@ def _cost(line: Line) -> str:
     each = " each" if line.count > 1 else ""
     names = f"rank {' and '.join(map(str, line.owners))}"
     names = f"{len(line.owners)} ranks" if line.count > 1 and len(line.owners) > 2 else names
-    return f"; {megabytes(line.size)}{each}{f', solved by {names}' if line.owners else ''}"
+    return f"; {amount(line.size)}{each}{f', solved by {names}' if line.owners else ''}"
 
 
-def megabytes(size: float) -> str:
-    """A number of bytes, in MB."""
+def amount(size: float) -> str:
+    """A number of bytes in words.
+
+    Args:
+        size: Bytes.
+
+    Returns:
+        Them in MB, from 1e9 on in GB.
+
+    Example:
+        >>> amount(2.5e5), amount(36_623e6)
+        ('0.25 MB', '36.6 GB')
+    """
+    if size >= 1e9:
+        return f"{size / 1e9:.3g} GB"
     return f"{size / 1e6:.2g} MB" if size < 1e7 else f"{size / 1e6:.0f} MB"

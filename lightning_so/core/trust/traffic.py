@@ -12,6 +12,7 @@ from lightning_so.contract.method import Action
 from lightning_so.core.host import Host
 from lightning_so.core.matrices.matrices import Matrices
 from lightning_so.core.matrices.sharded import ShardedMatrices
+from lightning_so.core.plan.table import amount
 from lightning_so.core.schedule.schedule import gap
 from lightning_so.core.schedule.units import Place, Units
 from lightning_so.core.solves.wire import unit_bytes
@@ -110,26 +111,26 @@ def described(units: Units, host: Host, matrices: Matrices, lag: int) -> str:
             f"ranks; {size:.0f} bytes a step; this is the plan of rank {host.world.rank}"
         )
     later = ", solves are used a step later" if lag else ""
-    return "; ".join(filter(None, [host.access.remark, _shared(units, host, matrices, size / 1e3, later)]))
+    return "; ".join(filter(None, [host.access.remark, _shared(units, host, matrices, size, later)]))
 
 
 def _shared(units: Units, host: Host, matrices: Matrices, size: float, later: str) -> str:
     """What ranks share, at what price, and when it is used."""
-    ranks = host.world.ranks
+    ranks, each = host.world.ranks, f"{size / 1e3:.1f} kB" if size < 1e7 else amount(size)
     if ranks == 1:
         return later.removeprefix(", ")
     if not matrices.owned:
-        return f"on each of {ranks} ranks: all matrices, {size:.1f} kB a step{later}"
+        return f"on each of {ranks} ranks: all matrices, {each} a step{later}"
     if not matrices.sharded:
         found = [stack.owner is None for stack in units.stacks for _ in stack.blocks]
         return (
             f"on each of {ranks} ranks: curvature of {sum(found)} of {len(found)} matrices, of the others at their "
-            f"owners, {size:.1f} kB a step{later}"
+            f"owners, {each} a step{later}"
         )
     blocks = [(stack, block) for stack in units.stacks for block in stack.blocks]
     often, cold = (max(sum(trips(host, *of, warm=warm)) for of in blocks) for warm in (True, False))
     first = f" (cold: {cold})" if cold != often else ""
-    return f"sharded over {ranks} ranks: whole matrices at owners, {size:.1f} kB a step in {often} trips{first}{later}"
+    return f"sharded over {ranks} ranks: whole matrices at owners, {each} a step in {often} trips{first}{later}"
 
 
 def trips(host: Host, stack: Stack, block: Block, *, warm: bool) -> tuple[int, int]:
