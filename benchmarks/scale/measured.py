@@ -5,7 +5,7 @@
 A step is the CPU time of its slowest rank on one thread (as in `steps.planned`), because ranks share cores here; and
 on hosts the time that its bytes take on the cable: those that have really left the host, headers included, over
 1 Gbit/s. Wall time would be that of the cores, of which there are fewer than ranks. Against it stands the planner's
-step: forty steps in one process, the schedule, CPU seconds of exchanges as two processes of this machine show them, and
+step: forty steps in one process, the schedule, CPU seconds of exchanges as so many processes of this machine show, and
 on hosts the modelled bytes of each link over 1 Gbit/s.
 
 Bytes are those that the engine hands over, memory is that of weights, gradients, moments and curvature.
@@ -29,7 +29,7 @@ import torch
 from benchmarks.shared.table import append, headed, machine, show
 from benchmarks.steps.planned import LAST, METHODS, forecast_of, planned, train
 from lightning_so.cli.planning.loopback import loopback
-from lightning_so.cli.planning.network import Network
+from lightning_so.cli.planning.network import NOTHING, Network
 from lightning_so.core.overhead.clock import Clock
 from tests.cluster.hosts import joined, lacking, sent_through
 
@@ -103,11 +103,12 @@ def main() -> None:
         return rank(args)
     if "1gbit" in args.links and (reason := lacking()):
         raise SystemExit(f"no hosts: {reason}")
-    network, lines = loopback(Clock()), list[dict[str, Any]]()
+    networks, lines = {ranks: loopback(Clock(), ranks) for ranks in args.ranks if ranks > 1}, list[dict[str, Any]]()
     for method, strategy, link, ranks in product(args.methods, args.strategies, args.links, args.ranks):
         if (ranks == 1 and (link == "1gbit" or strategy != "ddp")) or (ranks < 4 and strategy == "hsdp"):
             continue  # One host is on no cable, and has all of a parameter.
         asked = args.problem, method, link, ranks, strategy
+        network = networks.get(ranks, NOTHING)
         said, real = foretold(*asked, network), seen(*asked)
         off = {fact: said[fact] / real[fact] - 1 if real[fact] else None for fact in ALLOWED}
         cell = dict(zip(("problem", "method", "link", "ranks", "strategy"), asked, strict=True))

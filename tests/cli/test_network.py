@@ -98,6 +98,14 @@ def test_what_was_measured_is_fitted():
     assert windows.seconds([Exchange("reduce", 0, 10**6)], 2) == pytest.approx(0.01)
 
 
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_what_was_measured_of_some_ranks_is_what_they_take(ranks):
+    true, sizes = Network(2e9, 1e-4), (1024, 2**20, 2**22)
+    seconds = {("sum", 1, size): true.seconds([Exchange("all_reduce", 1, size)], ranks) for size in sizes}
+    found = fitted(seconds, ranks)
+    assert (found.bandwidth, found.latency) == (pytest.approx(2e9), pytest.approx(1e-4))
+
+
 def test_machines_have_links_of_their_own():
     network = replace(SLOW, inside=Network(1e9, 0.0), machine=8)
     assert network.seconds([Exchange("reduce_scatter", 1, 8e9, "machine")], 16) == pytest.approx(7.0)

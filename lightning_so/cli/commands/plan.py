@@ -111,7 +111,7 @@ def command(
     if measure:
         timings, how, why = measured.timings_of(asked, found)
         here = network is None and cpu and world.nodes == 1 < world.ranks
-        pace = found.timed(timings, loopback(measured.WallClock()) if here else joined)
+        pace = found.timed(timings, loopback(measured.WallClock(), world.ranks) if here else joined)
     elif speeds is not None and found.own:
         timings = speeds.timings(found, found.own, tokens or 0)
         pace = found.timed(timings, joined)

@@ -1,5 +1,6 @@
-"""How fast two processes of this machine exchange, and what they take of each other's pace: measured, not supposed."""
+"""How fast processes of this machine exchange, and what they take of each other's pace: measured, not supposed."""
 
+import math
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_so.cli.planning.exchanged import own_exchanges
-from lightning_so.cli.planning.network import Network
+from lightning_so.cli.planning.network import Network, carried
 from lightning_so.cli.planning.world import World
 from lightning_so.comm import Local
 from lightning_so.comm.cut import cut
@@ -30,15 +31,18 @@ SIZES, TIMES, WARM = (2**10, 2**16, 2**20, 2**22), 24, 4
 NETS = ((48, 8), (4, 512))
 #: Side of the windows that are packed, summed and unpacked; and of what neighbours multiply.
 SIDE = 512
+#: Processes that are asked at most.
+MOST = 8
 #: What was timed, of how many tensors and bytes.
 Timed = tuple[str, int, int]
 
 
-def loopback(clock: Clock) -> Network:
-    """Have two gloo processes exchange messages of a few sizes, and gradients of two nets.
+def loopback(clock: Clock, ranks: int = 2) -> Network:
+    """Have some gloo processes exchange messages of a few sizes, and gradients of two nets.
 
     Args:
         clock: By what is timed: wall time, or the CPU's.
+        ranks: How many there will be; of more than `MOST` so many are asked.
 
     Returns:
         The network, of which nothing overlaps: all of it takes the CPU's time.
@@ -46,32 +50,35 @@ def loopback(clock: Clock) -> Network:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
-        asked = [pool.submit(_exchange, rank, port, clock) for rank in range(2)]
+    ranks = min(ranks, MOST)
+    with ProcessPoolExecutor(ranks, get_context("spawn")) as pool:
+        asked = [pool.submit(_exchange, rank, ranks, port, clock) for rank in range(ranks)]
         both = [each.result() for each in asked]
     seconds = {what: max(each[what] for each in both) for what in both[0]}
-    return fitted(seconds)
+    return fitted(seconds, ranks)
 
 
-def fitted(seconds: Mapping[Timed, float]) -> Network:
-    """The network of some timings of two ranks.
+def fitted(seconds: Mapping[Timed, float], ranks: int = 2) -> Network:
+    """The network of some timings.
 
     Args:
         seconds: By ("sum", 1, bytes) those of an all-reduce; by ("windows", 1, bytes) those of a window; by ("ddp",
             tensors, bytes) what DDP adds to a step, by ("fsdp", tensors, bytes) what FSDP2 does.
+        ranks: Of how many.
 
     Returns:
-        The least squares of the relative errors of `latency + bytes / bandwidth`, and of what a strategy adds beyond
+        The least squares of the relative errors of `Network.seconds`, and of what a strategy adds beyond
         its exchanges `tensors * a + bytes * b`; nothing is below zero.
     """
     sums = {size: each for (what, _, size), each in seconds.items() if what == "sum"}
     windows = next((size / each for (what, _, size), each in seconds.items() if what == "windows"), None)
-    latency, pace = _solved([(1.0, float(size)) for size in sums], [*sums.values()])
+    hops, carry = math.ceil(math.log2(ranks)), carried("all_reduce", ranks)
+    latency, pace = _solved([(hops, carry * size) for size in sums], [*sums.values()])
     bare = Network(1 / pace, latency, overlaps=False, windows=windows)
 
     def beyond(strategy: str) -> tuple[float, float]:
         ours = {(n, size): each for (what, n, size), each in seconds.items() if what == strategy}
-        sent = [bare.seconds(own_exchanges(World(1, 2, strategy), size).values(), 2) for _, size in ours]
+        sent = [bare.seconds(own_exchanges(World(1, ranks, strategy), size).values(), ranks) for _, size in ours]
         rest = [max(0.0, each - of) for each, of in zip(ours.values(), sent, strict=True)]
         return _solved([(float(n), float(size)) for n, size in ours], rest) if ours else (0.0, 0.0)
 
@@ -86,10 +93,10 @@ def _solved(rows: list[tuple[float, float]], wanted: list[float]) -> tuple[float
     return max(a, 0.0), max(b, 1e-15)
 
 
-def _exchange(rank: int, port: int, clock: Clock) -> dict[Timed, float]:
-    """What one of two processes sees."""
+def _exchange(rank: int, ranks: int, port: int, clock: Clock) -> dict[Timed, float]:
+    """What one of the processes sees."""
     torch.set_num_threads(1)
-    with meeting("127.0.0.1", port, rank, 2, backend="gloo", patience=120) as comm:
+    with meeting("127.0.0.1", port, rank, ranks, backend="gloo", patience=120) as comm:
         timed = partial(_median, clock, comm.sum)
         found = {("sum", 1, size): timed(partial(comm.sum, torch.zeros(size // 4))) for size in SIZES}
         window = [torch.randn(SIDE, SIDE)]
@@ -164,7 +171,7 @@ def _work(ready: Any, done: Any) -> None:
 
 
 def _median(clock: Clock, meet: Callable[[Tensor], None], work: Callable[[], None]) -> float:
-    """Seconds of some work that both begin together."""
+    """Seconds of some work that all begin together."""
     found = []
     for _ in range(TIMES):
         meet(torch.zeros(1))
