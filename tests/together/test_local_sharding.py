@@ -303,7 +303,8 @@ def test_what_needs_whole_matrices_is_refused_by_name(two):
         assert "verify_every" in told
     for told in two.run(said, "fsdp1", METHOD, ADAMW, steps=2, sharding="local"):
         assert "FullyShardedDataParallel (FSDP1) cuts through rows: use FSDP2" in told
-    for make in (functools.partial(attach, nn.Linear(2, 2), None), SecondOrder):
+    layer = nn.Linear(2, 2)
+    for make in (functools.partial(attach, layer, torch.optim.AdamW(layer.parameters())), SecondOrder):
         with pytest.raises(ConfigError, match=r"sharding='half'\): sharding must be one of \['exact', 'local'\]"):
             make(METHOD, sharding="half")
 

@@ -100,7 +100,7 @@ CLAIMS = {
         "8,192 tokens, 16 cores | {}x": [mean_step("one_process_byte_lm_8k", "soap")],
         "autoencoder, batch 256 | {}x": [mean_step(SMALL, "soap")],
         "H100, byte LM, 1,024 tokens, older code | {}x": [gpu("soap")],
-        "one seed, no sweep | {} | {} |": [loss("medium", "adamw"), loss("medium", "soap")],
+        "2,000 steps, one seed | {} | {} |": [loss("medium", "adamw"), loss("medium", "soap")],
         "at most equal in {} % of {} cells, {} in the median": held("soap"),
         "Half of its {} ms a step": [
             line(STEPS, variant="soap")["median_ms"] - line(STEPS, variant="adamw")["median_ms"]
@@ -125,6 +125,9 @@ CLAIMS = {
             worst("muon", "rare_features", 3.0),
         ],
         "The policy gradient ends {} times as high": [beside("muon", "policy_gradient")],
+        "2,000 steps, one seed, in bf16 | {} | {} | {} |": [
+            loss("medium", label) for label in ("adamw", "torch_muon adam_lr=0.002", "muon_bf16")
+        ],
         "8,192 tokens, 16 cores | {}x": [mean_step("one_process_byte_lm_8k", "muon")],
         "autoencoder, batch 256 | {}x": [mean_step(SMALL, "muon")],
         "older code | {}x (torch's Muon {}x)": [gpu("muon"), gpu("torch_muon")],

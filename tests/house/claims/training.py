@@ -123,9 +123,15 @@ def larger_run(method: str) -> dict[str, Any]:
 
 
 def below(method: str) -> int:
-    """The first validated step at which it is below torch Muon's last loss."""
-    curve, last = larger_run(method)["curve"], larger_run("torch_muon")["final_loss"]
+    """The first validated step at which the larger model is at AdamW's last loss."""
+    curve, last = larger_run(method)["curve"], larger_run("adamw")["final_loss"]
     return next(step for step, each in zip(curve["steps"], curve["losses"], strict=True) if each <= last)
+
+
+def same(one: int, other: int) -> int:
+    """A number that two things have."""
+    assert one == other
+    return one
 
 
 def rate(run: dict[str, Any]) -> str:
@@ -137,9 +143,10 @@ def rate(run: dict[str, Any]) -> str:
 CLAIMS = {
     PAGE: {
         **larger(),
-        "below torch Muon's last loss after {} (SOAP) and {} (K-FAC) of the 2,000 steps": [
-            below("soap"),
+        "At AdamW's last loss they are after {} (K-FAC), {} (both Muons) and {} (SOAP) of the 2,000 steps": [
             below("kfac"),
+            same(below("muon_bf16"), below("torch_muon")),
+            below("soap"),
         ],
         "to 5e-2 | {} (2e-3); {} at 3e-3 | {} (2e-2) | {} (5e-3); {} at 3e-3, {} at 2e-3 | **{}** (1e-2) |": [
             loss(GRID, "adamw"),
