@@ -9,6 +9,7 @@ from torch import nn
 from lightning_so import KFAC, SOAP, Memory, Muon, Shampoo, attach
 from lightning_so.core.plan.route import FROZEN
 from lightning_so.core.trust.memory import state_bytes
+from tests.support.daily import one_in
 
 SOON = SOAP(start=2, period=2)
 METHODS = {
@@ -127,7 +128,7 @@ def test_the_new_block_acts_as_one_that_joined_the_optimizer():
     assert all(torch.allclose(a, b, rtol=0, atol=1e-12) for a, b in zip(*map(weights, ends), strict=True))
 
 
-@EACH
+@pytest.mark.parametrize("method", one_in(3, METHODS.values()), ids=list(METHODS))
 @pytest.mark.parametrize("late", [False, True], ids=["frozen before the load", "after it"])
 @pytest.mark.parametrize("stop", [4, 9])
 def test_a_resumed_run_equals_one_that_did_not_stop(method, late, stop):

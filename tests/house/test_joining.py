@@ -27,6 +27,7 @@ def test_there_is_one_version(capsys):
     assert PROJECT["version"] in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_package_is_the_command():
     said = subprocess.run([sys.executable, "-m", "lightning_so", "--version"], capture_output=True, text=True)
     assert (said.returncode, said.stdout) == (0, f"lightning-so {PROJECT['version']}\n")
