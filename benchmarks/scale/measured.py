@@ -29,7 +29,7 @@ import torch
 from benchmarks.shared.table import append, headed, machine, show
 from benchmarks.steps.planned import LAST, METHODS, forecast_of, planned, train
 from lightning_so.cli.planning.loopback import loopback
-from lightning_so.cli.planning.network import NOTHING, Network
+from lightning_so.cli.planning.network import Network
 from lightning_so.core.overhead.clock import Clock
 from tests.cluster.hosts import joined, lacking, sent_through
 
@@ -103,16 +103,15 @@ def main() -> None:
         return rank(args)
     if "1gbit" in args.links and (reason := lacking()):
         raise SystemExit(f"no hosts: {reason}")
-    networks, lines = {ranks: loopback(Clock(), ranks) for ranks in args.ranks if ranks > 1}, list[dict[str, Any]]()
+    networks, lines = {ranks: loopback(Clock(), max(2, ranks)) for ranks in args.ranks}, list[dict[str, Any]]()
     for method, strategy, link, ranks in product(args.methods, args.strategies, args.links, args.ranks):
         if (ranks == 1 and (link == "1gbit" or strategy != "ddp")) or (ranks < 4 and strategy == "hsdp"):
             continue  # One host is on no cable, and has all of a parameter.
         asked = args.problem, method, link, ranks, strategy
-        network = networks.get(ranks, NOTHING)
-        said, real = foretold(*asked, network), seen(*asked)
+        said, real = foretold(*asked, networks[ranks]), seen(*asked)
         off = {fact: said[fact] / real[fact] - 1 if real[fact] else None for fact in ALLOWED}
         cell = dict(zip(("problem", "method", "link", "ranks", "strategy"), asked, strict=True))
-        cell |= {"network": asdict(network)}
+        cell |= {"network": asdict(networks[ranks])}
         lines.append({**cell, "planned": said, "measured": real, "off": off})
         append(args.out, [{**lines[-1], **machine("cpu")}])
     heads = ["method", "strategy", "link", "ranks", *(head for fact in ALLOWED for head in (fact, "planned", "off"))]

@@ -1,5 +1,6 @@
 """One matrix of one parameter, by its fully qualified name, and stacks of alike ones."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -227,3 +228,19 @@ class Use:
     terms: Tensor | float
     step: int
     written: Written | None = None
+
+
+def parameter_of(block: str) -> str:
+    """See `Block.parameter`, of a block of a state, of which the name alone is known.
+
+    Args:
+        block: The block's name.
+
+    Returns:
+        The parameter's.
+
+    Example:
+        >>> parameter_of("qkv.weight[2]")
+        'qkv.weight'
+    """
+    return re.sub(r"\[\d+\]$", "", block)

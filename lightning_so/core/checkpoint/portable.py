@@ -1,6 +1,5 @@
 """Portable state: plain tensors and numbers, keyed by the parameters' names, all checked before any is loaded."""
 
-import re
 from collections import Counter
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_so.comm import replicated_tensors
+from lightning_so.contract.block import parameter_of
 from lightning_so.core.assembly import Parts, compute
 from lightning_so.core.checkpoint import waiting
 from lightning_so.core.checkpoint.header import check_header
@@ -283,7 +283,7 @@ def _compare_parts(theirs: set[str], mine: set[str]) -> None:
 
 def _matrices(blocks: set[str]) -> Counter[str]:
     """How many blocks each parameter is, by its name."""
-    return Counter(re.sub(r"\[\d+\]$", "", name) for name in blocks)
+    return Counter(map(parameter_of, blocks))
 
 
 def _compare(what: str, theirs: set[str], mine: set[str]) -> None:

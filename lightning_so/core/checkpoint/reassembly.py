@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_so.contract.block import Block
+from lightning_so.contract.block import Block, parameter_of
 from lightning_so.core.assembly import Parts, assemble
 from lightning_so.core.checkpoint.portable import state_dict, take_over
 from lightning_so.core.host import Host
@@ -54,18 +54,14 @@ def _left_out(parts: Parts, state: dict[str, Any] | None) -> dict[str, Tensor]:
     out = parts.plan.frozen
     if state is None or "blocks" not in state:
         return {name: param for name, param in out.items() if not param.requires_grad}
-    there, cold, warm = {_whole(name) for name in state["blocks"]}, dict[str, Tensor](), set[str]()
+    there, cold, warm = set(map(parameter_of, state["blocks"])), dict[str, Tensor](), set[str]()
     for index, stack in enumerate(parts.stacks):
         for row, block in enumerate(stack.blocks):
-            cold[_whole(block.name)] = block.param
-            warm |= {_whole(block.name)} if parts.roster.warm[index][row] else set()
+            cold[block.parameter] = block.param
+            if parts.roster.warm[index][row]:
+                warm.add(block.parameter)
     stay = {name: param for name, param in out.items() if name not in there}
     return stay | {name: cold[name] for name in state.get("frozen", ()) if name in cold.keys() - warm}
-
-
-def _whole(name: str) -> str:
-    """The name of the parameter that a block is a part of."""
-    return name.partition("[")[0]
 
 
 @torch.no_grad()
