@@ -1,9 +1,13 @@
 """A pool of gloo ranks that is started once: `run(function, ranks, ...)` gives the results of all ranks."""
 
+import faulthandler
+import multiprocessing.connection
 import os
+import signal
 import sys
 import tempfile
 import traceback
+import warnings
 from datetime import timedelta
 
 import torch
@@ -15,6 +19,12 @@ from tests.support.peers import PEERS
 
 CALLS = 30
 """After so many the ranks are started anew: threads of process groups that nobody uses any more wake up every 10 ms."""
+
+CRASHES = (signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV)
+
+
+class Crashed(AssertionError):
+    """Native code has ended a rank."""
 
 
 class World:
@@ -36,7 +46,18 @@ class World:
             self.processes.append(process)
 
     def run(self, function, *arguments, **named):
-        """Call the function on every rank; the results, by rank. After a failure all ranks are started anew."""
+        """Call the function on every rank; the results, by rank. After a failure all ranks are started anew.
+
+        What native code crashes is run once more, and told: the package has none of its own, and malloc in a thread of
+        torch's has been seen to end a rank.
+        """
+        try:
+            return self._run(function, arguments, named)
+        except Crashed as crash:
+            warnings.warn(f"{crash}; it is run once more", stacklevel=2)
+            return self._run(function, arguments, named)
+
+    def _run(self, function, arguments, named):
         if self.broken or self.calls == CALLS:
             self.kill()
             self.start()
@@ -46,12 +67,24 @@ class World:
         answers = []
         for rank, pipe in enumerate(self.pipes):
             assert pipe.poll(120), f"rank {rank} of {function.__name__} did not answer"
-            answers.append(pipe.recv())
+            try:
+                answers.append(pipe.recv())
+            except EOFError:
+                self._tell(function)
         for rank, (ok, value, _) in enumerate(answers):
             assert ok, f"rank {rank}:\n{value}"
         self.broken = False
         noted.add(answers[0][2])
         return [value for _, value, _ in answers]
+
+    def _tell(self, function):
+        """Raise what is known of ranks that have ended."""
+        multiprocessing.connection.wait([process.sentinel for process in self.processes], 10)
+        codes = {rank: process.exitcode for rank, process in enumerate(self.processes) if process.exitcode is not None}
+        crashed = any(-code in CRASHES for code in codes.values())
+        raise (Crashed if crashed else AssertionError)(
+            f"ranks of {function.__name__} ended; exit codes by rank: {codes}"
+        )
 
     def close(self) -> None:
         if not self.broken:
@@ -69,6 +102,7 @@ class World:
 
 def serve(rank, size, file, pipe) -> None:
     """One rank: serve calls until None comes."""
+    faulthandler.enable()  # Says where a rank was that a signal ends.
     os.environ["OMP_NUM_THREADS"] = "1"
     sys.path.append(str(PEERS))  # What was imported from there is looked up again by its metadata.
     torch.set_num_threads(1)
