@@ -10,9 +10,11 @@ from torch import nn
 
 from lightning_so import EKFAC, KFAC, SOAP, ConfigError, Memory, Mixture, Muon, Shampoo, StateError, Synchronous, attach
 from lightning_so.callbacks.factor_watch import look
+from lightning_so.comm.replicated import Replicated
 from lightning_so.core.checkpoint import checkpoint
 from lightning_so.core.stacks import stack as stacks
 from lightning_so.core.trust.memory import state_bytes
+from lightning_so.core.trust.traffic import exchanges
 from tests.support import ranks, trainings
 from tests.support.daily import daily
 
@@ -264,6 +266,33 @@ def test_ranks_that_solve_in_portions_end_where_one_process_does_and_send_what_i
         for name, value in alone[0].items():
             torch.testing.assert_close(weights[name], value, rtol=0, atol=1e-10)
         assert (sent[-1] - sent[-17]) / 16 == pytest.approx(predicted, rel=0.02)
+
+
+def all_gathers(units, host, matrices):
+    """How many a step of a cycle has, as predicted."""
+    due = [[n for n in range(len(units)) if step in units.schedule.loads(n)] for step in range(units.schedule.cycle)]
+    steps = exchanges(units, host, matrices, due, [0.0] * len(due))
+    return sum(each.calls for step in steps for each in step if each.kind == "all_gather") / len(due)
+
+
+def gathered(memory, least, steps):
+    """All-gathers of a training, and those that a step is predicted to have."""
+    counted = mock.patch.object(Replicated, "start_gather", autospec=True, side_effect=Replicated.start_gather)
+    with mock.patch.object(stacks, "LEAST", least), mock.patch.object(ranks, "traffic", all_gathers), counted as calls:
+        *_, predicted = ranks.train(
+            SOAP(start=10, period=4, schedule=Synchronous()), *ADAMW, steps, memory=memory, dtype=torch.float64
+        )
+    return calls.call_count, predicted
+
+
+@pytest.mark.parametrize(
+    ("memory", "least"), daily([(Memory(), 40), (Memory(share=0.5), 40), (None, 1)], (Memory(), 40))
+)
+def test_a_step_has_as_many_all_gathers_as_are_predicted(two, memory, least):
+    for (many, predicted), (few, _) in zip(
+        *(two.run(gathered, memory, least, steps) for steps in (64, 48)), strict=True
+    ):
+        assert predicted == pytest.approx((many - few) / 16)
 
 
 def test_a_plan_says_that_one_process_holds_all_of_a_share():

@@ -42,13 +42,11 @@ def traffic(
     agreed = agreement_bytes(host.world.ranks, len(host.params))
     if host.team.ranks == 1:
         return agreed
-    sharded = isinstance(matrices, ShardedMatrices)
-    pieces = _pieces(units, host, matrices, warm=warm) if sharded else 0.0
-    if matrices.owned and not sharded:
-        moved = [owned.moved(units, host, numbers) for numbers in _steps(units, due)] if warm else [0]
-        pieces = sum(owned.results(units, host, warm=warm)) + sum(moved) / len(moved)
-    solved = _solved(units, host, due)
-    return agreed + sum(solved) / len(solved) + _windows(units, host)[1] + pieces
+    pieces = _pieces(units, host, matrices, warm=warm) if isinstance(matrices, ShardedMatrices) else 0.0
+    if alone := matrices.owned and not matrices.sharded:
+        pieces = sum(owned.results(units, host, warm=warm))
+    gathers = _gathers(units, host, due, moving=alone and warm)
+    return agreed + sum(map(sum, gathers)) / len(gathers) + _windows(units, host)[1] + pieces
 
 
 def exchanges(
@@ -80,15 +78,14 @@ def exchanges(
     if alone:
         results = owned.results(units, host, warm=True)
         steady.append(Exchange("all_gather", sum(map(bool, results)), sum(results)))
-    moved = [owned.moved(units, host, numbers) if alone else 0 for numbers in due]
     calls, size = _windows(units, host, whole=True)
     return [
         [
             *steady,
-            Exchange("all_gather", 1 + bool(carried), gathered + carried),
+            Exchange("all_gather", len(gathers), sum(gathers)),
             Exchange("reduce", seen * calls, seen * size),
         ]
-        for gathered, carried, seen in zip(_solved(units, host, due), moved, watched, strict=True)
+        for gathers, seen in zip(_gathers(units, host, due, moving=alone), watched, strict=True)
     ]
 
 
@@ -151,10 +148,22 @@ def trips(host: Host, stack: Stack, block: Block, *, warm: bool) -> tuple[int, i
 # ---------------------------------------------------------------- what ranks send wherever matrices are
 
 
-def _solved(units: Units, host: Host, due: Sequence[Iterable[int]] | None) -> list[int]:
-    """By step, results of solves, in an all-gather a portion that is padded to the rank with most."""
-    ranks = host.team.ranks
-    return [sum(_padded(units, some) for some in units.portions([*of], ranks)) for of in _steps(units, due)]
+def _gathers(units: Units, host: Host, due: Sequence[Iterable[int]] | None, *, moving: bool) -> list[list[int]]:
+    """What all-gathers of solves carry, each padded to the rank with most.
+
+    Args:
+        units: See `traffic`.
+        host: See `traffic`.
+        due: See `traffic`.
+        moving: Whether owners give moments whose bases are swapped.
+
+    Returns:
+        By step, the bytes of each: a portion's results, and the moments that follow them.
+    """
+    found = [[*units.portions([*of], host.team.ranks)] for of in _steps(units, due)]
+    moved = [[owned.moved(units, host, some) if moving else 0 for some in portions] for portions in found]
+    solved = [[_padded(units, some) for some in portions] for portions in found]
+    return [[*results, *filter(None, moments)] for results, moments in zip(solved, moved, strict=True)]
 
 
 def _padded(units: Units, numbers: Sequence[int]) -> int:
