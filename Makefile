@@ -58,20 +58,16 @@ chromium: ## Install the browser that tests look at reports with, where it is no
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
 		|| echo "chromium cannot be had: reports are not looked at"
 
-# Their processes start and wait for each other: one worker goes through them while the other one waits for SLURM.
-WAITING := tests/callbacks/record/test_signals.py tests/report/test_browser.py tests/together/test_faults.py \
-	tests/together/test_kubernetes.py tests/together/test_launchers.py tests/together/test_survival.py
-
 test: lint chromium .venv/.peers ## Lint, type-check and run the whole test suite
-	@$(PYTEST) --ignore tests/cluster $(WAITING:%=--ignore %)
-	@$(MAKE) --no-print-directory test-cluster BESIDE="$(WAITING)"
+	@$(PYTEST) --ignore tests/cluster
+	@$(MAKE) --no-print-directory test-cluster
 
 fast: $(READY) ## Run the everyday tests: all but the slow ones
 	@$(PYTEST) --ignore tests/cluster -m "not slow"
 
 # They need root, network namespaces and Debian's packages; what cannot run here is skipped, and says why.
 test-cluster: $(READY) ## Test on a real SLURM of two nodes, and over two hosts of a network
-	@$(PYTEST) --dist loadfile -rs --ignore tests/cluster/test_image.py tests/cluster $(BESIDE)
+	@$(PYTEST) --dist loadfile -rs --ignore tests/cluster/test_image.py tests/cluster
 
 # By docker/check.sh, which can be run alone. It takes some minutes, and is no part of the others.
 test-image: $(READY) ## Build the image without a Docker engine, and test it

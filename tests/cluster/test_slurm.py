@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -207,7 +208,7 @@ BAD = {
 
 @pytest.fixture(scope="module")
 def refusals(cluster, tmp_path_factory):
-    """All of them, started side by side: by name, the process and the line."""
+    """All of them, side by side: by name, the process and the line."""
     environment, found = {**cluster.environment, "PATH": PATH, "OMP_NUM_THREADS": "1"}, {}
     how = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
     with socket.socket() as listener:
@@ -221,6 +222,7 @@ def refusals(cluster, tmp_path_factory):
             program = ["lightning-so", "doctor", *arguments.split(), "--", "echo", "trained"]
             command = ["srun", "--kill-on-bad-exit=1", *launch.split(), *program]
             found[what] = subprocess.Popen(command, **how), line
+            time.sleep(0.5)  # A slurmd that launches several steps in one moment may abort on a double free.
         yield found
 
 
