@@ -1,6 +1,7 @@
 """Counts what a step dispatches: on a device each operation is a launch, and each read of a number a wait."""
 
 from collections import Counter
+from contextlib import nullcontext
 from unittest import mock
 
 import torch
@@ -84,21 +85,23 @@ def of_training(method, made, loss_of, *, steps=46, last=6, **options):
         last: Of how many of them it is counted.
         options: See `attach`.
     """
-    found = []
-    for used in (None, method):
-        model = made()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, foreach=True)
-        engine, counts = None if used is None else attach(model, optimizer, used, **options), []
-        for step in range(steps):
-            optimizer.zero_grad()
-            loss = loss_of(model)
-            if engine is not None:
-                engine.before_backward(loss)
-            loss.backward()
-            with Operations() as operations:
-                optimizer.step()
-            if step >= steps - last:
-                counts.append(operations.found)
-        found.append(counts)
-    alone, ours = found
-    return [count - alone[0] for count in ours]
+    # AdamW's own are the same at every step, once it has a state.
+    (alone,) = _counted(made(), None, loss_of, steps=2, last=1)
+    return [count - alone for count in _counted(made(), method, loss_of, steps=steps, last=last, **options)]
+
+
+def _counted(model, method, loss_of, *, steps, last, **options):
+    """What the last of some steps dispatch: one counter a step."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, foreach=True)
+    engine, counts = None if method is None else attach(model, optimizer, method, **options), []
+    for step in range(steps):
+        optimizer.zero_grad()
+        loss = loss_of(model)
+        if engine is not None:
+            engine.before_backward(loss)
+        loss.backward()
+        with Operations() if step >= steps - last else nullcontext() as operations:
+            optimizer.step()
+        if operations is not None:
+            counts.append(operations.found)
+    return counts
