@@ -48,8 +48,8 @@ class World:
     def run(self, function, *arguments, **named):
         """Call the function on every rank; the results, by rank. After a failure all ranks are started anew.
 
-        What native code crashes is run once more, and told: the package has none of its own, and malloc in a thread of
-        torch's has been seen to end a rank.
+        What native code crashes is run once more, and told: the package has none of its own. Seen once: malloc found a
+        rank's heap corrupted, and it is not known by whom.
         """
         try:
             return self._run(function, arguments, named)

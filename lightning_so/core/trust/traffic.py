@@ -160,10 +160,12 @@ def _gathers(units: Units, host: Host, due: Sequence[Iterable[int]] | None, *, m
     Returns:
         By step, the bytes of each: a portion's results, and the moments that follow them.
     """
-    found = [[*units.portions([*of], host.team.ranks)] for of in _steps(units, due)]
-    moved = [[owned.moved(units, host, some) if moving else 0 for some in portions] for portions in found]
-    solved = [[_padded(units, some) for some in portions] for portions in found]
-    return [[*results, *filter(None, moments)] for results, moments in zip(solved, moved, strict=True)]
+    found = list[list[int]]()
+    for of in _steps(units, due):
+        portions = [*units.portions([*of], host.team.ranks)]
+        moved = [owned.moved(units, host, some) for some in portions if moving]
+        found.append([*(_padded(units, some) for some in portions), *filter(None, moved)])
+    return found
 
 
 def _padded(units: Units, numbers: Sequence[int]) -> int:
