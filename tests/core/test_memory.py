@@ -270,7 +270,7 @@ def test_ranks_that_solve_in_portions_end_where_one_process_does_and_send_what_i
 
 def all_gathers(units, host, matrices):
     """How many a step of a cycle has, as predicted."""
-    due = [[n for n in range(len(units)) if step in units.schedule.loads(n)] for step in range(units.schedule.cycle)]
+    due = units.schedule.slots()
     steps = exchanges(units, host, matrices, due, [0.0] * len(due))
     return sum(each.calls for step in steps for each in step if each.kind == "all_gather") / len(due)
 

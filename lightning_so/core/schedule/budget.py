@@ -41,11 +41,7 @@ def budget_of(units: Units, host: Host) -> Budget:
             for warm in (False, True):
                 cost = stack.method.step_cost(stack, stack.action(host, block, warm))
                 phases[warm] += round(cost)  # Exact in any order.
-    loads: dict[int, float] = {}
-    for number, unit in enumerate(units):
-        for step in units.schedule.loads(number):
-            loads[step] = loads.get(step, 0.0) + unit.cost
-    phases[1] += max(loads.values(), default=0.0)
+    phases[1] += max(sum(units[number].cost for number in numbers) for numbers in units.schedule.slots())
     spreads = [spread for spread in (method.pace()[1] for method in methods_of(units.stacks)) if spread.staggered]
     return Budget(max(phases), spreads)
 

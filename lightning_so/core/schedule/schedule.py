@@ -108,6 +108,14 @@ class Schedule:
         """The steps of the cycle at which a unit is solved, at the largest interval."""
         return range(self.final_slot[number], self.cycle, self.units[number].final)
 
+    def slots(self) -> list[list[int]]:
+        """By step of the cycle, the units that are solved then, at the largest intervals."""
+        found = [list[int]() for _ in range(self.cycle)]
+        for number in range(len(self.units)):
+            for step in self.loads(number):
+                found[step].append(number)
+        return found
+
     @property
     def costs(self) -> list[float]:
         """What a solve of each unit costs: seconds where they are bought, else by the model."""

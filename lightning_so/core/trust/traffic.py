@@ -161,7 +161,7 @@ def _gathers(units: Units, host: Host, due: Sequence[Iterable[int]] | None, *, m
         By step, the bytes of each: a portion's results, and the moments that follow them.
     """
     found = list[list[int]]()
-    for of in _steps(units, due):
+    for of in units.schedule.slots() if due is None else due:
         portions = [*units.portions([*of], host.team.ranks)]
         moved = [owned.moved(units, host, some) for some in portions if moving]
         found.append([*(_padded(units, some) for some in portions), *filter(None, moved)])
@@ -175,17 +175,6 @@ def _padded(units: Units, numbers: Sequence[int]) -> int:
         owner = units.schedule.owner[number]
         loads[owner] = loads.get(owner, 0) + unit_bytes(units.stack(number), units[number])
     return max(loads.values(), default=0)
-
-
-def _steps(units: Units, due: Sequence[Iterable[int]] | None) -> Sequence[Iterable[int]]:
-    """What is solved at each step: what is given, or what the slots of a cycle say."""
-    if due is not None:
-        return due
-    steps = [list[int]() for _ in range(units.schedule.cycle)]
-    for number in range(len(units)):
-        for step in units.schedule.loads(number):
-            steps[step].append(number)
-    return steps
 
 
 def _windows(units: Units, host: Host, *, whole: bool = False) -> tuple[int, float]:
